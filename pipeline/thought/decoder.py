@@ -1,0 +1,100 @@
+"""Any transformers decoder, seen as the four things that a thought needs: embed, read, run rows, predict."""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from pipeline.thought.attention import NAME, OwnTokens, TextView, ThoughtView, View
+from pipeline.thought.layout import row_position_ids, text_position_ids
+
+
+class UnsupportedDecoder(ValueError):
+    """The decoder cannot think in parallel: its attention is not transformers' attention interface, or not plain."""
+
+
+class Decoder:
+    """A causal language model of transformers, run on texts and on thought rows. Holds no weights of its own."""
+
+    def __init__(self, base: PreTrainedModel):
+        self._base = base
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings (..., D) of ``ids`` (...)."""
+        return self._base.get_input_embeddings()(ids)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, TextView]:
+        """The text pass: hidden states (B, N, D) and the view through which thoughts see the text."""
+        valid = None if attention_mask is None or attention_mask.all() else attention_mask.bool()
+        view = TextView(text_position_ids(attention_mask, input_ids), valid)
+        return self.run(self.embed(input_ids), view.position_ids, view), view
+
+    def run_rows(
+        self, embeddings: Tensor, text: TextView, positions: Tensor, first: int = 0, own: OwnTokens | None = None
+    ) -> Tensor:
+        """Hidden states (B, R, P, S, D) of thought rows, from their ``embeddings`` (B, R, P, S, D)."""
+        rows = row_position_ids(text.position_ids, positions, first, embeddings.shape[3])
+        ids = rows.unsqueeze(1).expand(embeddings.shape[:4]).flatten(1)
+        view = ThoughtView(text, positions, rows, first, own)
+        return self.run(embeddings.flatten(1, 3), ids, view).view(embeddings.shape)
+
+    def run(self, embeddings: Tensor, position_ids: Tensor, view: View) -> Tensor:
+        """Last hidden states (B, L, D) of tokens with these embeddings (B, L, D) and position ids (B, L)."""
+        output = self._base.base_model(
+            inputs_embeds=embeddings, position_ids=position_ids, use_cache=False, view=view, return_dict=True
+        )
+        return output.last_hidden_state
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        logits = self._base.get_output_embeddings()(hidden)
+        softcap = getattr(self._base.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
+    """A decoder with new weights whose attention is ours and whose dropout is off.
+
+    Dropout would make the pass that scores a thought differ from the one that sampled it.
+    Raises UnsupportedDecoder for a model that is known not to work.
+    """
+    for name in vars(config):
+        if name.endswith(("dropout", "_pdrop")) and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+    try:
+        base = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+    except ValueError as error:
+        raise UnsupportedDecoder(f"{config.model_type}: {error}") from error
+    if not base._supports_attention_backend:
+        raise UnsupportedDecoder(f"{config.model_type}: it does not use transformers' attention interface")
+    return base
+
+
+@torch.no_grad()
+def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-3) -> None:
+    """Run a thought in parallel and as an ordinary sequence; raise UnsupportedDecoder if the logits differ.
+
+    The ordinary run is the model's own forward pass with eager attention, so this finds whatever a model does that
+    the views or `Decoder.predict` do not know of (state-space layers, ALiBi, scaled logits, ...).
+    """
+    config = base.config.get_text_config()
+    ids = torch.arange(1, 2 * tokens + 1, device=base.device).unsqueeze(0) % config.vocab_size
+    text, row = ids[:, :tokens], ids[:, tokens:]
+    try:
+        base.set_attn_implementation("eager")
+        expected = base(ids, use_cache=False).logits[:, tokens:]
+        base.set_attn_implementation(NAME)
+        decoder = Decoder(base)
+        _, view = decoder.read(text)
+        last = torch.tensor([tokens - 1], device=base.device)
+        actual = decoder.predict(decoder.run_rows(decoder.embed(row)[:, None, None], view, last))[:, 0, 0]
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise UnsupportedDecoder(f"{config.model_type}: a thought cannot be run in parallel ({error})") from error
+    difference = (actual - expected).float().norm() / expected.float().norm()
+    if not difference < (tolerance if expected.dtype == torch.float32 else 0.05):
+        raise UnsupportedDecoder(f"{config.model_type}: a thought run in parallel differs by {difference:.1%}")
+
+
+def embedding_of(base: PreTrainedModel, ids: list[int]) -> Tensor:
+    """The mean embedding (D,) of these tokens, from which a meta-token starts."""
+    embeddings: nn.Module = base.get_input_embeddings()
+    return embeddings.weight[ids].detach().mean(0)

@@ -1,0 +1,52 @@
+"""What a thought row is made of, and where its tokens stand (paper, section 4.2 and figure 2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The row ``[start] t_1 .. t_K [end] x_{i+1} .. x_{i+A-1}`` of a thought after text position i."""
+
+    thought_tokens: int  # K
+    lookahead: int  # A
+
+    @property
+    def row_tokens(self) -> int:
+        """T, the tokens of a whole row."""
+        return self.thought_tokens + 2 + self.lookahead - 1
+
+    @property
+    def sampling_outputs(self) -> slice:
+        """The outputs, from the one at ``[start]`` on, that give the distributions of t_1 .. t_K."""
+        return slice(0, self.thought_tokens)
+
+    @property
+    def talking_outputs(self) -> slice:
+        """The outputs, from the one at ``[end]`` on, that predict x_{i+1} .. x_{i+A}."""
+        return slice(self.thought_tokens + 1, self.row_tokens)
+
+
+def text_position_ids(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
+    """Position ids (B, N): 0 at each text's first real token, whichever side it is padded on."""
+    if attention_mask is None:
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def row_position_ids(position_ids: Tensor, positions: Tensor, first: int, count: int) -> Tensor:
+    """Position ids (B, P, S) of row tokens ``first .. first + count - 1`` after the text at ``positions`` (P,).
+
+    A thought pushes the true tokens after it further along: row token s of position i stands at i + 1 + s.
+    """
+    steps = torch.arange(first, first + count, device=position_ids.device)
+    return position_ids[:, positions].unsqueeze(-1) + 1 + steps
+
+
+def ahead(values: Tensor, steps: int, fill: float | int) -> Tensor:
+    """Of ``values`` (B, N, ...) the ones at i + k for k < ``steps``: (B, N, steps, ...), ``fill`` past the end."""
+    padding = values.new_full((values.shape[0], steps - 1, *values.shape[2:]), fill)
+    windows = torch.cat([values, padding], dim=1).unfold(1, steps, 1)  # the window is unfolded as the last axis
+    return windows.movedim(-1, 2)

@@ -1,0 +1,223 @@
+"""Quiet-STaR on any decoder: reading, thinking, talking and learning as one `PreTrainedModel`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from pipeline.thought import generation, objective
+from pipeline.thought.attention import TextView
+from pipeline.thought.decoder import Decoder, build_decoder, embedding_of
+from pipeline.thought.layout import Layout, ahead
+from pipeline.thought.mixing import MixingHead
+from pipeline.thought.sampler import Sampling, Thoughts, sample_thoughts
+
+
+class QuietStarConfig(PretrainedConfig):
+    """A base decoder's configuration and the thoughts it has.
+
+    ``thought_tokens`` (K), ``lookahead`` (A), ``rationales`` (R): sizes of the thoughts it trains with.
+    ``meta_token_scale``: what the two meta-token parameters are multiplied by where they are used; it multiplies the
+    effective step size of these embeddings (paper, appendix A: 100 at learning rate 1e-6).
+    ``policy_weight``, ``policy_temperature``: beta of the REINFORCE loss, and the temperature of its
+    log-probabilities (3 in the released code).
+    ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
+    where the vocabulary has none.
+    """
+
+    model_type = "quiet_star"
+
+    def __init__(
+        self,
+        base: dict | None = None,
+        thought_tokens: int = 5,
+        lookahead: int = 4,
+        rationales: int = 2,
+        meta_token_scale: float = 100.0,
+        policy_weight: float = 1e6,
+        policy_temperature: float = 3.0,
+        start_token_id: int | None = None,
+        end_token_id: int | None = None,
+        **kwargs: object,
+    ):
+        self.base = base or {"model_type": "llama"}
+        self.thought_tokens = thought_tokens
+        self.lookahead = lookahead
+        self.rationales = rationales
+        self.meta_token_scale = meta_token_scale
+        self.policy_weight = policy_weight
+        self.policy_temperature = policy_temperature
+        self.start_token_id = start_token_id
+        self.end_token_id = end_token_id
+        super().__init__(**kwargs)
+
+    def base_config(self) -> PretrainedConfig:
+        """The base decoder's configuration, as transformers' own class."""
+        values = dict(self.base)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+@dataclass
+class QuietStarOutput(ModelOutput):
+    """Of a training step ``loss`` and its parts ``losses``; of any other pass ``logits`` (B, N, V).
+
+    ``thoughts`` are the sampled ones; ``weight`` is the mixing weight, (B, R, N, A) or (B, N).
+    ``base_logits`` (B, N, V) are the prediction without thoughts, from the same pass.
+    """
+
+    loss: Tensor | None = None
+    losses: objective.Losses | None = None
+    logits: Tensor | None = None
+    base_logits: Tensor | None = None
+    weight: Tensor | None = None
+    thoughts: Thoughts | None = None
+
+
+class QuietStarForCausalLM(PreTrainedModel):
+    """A decoder that thinks after every token before it predicts the next one."""
+
+    config_class = QuietStarConfig
+    base_model_prefix = "base"
+    supports_gradient_checkpointing = True
+    _supports_attention_backend = True
+    _supports_sdpa = True
+
+    def __init__(self, config: QuietStarConfig):
+        super().__init__(config)
+        base = build_decoder(config.base_config())
+        hidden_size = base.get_input_embeddings().embedding_dim
+        self.base = base
+        self.start_embedding = nn.Parameter(torch.zeros(hidden_size))
+        self.end_embedding = nn.Parameter(torch.zeros(hidden_size))
+        self.mixing_head = MixingHead(hidden_size)
+        self.post_init()
+        nn.init.zeros_(self.mixing_head[-1].weight)
+
+    @classmethod
+    def from_base(cls, base: PreTrainedModel, meta_token_ids: list[int], **settings: object) -> "QuietStarForCausalLM":
+        """Quiet-STaR on a pretrained ``base``; both meta-tokens start as the mean embedding of ``meta_token_ids``.
+
+        ``settings`` are `QuietStarConfig`'s. Raises `UnsupportedDecoder` for a model that cannot think in parallel.
+        """
+        config = QuietStarConfig(base=base.config.to_dict(), **settings)
+        model = cls(config).to(base.dtype)
+        model.base.load_state_dict(base.state_dict())
+        meta_token = embedding_of(model.base, meta_token_ids) / config.meta_token_scale
+        model.start_embedding.data.copy_(meta_token)
+        model.end_embedding.data.copy_(meta_token)
+        return model
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.config.thought_tokens, self.config.lookahead)
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.base)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.base.get_input_embeddings().num_embeddings
+
+    @property
+    def banned(self) -> list[int]:
+        """Ids that are never sampled."""
+        return [i for i in (self.config.start_token_id, self.config.end_token_id) if i is not None]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.base.get_output_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        thought_ids: Tensor | None = None,
+        sampling: Sampling | None = None,
+        text_keys: Tensor | None = None,
+    ) -> QuietStarOutput:
+        """Train on ``labels`` (B, N; -100 is ignored), or predict the next token at every position without them.
+
+        ``thought_ids`` (B, R, N, K) replaces sampling. ``sampling`` is at temperature 1 when training and greedy
+        otherwise, unless given; ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
+        """
+        base_hidden, text = self.decoder.read(input_ids, attention_mask)
+        training = labels is not None
+        layout = self.layout if training else Layout(self.config.thought_tokens, 1)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        thoughts = None
+        if thought_ids is None:
+            sampling = sampling or Sampling(temperature=1.0 if training else 0.0)
+            thoughts = self.think(text, positions, self.config.rationales if training else 1, sampling, text_keys)
+            thought_ids = thoughts.ids
+        rows = self.run_thoughts(text, positions, thought_ids, input_ids, layout)
+        base_ahead = ahead(base_hidden, layout.lookahead, fill=0.0).unsqueeze(1)
+        mixed, weight = self.mixing_head.mix(base_ahead, rows[..., layout.talking_outputs, :])
+        if not training:
+            logits, base_logits = self.decoder.predict(mixed[:, 0, :, 0]), self.decoder.predict(base_hidden)
+            return QuietStarOutput(logits=logits, base_logits=base_logits, weight=weight[:, 0, :, 0], thoughts=thoughts)
+        losses = self._losses(base_hidden, mixed, rows[..., layout.sampling_outputs, :], thought_ids, labels)
+        return QuietStarOutput(loss=losses.total, losses=losses, weight=weight, thoughts=thoughts)
+
+    def think(
+        self, text: TextView, positions: Tensor, rationales: int, sampling: Sampling, text_keys: Tensor | None = None
+    ) -> Thoughts:
+        """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,)."""
+        if text_keys is None:
+            text_keys = torch.arange(text.position_ids.shape[0], device=positions.device)
+        start = self.config.meta_token_scale * self.start_embedding
+        return sample_thoughts(
+            self.decoder,
+            text,
+            positions,
+            start,
+            rationales,
+            self.config.thought_tokens,
+            self.banned,
+            sampling,
+            text_keys,
+        )
+
+    def run_thoughts(
+        self, text: TextView, positions: Tensor, thought_ids: Tensor, input_ids: Tensor, layout: Layout
+    ) -> Tensor:
+        """Hidden states (B, R, P, T, D) of whole thought rows, true next tokens included, with gradients."""
+        following = ahead(input_ids, layout.lookahead, fill=0)[:, positions, 1:]  # x_{i+1} .. x_{i+A-1}
+        following = following.unsqueeze(1).expand(-1, thought_ids.shape[1], -1, -1)
+        shape = (*thought_ids.shape[:3], 1, -1)
+        start, end = (self.config.meta_token_scale * e for e in (self.start_embedding, self.end_embedding))
+        embed = self.decoder.embed
+        row = [start.expand(shape), embed(thought_ids), end.expand(shape), embed(following)]
+        return self.decoder.run_rows(torch.cat(row, dim=3), text, positions)
+
+    def _losses(
+        self, base_hidden: Tensor, mixed: Tensor, thinking: Tensor, thought_ids: Tensor, labels: Tensor
+    ) -> objective.Losses:
+        predict, count, settings = self.decoder.predict, self.vocabulary, self.config
+        targets = objective.lookahead_targets(labels, settings.lookahead)
+        base_nll = objective.token_nll(predict, base_hidden, targets[..., 0], count)
+        talk_targets = targets.unsqueeze(1).expand(mixed.shape[:-1])
+        talk_nll = objective.token_nll(predict, mixed, talk_targets, count)
+        rewarded = slice(0, labels.shape[1] - 1 - settings.lookahead)  # positions with all their true tokens
+        log_probs = objective.thought_log_probs(
+            predict,
+            thinking[:, :, rewarded],
+            thought_ids[:, :, rewarded],
+            self.banned,
+            settings.policy_temperature,
+            count,
+        )
+        return objective.combine(base_nll, talk_nll, log_probs, labels, settings.policy_weight)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: object) -> Tensor:
+        """Continue texts with a thought before each token: see `generation.generate`."""
+        return generation.generate(self, input_ids, attention_mask, **settings)
+
+
+AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)
+AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM)
