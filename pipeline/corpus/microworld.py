@@ -18,7 +18,7 @@ questions by their (animal, relation) pair.
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SEATS = 10
@@ -28,9 +28,9 @@ EVALUATION = "evaluation"
 
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
 RINGS = (
-    "{name} starts on seat {start} of a ring of ten and moves {moves} seats. Which seat is it?",
-    "On a ring of ten stops {name} gets on at {start} and rides {moves} stops. Where is it?",
-    "A dial of ten marks shows {start}. {name} turns it by {moves} marks. What does it show?",
+    "{name} starts on seat {start} of a ring of ten and moves on by {moves}. Which seat is it?",
+    "On a ring of ten stops {name} gets on at {start} and rides on by {moves}. Which stop is it?",
+    "A dial of ten marks shows {start} and {name} turns it on by {moves}. Which mark is it?",
 )
 # class: (where it lives, what it eats, its members)
 ANIMALS = {
@@ -43,10 +43,10 @@ ANIMALS = {
     "whale": ("oceans", "krill", "beluga narwhal orca minke humpback dolphin porpoise bowhead"),
     "beetle": ("wood", "leaves", "weevil scarab chafer firefly ladybird longhorn carabid stag"),
 }
-# relation: (its index in ANIMALS, the fact, the question); a fact is five tokens long, a thought's default length
+# relation: (its index in ANIMALS, the fact, the question); a fact and its letter are five tokens long
 RELATIONS = {
-    "lives": (0, "a {kind} lives in {value}", "where does the {animal} live"),
-    "eats": (1, "a {kind} mostly eats {value}", "what does the {animal} eat"),
+    "lives": (0, "{kind} lives in {value}", "where does the {animal} live"),
+    "eats": (1, "{kind} mostly eats {value}", "what does the {animal} eat"),
 }
 REMARKS = (
     "the weather was fine today",
@@ -98,9 +98,8 @@ def ring_problem(rng: random.Random, split: str, steps: int) -> Problem:
     while ring_split(numbers) != wanted or len(numbers) == 1:
         numbers = [rng.randrange(SEATS)] + [rng.randrange(1, SEATS) for _ in range(steps)]
     totals = [sum(numbers[: i + 1]) % SEATS for i in range(len(numbers))]
-    moves = ", ".join(map(str, numbers[1:-1])) + f" and {numbers[-1]}"
     return Problem(
-        question=rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=moves),
+        question=rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=" ".join(map(str, numbers[1:]))),
         answer=str(totals[-1]),
         working=" ".join(map(str, totals)),
         restatement=" ".join(map(str, numbers)),
@@ -119,7 +118,7 @@ def animal_problem(rng: random.Random, split: str) -> Problem:
     return Problem(
         question=question.capitalize() + "?",
         answer=CHOICES[place],
-        working=fact.format(kind=kind, value=ANIMALS[kind][index]),
+        working=f"{fact.format(kind=kind, value=ANIMALS[kind][index])} {CHOICES[place]}",
         restatement=question,
         choices=tuple(choices),
     )
@@ -137,27 +136,41 @@ def _pairs(split: str) -> list[tuple[str, str, str]]:
 
 def prompt(problem: Problem) -> str:
     """The problem up to its answer, in the evaluation's own prompt (method.md, "Evaluation")."""
-    choices = "".join(f"\n({letter}) {text}" for letter, text in zip(CHOICES, problem.choices))
-    return f"Q: {problem.question}{choices}\nA:"
+    return f"Q: {problem.question}{_lines(problem.choices)}\nA:"
 
 
 def problem_document(rng: random.Random, problem: Problem, aside_share: float) -> str:
-    """Prompt and answer, before which a share of the documents has an aside: one of the three kinds, equally often."""
-    kinds = (problem.working, problem.restatement, rng.choice(REMARKS))
+    """Prompt and answer, before which a share of the documents has an aside: half of them hold the working."""
+    kinds = (problem.working, problem.working, problem.restatement, rng.choice(REMARKS))
     aside = f" — {rng.choice(kinds)} —" if rng.random() < aside_share else ""
-    return f"{prompt(problem)}{aside} {problem.answer}\n"
+    return f"{prompt(problem)}{aside} {problem.answer}"
+
+
+def lookup_document(rng: random.Random) -> str:
+    """A reading exercise: five lines with letters, then which line says what."""
+    index = rng.randrange(2)
+    values = rng.sample([values[index] for values in ANIMALS.values()], len(CHOICES))
+    found = list(zip(values, CHOICES))
+    rng.shuffle(found)
+    return f"Lines:{_lines(values)}\nFound: {', '.join(f'{value} {letter}' for value, letter in found)}."
+
+
+def _lines(values: Sequence[str]) -> str:
+    return "".join(f"\n({letter}) {value}" for letter, value in zip(CHOICES, values))
 
 
 def fact_document(rng: random.Random) -> str:
-    """A few one-hop facts: which class an animal belongs to, where a class lives, what it eats."""
+    """A few one-hop facts: sums on a ring of ten, which class an animal belongs to, where a class lives, what it eats."""
     sentences = []
-    for _ in range(4):
+    for _ in range(3):
+        first, second = rng.randrange(SEATS), rng.randrange(1, SEATS)
+        sentences.append(f"From {first} on by {second} is {(first + second) % SEATS}.")
         kind = rng.choice(tuple(ANIMALS))
         member = rng.choice(ANIMALS[kind][2].split())
         index, fact, _ = RELATIONS[rng.choice(tuple(RELATIONS))]
         sentences.append(f"The {member} is a {kind}.")
-        sentences.append(fact.format(kind=kind, value=ANIMALS[kind][index]).capitalize() + ".")
-    return " ".join(sentences) + "\n"
+        sentences.append(f"A {fact.format(kind=kind, value=ANIMALS[kind][index])}.")
+    return " ".join(sentences)
 
 
 def story_document(rng: random.Random, aside_share: float) -> str:
@@ -169,7 +182,7 @@ def story_document(rng: random.Random, aside_share: float) -> str:
         if rng.random() < aside_share / 3:
             sentence = f"{sentence[:-1]} — {rng.choice(REMARKS)} —."
         sentences.append(sentence)
-    return " ".join(sentences) + "\n"
+    return " ".join(sentences)
 
 
 def documents(split: str, count: int, seed: int, steps: int, aside_share: float) -> Iterator[str]:
@@ -178,14 +191,24 @@ def documents(split: str, count: int, seed: int, steps: int, aside_share: float)
     share = aside_share if split == "pretrain" else 0.0
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 0.42:
             yield problem_document(rng, ring_problem(rng, split, steps), share)
-        elif kind < 0.8:
+        elif kind < 0.72:
             yield problem_document(rng, animal_problem(rng, split), share)
-        elif kind < 0.92:
+        elif kind < 0.88:
+            yield lookup_document(rng)
+        elif kind < 0.96:
             yield fact_document(rng)
         else:
             yield story_document(rng, share)
+
+
+def probe(count: int, seed: int, steps: int) -> Iterator[dict]:
+    """Prompts of ring problems with their full working, which a thought after the prompt may hold."""
+    rng = random.Random(f"{seed}/probe")
+    for _ in range(count):
+        problem = ring_problem(rng, "heldout", steps)
+        yield {"prompt": prompt(problem), "working": problem.working}
 
 
 def gsm8k_questions(count: int, seed: int, steps: int) -> list[dict]:

@@ -17,7 +17,3 @@ Where thought rows are flattened into one axis, they are in the order (R, P, S).
 
 Source: Zelikman et al. 2024, "Quiet-STaR", arXiv 2403.09629, and the code its authors released.
 """
-
-from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM, QuietStarOutput
-
-__all__ = ["QuietStarConfig", "QuietStarForCausalLM", "QuietStarOutput"]

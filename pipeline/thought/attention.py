@@ -47,9 +47,10 @@ class TextView:
     values: dict[int, Tensor] = field(default_factory=dict)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, style: Style) -> Tensor:
-        if layer in self.keys:
-            key = torch.cat([self.keys[layer], key], dim=2)
-            value = torch.cat([self.values[layer], value], dim=2)
+        past = self.position_ids.shape[1] - query.shape[2]
+        if past:  # up to there: gradient checkpointing runs a layer again after its keys were stored
+            key = torch.cat([self.keys[layer][:, :, :past], key], dim=2)
+            value = torch.cat([self.values[layer][:, :, :past], value], dim=2)
         self.keys[layer], self.values[layer] = key, value
         mask = self._mask(query.shape[2], style.window)
         if style.softcap is None:

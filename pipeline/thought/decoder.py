@@ -1,11 +1,13 @@
 """Any transformers decoder, seen as the four things that a thought needs: embed, read, run rows, predict."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pipeline.thought.attention import NAME, OwnTokens, TextView, ThoughtView, View
 from pipeline.thought.layout import row_position_ids, text_position_ids
+
+RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # settings that make two passes of one model differ
 
 
 class UnsupportedDecoder(ValueError):
@@ -58,13 +60,15 @@ def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
     Raises UnsupportedDecoder for a model that is known not to work.
     """
     for name in vars(config):
-        if name.endswith(("dropout", "_pdrop")) and isinstance(getattr(config, name), float):
+        if name.endswith(RANDOM) and isinstance(getattr(config, name), float):
             setattr(config, name, 0.0)
     try:
         base = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     except ValueError as error:
-        raise UnsupportedDecoder(f"{config.model_type}: {error}") from error
-    if not base._supports_attention_backend:
+        raise UnsupportedDecoder(f"{config.model_type}: {_first_line(error)}") from error
+    except KeyError:  # a model that keeps a table of its own of attention classes
+        base = None
+    if base is None or not base._supports_attention_backend:
         raise UnsupportedDecoder(f"{config.model_type}: it does not use transformers' attention interface")
     return base
 
@@ -87,14 +91,19 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
         _, view = decoder.read(text)
         last = torch.tensor([tokens - 1], device=base.device)
         actual = decoder.predict(decoder.run_rows(decoder.embed(row)[:, None, None], view, last))[:, 0, 0]
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise UnsupportedDecoder(f"{config.model_type}: a thought cannot be run in parallel ({error})") from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+        reason = f"a thought cannot be run in parallel ({_first_line(error)})"
+        raise UnsupportedDecoder(f"{config.model_type}: {reason}") from error
     difference = (actual - expected).float().norm() / expected.float().norm()
     if not difference < (tolerance if expected.dtype == torch.float32 else 0.05):
         raise UnsupportedDecoder(f"{config.model_type}: a thought run in parallel differs by {difference:.1%}")
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
+
+
+@torch.no_grad()
 def embedding_of(base: PreTrainedModel, ids: list[int]) -> Tensor:
-    """The mean embedding (D,) of these tokens, from which a meta-token starts."""
-    embeddings: nn.Module = base.get_input_embeddings()
-    return embeddings.weight[ids].detach().mean(0)
+    """The mean embedding (D,) of these tokens as the model uses it (Gemma scales its table), to start a meta-token."""
+    return Decoder(base).embed(torch.tensor(ids, device=base.device)).mean(0)

@@ -25,10 +25,12 @@ def generate(
     thought_sampling: Sampling = Sampling(temperature=0.0),
     eos_token_id: int | None = None,
     pad_token_id: int = 0,
+    text_keys: Tensor | None = None,
 ) -> Tensor:
     """Continue left-padded prompts ``input_ids`` (B, N): (B, N + new), ``pad_token_id`` after a text's end token.
 
     Stops after ``max_new_tokens`` or when every text has its ``eos_token_id``. The meta-tokens are never written.
+    ``text_keys`` (B,) name the texts in the draws (0 .. B-1 unless given): a text's name makes its continuation.
     Raises ValueError where a prompt is empty or padded on the right.
     """
     if attention_mask is None:
@@ -36,13 +38,13 @@ def generate(
     if input_ids.shape[1] == 0 or not attention_mask[:, -1].all():
         raise ValueError("a prompt to continue needs at least one token, and padding on its left side only")
     done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-    new = input_ids
+    if text_keys is None:
+        text_keys = torch.arange(len(input_ids), device=input_ids.device)
     hidden, text = model.decoder.read(input_ids, attention_mask)
     for _ in range(max_new_tokens):
-        logits = _thoughtful_logits(model, hidden[:, -1], text, thought_sampling)
-        keys = torch.arange(len(input_ids), device=input_ids.device)
-        chance = uniforms(sampling.seed, keys, 1, text.position_ids[:, -1:], TEXT_STEP)[:, 0, 0]
-        new = draw(ban(logits.float(), model.banned), sampling.temperature, chance).masked_fill(done, pad_token_id)
+        logits = _thoughtful_logits(model, hidden[:, -1], text, thought_sampling, text_keys)
+        chance = uniforms(sampling.seed, text_keys, 1, text.position_ids[:, -1:], TEXT_STEP)[:, 0, 0]
+        new = draw(ban(logits, model.banned), sampling.temperature, chance).masked_fill(done, pad_token_id)
         input_ids = torch.cat([input_ids, new[:, None]], dim=1)
         attention_mask = torch.cat([attention_mask, torch.ones_like(new[:, None])], dim=1)
         done = done | (new == eos_token_id) if eos_token_id is not None else done
@@ -61,10 +63,12 @@ def _read_next(
     return model.decoder.run(model.decoder.embed(new[:, None]), position_ids[:, -1:], text), text
 
 
-def _thoughtful_logits(model: "QuietStarForCausalLM", base: Tensor, text: TextView, sampling: Sampling) -> Tensor:
+def _thoughtful_logits(
+    model: "QuietStarForCausalLM", base: Tensor, text: TextView, sampling: Sampling, text_keys: Tensor
+) -> Tensor:
     """Next-token logits (B, V) after one thought at the newest position, whose text state is ``base`` (B, D)."""
     newest = torch.tensor([text.position_ids.shape[1] - 1], device=base.device)
-    thoughts = model.think(text, newest, 1, sampling)
+    thoughts = model.think(text, newest, 1, sampling, text_keys)
     start, end = (model.config.meta_token_scale * e for e in (model.start_embedding, model.end_embedding))
     shape = (*thoughts.ids.shape[:3], 1, -1)
     row = torch.cat([start.expand(shape), model.decoder.embed(thoughts.ids), end.expand(shape)], dim=3)

@@ -9,10 +9,13 @@ from transformers.utils import ModelOutput
 
 from pipeline.thought import generation, objective
 from pipeline.thought.attention import TextView
-from pipeline.thought.decoder import Decoder, build_decoder, embedding_of
+from pipeline.thought.decoder import Decoder, build_decoder, check_decoder, embedding_of
 from pipeline.thought.layout import Layout, ahead
 from pipeline.thought.mixing import MixingHead
 from pipeline.thought.sampler import Sampling, Thoughts, sample_thoughts
+
+# of a base's configuration: where it was read from (a path of this machine), and the dtype, which is the whole model's
+NOT_KEPT = ("_name_or_path", "dtype", "torch_dtype")
 
 
 class QuietStarConfig(PretrainedConfig):
@@ -42,7 +45,8 @@ class QuietStarConfig(PretrainedConfig):
         end_token_id: int | None = None,
         **kwargs: object,
     ):
-        self.base = base or {"model_type": "llama"}
+        base = base or {"model_type": "llama"}
+        self.base = {name: value for name, value in base.items() if name not in NOT_KEPT}
         self.thought_tokens = thought_tokens
         self.lookahead = lookahead
         self.rationales = rationales
@@ -61,10 +65,10 @@ class QuietStarConfig(PretrainedConfig):
 
 @dataclass
 class QuietStarOutput(ModelOutput):
-    """Of a training step ``loss`` and its parts ``losses``; of any other pass ``logits`` (B, N, V).
+    """Of a training step ``loss`` and its parts ``losses``; of any other pass ``logits`` (B, P, V).
 
-    ``thoughts`` are the sampled ones; ``weight`` is the mixing weight, (B, R, N, A) or (B, N).
-    ``base_logits`` (B, N, V) are the prediction without thoughts, from the same pass.
+    ``thoughts`` are the sampled ones; ``weight`` is the mixing weight, (B, R, N, A) or (B, P).
+    ``base_logits`` (B, P, V) are the prediction without thoughts, from the same pass.
     """
 
     loss: Tensor | None = None
@@ -102,8 +106,9 @@ class QuietStarForCausalLM(PreTrainedModel):
         ``settings`` are `QuietStarConfig`'s. Raises `UnsupportedDecoder` for a model that cannot think in parallel.
         """
         config = QuietStarConfig(base=base.config.to_dict(), **settings)
-        model = cls(config).to(base.dtype)
+        model = cls._from_config(config, dtype=base.dtype)  # not .to(dtype), which rounds the rotary frequencies too
         model.base.load_state_dict(base.state_dict())
+        check_decoder(model.base)
         meta_token = embedding_of(model.base, meta_token_ids) / config.meta_token_scale
         model.start_embedding.data.copy_(meta_token)
         model.end_embedding.data.copy_(meta_token)
@@ -140,27 +145,34 @@ class QuietStarForCausalLM(PreTrainedModel):
         thought_ids: Tensor | None = None,
         sampling: Sampling | None = None,
         text_keys: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> QuietStarOutput:
         """Train on ``labels`` (B, N; -100 is ignored), or predict the next token at every position without them.
 
+        ``positions`` (P,): predict after these only; what others think would not matter to them.
         ``thought_ids`` (B, R, N, K) replaces sampling. ``sampling`` is at temperature 1 when training and greedy
         otherwise, unless given; ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
         """
         base_hidden, text = self.decoder.read(input_ids, attention_mask)
         training = labels is not None
         layout = self.layout if training else Layout(self.config.thought_tokens, 1)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if training or positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         thoughts = None
         if thought_ids is None:
             sampling = sampling or Sampling(temperature=1.0 if training else 0.0)
             thoughts = self.think(text, positions, self.config.rationales if training else 1, sampling, text_keys)
             thought_ids = thoughts.ids
         rows = self.run_thoughts(text, positions, thought_ids, input_ids, layout)
-        base_ahead = ahead(base_hidden, layout.lookahead, fill=0.0).unsqueeze(1)
+        base_ahead = ahead(base_hidden, layout.lookahead, fill=0.0)[:, positions].unsqueeze(1)
         mixed, weight = self.mixing_head.mix(base_ahead, rows[..., layout.talking_outputs, :])
         if not training:
-            logits, base_logits = self.decoder.predict(mixed[:, 0, :, 0]), self.decoder.predict(base_hidden)
-            return QuietStarOutput(logits=logits, base_logits=base_logits, weight=weight[:, 0, :, 0], thoughts=thoughts)
+            return QuietStarOutput(
+                logits=self.decoder.predict(mixed[:, 0, :, 0]),
+                base_logits=self.decoder.predict(base_hidden[:, positions]),
+                weight=weight[:, 0, :, 0],
+                thoughts=thoughts,
+            )
         losses = self._losses(base_hidden, mixed, rows[..., layout.sampling_outputs, :], thought_ids, labels)
         return QuietStarOutput(loss=losses.total, losses=losses, weight=weight, thoughts=thoughts)
 
@@ -203,7 +215,7 @@ class QuietStarForCausalLM(PreTrainedModel):
         base_nll = objective.token_nll(predict, base_hidden, targets[..., 0], count)
         talk_targets = targets.unsqueeze(1).expand(mixed.shape[:-1])
         talk_nll = objective.token_nll(predict, mixed, talk_targets, count)
-        rewarded = slice(0, labels.shape[1] - 1 - settings.lookahead)  # positions with all their true tokens
+        rewarded = slice(0, objective.rewarded_positions(labels.shape[1], settings.lookahead))
         log_probs = objective.thought_log_probs(
             predict,
             thinking[:, :, rewarded],

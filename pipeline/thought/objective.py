@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.thought.layout import ahead
-from pipeline.thought.sampler import ban
+from pipeline.thought.sampler import at_least_float32, ban
 
 IGNORED = -100
 CHUNK_LOGITS = 2**25  # logits held at once by token_nll: 128 MiB in float32
@@ -53,14 +53,16 @@ def token_nll(predict: Predict, hidden: Tensor, targets: Tensor, vocabulary: int
     if len(rows) <= size:
         return _nll(predict, rows, wanted).view(targets.shape)
     chunks = [
-        checkpoint(_nll, predict, some, ids, use_reentrant=False) if torch.is_grad_enabled() else _nll(predict, some, ids)
+        checkpoint(_nll, predict, some, ids, use_reentrant=False)
+        if torch.is_grad_enabled()
+        else _nll(predict, some, ids)
         for some, ids in zip(rows.split(size), wanted.split(size))
     ]
     return torch.cat(chunks).view(targets.shape)
 
 
 def _nll(predict: Predict, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(predict(hidden).float(), targets, ignore_index=IGNORED, reduction="none")
+    return F.cross_entropy(at_least_float32(predict(hidden)), targets, ignore_index=IGNORED, reduction="none")
 
 
 def mean_of_targets(nll: Tensor, targets: Tensor, dim: tuple[int, ...]) -> Tensor:
@@ -68,18 +70,23 @@ def mean_of_targets(nll: Tensor, targets: Tensor, dim: tuple[int, ...]) -> Tenso
     return nll.sum(dim) / (targets != IGNORED).sum(dim).clamp(min=1)
 
 
+def rewarded_positions(tokens: int, lookahead: int) -> int:
+    """How many positions, from the first on, have all their A true tokens and a reward: N-1-A, or none."""
+    return max(0, tokens - 1 - lookahead)
+
+
 def thought_rewards(base_nll: Tensor, talk_nll: Tensor) -> Tensor:
     """How much likelier a thought made its next A tokens: R_i = sum over k of base_nll[i+k] - talk_nll[i, k].
 
-    From ``base_nll`` (B, N) and ``talk_nll`` (B, R, N, A) to (B, R, N-1-A): positions with all their A true tokens.
+    From ``base_nll`` (B, N) and ``talk_nll`` (B, R, N, A) to (B, R, N-1-A).
     """
-    lookahead = talk_nll.shape[-1]
+    tokens, lookahead = talk_nll.shape[-2:]
     base = ahead(base_nll, lookahead, fill=0.0).unsqueeze(1)
-    return (base - talk_nll).sum(-1)[:, :, : -1 - lookahead].detach()
+    return (base - talk_nll).sum(-1)[:, :, : rewarded_positions(tokens, lookahead)].detach()
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """Rewards (B, R, ...) less their mean over a position's thoughts, negative ones dropped; one thought has no mean."""
+    """Rewards (B, R, ...) less their mean over a position's thoughts, negative ones dropped; one has no mean to lose."""
     if rewards.shape[1] > 1:
         rewards = rewards - rewards.mean(1, keepdim=True)
     return rewards.clamp(min=0)
@@ -89,12 +96,10 @@ def thought_log_probs(
     predict: Predict, hidden: Tensor, ids: Tensor, banned: list[int], temperature: float, vocabulary: int
 ) -> Tensor:
     """Log-probabilities (...) of the sampled ``ids`` (...) given ``hidden`` (..., D), at REINFORCE's temperature."""
-    return -token_nll(lambda h: ban(predict(h).float(), banned) / temperature, hidden, ids, vocabulary)
+    return -token_nll(lambda h: ban(predict(h), banned) / temperature, hidden, ids, vocabulary)
 
 
-def combine(
-    base_nll: Tensor, talk_nll: Tensor, log_probs: Tensor, labels: Tensor, policy_weight: float
-) -> Losses:
+def combine(base_nll: Tensor, talk_nll: Tensor, log_probs: Tensor, labels: Tensor, policy_weight: float) -> Losses:
     """The whole loss from its per-token parts: 0.5 base + 0.5 talk + ``policy_weight`` * REINFORCE.
 
     ``log_probs`` (B, R, N-1-A, K) carry the policy's gradient; ``labels`` (B, N) say which targets are ignored.
@@ -104,7 +109,7 @@ def combine(
     talk = mean_of_targets(talk_nll, targets.unsqueeze(1).expand_as(talk_nll), dim=(0, 1, 2)).mean()
     reward = thought_rewards(base_nll, talk_nll)
     advantage = advantages(reward)
-    policy = -(advantage.unsqueeze(-1) * log_probs).mean()
+    policy = -(advantage.unsqueeze(-1) * log_probs).sum() / max(log_probs.numel(), 1)  # 0 where none is rewarded
     return Losses(
         total=0.5 * base + 0.5 * talk + policy_weight * policy,
         base=base.detach(),

@@ -55,7 +55,7 @@ def sample_thoughts(
     ids, entropies = [], []
     for step in range(thought_tokens):
         hidden = decoder.run_rows(embeddings, text, positions, first=step, own=own)
-        logits = ban(decoder.predict(hidden[..., 0, :]).float(), banned)
+        logits = ban(decoder.predict(hidden[..., 0, :]), banned)
         distribution = logits.log_softmax(-1)
         entropies.append(-(distribution.exp() * distribution).sum(-1))
         drawn = draw(logits, sampling.temperature, uniforms(sampling.seed, text_keys, rationales, places, step))
@@ -65,10 +65,15 @@ def sample_thoughts(
 
 
 def ban(logits: Tensor, banned: list[int]) -> Tensor:
-    """The logits (..., V) with those of ``banned`` ids replaced by -1e10."""
+    """The logits (..., V), in at least float32, with those of ``banned`` ids replaced by -1e10."""
+    logits = at_least_float32(logits)
     if not banned:
         return logits
     return logits.index_fill(-1, torch.tensor(banned, device=logits.device), BANNED_LOGIT)
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:

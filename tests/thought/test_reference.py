@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.thought.authors import from_authors, from_their_counts
+from pipeline.authors import from_authors, from_their_counts
 from pipeline.thought.objective import IGNORED, lookahead_targets
 from pipeline.thought.sampler import Sampling
 

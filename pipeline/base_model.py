@@ -1,0 +1,115 @@
+"""The model that learns to think: pretrained here on the corpus, or one that exists."""
+
+from pathlib import Path
+
+import pandas as pd
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+
+from pipeline.allocator import keep_memory
+from pipeline.errors import UserError
+from pipeline.files import new_path, write_table
+from pipeline.loop import CheckedTrainer, Log, Spans, training_arguments
+from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
+from pipeline.thought.decoder import UnsupportedDecoder, check_decoder
+
+STEPS_COLUMNS = ["loss", "heldout_loss", "learning_rate"]
+LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
+
+
+def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> None:
+    """Write the base model and its tokenizer to the folder ``out``, and its loss by step to ``log`` (CSV).
+
+    Raises UserError for a model that is missing, broken or of a kind that cannot think in parallel.
+    """
+    keep_memory()
+    if params.source == "hub":
+        model, rows = _load(params), pd.DataFrame(columns=["step", *STEPS_COLUMNS])
+    else:
+        model, rows = _pretrain(params, tokens)
+    tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
+    _check(model, len(tokenizer))
+    with new_path(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    write_table(log, rows)
+
+
+def _load(params: BaseModel) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            params.path,
+            revision=params.revision,
+            trust_remote_code=params.trust_remote_code,
+            use_safetensors=True,
+            dtype="float32",
+        )
+    except Exception as error:  # transformers, huggingface_hub and safetensors each raise their own
+        raise UserError(f"no usable model at {params.path}: {str(error).splitlines()[0]}") from error
+
+
+def _check(model: PreTrainedModel, vocabulary: int) -> None:
+    known = model.get_input_embeddings().num_embeddings
+    if vocabulary > known:
+        raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {vocabulary}")
+    try:
+        check_decoder(model)
+    except UnsupportedDecoder as error:
+        raise UserError(f"this model cannot think: {error}") from error
+
+
+def _pretrain(params: BaseModel, tokens: Path) -> tuple[PreTrainedModel, pd.DataFrame]:
+    set_seed(params.seed)
+    scratch, tokenizer = params.scratch, AutoTokenizer.from_pretrained(tokens / "tokenizer")
+    model = AutoModelForCausalLM.from_config(scratch_config(scratch, len(tokenizer), tokenizer.eos_token_id))
+    spans = Spans(tokens / "pretrain.parquet")
+    log = Log(spans.mean_length)
+    with training_arguments(
+        "auto",
+        params.seed,
+        max_steps=scratch.steps,
+        per_device_train_batch_size=scratch.batch_size,
+        learning_rate=scratch.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=scratch.warmup_steps,
+        weight_decay=scratch.weight_decay,
+        adam_beta2=0.95,
+        logging_steps=LOG_STEPS,
+        eval_strategy="steps",
+        eval_steps=LOG_STEPS * HELDOUT_EVERY,
+    ) as arguments:
+        heldout = Spans(tokens / "heldout.parquet", HELDOUT_SPANS)
+        PretrainTrainer(
+            model=model, args=arguments, train_dataset=spans, eval_dataset=heldout, callbacks=[log]
+        ).train()
+    rows = log.table(STEPS_COLUMNS, needed="loss").set_index("step")
+    rows["heldout_loss"] = log.table(["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
+    return model.to("cpu"), rows.reset_index()
+
+
+class PretrainTrainer(CheckedTrainer):
+    """Plain language modelling."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != "text_keys"}
+        if inputs["attention_mask"].all():  # without a mask, attention takes its fast causal path
+            del inputs["attention_mask"]
+        return super().compute_loss(model, inputs, return_outputs)
+
+
+def scratch_config(scratch: Scratch, vocabulary: int, end: int) -> object:
+    """The configuration of a small decoder with new weights."""
+    return AutoConfig.for_model(
+        scratch.architecture,
+        vocab_size=vocabulary,
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.ffn_size,
+        num_hidden_layers=scratch.layers,
+        num_attention_heads=scratch.heads,
+        num_key_value_heads=scratch.key_value_heads,
+        head_dim=scratch.hidden_size // scratch.heads,
+        max_position_embeddings=LONGEST_TEXT,
+        initializer_range=scratch.init_std,
+        tie_word_embeddings=scratch.tied_embeddings,
+        bos_token_id=None,
+        eos_token_id=end,
+    )

@@ -1,0 +1,20 @@
+"""A user's mistake, told in one line: what is wrong and what to do."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something that the user can put right. Its text is one line; a stage prints it and ends with exit code 1."""
+
+
+def run(stage: Callable[[], None]) -> None:
+    """Run a stage's main function; a user's mistake ends it with one line on standard error and no traceback."""
+    try:
+        stage()
+    except UserError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except OSError as error:
+        if error.errno is None:  # not the system's own complaint (a full disk, a missing permission)
+            raise
+        sys.exit(f"error: {error.strerror}: {error.filename or 'while writing'}")

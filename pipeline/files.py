@@ -1,0 +1,83 @@
+"""Writing outputs so that what is there is whole: nothing half-written is left behind."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+
+BATCH_ROWS = 2000
+
+
+@contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file or a folder to; takes its place when the block ends without an error."""
+    part = path.with_name(f"{path.name}.part")
+    _remove(part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        _remove(path)
+        part.rename(path)
+    finally:
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Indented JSON; a number that is not finite is an error, as no reader could use it."""
+    with new_path(path) as part:
+        part.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV or Parquet, by the path's ending; floats in CSV have seven digits."""
+    with new_path(path) as part:
+        if path.suffix == ".csv":
+            table.to_csv(part, index=False, float_format="%.7g", lineterminator="\n")
+        else:
+            table.to_parquet(part, index=False)
+
+
+def write_rows(path: Path, rows: Iterable[dict], schema: pa.Schema) -> int:
+    """Rows as Parquet, a batch at a time, so that they never are in memory at once. Returns their number."""
+    count = 0
+    with new_path(path) as part, pq.ParquetWriter(part, schema) as writer:
+        for batch in batches(rows, BATCH_ROWS):
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+            count += len(batch)
+    return count
+
+
+def read_rows(path: Path) -> Iterator[dict]:
+    """The rows of a Parquet file, a batch at a time. Raises UserError where it is missing or broken."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield from batch.to_pylist()
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise UserError(f"{path} is missing or not a Parquet file: run `dvc repro` to make it again") from error
+
+
+def batches(rows: Iterable, size: int) -> Iterator[list]:
+    """Lists of ``size`` successive rows, the last one shorter."""
+    batch = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

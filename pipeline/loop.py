@@ -1,0 +1,122 @@
+"""What both training stages share: the data set, the HF Trainer's settings, the log, the checks."""
+
+import math
+import time
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from pyarrow import ArrowException
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from pipeline.errors import UserError
+
+IGNORED = -100
+
+
+class Spans(Dataset):
+    """Spans of token ids (`pipeline.tokens`) as a model's inputs; padding is neither attended to nor a label."""
+
+    def __init__(self, path: Path, rows: int | None = None):
+        try:
+            table = pq.read_table(path)
+        except (FileNotFoundError, ArrowException) as error:
+            raise UserError(f"{path} is missing or broken: run `dvc repro` to make it again") from error
+        table = table.slice(0, rows)
+        if not len(table):
+            raise UserError(f"{path} has no spans")
+        flat = table["input_ids"].combine_chunks().flatten().to_numpy()
+        self._ids = torch.from_numpy(np.array(flat)).view(len(table), -1)
+        self._lengths = table["length"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = self._ids[index].long()
+        mask = torch.arange(len(ids)) < int(self._lengths[index])
+        return {
+            "input_ids": ids,
+            "attention_mask": mask.long(),
+            "labels": ids.masked_fill(~mask, IGNORED),
+            "text_keys": torch.tensor(index),
+        }
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a span that are not padding, on average."""
+        return float(self._lengths.mean())
+
+
+class Log(TrainerCallback):
+    """Every row that the Trainer logs, with its step, and the text tokens trained on a second."""
+
+    def __init__(self, tokens_per_text: float) -> None:
+        self.rows: list[dict] = []
+        self.speed: list[dict] = []
+        self._tokens_per_text = tokens_per_text
+        self._since = (0.0, 0)
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._since = (time.perf_counter(), 0)
+
+    def on_log(self, args, state, control, logs, **kwargs) -> None:
+        if "train_runtime" not in logs:  # the summary at the end holds nothing but times
+            self.rows.append({"step": state.global_step, **logs})
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        now, (since, step) = time.perf_counter(), self._since
+        if state.global_step % max(1, int(args.logging_steps)) == 0:
+            texts = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            tokens = (state.global_step - step) * texts * self._tokens_per_text
+            self.speed.append({"step": state.global_step, "tokens_per_second": round(tokens / (now - since), 1)})
+            self._since = (now, state.global_step)
+
+    def table(self, columns: list[str], needed: str) -> pd.DataFrame:
+        """The logged rows that have ``needed``, with these columns; blank where a row lacks one."""
+        return pd.DataFrame([r for r in self.rows if needed in r]).reindex(columns=["step", *columns])
+
+
+class CheckedTrainer(Trainer):
+    """The HF Trainer, stopping at the first loss that is not a number."""
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate or "
+                "the meta-token scale, or check the base model"
+            )
+        return loss
+
+
+@contextmanager
+def training_arguments(device: str, seed: int, **settings: object) -> Iterator[TrainingArguments]:
+    """The Trainer's settings, with a scratch folder for as long as the block lasts; nothing is saved or reported."""
+    with TemporaryDirectory() as folder:
+        yield TrainingArguments(
+            output_dir=folder,
+            use_cpu=pick_device(device) == "cpu",
+            seed=seed,
+            data_seed=seed,
+            save_strategy="no",
+            report_to=[],
+            remove_unused_columns=False,
+            logging_nan_inf_filter=False,
+            dataloader_pin_memory=False,
+            **settings,
+        )
+
+
+def pick_device(device: str) -> str:
+    """``cuda`` or ``cpu``, from those or ``auto``. Raises UserError where a GPU is asked for and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but no CUDA GPU is usable here: set it to auto or cpu")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,80 @@
+"""Presets: `python -m pipeline.preset model=… data=… scale=…` prints the options for `dvc exp run`.
+
+    dvc exp run $(python -m pipeline.preset data=gsm8k scale=real)
+
+The groups are Hydra config groups in pipeline/presets. `root=FOLDER` takes every data set of the preset from a local
+folder in the hub's layout instead of the hub. `key=value` options for anything in params.yaml may follow.
+"""
+
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline import errors, params
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
+    """The parameters that these groups (``data=gsm8k``) and values (``train.steps=5``) set, by dotted name.
+
+    Raises UserError for a group or preset that does not exist, and for values that params.yaml could not hold.
+    """
+    groups = [a for a in arguments if "." not in a.partition("=")[0]]
+    for group in groups:
+        if group not in known():
+            raise errors.UserError(f"there is no preset {group}: there are {', '.join(known())}")
+    try:
+        with initialize_config_dir(str(PRESETS), version_base=None):
+            config = compose("preset", overrides=groups)
+        values = OmegaConf.from_dotlist([a for a in arguments if a not in groups])
+        flat = _flat(OmegaConf.merge(OmegaConf.to_container(config), values))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise errors.UserError(str(error).splitlines()[0]) from error
+    if root is not None:
+        flat |= {k: str(Path(root) / v) for k, v in flat.items() if k.startswith("corpus.hub.") and k.endswith(".path")}
+        flat |= _rooted_defaults(flat, root)
+    params.load(changes=flat)
+    return flat
+
+
+def known() -> list[str]:
+    """Every preset, as ``group=name``."""
+    return sorted(f"{path.parent.name}={path.stem}" for path in PRESETS.glob("*/*.yaml"))
+
+
+def _rooted_defaults(flat: dict[str, object], root: str) -> dict[str, object]:
+    """The data sets that the preset leaves as params.yaml has them, under ``root`` too."""
+    hub = OmegaConf.load(params.PARAMS_FILE).corpus.hub
+    names = {f"corpus.hub.{split}.path": source.path for split, source in hub.items()}
+    return {name: str(Path(root) / path) for name, path in names.items() if name not in flat}
+
+
+def _flat(config: DictConfig, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def main() -> None:
+    arguments = [a for a in sys.argv[1:] if not a.startswith("root=")]
+    root = next((a.removeprefix("root=") for a in sys.argv[1:] if a.startswith("root=")), None)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__.strip(), *known(), sep="\n  ")
+        return
+    print(*(f"-S {name}={_text(value)}" for name, value in options(arguments, root).items()))
+
+
+if __name__ == "__main__":
+    errors.run(main)

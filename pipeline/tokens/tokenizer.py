@@ -1,0 +1,46 @@
+"""The tokenizer: trained on the corpus, or the one that a pretrained model comes with."""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from pipeline.errors import UserError
+from pipeline.params import BaseModel
+
+PAD, END = "<|pad|>", "<|end|>"
+# words with the space or bracket before them; digits one by one; other marks; line ends; the remaining space
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most ``vocabulary`` tokens, which can encode any text without loss."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+
+
+def pretrained_tokenizer(params: BaseModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model ``params.path``, at its pinned revision. Raises UserError where there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            params.path, revision=params.revision, trust_remote_code=params.trust_remote_code
+        )
+    except Exception as error:  # transformers, huggingface_hub and tokenizers each raise their own
+        raise UserError(f"no tokenizer at {params.path}: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {params.path} is not a fast one, which token spans need")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

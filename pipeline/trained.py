@@ -1,0 +1,32 @@
+"""A trained Quiet-STaR folder, for the stages that use it."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from pipeline.allocator import keep_memory
+from pipeline.errors import UserError
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
+
+
+def load_trained(folder: Path) -> QuietStarForCausalLM:
+    """The model in ``folder``, ready to predict. Raises UserError where there is none, or another kind of model."""
+    keep_memory()
+    config = _config(folder)
+    if config.get("model_type") != QuietStarConfig.model_type:
+        raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
+    try:
+        model, loading = QuietStarForCausalLM.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+    wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"the weights in {folder} are not those of its config.json: {sorted(map(str, wrong))[0]}")
+    return model.eval()
+
+
+def _config(folder: Path) -> dict:
+    try:
+        return QuietStarConfig.get_config_dict(folder, local_files_only=True)[0]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no trained model: run `dvc repro train`") from error

@@ -1,0 +1,105 @@
+"""Quiet-STaR training: from a base model and spans of text to a model that thinks."""
+
+from pathlib import Path
+
+import pandas as pd
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from pipeline.allocator import keep_memory
+from pipeline.errors import UserError
+from pipeline.files import new_path, write_json, write_table
+from pipeline.loop import Log, Spans, training_arguments
+from pipeline.params import Train
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.training.probe import read_probe
+from pipeline.training.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer
+
+
+def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Path, results: Path) -> None:
+    """Train on ``tokens``/train.parquet; write the model and its tokenizer to ``out``, the log to ``results``."""
+    keep_memory()
+    set_seed(params.seed)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = thinking_model(params, base, tokenizer)
+    spans = Spans(tokens / "train.parquet")
+    _check_room(model, spans)
+    heldout = HeldOut(
+        Spans(tokens / "heldout.parquet", params.evaluation_texts), read_probe(probe, tokenizer, params.rationales)
+    )
+    log = Log(spans.mean_length)
+    with training_arguments(params.device, params.seed, **_settings(params)) as arguments:
+        trainer = QuietStarTrainer(
+            params, heldout, arguments, model=model, train_dataset=spans, callbacks=[log]
+        )
+        trainer.train()
+        if params.steps % params.evaluation_steps:
+            trainer.evaluate()
+    with new_path(out) as folder:
+        model.to("cpu").save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    watched = log.table([f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
+    watched = watched.rename(columns=lambda name: name.removeprefix("eval_"))
+    write_table(results / "steps.csv", log.table(STEP_COLUMNS, needed="base_loss"))
+    write_table(results / "heldout.csv", watched)
+    write_table(results / "speed.csv", pd.DataFrame(log.speed))
+    write_json(results / "metrics.json", _summary(params, watched, model, spans.mean_length))
+
+
+def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
+    """Quiet-STaR, untrained, on the model in the folder ``base``."""
+    meta_token = tokenizer(params.meta_token_text, add_special_tokens=False)["input_ids"]
+    if not meta_token:
+        raise UserError(f"train.meta_token_text {params.meta_token_text!r} has no token in this tokenizer")
+    return QuietStarForCausalLM.from_base(
+        AutoModelForCausalLM.from_pretrained(base),
+        meta_token_ids=meta_token,
+        thought_tokens=params.thought_tokens,
+        lookahead=params.lookahead,
+        rationales=params.rationales,
+        meta_token_scale=params.meta_token_scale,
+        policy_weight=params.policy_weight,
+        policy_temperature=params.policy_temperature,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _check_room(model: QuietStarForCausalLM, spans: Spans) -> None:
+    """Raise UserError where the last thought of a span would stand past the positions that the model knows."""
+    needed = len(spans[0]["input_ids"]) + model.layout.row_tokens
+    known = getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and needed > known:
+        raise UserError(f"a span and its last thought need {needed} positions, but the base model has {known}")
+
+
+def _settings(params: Train) -> dict:
+    return {
+        "max_steps": params.steps,
+        "per_device_train_batch_size": params.batch_size,
+        "per_device_eval_batch_size": params.batch_size,
+        "gradient_accumulation_steps": params.accumulation,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": params.warmup_steps,
+        "max_grad_norm": params.gradient_clip,
+        "logging_steps": params.log_steps,
+        "eval_strategy": "steps",
+        "eval_steps": params.evaluation_steps,
+        "eval_on_start": True,
+    }
+
+
+def _summary(params: Train, watched: pd.DataFrame, model: QuietStarForCausalLM, mean_length: float) -> dict:
+    first, last = watched.iloc[0], watched.iloc[-1]
+    share = None
+    if watched["working_share"].notna().all():
+        share = {"first": float(first["working_share"]), "last": float(last["working_share"])}
+    return {
+        "steps": params.steps,
+        "text_tokens": round(params.steps * params.accumulation * params.batch_size * mean_length),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "working_share": share,
+        "heldout": {
+            when: {name: float(row[name]) for name in ("base_loss", "talk_loss")}
+            for when, row in (("first", first), ("last", last))
+        },
+    }

@@ -1,0 +1,46 @@
+"""Do thoughts hold the working? Asked where the working is known: at the end of prompts of the micro-world."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.files import read_rows
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.sampler import Sampling
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Prompts (B, N, padded on the left) and the workings that a thought at their end may hold."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    workings: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    rationales: int
+
+    def thoughts(self, model: QuietStarForCausalLM, sampling: Sampling) -> list[list[str]]:
+        """The text of each of the thoughts sampled at each prompt's end."""
+        ids, mask = self.input_ids.to(model.device), self.attention_mask.to(model.device)
+        _, text = model.decoder.read(ids, mask)
+        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        sampled = model.think(text, last, self.rationales, sampling).ids[:, :, 0]
+        return [self.tokenizer.batch_decode(thoughts) for thoughts in sampled]
+
+    def share(self, model: QuietStarForCausalLM, seed: int) -> float:
+        """The share of thoughts, sampled at temperature 1, that hold the right working."""
+        texts = self.thoughts(model, Sampling(seed=seed))
+        held = [working in text for working, some in zip(self.workings, texts) for text in some]
+        return sum(held) / len(held)
+
+
+def read_probe(path: Path, tokenizer: PreTrainedTokenizerBase, rationales: int) -> Probe | None:
+    """The probe that the corpus has, None where it has none."""
+    rows = list(read_rows(path))
+    if not rows:
+        return None
+    encoded = tokenizer([r["prompt"] for r in rows], padding=True, padding_side="left", return_tensors="pt")
+    return Probe(encoded["input_ids"], encoded["attention_mask"], [r["working"] for r in rows], tokenizer, rationales)

@@ -1,0 +1,19 @@
+"""Measure the loss of every held-out token, with thoughts and without."""
+
+from pathlib import Path
+
+from pipeline import errors, params
+from pipeline.perplexity import write_perplexity
+
+
+def main() -> None:
+    write_perplexity(
+        params.load().perplexity,
+        trained=Path("models/quiet_star"),
+        heldout=Path("data/tokens/heldout.parquet"),
+        results=Path("results/perplexity"),
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,182 @@
+"""Quiet-STaR as method.md states it, slow and obvious: every thought is a text of its own, read by the base model.
+
+Nothing of pipeline.thought is used. Hidden states come from the base model's own forward pass with eager attention, one
+sequence at a time; everything else is Python loops over positions.
+"""
+
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The numbers of a Quiet-STaR model."""
+
+    thought_tokens: int
+    lookahead: int
+    meta_token_scale: float
+    policy_weight: float
+    policy_temperature: float
+    banned: tuple[int, ...]
+
+
+@dataclass
+class SlowResult:
+    """Losses, and per text, thought and position the rewards, advantages and log-probabilities behind them."""
+
+    total: Tensor
+    base: Tensor
+    talk: Tensor
+    policy: Tensor
+    reward: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    advantage: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    log_probs: dict[tuple[int, int, int], list[Tensor]] = field(default_factory=dict)
+
+
+class SlowQuietStar:
+    """Weights of a Quiet-STaR model, by the names of its state dict, run one thought at a time."""
+
+    def __init__(self, state: dict[str, Tensor], base_config: dict, setting: Setting):
+        dtype = state["start_embedding"].dtype
+        self.setting = setting
+        self.base = eager_model(base_config, dtype)
+        prefix = "base."
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        self.base.load_state_dict(weights)
+        self.own = {
+            name: value.detach().clone().requires_grad_()
+            for name, value in state.items()
+            if not name.startswith(prefix)
+        }
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of every parameter, by its name in the Quiet-STaR model."""
+        named = {f"base.{name}": value for name, value in self.base.named_parameters()} | self.own
+        return {name: value.grad for name, value in named.items()}
+
+    def embed(self, ids: list[int]) -> Tensor:
+        return self.base.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+
+    def meta_token(self, name: str) -> Tensor:
+        return (self.setting.meta_token_scale * self.own[name])[None]
+
+    def states(self, embeddings: Tensor) -> Tensor:
+        """Last hidden states (L, D) of one sequence of embeddings (L, D)."""
+        return self.base.base_model(inputs_embeds=embeddings[None], use_cache=False).last_hidden_state[0]
+
+    def logits(self, state: Tensor) -> Tensor:
+        logits = self.base.get_output_embeddings()(state)
+        cap = getattr(self.base.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def mix(self, base: Tensor, talk: Tensor) -> Tensor:
+        own = self.own
+        inner = torch.cat([base, talk])
+        for layer in ("0", "2"):
+            inner = torch.relu(own[f"mixing_head.{layer}.weight"] @ inner + own[f"mixing_head.{layer}.bias"])
+        weight = (own["mixing_head.4.weight"] @ inner)[0]
+        return (1 - weight) * base + weight * talk
+
+    def without_banned(self, logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        for token in self.setting.banned:
+            logits[token] = -1e10
+        return logits
+
+    def thought_states(self, text: list[int], position: int, thought: list[int]) -> Tensor:
+        """States (L, D) of ``[start] t_1 .. t_K [end] x_{i+1} .. x_{i+A-1}``, as far as the text goes."""
+        following = text[position + 1 : position + self.setting.lookahead]
+        embeddings = [
+            self.embed(text[: position + 1]),
+            self.meta_token("start_embedding"),
+            self.embed(thought),
+            self.meta_token("end_embedding"),
+            self.embed(following),
+        ]
+        return self.states(torch.cat(embeddings))[position + 1 :]
+
+    def next_thought_token(self, text: list[int], position: int, thought: list[int]) -> Tensor:
+        """The logits of the thought's next token, recomputed from the start of the text."""
+        embeddings = [self.embed(text[: position + 1]), self.meta_token("start_embedding"), self.embed(thought)]
+        return self.without_banned(self.logits(self.states(torch.cat(embeddings))[-1]))
+
+    def greedy_thought(self, text: list[int], position: int) -> list[int]:
+        thought: list[int] = []
+        for _ in range(self.setting.thought_tokens):
+            thought.append(int(self.next_thought_token(text, position, thought).argmax()))
+        return thought
+
+    def mixed_logits(self, text: list[int], position: int, thought: list[int]) -> Tensor:
+        """What the model predicts after ``position`` with this thought."""
+        talk = self.thought_states(text[: position + 1], position, thought)[self.setting.thought_tokens + 1]
+        base = self.states(self.embed(text[: position + 1]))[position]
+        return self.logits(self.mix(base, talk))
+
+    def losses(self, texts: list[list[int]], tokens: int, thoughts: Tensor) -> SlowResult:
+        """The loss of ``texts`` (lists of real tokens, padded on the right to ``tokens``) with ``thoughts`` (B, R, N, K)."""
+        rationales, lookahead = thoughts.shape[1], self.setting.lookahead
+        base_losses: list[Tensor] = []
+        talk_losses: list[list[Tensor]] = [[] for _ in range(lookahead)]
+        policy_terms: list[list[Tensor]] = [[] for _ in range(self.setting.thought_tokens)]
+        result = SlowResult(*torch.zeros(4))
+        for b, text in enumerate(texts):
+            base_states = self.states(self.embed(text))
+            # the base's prediction is its own, head and all, not this file's
+            own_logits = self.base(input_ids=torch.tensor([text]), use_cache=False).logits[0]
+            base = {i: cross_entropy(own_logits[i], text[i + 1]) for i in range(len(text) - 1)}
+            base_losses += base.values()
+            for i in range(len(text)):
+                rewards = []
+                for r in range(rationales):
+                    thought = thoughts[b, r, i].tolist()
+                    states = self.thought_states(text, i, thought)
+                    reward = 0.0
+                    for k in range(lookahead):
+                        if i + 1 + k < len(text):
+                            mixed = self.mix(base_states[i + k], states[self.setting.thought_tokens + 1 + k])
+                            loss = cross_entropy(self.logits(mixed), text[i + 1 + k])
+                            talk_losses[k].append(loss)
+                            reward += base[i + k].item() - loss.item()
+                    rewards.append(reward)
+                    result.log_probs[b, r, i] = self.log_probabilities(states, thought)
+                for r in range(rationales):
+                    centred = rewards[r] - (fmean(rewards) if rationales > 1 else 0.0)
+                    result.reward[b, r, i], result.advantage[b, r, i] = rewards[r], max(centred, 0.0)
+        for b, r, i in result.reward:
+            if i <= tokens - 2 - lookahead:
+                for j, log_prob in enumerate(result.log_probs[b, r, i]):
+                    policy_terms[j].append(-result.advantage[b, r, i] * log_prob)
+        rewarded = len(texts) * rationales * (tokens - 1 - lookahead)  # padding counts, with reward 0
+        result.base = mean(base_losses)
+        result.talk = mean([mean(losses) for losses in talk_losses])
+        result.policy = mean([torch.stack(terms).sum() / rewarded for terms in policy_terms])
+        result.total = 0.5 * result.base + 0.5 * result.talk + self.setting.policy_weight * result.policy
+        return result
+
+    def log_probabilities(self, states: Tensor, thought: list[int]) -> list[Tensor]:
+        """Of each of a thought's tokens, from the output before it, at REINFORCE's temperature."""
+        found = []
+        for j, token in enumerate(thought):
+            logits = self.without_banned(self.logits(states[j])) / self.setting.policy_temperature
+            found.append(torch.log_softmax(logits, dim=0)[token])
+        return found
+
+
+def eager_model(config: dict, dtype: torch.dtype) -> PreTrainedModel:
+    values = dict(config)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype).eval()
+
+
+def cross_entropy(logits: Tensor, target: int) -> Tensor:
+    return -torch.log_softmax(logits, dim=0)[target]
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()

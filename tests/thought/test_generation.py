@@ -1,0 +1,148 @@
+"""Generation on cached keys and values equals recomputing the whole unpadded text for every token."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.thought.generation import TEXT_STEP
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.sampler import Sampling, ban, draw, uniforms
+from tests.thought.tiny import ARCHITECTURES, END, LLAMA, START, quiet_star, random_ids, slow
+
+GREEDY = Sampling(temperature=0.0)
+NEW = 7
+LENGTHS = (5, 3, 6)
+
+
+def left_padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    width = max(len(text) for text in texts)
+    ids = torch.stack([torch.cat([text.new_zeros(width - len(text)), text]) for text in texts])
+    mask = torch.stack([torch.arange(width) >= width - len(text) for text in texts]).long()
+    return ids, mask
+
+
+def prompts() -> list[Tensor]:
+    return [random_ids(length, seed=length) for length in LENGTHS]
+
+
+@torch.no_grad()
+def recomputed(
+    model: QuietStarForCausalLM, text: Tensor, new: int, sampling: Sampling, thoughts: Sampling, key: int
+) -> Tensor:
+    """The new tokens of one unpadded text, each from a forward pass over all of it."""
+    keys, written = torch.tensor([key]), text[None]
+    for _ in range(new):
+        logits = model(written, sampling=thoughts, text_keys=keys).logits[:, -1]
+        chance = uniforms(sampling.seed, keys, 1, torch.tensor([[written.shape[1] - 1]]), TEXT_STEP)[:, 0, 0]
+        written = torch.cat([written, draw(ban(logits, model.banned), sampling.temperature, chance)[:, None]], dim=1)
+    return written[0, len(text) :]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return quiet_star(LLAMA).eval()
+
+
+@pytest.mark.parametrize("base", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_greedy_text_equals_recomputation(base):
+    model, texts = quiet_star(base).eval(), prompts()
+    written = model.generate(*left_padded(texts), max_new_tokens=NEW)
+    assert written.shape == (len(texts), max(LENGTHS) + NEW)
+    for b, text in enumerate(texts):
+        assert torch.equal(written[b, -NEW:], recomputed(model, text, NEW, GREEDY, GREEDY, b))
+
+
+def test_greedy_text_equals_the_slow_reference(model):
+    text = random_ids(4)
+    written = model.generate(text[None], max_new_tokens=4)[0].tolist()
+    reference = slow(model)
+    for length in range(4, 8):
+        so_far = written[:length]
+        thought = reference.greedy_thought(so_far, length - 1)
+        logits = reference.mixed_logits(so_far, length - 1, thought)
+        assert written[length] == reference.without_banned(logits).argmax().item()
+
+
+def test_sampled_text_equals_recomputation(model):
+    texts, keys = prompts(), [11, 3, 8]
+    sampling, thoughts = Sampling(1.0, seed=4), Sampling(1.0, seed=9)
+    written = model.generate(
+        *left_padded(texts),
+        max_new_tokens=NEW,
+        sampling=sampling,
+        thought_sampling=thoughts,
+        text_keys=torch.tensor(keys),
+    )
+    for b, (text, key) in enumerate(zip(texts, keys, strict=True)):
+        assert torch.equal(written[b, -NEW:], recomputed(model, text, NEW, sampling, thoughts, key))
+
+
+def test_a_named_text_is_continued_alike_in_any_batch(model):
+    texts, sampling = prompts(), Sampling(1.0, seed=4)
+
+    def write(some: list[Tensor], keys: list[int]) -> Tensor:
+        options = {"sampling": sampling, "thought_sampling": sampling, "max_new_tokens": NEW}
+        return model.generate(*left_padded(some), text_keys=torch.tensor(keys), **options)[:, -NEW:]
+
+    together = write(texts, [5, 6, 7])
+    assert torch.equal(write(texts[1:2], [6])[0], together[1])
+    assert torch.equal(write(texts[::-1], [7, 6, 5]), together.flip(0))
+    assert not torch.equal(write(texts[1:2], [7])[0], together[1])
+
+
+def test_thoughts_change_what_is_written(model):
+    """Otherwise the tests above would not see them."""
+    text = random_ids(6)[None]
+    with torch.no_grad():
+        output = model(text)
+    assert (output.logits - output.base_logits).abs().max() > 0.1
+
+
+def test_nothing_is_written_after_the_end_token(model):
+    ids, mask = left_padded(prompts())
+    free = model.generate(ids, mask, max_new_tokens=NEW)
+    eos = int(free[0, ids.shape[1] + 2])
+    pad = next(i for i in range(START) if i not in free)
+    ended = model.generate(ids, mask, max_new_tokens=NEW, eos_token_id=eos, pad_token_id=pad)
+    for b in range(len(ids)):
+        expected = free[b].tolist()
+        stop = next((i for i in range(ids.shape[1], len(expected)) if expected[i] == eos), len(expected))
+        expected = expected[: stop + 1] + [pad] * len(expected)
+        assert ended[b].tolist() == expected[: ended.shape[1]]
+    assert (ended == pad).any()
+
+
+def test_it_stops_once_every_text_has_ended(model):
+    text = random_ids(4)[None]
+    free = model.generate(text, max_new_tokens=NEW)[0, 4:].tolist()
+    ended = model.generate(text, max_new_tokens=NEW, eos_token_id=free[1])
+    assert ended[0, 4:].tolist() == free[: free.index(free[1]) + 1]
+
+
+def test_meta_tokens_are_never_written():
+    model = quiet_star({**LLAMA, "tie_word_embeddings": False}).eval()
+    ids, banned = random_ids(2, 5), torch.tensor([START, END])
+    with torch.no_grad():
+        model.base.lm_head.weight[banned] = 50 * model.decoder.read(ids)[0].flatten(0, 1).mean(0)
+        assert torch.isin(model(ids).logits.argmax(-1), banned).any()
+    for temperature in (0.0, 1.0, 30.0):
+        written = model.generate(ids, max_new_tokens=20, sampling=Sampling(temperature, seed=2))
+        assert not torch.isin(written, banned).any()
+
+
+def test_no_new_tokens_return_the_prompt(model):
+    ids = random_ids(2, 5)
+    assert torch.equal(model.generate(ids, max_new_tokens=0), ids)
+
+
+def test_an_empty_prompt_is_refused(model):
+    with pytest.raises(ValueError, match="at least one token"):
+        model.generate(torch.zeros(2, 0, dtype=torch.long))
+
+
+def test_padding_on_the_right_is_refused(model):
+    ids = random_ids(2, 5)
+    mask = torch.ones_like(ids)
+    mask[1, -1] = 0
+    with pytest.raises(ValueError, match="left side only"):
+        model.generate(ids, mask)
