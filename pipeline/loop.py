@@ -80,8 +80,9 @@ class Log(TrainerCallback):
             self._since = (now, state.global_step)
 
     def table(self, columns: list[str], needed: str) -> pd.DataFrame:
-        """The logged rows that have ``needed``, with these columns; blank where a row lacks one."""
-        return pd.DataFrame([r for r in self.rows if needed in r]).reindex(columns=["step", *columns])
+        """The logged rows that have ``needed``, one a step, with these columns; blank where a row lacks one."""
+        rows = {row["step"]: row for row in self.rows if needed in row}
+        return pd.DataFrame(rows.values()).reindex(columns=["step", *columns])
 
 
 class CheckedTrainer(Trainer):

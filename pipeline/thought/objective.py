@@ -86,7 +86,7 @@ def thought_rewards(base_nll: Tensor, talk_nll: Tensor) -> Tensor:
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """Rewards (B, R, ...) less their mean over a position's thoughts, negative ones dropped; one has no mean to lose."""
+    """Rewards (B, R, ...) less their mean over a position's thoughts, negative ones dropped; no mean if R = 1."""
     if rewards.shape[1] > 1:
         rewards = rewards - rewards.mean(1, keepdim=True)
     return rewards.clamp(min=0)

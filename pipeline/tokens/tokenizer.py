@@ -9,8 +9,8 @@ from pipeline.errors import UserError
 from pipeline.params import BaseModel
 
 PAD, END = "<|pad|>", "<|end|>"
-# words with the space or bracket before them; digits one by one; other marks; line ends; the remaining space
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# labels like (A); words with the mark or space before them; digits one by one; other marks; line ends; other space
+WORDS = r"\(\p{Lu}\)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

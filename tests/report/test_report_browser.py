@@ -88,7 +88,7 @@ def test_nothing_overflows_sideways(page: Path, width: int):
     """In a frame, since a headless window cannot be as narrow as a phone."""
     wrapper = page.with_name("wrapper.html")
     wrapper.write_text(
-        f'<iframe id="frame" style="border: 0; width: {width}px; height: 800px" srcdoc="{html.escape(page.read_text())}">'
+        f'<iframe id="frame" style="border: 0; width: {width}px" srcdoc="{html.escape(page.read_text())}">'
         "</iframe><script>onload = () => document.title ="
         " 'wide ' + document.getElementById('frame').contentDocument.documentElement.scrollWidth</script>"
     )

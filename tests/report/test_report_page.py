@@ -80,17 +80,17 @@ def test_what_was_trained(page: Page):
 
 
 @pytest.mark.parametrize(
-    "numbers, sentence",
+    "numbers, opening, change",
     [
-        ((0.02, 0.001, 0.04), "Thinking helps on gsm8k: accuracy went from 10.0% to 12.0%, +2.0 points (95% interval +0.1 to +4.0)."),
-        ((-0.02, -0.04, -0.001), "Thinking hurts on gsm8k: accuracy went from 10.0% to 8.0%, −2.0 points (95% interval −4.0 to −0.1)."),
-        ((0.02, 0.0, 0.04), "Undecided on gsm8k: accuracy went from 10.0% to 12.0%, +2.0 points (95% interval +0.0 to +4.0, which includes zero)."),
-        ((-0.02, -0.04, 0.0), "Undecided on gsm8k: accuracy went from 10.0% to 8.0%, −2.0 points (95% interval −4.0 to +0.0, which includes zero)."),
+        ((0.02, 0.001, 0.04), "Thinking helps", "12.0%, +2.0 points (95% interval +0.1 to +4.0)."),
+        ((-0.02, -0.04, -0.001), "Thinking hurts", "8.0%, −2.0 points (95% interval −4.0 to −0.1)."),
+        ((0.02, 0.0, 0.04), "Undecided", "12.0%, +2.0 points (95% interval +0.0 to +4.0, which includes zero)."),
+        ((-0.02, -0.04, 0.0), "Undecided", "8.0%, −2.0 points (95% interval −4.0 to +0.0, which includes zero)."),
     ],
-)  # fmt: skip
-def test_verdict_follows_the_interval(inputs: ReportInputs, tmp_path: Path, numbers: tuple, sentence: str):
+)
+def test_verdict_follows_the_interval(inputs: ReportInputs, tmp_path: Path, numbers: tuple, opening: str, change: str):
     inputs.evaluate_metrics.write_text(json.dumps({"gsm8k": task(*numbers)}))
-    assert sentence in written(inputs, tmp_path / "out").text
+    assert f"{opening} on gsm8k: accuracy went from 10.0% to {change}" in written(inputs, tmp_path / "out").text
 
 
 def test_sections_in_the_order_of_the_questions(page: Page):

@@ -118,46 +118,55 @@ class SlowQuietStar:
         base = self.states(self.embed(text[: position + 1]))[position]
         return self.logits(self.mix(base, talk))
 
+    def base_losses(self, text: list[int]) -> list[Tensor]:
+        """Of x_1, x_2, ..: the base model's own prediction, its own head included."""
+        logits = self.base(input_ids=torch.tensor([text]), use_cache=False).logits[0]
+        return [cross_entropy(logits[i], text[i + 1]) for i in range(len(text) - 1)]
+
+    def talk_losses(self, text: list[int], position: int, base: Tensor, states: Tensor) -> list[Tensor]:
+        """Of x_{i+1}, .., x_{i+A}, as far as the text goes, from the text's states and the thought's."""
+        losses = []
+        for k in range(self.setting.lookahead):
+            if position + 1 + k < len(text):
+                mixed = self.mix(base[position + k], states[self.setting.thought_tokens + 1 + k])
+                losses.append(cross_entropy(self.logits(mixed), text[position + 1 + k]))
+        return losses
+
     def losses(self, texts: list[list[int]], tokens: int, thoughts: Tensor) -> SlowResult:
-        """The loss of ``texts`` (lists of real tokens, padded on the right to ``tokens``) with ``thoughts`` (B, R, N, K)."""
-        rationales, lookahead = thoughts.shape[1], self.setting.lookahead
-        base_losses: list[Tensor] = []
-        talk_losses: list[list[Tensor]] = [[] for _ in range(lookahead)]
-        policy_terms: list[list[Tensor]] = [[] for _ in range(self.setting.thought_tokens)]
+        """The loss of ``texts`` (real tokens; padded on the right to ``tokens``) with ``thoughts`` (B, R, N, K)."""
+        all_base: list[Tensor] = []
+        all_talk: list[list[Tensor]] = [[] for _ in range(self.setting.lookahead)]
         result = SlowResult(*torch.zeros(4))
         for b, text in enumerate(texts):
-            base_states = self.states(self.embed(text))
-            # the base's prediction is its own, head and all, not this file's
-            own_logits = self.base(input_ids=torch.tensor([text]), use_cache=False).logits[0]
-            base = {i: cross_entropy(own_logits[i], text[i + 1]) for i in range(len(text) - 1)}
-            base_losses += base.values()
+            base_states, base = self.states(self.embed(text)), self.base_losses(text)
+            all_base += base
             for i in range(len(text)):
-                rewards = []
-                for r in range(rationales):
+                for r in range(thoughts.shape[1]):
                     thought = thoughts[b, r, i].tolist()
                     states = self.thought_states(text, i, thought)
-                    reward = 0.0
-                    for k in range(lookahead):
-                        if i + 1 + k < len(text):
-                            mixed = self.mix(base_states[i + k], states[self.setting.thought_tokens + 1 + k])
-                            loss = cross_entropy(self.logits(mixed), text[i + 1 + k])
-                            talk_losses[k].append(loss)
-                            reward += base[i + k].item() - loss.item()
-                    rewards.append(reward)
+                    talk = self.talk_losses(text, i, base_states, states)
+                    for k, loss in enumerate(talk):
+                        all_talk[k].append(loss)
+                    result.reward[b, r, i] = sum(base[i + k].item() - loss.item() for k, loss in enumerate(talk))
                     result.log_probs[b, r, i] = self.log_probabilities(states, thought)
-                for r in range(rationales):
-                    centred = rewards[r] - (fmean(rewards) if rationales > 1 else 0.0)
-                    result.reward[b, r, i], result.advantage[b, r, i] = rewards[r], max(centred, 0.0)
-        for b, r, i in result.reward:
-            if i <= tokens - 2 - lookahead:
-                for j, log_prob in enumerate(result.log_probs[b, r, i]):
-                    policy_terms[j].append(-result.advantage[b, r, i] * log_prob)
-        rewarded = len(texts) * rationales * (tokens - 1 - lookahead)  # padding counts, with reward 0
-        result.base = mean(base_losses)
-        result.talk = mean([mean(losses) for losses in talk_losses])
-        result.policy = mean([torch.stack(terms).sum() / rewarded for terms in policy_terms])
+        result.base = mean(all_base)
+        result.talk = mean([mean(losses) for losses in all_talk])
+        self.add_policy(result, len(texts), thoughts.shape[1], tokens)
         result.total = 0.5 * result.base + 0.5 * result.talk + self.setting.policy_weight * result.policy
         return result
+
+    def add_policy(self, result: SlowResult, texts: int, rationales: int, tokens: int) -> None:
+        """REINFORCE, from the rewards: positions 0 .. n-2-a, those of padding with reward 0."""
+        terms: list[list[Tensor]] = [[] for _ in range(self.setting.thought_tokens)]
+        last = tokens - 2 - self.setting.lookahead
+        for (b, r, i), reward in result.reward.items():
+            siblings = [result.reward[b, other, i] for other in range(rationales)]
+            result.advantage[b, r, i] = max(reward - (fmean(siblings) if rationales > 1 else 0.0), 0.0)
+            if i <= last:
+                for j, log_prob in enumerate(result.log_probs[b, r, i]):
+                    terms[j].append(-result.advantage[b, r, i] * log_prob)
+        count = texts * rationales * (last + 1)
+        result.policy = mean([torch.stack(of_token).sum() / count for of_token in terms])
 
     def log_probabilities(self, states: Tensor, thought: list[int]) -> list[Tensor]:
         """Of each of a thought's tokens, from the output before it, at REINFORCE's temperature."""

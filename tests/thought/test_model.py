@@ -53,10 +53,10 @@ def test_saved_and_loaded_it_is_the_same(base, tied, tmp_path):
         assert torch.equal(loaded(ids, labels=ids).loss, model(ids, labels=ids).loss)
 
 
-def test_importing_the_package_is_enough_to_load_it(tmp_path):
+def test_importing_the_model_is_enough_to_load_it(tmp_path):
     quiet_star(LLAMA).save_pretrained(tmp_path)
     program = (
-        "import sys, pipeline.thought; from transformers import AutoModelForCausalLM; "
+        "import sys, pipeline.thought.model; from transformers import AutoModelForCausalLM; "
         "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
