@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.files import new_path, write_table
 from pipeline.loop import CheckedTrainer, Log, Spans, training_arguments
 from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
-from pipeline.thought.decoder import UnsupportedDecoder, check_decoder
+from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
 STEPS_COLUMNS = ["loss", "heldout_loss", "learning_rate"]
 LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
@@ -53,7 +53,7 @@ def _check(model: PreTrainedModel, vocabulary: int) -> None:
         raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {vocabulary}")
     try:
         check_decoder(model)
-    except UnsupportedDecoder as error:
+    except UnsupportedDecoderError as error:
         raise UserError(f"this model cannot think: {error}") from error
 
 
@@ -78,9 +78,7 @@ def _pretrain(params: BaseModel, tokens: Path) -> tuple[PreTrainedModel, pd.Data
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
     ) as arguments:
         heldout = Spans(tokens / "heldout.parquet", HELDOUT_SPANS)
-        PretrainTrainer(
-            model=model, args=arguments, train_dataset=spans, eval_dataset=heldout, callbacks=[log]
-        ).train()
+        PretrainTrainer(model=model, args=arguments, train_dataset=spans, eval_dataset=heldout, callbacks=[log]).train()
     rows = log.table(STEPS_COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = log.table(["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
     return model.to("cpu"), rows.reset_index()

@@ -2,16 +2,33 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
+LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
+
+
+def at_least(least: float, at_most: float | None = None, default: object = MISSING) -> Any:
+    """A number that must not be below ``least``, nor above ``at_most``."""
+    return field(default=default, metadata={"at least": least, "at most": at_most})
+
+
+def above(bound: float) -> Any:
+    """A number that must be greater than ``bound``."""
+    return field(default=MISSING, metadata={"above": bound})
+
+
+def one_of(*names: str) -> Any:
+    """One of these words."""
+    return field(default=MISSING, metadata={"one of": names})
 
 
 @dataclass
@@ -23,7 +40,7 @@ class HubSplit:
     split: str = MISSING
     revision: str | None = None
     columns: str | None = None
-    rows: int | None = None
+    rows: int | None = at_least(1, default=None)
 
 
 @dataclass
@@ -37,53 +54,53 @@ class Hub:
 
 @dataclass
 class MicroWorld:
-    pretrain_documents: int = MISSING
-    train_documents: int = MISSING
-    heldout_documents: int = MISSING
-    probe_documents: int = MISSING
-    questions: int = MISSING
-    steps: int = MISSING
-    aside_share: float = MISSING
+    pretrain_documents: int = at_least(1)
+    train_documents: int = at_least(1)
+    heldout_documents: int = at_least(1)
+    probe_documents: int = at_least(1)
+    questions: int = at_least(1)
+    steps: int = at_least(1)
+    aside_share: float = at_least(0, at_most=1)
 
 
 @dataclass
 class Corpus:
-    seed: int = MISSING
-    source: str = MISSING
+    seed: int = at_least(0)
+    source: str = one_of("microworld", "hub")
     microworld: MicroWorld = field(default_factory=MicroWorld)
     hub: Hub = field(default_factory=Hub)
 
 
 @dataclass
 class Tokenize:
-    seed: int = MISSING
-    vocabulary: int = MISSING
-    pretrain_span: int = MISSING
-    span: int = MISSING
+    seed: int = at_least(0)
+    vocabulary: int = at_least(257)  # every byte, and padding
+    pretrain_span: int = at_least(2)
+    span: int = at_least(3)  # a token that thinks, its next one, and one after it
     packed: bool = MISSING
 
 
 @dataclass
 class Scratch:
-    architecture: str = MISSING
-    hidden_size: int = MISSING
-    layers: int = MISSING
-    heads: int = MISSING
-    key_value_heads: int = MISSING
-    ffn_size: int = MISSING
-    init_std: float = MISSING
+    architecture: str = one_of("llama", "mistral", "qwen2", "qwen3", "gemma")
+    hidden_size: int = at_least(1)
+    layers: int = at_least(1)
+    heads: int = at_least(1)
+    key_value_heads: int = at_least(1)
+    ffn_size: int = at_least(1)
+    init_std: float = above(0)
     tied_embeddings: bool = MISSING
-    steps: int = MISSING
-    batch_size: int = MISSING
-    learning_rate: float = MISSING
-    warmup_steps: int = MISSING
-    weight_decay: float = MISSING
+    steps: int = at_least(1)
+    batch_size: int = at_least(1)
+    learning_rate: float = above(0)
+    warmup_steps: int = at_least(0)
+    weight_decay: float = at_least(0)
 
 
 @dataclass
 class BaseModel:
-    seed: int = MISSING
-    source: str = MISSING
+    seed: int = at_least(0)
+    source: str = one_of("scratch", "hub")
     path: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
@@ -92,51 +109,51 @@ class BaseModel:
 
 @dataclass
 class Train:
-    seed: int = MISSING
-    thought_tokens: int = MISSING
-    lookahead: int = MISSING
-    rationales: int = MISSING
+    seed: int = at_least(0)
+    thought_tokens: int = at_least(1)
+    lookahead: int = at_least(1)
+    rationales: int = at_least(1)
     meta_token_text: str = MISSING
-    meta_token_scale: float = MISSING
-    policy_weight: float = MISSING
-    policy_temperature: float = MISSING
-    steps: int = MISSING
-    batch_size: int = MISSING
-    accumulation: int = MISSING
-    learning_rate: float = MISSING
-    mixing_head_learning_rate: float = MISSING
-    warmup_steps: int = MISSING
-    weight_decay: float = MISSING
-    gradient_clip: float = MISSING
-    log_steps: int = MISSING
-    evaluation_steps: int = MISSING
-    evaluation_texts: int = MISSING
-    device: str = MISSING
+    meta_token_scale: float = above(0)
+    policy_weight: float = at_least(0)
+    policy_temperature: float = above(0)
+    steps: int = at_least(1)
+    batch_size: int = at_least(1)
+    accumulation: int = at_least(1)
+    learning_rate: float = above(0)
+    mixing_head_learning_rate: float = above(0)
+    warmup_steps: int = at_least(0)
+    weight_decay: float = at_least(0)
+    gradient_clip: float = above(0)
+    log_steps: int = at_least(1)
+    evaluation_steps: int = at_least(1)
+    evaluation_texts: int = at_least(1)
+    device: str = one_of("auto", "cpu", "cuda")
 
 
 @dataclass
 class Evaluate:
-    seed: int = MISSING
-    questions: int | None = None
-    batch_size: int = MISSING
-    thought_temperature: float = MISSING
-    bootstrap_samples: int = MISSING
-    device: str = MISSING
+    seed: int = at_least(0)
+    questions: int | None = at_least(1, default=None)
+    batch_size: int = at_least(1)
+    thought_temperature: float = at_least(0)
+    bootstrap_samples: int = at_least(1)
+    device: str = one_of("auto", "cpu", "cuda")
 
 
 @dataclass
 class Perplexity:
-    seed: int = MISSING
-    texts: int = MISSING
-    batch_size: int = MISSING
-    thought_temperature: float = MISSING
-    bootstrap_samples: int = MISSING
-    device: str = MISSING
+    seed: int = at_least(0)
+    texts: int = at_least(1)
+    batch_size: int = at_least(1)
+    thought_temperature: float = at_least(0)
+    bootstrap_samples: int = at_least(1)
+    device: str = one_of("auto", "cpu", "cuda")
 
 
 @dataclass
 class Report:
-    passages: int = MISSING
+    passages: int = at_least(1)
 
 
 @dataclass
@@ -148,40 +165,6 @@ class Params:
     evaluate: Evaluate = field(default_factory=Evaluate)
     perplexity: Perplexity = field(default_factory=Perplexity)
     report: Report = field(default_factory=Report)
-
-LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
-SMALLEST_VOCABULARY = 257  # every byte, and padding
-CHOICES = {
-    "corpus.source": ("microworld", "hub"),
-    "base_model.source": ("scratch", "hub"),
-    "base_model.scratch.architecture": ("llama", "mistral", "qwen2", "qwen3", "gemma"),
-    "train.device": ("auto", "cpu", "cuda"),
-    "evaluate.device": ("auto", "cpu", "cuda"),
-    "perplexity.device": ("auto", "cpu", "cuda"),
-}
-AT_LEAST_ONE = """
-    corpus.microworld.pretrain_documents corpus.microworld.train_documents corpus.microworld.heldout_documents
-    corpus.microworld.questions corpus.microworld.steps corpus.microworld.probe_documents
-    corpus.hub.pretrain.rows corpus.hub.train.rows corpus.hub.heldout.rows corpus.hub.gsm8k.rows
-    corpus.hub.commonsense_qa.rows
-    tokenize.pretrain_span tokenize.span
-    base_model.scratch.hidden_size base_model.scratch.layers base_model.scratch.heads
-    base_model.scratch.key_value_heads base_model.scratch.ffn_size base_model.scratch.steps
-    base_model.scratch.batch_size
-    train.thought_tokens train.lookahead train.rationales train.steps train.batch_size train.accumulation
-    train.log_steps train.evaluation_steps train.evaluation_texts
-    evaluate.questions evaluate.batch_size evaluate.bootstrap_samples
-    perplexity.texts perplexity.batch_size perplexity.bootstrap_samples report.passages
-""".split()
-ABOVE_ZERO = """
-    base_model.scratch.learning_rate base_model.scratch.init_std train.meta_token_scale train.policy_temperature
-    train.learning_rate train.mixing_head_learning_rate train.gradient_clip
-""".split()
-NOT_BELOW_ZERO = """
-    corpus.seed tokenize.seed base_model.seed train.seed evaluate.seed perplexity.seed
-    base_model.scratch.warmup_steps base_model.scratch.weight_decay train.warmup_steps train.weight_decay
-    train.policy_weight evaluate.thought_temperature perplexity.thought_temperature
-""".split()
 
 
 def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) -> Params:
@@ -200,7 +183,7 @@ def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) 
         raise UserError(f"{path}: {_first_line(error)}") from error
     except (YAMLError, OSError, ValueError) as error:
         raise UserError(f"{path} is not readable YAML: {error}") from error
-    for problem in _problems(config):
+    for problem in _problems(params):
         raise UserError(f"{path}: {problem}")
     return params
 
@@ -210,44 +193,60 @@ def _first_line(error: OmegaConfBaseException) -> str:
     return key + str(error).splitlines()[0]
 
 
-def _problems(config: DictConfig) -> Iterator[str]:
+def _problems(params: Params) -> Iterator[str]:
     """What no run can have, one line each."""
-    for names, least, inclusive in ((AT_LEAST_ONE, 1, True), (ABOVE_ZERO, 0, False), (NOT_BELOW_ZERO, 0, True)):
-        for name in names:
-            value = OmegaConf.select(config, name)
-            if value is not None and not (math.isfinite(value) and (value >= least if inclusive else value > least)):
-                yield f"{name} is {value}, but must be {'at least' if inclusive else 'above'} {least}"
-    for name, known in CHOICES.items():
-        if OmegaConf.select(config, name) not in known:
-            yield f"{name} is {OmegaConf.select(config, name)!r}, but must be one of {', '.join(known)}"
-    yield from _impossible_sizes(config)
-    if config.base_model.source == "hub" and not config.base_model.path:
+    yield from _out_of_bounds(params, "")
+    yield from _impossible_sizes(params)
+    if params.base_model.source == "hub" and not params.base_model.path:
         yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
-    if not config.train.meta_token_text:
+    if not params.train.meta_token_text:
         yield "train.meta_token_text is empty: the meta-tokens start as the embedding of this text"
 
 
-def _impossible_sizes(config: DictConfig) -> Iterator[str]:
-    train, tokenize, scratch = config.train, config.tokenize, config.base_model.scratch
+def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
+    for entry in fields(section):
+        name, value = f"{prefix}{entry.name}", getattr(section, entry.name)
+        if is_dataclass(value):
+            yield from _out_of_bounds(value, f"{name}.")
+        elif value is not None and not _within(value, entry.metadata):
+            bounds = " and ".join(
+                f"{how} {_listed(bound)}" for how, bound in entry.metadata.items() if bound is not None
+            )
+            yield f"{name} is {value}, but must be {bounds or 'a finite number'}"
+
+
+def _within(value: object, bounds: Mapping[str, Any]) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return all(
+        bound is None
+        or (how == "at least" and value >= bound)
+        or (how == "at most" and value <= bound)
+        or (how == "above" and value > bound)
+        or (how == "one of" and value in bound)
+        for how, bound in bounds.items()
+    )
+
+
+def _listed(bound: object) -> str:
+    return ", ".join(bound) if isinstance(bound, tuple) else str(bound)
+
+
+def _impossible_sizes(params: Params) -> Iterator[str]:
+    train, tokenize, scratch = params.train, params.tokenize, params.base_model.scratch
     if train.lookahead > tokenize.span - 2:
         yield (
-            f"train.lookahead is {train.lookahead}, but in a span of {tokenize.span} tokens (tokenize.span) a thought has "
-            f"at most {tokenize.span - 2} tokens after it"
+            f"train.lookahead is {train.lookahead}, but in a span of {tokenize.span} tokens (tokenize.span) a thought "
+            f"has at most {tokenize.span - 2} tokens after it"
         )
     room = LONGEST_TEXT - tokenize.span - train.thought_tokens - 1 - train.lookahead
-    if config.base_model.source == "scratch" and room < 0:
+    if params.base_model.source == "scratch" and room < 0:
         yield (
             f"tokenize.span ({tokenize.span}), train.thought_tokens ({train.thought_tokens}) and train.lookahead "
             f"({train.lookahead}) leave no room for a thought: a model from scratch has {LONGEST_TEXT} positions"
         )
-    if tokenize.pretrain_span < 2:
-        yield "tokenize.pretrain_span is 1, but predicting a token needs at least 2"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
         yield (
             f"base_model.scratch: heads ({scratch.heads}) must divide hidden_size ({scratch.hidden_size}), "
             f"and key_value_heads ({scratch.key_value_heads}) must divide heads"
         )
-    if not 0 <= config.corpus.microworld.aside_share <= 1:
-        yield f"corpus.microworld.aside_share is {config.corpus.microworld.aside_share}, but must be within 0 and 1"
-    if tokenize.vocabulary < SMALLEST_VOCABULARY:
-        yield f"tokenize.vocabulary is {tokenize.vocabulary}, but bytes alone need {SMALLEST_VOCABULARY}"

@@ -53,7 +53,9 @@ def _token_rows(
 ) -> Iterator[dict]:
     ids, mask, keys = (batch[name].to(model.device) for name in ("input_ids", "attention_mask", "text_keys"))
     output = model(ids, mask, sampling=sampling, text_keys=keys)
-    losses = [F.cross_entropy(x[:, :-1].float().mT, ids[:, 1:], reduction="none") for x in (output.base_logits, output.logits)]
+    losses = [
+        F.cross_entropy(x[:, :-1].float().mT, ids[:, 1:], reduction="none") for x in (output.base_logits, output.logits)
+    ]
     for text, position in mask[:, 1:].nonzero().tolist():
         yield {
             "text": int(keys[text]),

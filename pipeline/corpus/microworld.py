@@ -99,7 +99,9 @@ def ring_problem(rng: random.Random, split: str, steps: int) -> Problem:
         numbers = [rng.randrange(SEATS)] + [rng.randrange(1, SEATS) for _ in range(steps)]
     totals = [sum(numbers[: i + 1]) % SEATS for i in range(len(numbers))]
     return Problem(
-        question=rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=" ".join(map(str, numbers[1:]))),
+        question=rng.choice(RINGS).format(
+            name=rng.choice(NAMES), start=numbers[0], moves=" ".join(map(str, numbers[1:]))
+        ),
         answer=str(totals[-1]),
         working=" ".join(map(str, totals)),
         restatement=" ".join(map(str, numbers)),
@@ -147,20 +149,20 @@ def problem_document(rng: random.Random, problem: Problem, aside_share: float) -
 
 
 def lookup_document(rng: random.Random) -> str:
-    """A reading exercise: five lines with letters, then which line says what."""
+    """A reading exercise: a few lines with letters, then which line says what."""
     index = rng.randrange(2)
-    values = rng.sample([values[index] for values in ANIMALS.values()], len(CHOICES))
-    found = list(zip(values, CHOICES))
+    values = rng.sample([values[index] for values in ANIMALS.values()], rng.randint(2, len(CHOICES)))
+    found = list(zip(values, CHOICES, strict=False))
     rng.shuffle(found)
     return f"Lines:{_lines(values)}\nFound: {', '.join(f'{value} {letter}' for value, letter in found)}."
 
 
 def _lines(values: Sequence[str]) -> str:
-    return "".join(f"\n({letter}) {value}" for letter, value in zip(CHOICES, values))
+    return "".join(f"\n({letter}) {value}" for letter, value in zip(CHOICES, values, strict=False))
 
 
 def fact_document(rng: random.Random) -> str:
-    """A few one-hop facts: sums on a ring of ten, which class an animal belongs to, where a class lives, what it eats."""
+    """A few one-hop facts: sums on a ring of ten, an animal's class, where a class lives, what it eats."""
     sentences = []
     for _ in range(3):
         first, second = rng.randrange(SEATS), rng.randrange(1, SEATS)
@@ -191,13 +193,13 @@ def documents(split: str, count: int, seed: int, steps: int, aside_share: float)
     share = aside_share if split == "pretrain" else 0.0
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.42:
+        if kind < 0.35:
             yield problem_document(rng, ring_problem(rng, split, steps), share)
-        elif kind < 0.72:
+        elif kind < 0.65:
             yield problem_document(rng, animal_problem(rng, split), share)
-        elif kind < 0.88:
+        elif kind < 0.9:
             yield lookup_document(rng)
-        elif kind < 0.96:
+        elif kind < 0.97:
             yield fact_document(rng)
         else:
             yield story_document(rng, share)
@@ -219,7 +221,7 @@ def gsm8k_questions(count: int, seed: int, steps: int) -> list[dict]:
 
 
 def commonsense_qa_questions(count: int, seed: int) -> list[dict]:
-    """Evaluation questions in CommonsenseQA's columns: ``question``, ``choices`` (``label``, ``text``), ``answerKey``."""
+    """Evaluation questions in CommonsenseQA's columns: ``question``, ``choices.{label,text}``, ``answerKey``."""
     rng = random.Random(f"{seed}/commonsense_qa")
     problems = [animal_problem(rng, EVALUATION) for _ in range(count)]
     return [

@@ -111,7 +111,7 @@ def _score_batch(
     keys = torch.tensor([q.index for q in batch], device=model.device)
     output = model(ids, mask, positions=positions, sampling=sampling, text_keys=keys)
     thoughts = output.thoughts.ids[:, 0].cpu()
-    for q, base, mixed, thought in zip(batch, output.base_logits.cpu(), output.logits.cpu(), thoughts):
+    for q, base, mixed, thought in zip(batch, output.base_logits.cpu(), output.logits.cpu(), thoughts, strict=True):
         own = slice(-len(q.answer_ids) - 1, None)
         yield {
             "index": q.index,
@@ -148,7 +148,7 @@ def read_answer(question: Encoded, logits: Tensor, tokenizer: PreTrainedTokenize
 
 def _greedy_number(question: Encoded, greedy: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     written = []
-    for token, right in zip(greedy, question.answer_ids):
+    for token, right in zip(greedy, question.answer_ids, strict=False):
         written.append(token)
         if token != right:
             break

@@ -31,7 +31,7 @@ def commonsense_qa(row: dict) -> Question:
     labels, texts = row["choices"]["label"], row["choices"]["text"]
     if row["answerKey"] not in labels:
         raise UserError(f"a CommonsenseQA answerKey is {row['answerKey']!r}, which is not among {', '.join(labels)}")
-    lines = "".join(f"\n({label}) {text}" for label, text in zip(labels, texts))
+    lines = "".join(f"\n({label}) {text}" for label, text in zip(labels, texts, strict=True))
     return Question(f"Q: {row['question']}{lines}\nA:", row["answerKey"], tuple(labels))
 
 

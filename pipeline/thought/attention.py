@@ -89,7 +89,7 @@ class OwnTokens:
             shape = (*key.shape[:3], self._row_tokens, key.shape[-1])
             self._buffers[layer] = (key.new_empty(shape), value.new_empty(*shape[:-1], value.shape[-1]))
         stop = first + key.shape[3]
-        for buffer, new in zip(self._buffers[layer], (key, value)):
+        for buffer, new in zip(self._buffers[layer], (key, value), strict=True):
             buffer[..., first:stop, :] = new
         return tuple(buffer[..., :stop, :] for buffer in self._buffers[layer])
 

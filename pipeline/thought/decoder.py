@@ -10,7 +10,7 @@ from pipeline.thought.layout import row_position_ids, text_position_ids
 RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # settings that make two passes of one model differ
 
 
-class UnsupportedDecoder(ValueError):
+class UnsupportedDecoderError(ValueError):
     """The decoder cannot think in parallel: its attention is not transformers' attention interface, or not plain."""
 
 
@@ -57,7 +57,7 @@ def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
     """A decoder with new weights whose attention is ours and whose dropout is off.
 
     Dropout would make the pass that scores a thought differ from the one that sampled it.
-    Raises UnsupportedDecoder for a model that is known not to work.
+    Raises UnsupportedDecoderError for a model that is known not to work.
     """
     for name in vars(config):
         if name.endswith(RANDOM) and isinstance(getattr(config, name), float):
@@ -65,17 +65,17 @@ def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
     try:
         base = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     except ValueError as error:
-        raise UnsupportedDecoder(f"{config.model_type}: {_first_line(error)}") from error
+        raise UnsupportedDecoderError(f"{config.model_type}: {_first_line(error)}") from error
     except KeyError:  # a model that keeps a table of its own of attention classes
         base = None
     if base is None or not base._supports_attention_backend:
-        raise UnsupportedDecoder(f"{config.model_type}: it does not use transformers' attention interface")
+        raise UnsupportedDecoderError(f"{config.model_type}: it does not use transformers' attention interface")
     return base
 
 
 @torch.no_grad()
 def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-3) -> None:
-    """Run a thought in parallel and as an ordinary sequence; raise UnsupportedDecoder if the logits differ.
+    """Run a thought in parallel and as an ordinary sequence; raise UnsupportedDecoderError if the logits differ.
 
     The ordinary run is the model's own forward pass with eager attention, so this finds whatever a model does that
     the views or `Decoder.predict` do not know of (state-space layers, ALiBi, scaled logits, ...).
@@ -93,10 +93,10 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
         actual = decoder.predict(decoder.run_rows(decoder.embed(row)[:, None, None], view, last))[:, 0, 0]
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         reason = f"a thought cannot be run in parallel ({_first_line(error)})"
-        raise UnsupportedDecoder(f"{config.model_type}: {reason}") from error
+        raise UnsupportedDecoderError(f"{config.model_type}: {reason}") from error
     difference = (actual - expected).float().norm() / expected.float().norm()
     if not difference < (tolerance if expected.dtype == torch.float32 else 0.05):
-        raise UnsupportedDecoder(f"{config.model_type}: a thought run in parallel differs by {difference:.1%}")
+        raise UnsupportedDecoderError(f"{config.model_type}: a thought run in parallel differs by {difference:.1%}")
 
 
 def _first_line(error: Exception) -> str:

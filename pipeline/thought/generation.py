@@ -12,6 +12,7 @@ from pipeline.thought.sampler import Sampling, ban, draw, uniforms
 if TYPE_CHECKING:
     from pipeline.thought.model import QuietStarForCausalLM
 
+GREEDY = Sampling(temperature=0.0)
 TEXT_STEP = -1  # the step that a text token's own draw counts as; thoughts use 0 .. K-1
 
 
@@ -21,8 +22,8 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 20,
-    sampling: Sampling = Sampling(temperature=0.0),
-    thought_sampling: Sampling = Sampling(temperature=0.0),
+    sampling: Sampling = GREEDY,
+    thought_sampling: Sampling = GREEDY,
     eos_token_id: int | None = None,
     pad_token_id: int = 0,
     text_keys: Tensor | None = None,

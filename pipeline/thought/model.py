@@ -28,6 +28,7 @@ class QuietStarConfig(PretrainedConfig):
     log-probabilities (3 in the released code).
     ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
     where the vocabulary has none.
+    Raises ValueError for a thought without tokens, without a true token after it, or none at a position.
     """
 
     model_type = "quiet_star"
@@ -45,6 +46,8 @@ class QuietStarConfig(PretrainedConfig):
         end_token_id: int | None = None,
         **kwargs: object,
     ):
+        if min(thought_tokens, lookahead, rationales) < 1:
+            raise ValueError("thought_tokens, lookahead and rationales must be at least 1")
         base = base or {"model_type": "llama"}
         self.base = {name: value for name, value in base.items() if name not in NOT_KEPT}
         self.thought_tokens = thought_tokens
@@ -103,7 +106,7 @@ class QuietStarForCausalLM(PreTrainedModel):
     def from_base(cls, base: PreTrainedModel, meta_token_ids: list[int], **settings: object) -> "QuietStarForCausalLM":
         """Quiet-STaR on a pretrained ``base``; both meta-tokens start as the mean embedding of ``meta_token_ids``.
 
-        ``settings`` are `QuietStarConfig`'s. Raises `UnsupportedDecoder` for a model that cannot think in parallel.
+        ``settings`` are `QuietStarConfig`'s. Raises UnsupportedDecoderError for one that cannot think in parallel.
         """
         config = QuietStarConfig(base=base.config.to_dict(), **settings)
         model = cls._from_config(config, dtype=base.dtype)  # not .to(dtype), which rounds the rotary frequencies too

@@ -56,7 +56,7 @@ def token_nll(predict: Predict, hidden: Tensor, targets: Tensor, vocabulary: int
         checkpoint(_nll, predict, some, ids, use_reentrant=False)
         if torch.is_grad_enabled()
         else _nll(predict, some, ids)
-        for some, ids in zip(rows.split(size), wanted.split(size))
+        for some, ids in zip(rows.split(size), wanted.split(size), strict=True)
     ]
     return torch.cat(chunks).view(targets.shape)
 

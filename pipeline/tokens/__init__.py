@@ -27,7 +27,9 @@ def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path
         tokenizer = pretrained_tokenizer(base_model)
     with new_path(out / "tokenizer") as folder:
         tokenizer.save_pretrained(folder)
-    _write(spans.packed(_ids(texts, "pretrain", tokenizer), params.pretrain_span), out / "pretrain.parquet", from_scratch)
+    _write(
+        spans.packed(_ids(texts, "pretrain", tokenizer), params.pretrain_span), out / "pretrain.parquet", from_scratch
+    )
     for split in ("train", "heldout"):
         ids = _ids(texts, split, tokenizer)
         if params.packed:
@@ -42,7 +44,9 @@ def _texts(folder: Path, split: str) -> Iterable[str]:
 
 
 def _ids(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> Iterable[list[int]]:
-    return spans.document_ids(tqdm(_texts(folder, split), desc=f"tokenize {split}", unit=" documents", mininterval=2), tokenizer)
+    return spans.document_ids(
+        tqdm(_texts(folder, split), desc=f"tokenize {split}", unit=" documents", mininterval=2), tokenizer
+    )
 
 
 def _write(rows: Iterable[spans.Span], path: Path, needed: bool) -> None:

@@ -28,9 +28,7 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     )
     log = Log(spans.mean_length)
     with training_arguments(params.device, params.seed, **_settings(params)) as arguments:
-        trainer = QuietStarTrainer(
-            params, heldout, arguments, model=model, train_dataset=spans, callbacks=[log]
-        )
+        trainer = QuietStarTrainer(params, heldout, arguments, model=model, train_dataset=spans, callbacks=[log])
         trainer.train()
         if params.steps % params.evaluation_steps:
             trainer.evaluate()

@@ -33,7 +33,7 @@ class Probe:
     def share(self, model: QuietStarForCausalLM, seed: int) -> float:
         """The share of thoughts, sampled at temperature 1, that hold the right working."""
         texts = self.thoughts(model, Sampling(seed=seed))
-        held = [working in text for working, some in zip(self.workings, texts) for text in some]
+        held = [working in text for working, some in zip(self.workings, texts, strict=True) for text in some]
         return sum(held) / len(held)
 
 

@@ -58,8 +58,12 @@ class QuietStarTrainer(CheckedTrainer):
         """Held-out base and talk loss in nats, and the share of sampled thoughts that hold the working."""
         self.model.eval()
         loader = DataLoader(self._heldout.spans, batch_size=self.args.eval_batch_size)
-        outputs = [self.model(**self._prepare_inputs(batch), sampling=Sampling(seed=self._params.seed)) for batch in loader]
-        metrics = {f"eval_{name}": _mean([getattr(o.losses, part).item() for o in outputs]) for name, part in HELDOUT_LOSSES}
+        outputs = [
+            self.model(**self._prepare_inputs(batch), sampling=Sampling(seed=self._params.seed)) for batch in loader
+        ]
+        metrics = {
+            f"eval_{name}": _mean([getattr(o.losses, part).item() for o in outputs]) for name, part in HELDOUT_LOSSES
+        }
         if self._heldout.probe is not None:
             metrics["eval_working_share"] = self._heldout.probe.share(self.model, self._params.seed)
         self.log(metrics)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.thought.decoder import UnsupportedDecoder, build_decoder, check_decoder
+from pipeline.thought.decoder import UnsupportedDecoderError, build_decoder, check_decoder
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import IGNORED, Losses
 from tests.thought.slow_reference import SlowQuietStar, SlowResult
@@ -152,7 +152,7 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("base", UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
 def test_unsupported(base):
-    with pytest.raises(UnsupportedDecoder) as caught:
+    with pytest.raises(UnsupportedDecoderError) as caught:
         check_decoder(build_decoder(config_of(base)))
     message = str(caught.value)
     assert message.startswith(f"{base['model_type']}: ")
@@ -162,5 +162,5 @@ def test_unsupported(base):
 
 def test_from_base_checks_the_decoder():
     base = base_model(UNSUPPORTED["divided logits"])
-    with pytest.raises(UnsupportedDecoder, match="granite"):
+    with pytest.raises(UnsupportedDecoderError, match="granite"):
         QuietStarForCausalLM.from_base(base, [3])

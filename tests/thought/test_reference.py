@@ -48,7 +48,7 @@ class Case:
         return self.model(self.ids, self.mask, **options)
 
 
-@pytest.fixture(params=[c for c in CASES], ids=lambda c: c.name)
+@pytest.fixture(params=CASES, ids=lambda c: c.name)
 def case(request):
     return Case(request.param)
 

@@ -1,0 +1,132 @@
+"""Runs a project copy's stages: by `python -m`, or, some ten times faster, in a fork of a process with the libraries.
+
+The fork imports the copy's own code, from the copy's folder, as `python -m` does.
+"""
+
+import multiprocessing
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from omegaconf import OmegaConf
+
+from pipeline import preset
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("corpus", "tokenize", "base_model", "train", "evaluate", "perplexity", "report")
+LIBRARIES = [
+    "accelerate",
+    "datasets",
+    "omegaconf",
+    "pandas",
+    "transformers.trainer",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
+]
+TINY = {
+    "corpus.microworld.pretrain_documents": 150,
+    "corpus.microworld.train_documents": 12,
+    "corpus.microworld.heldout_documents": 6,
+    "corpus.microworld.probe_documents": 3,
+    "corpus.microworld.questions": 4,
+    "tokenize.vocabulary": 500,
+    "tokenize.pretrain_span": 32,
+    "tokenize.span": 24,
+    "base_model.scratch.hidden_size": 16,
+    "base_model.scratch.ffn_size": 24,
+    "base_model.scratch.layers": 1,
+    "base_model.scratch.steps": 3,
+    "base_model.scratch.batch_size": 2,
+    "train.thought_tokens": 2,
+    "train.lookahead": 2,
+    "train.steps": 2,
+    "train.batch_size": 2,
+    "train.evaluation_steps": 1,
+    "train.evaluation_texts": 4,
+    "evaluate.questions": 4,
+    "evaluate.bootstrap_samples": 20,
+    "perplexity.texts": 4,
+    "perplexity.bootstrap_samples": 20,
+}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # offline: no test waits for a network
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a stage ended; ``complaint`` is its standard error without progress bars and log lines of libraries."""
+
+    code: int
+    stderr: str
+
+    @property
+    def complaint(self) -> list[str]:
+        lines = self.stderr.replace("\r", "\n").splitlines()
+        first = next((i for i, line in enumerate(lines) if line.startswith(("error:", "Traceback"))), len(lines))
+        return lines[first:]
+
+
+def copy_project(folder: Path, **changes: object) -> Path:
+    """A copy of the code with the smoke preset, made smaller still, and ``changes`` (``__`` is a dot) on top."""
+    for name in ("pipeline", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", folder)
+    values = preset.options(["scale=smoke"]) | TINY
+    set_params(folder, values | {name.replace("__", "."): value for name, value in changes.items()})
+    return folder
+
+
+def set_params(folder: Path, changes: dict[str, object]) -> None:
+    config = OmegaConf.load(folder / "params.yaml")
+    for name, value in changes.items():
+        OmegaConf.update(config, name, value)
+    OmegaConf.save(config, folder / "params.yaml")
+
+
+def run_as_module(folder: Path, stage: str) -> Finished:
+    """`python -m stages.<stage>` in ``folder``."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=folder,
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return Finished(done.returncode, done.stderr)
+
+
+def run_stage(folder: Path, stage: str) -> Finished:
+    """The same in a fork."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    with tempfile.NamedTemporaryFile("r", suffix=".err") as stderr:
+        process = context.Process(target=_main, args=(folder, stage, stderr.name))
+        with mock.patch.dict(os.environ, ENVIRONMENT):  # the first start makes the process that the rest fork from
+            process.start()
+        process.join()
+        return Finished(process.exitcode, stderr.read())
+
+
+def _main(folder: Path, stage: str, stderr: str) -> None:
+    os.dup2(os.open(stderr, os.O_WRONLY), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.chdir(folder)
+    for name in [m for m in sys.modules if m.partition(".")[0] in ("pipeline", "stages")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    runpy.run_module(f"stages.{stage}", run_name="__main__")
+
+
+def run_stages(folder: Path, stages: tuple[str, ...] = STAGES) -> None:
+    """Run these stages in order; one that fails fails the test, with what it said."""
+    for stage in stages:
+        done = run_stage(folder, stage)
+        assert done.code == 0, f"{stage}: {done.stderr}"
