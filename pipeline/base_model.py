@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pandas as pd
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_table
-from pipeline.loop import CheckedTrainer, Log, Spans, training_arguments
+from pipeline.loop import CheckedTrainer, Log, Spans, read_tokenizer, training_arguments
 from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
 from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
@@ -22,11 +24,11 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
     Raises UserError for a model that is missing, broken or of a kind that cannot think in parallel.
     """
     keep_memory()
+    tokenizer = read_tokenizer(tokens / "tokenizer")
     if params.source == "hub":
         model, rows = _load(params), pd.DataFrame(columns=["step", *STEPS_COLUMNS])
     else:
-        model, rows = _pretrain(params, tokens)
-    tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
+        model, rows = _pretrain(params, tokens, tokenizer)
     _check(model, len(tokenizer))
     with new_path(out) as folder:
         model.save_pretrained(folder)
@@ -57,9 +59,11 @@ def _check(model: PreTrainedModel, vocabulary: int) -> None:
         raise UserError(f"this model cannot think: {error}") from error
 
 
-def _pretrain(params: BaseModel, tokens: Path) -> tuple[PreTrainedModel, pd.DataFrame]:
+def _pretrain(
+    params: BaseModel, tokens: Path, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, pd.DataFrame]:
     set_seed(params.seed)
-    scratch, tokenizer = params.scratch, AutoTokenizer.from_pretrained(tokens / "tokenizer")
+    scratch = params.scratch
     model = AutoModelForCausalLM.from_config(scratch_config(scratch, len(tokenizer), tokenizer.eos_token_id))
     spans = Spans(tokens / "pretrain.parquet")
     log = Log(spans.mean_length)
@@ -85,13 +89,21 @@ def _pretrain(params: BaseModel, tokens: Path) -> tuple[PreTrainedModel, pd.Data
 
 
 class PretrainTrainer(CheckedTrainer):
-    """Plain language modelling."""
+    """Plain language modelling. Of the documents packed into a span each attends to itself only."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "text_keys"}
-        if inputs["attention_mask"].all():  # without a mask, attention takes its fast causal path
+        if inputs["attention_mask"].all():  # packed: transformers finds the documents by their position ids
             del inputs["attention_mask"]
-        return super().compute_loss(model, inputs, return_outputs)
+            inputs["position_ids"] = document_positions(inputs["input_ids"], self.model.config.eos_token_id)
+        return super().compute_loss(model, inputs | {"use_cache": False}, return_outputs)
+
+
+def document_positions(ids: Tensor, end: int) -> Tensor:
+    """Position ids (B, N) of packed documents ``ids`` (B, N): each document, ended by ``end``, starts at 0."""
+    order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    starts = torch.nn.functional.pad(ids[:, :-1] == end, (1, 0), value=True)
+    return order - (order * starts).cummax(dim=1).values
 
 
 def scratch_config(scratch: Scratch, vocabulary: int, end: int) -> object:

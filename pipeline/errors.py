@@ -13,8 +13,17 @@ def run(stage: Callable[[], None]) -> None:
     try:
         stage()
     except UserError as error:
+        _close_progress_bars()
         sys.exit(f"error: {' '.join(str(error).split())}")
     except OSError as error:
         if error.errno is None:  # not the system's own complaint (a full disk, a missing permission)
             raise
+        _close_progress_bars()
         sys.exit(f"error: {error.strerror}: {error.filename or 'while writing'}")
+
+
+def _close_progress_bars() -> None:
+    """So that the message has a line of its own."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()

@@ -1,6 +1,8 @@
 """Writing outputs so that what is there is whole: nothing half-written is left behind."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 
 BATCH_ROWS = 2000
+RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers tell of a full disk in their text alone
 
 
 @contextmanager
@@ -25,6 +28,11 @@ def new_path(path: Path) -> Iterator[Path]:
         yield part
         _remove(path)
         part.rename(path)
+    except Exception as error:
+        number = RUST_OS_ERROR.search(str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     finally:
         _remove(part)
 

@@ -14,11 +14,21 @@ import torch
 from pyarrow import ArrowException
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from pipeline.errors import UserError
 
 IGNORED = -100
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that a stage wrote to ``folder``. Raises UserError where there is none."""
+    if not folder.is_dir():  # transformers would look for a hub model of this name
+        raise UserError(f"the folder {folder} is missing: run `dvc repro` to make it again")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers each raise their own
+        raise UserError(f"{folder} holds no usable tokenizer: run `dvc repro` to make it again") from error
 
 
 class Spans(Dataset):
@@ -90,12 +100,17 @@ class CheckedTrainer(Trainer):
 
     def training_step(self, *args, **kwargs) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate or "
-                "the meta-token scale, or check the base model"
-            )
+        check_loss(loss.item(), self.state.global_step + 1)
         return loss
+
+
+def check_loss(loss: float, step: int) -> None:
+    """Raise UserError where the loss is not a number."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}: lower the learning rate or the meta-token scale, or check the base "
+            "model"
+        )
 
 
 @contextmanager

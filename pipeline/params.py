@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -19,6 +19,10 @@ LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
 def at_least(least: float, at_most: float | None = None, default: object = MISSING) -> Any:
     """A number that must not be below ``least``, nor above ``at_most``."""
     return field(default=default, metadata={"at least": least, "at most": at_most})
+
+
+def a_seed() -> Any:
+    return at_least(0, at_most=2**32 - 1)  # what numpy's generator takes
 
 
 def above(bound: float) -> Any:
@@ -65,7 +69,7 @@ class MicroWorld:
 
 @dataclass
 class Corpus:
-    seed: int = at_least(0)
+    seed: int = a_seed()
     source: str = one_of("microworld", "hub")
     microworld: MicroWorld = field(default_factory=MicroWorld)
     hub: Hub = field(default_factory=Hub)
@@ -73,8 +77,8 @@ class Corpus:
 
 @dataclass
 class Tokenize:
-    seed: int = at_least(0)
-    vocabulary: int = at_least(257)  # every byte, and padding
+    seed: int = a_seed()
+    vocabulary: int = at_least(258)  # every byte, padding and the end of a document
     pretrain_span: int = at_least(2)
     span: int = at_least(3)  # a token that thinks, its next one, and one after it
     packed: bool = MISSING
@@ -99,7 +103,7 @@ class Scratch:
 
 @dataclass
 class BaseModel:
-    seed: int = at_least(0)
+    seed: int = a_seed()
     source: str = one_of("scratch", "hub")
     path: str | None = None
     revision: str | None = None
@@ -109,7 +113,7 @@ class BaseModel:
 
 @dataclass
 class Train:
-    seed: int = at_least(0)
+    seed: int = a_seed()
     thought_tokens: int = at_least(1)
     lookahead: int = at_least(1)
     rationales: int = at_least(1)
@@ -133,7 +137,7 @@ class Train:
 
 @dataclass
 class Evaluate:
-    seed: int = at_least(0)
+    seed: int = a_seed()
     questions: int | None = at_least(1, default=None)
     batch_size: int = at_least(1)
     thought_temperature: float = at_least(0)
@@ -143,7 +147,7 @@ class Evaluate:
 
 @dataclass
 class Perplexity:
-    seed: int = at_least(0)
+    seed: int = a_seed()
     texts: int = at_least(1)
     batch_size: int = at_least(1)
     thought_temperature: float = at_least(0)
@@ -173,7 +177,10 @@ def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) 
     Raises UserError, in one line, for what cannot be run.
     """
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Params), OmegaConf.load(path))
+        schema, given = OmegaConf.structured(Params), OmegaConf.load(path)
+        for problem in _not_sections(schema, given):
+            raise UserError(f"{path}: {problem}")
+        config = OmegaConf.merge(schema, given)
         for name, value in (changes or {}).items():
             OmegaConf.update(config, name, value, force_add=False)
         params = OmegaConf.to_object(config)
@@ -186,6 +193,16 @@ def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) 
     for problem in _problems(params):
         raise UserError(f"{path}: {problem}")
     return params
+
+
+def _not_sections(schema: DictConfig, given: object, name: str = "") -> Iterator[str]:
+    """Values where a section belongs: OmegaConf's own complaint does not say which."""
+    if not isinstance(given, DictConfig) or given._is_none():
+        yield f"{name or 'the whole file'} is {given}, but must be a section"
+        return
+    for key, section in schema.items_ex(resolve=False):
+        if isinstance(section, DictConfig) and key in given:
+            yield from _not_sections(section, given._get_node(key), f"{name}.{key}".removeprefix("."))
 
 
 def _first_line(error: OmegaConfBaseException) -> str:
@@ -212,13 +229,12 @@ def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
             bounds = " and ".join(
                 f"{how} {_listed(bound)}" for how, bound in entry.metadata.items() if bound is not None
             )
-            yield f"{name} is {value}, but must be {bounds or 'a finite number'}"
+            finite = "" if _finite(value) else "a finite number "
+            yield f"{name} is {value}, but must be {finite}{bounds}".rstrip()
 
 
 def _within(value: object, bounds: Mapping[str, Any]) -> bool:
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return all(
+    return _finite(value) and all(
         bound is None
         or (how == "at least" and value >= bound)
         or (how == "at most" and value <= bound)
@@ -226,6 +242,10 @@ def _within(value: object, bounds: Mapping[str, Any]) -> bool:
         or (how == "one of" and value in bound)
         for how, bound in bounds.items()
     )
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _listed(bound: object) -> str:
@@ -249,4 +269,9 @@ def _impossible_sizes(params: Params) -> Iterator[str]:
         yield (
             f"base_model.scratch: heads ({scratch.heads}) must divide hidden_size ({scratch.hidden_size}), "
             f"and key_value_heads ({scratch.key_value_heads}) must divide heads"
+        )
+    elif scratch.hidden_size // scratch.heads % 2:
+        yield (
+            f"base_model.scratch: hidden_size ({scratch.hidden_size}) over heads ({scratch.heads}) must be even, for "
+            "rotary position embeddings"
         )

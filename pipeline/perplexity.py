@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.bootstrap import interval
 from pipeline.files import write_json, write_table
-from pipeline.loop import Spans, pick_device
+from pipeline.loop import Spans, pick_device, read_tokenizer
 from pipeline.params import Perplexity
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -25,7 +25,7 @@ DECILES = 10
 def write_perplexity(params: Perplexity, trained: Path, heldout: Path, results: Path) -> None:
     """Write a row a token (tokens.parquet), the improvement by decile (deciles.csv) and the means (metrics.json)."""
     model = load_trained(trained).to(pick_device(params.device))
-    tokenizer = AutoTokenizer.from_pretrained(trained)
+    tokenizer = read_tokenizer(trained)
     tokens = token_table(params, model, tokenizer, Spans(heldout, params.texts))
     write_table(results / "tokens.parquet", tokens)
     metrics = summary(tokens, params)

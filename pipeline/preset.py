@@ -6,16 +6,19 @@ The groups are Hydra config groups in pipeline/presets. `root=FOLDER` takes ever
 folder in the hub's layout instead of the hub. `key=value` options for anything in params.yaml may follow.
 """
 
+import string
 import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import errors, params
 
+PARSER = OverridesParser.create()
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -39,6 +42,8 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
         flat |= {k: str(Path(root) / v) for k, v in flat.items() if k.startswith("corpus.hub.") and k.endswith(".path")}
         flat |= _rooted_defaults(flat, root)
     params.load(changes=flat)
+    for name, value in flat.items():
+        _check_readable(name, value)
     return flat
 
 
@@ -59,6 +64,17 @@ def _flat(config: DictConfig, prefix: str = "") -> dict[str, object]:
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value}
     return flat
+
+
+def _check_readable(name: str, value: object) -> None:
+    """Raise UserError for a value that the shell would split, or `dvc exp run` take for another one."""
+    text = _text(value)
+    try:
+        readable = not set(text) & set(string.whitespace) and PARSER.parse_override(f"{name}={text}").value() == value
+    except HydraException:
+        readable = False
+    if not readable:
+        raise errors.UserError(f"{name} cannot be {text!r} on a command line: write it into params.yaml")
 
 
 def _text(value: object) -> str:

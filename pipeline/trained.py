@@ -25,8 +25,19 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     return model.eval()
 
 
+def check_room(model: QuietStarForCausalLM, tokens: int) -> None:
+    """Raise UserError where a thought after a text of ``tokens`` would stand past the model's last position."""
+    needed = tokens + model.config.thought_tokens + 2
+    known = getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and needed > known:
+        raise UserError(f"a question and its last thought need {needed} positions, but the base model has {known}")
+
+
 def _config(folder: Path) -> dict:
     try:
-        return QuietStarConfig.get_config_dict(folder, local_files_only=True)[0]
+        config = QuietStarConfig.get_config_dict(folder, local_files_only=True)[0]
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no trained model: run `dvc repro train`") from error
+    if not config:
+        raise UserError(f"{folder} holds no trained model: run `dvc repro train`")
+    return config

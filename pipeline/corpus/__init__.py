@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.corpus import hub, microworld
+from pipeline.errors import UserError
 from pipeline.files import new_path, write_rows
 from pipeline.params import Corpus, HubSplit
 
@@ -38,7 +39,7 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
             write_rows(folder / f"{split}.parquet", ({"text": d} for d in documents), TEXT)
         write_rows(folder / "probe.parquet", _probe(params), PROBE)
         for task, schema in TASKS.items():
-            write_rows(task_folder / f"{task}.parquet", _questions(params, task, schema.names), schema)
+            _write_questions(params, task, schema, task_folder / f"{task}.parquet")
 
 
 def _documents(params: Corpus, split: str) -> Iterator[str]:
@@ -54,6 +55,13 @@ def _probe(params: Corpus) -> Iterator[dict]:
     if params.source == "hub":
         return iter(())
     return microworld.probe(params.microworld.probe_documents, params.seed, params.microworld.steps)
+
+
+def _write_questions(params: Corpus, task: str, schema: pa.Schema, path: Path) -> None:
+    try:
+        write_rows(path, _questions(params, task, schema.names), schema)
+    except pa.ArrowException as error:
+        raise UserError(f"corpus.hub.{task} does not have {task}'s columns: {error}") from error
 
 
 def _questions(params: Corpus, task: str, columns: list[str]) -> Iterator[dict]:

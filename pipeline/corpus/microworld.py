@@ -193,13 +193,13 @@ def documents(split: str, count: int, seed: int, steps: int, aside_share: float)
     share = aside_share if split == "pretrain" else 0.0
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.35:
+        if kind < 0.4:
             yield problem_document(rng, ring_problem(rng, split, steps), share)
-        elif kind < 0.65:
+        elif kind < 0.7:
             yield problem_document(rng, animal_problem(rng, split), share)
-        elif kind < 0.9:
+        elif kind < 0.88:
             yield lookup_document(rng)
-        elif kind < 0.97:
+        elif kind < 0.96:
             yield fact_document(rng)
         else:
             yield story_document(rng, share)

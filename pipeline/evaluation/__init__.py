@@ -4,17 +4,18 @@ from itertools import islice
 from pathlib import Path
 
 import pandas as pd
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.bootstrap import interval
+from pipeline.errors import UserError
 from pipeline.evaluation.direct import digit_tokens, encode, score
 from pipeline.evaluation.tasks import TASKS
 from pipeline.files import read_rows, write_json, write_table
-from pipeline.loop import pick_device
+from pipeline.loop import pick_device, read_tokenizer
 from pipeline.params import Evaluate
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from pipeline.trained import load_trained
+from pipeline.trained import check_room, load_trained
 
 WAYS = ("no_thought", "thought")
 
@@ -22,7 +23,7 @@ WAYS = ("no_thought", "thought")
 def write_evaluation(params: Evaluate, trained: Path, questions: Path, results: Path) -> None:
     """Evaluate the model in ``trained`` on each task of ``questions``; write metrics and a row a question."""
     model = load_trained(trained).to(pick_device(params.device))
-    tokenizer = AutoTokenizer.from_pretrained(trained)
+    tokenizer = read_tokenizer(trained)
     tables = {task: predictions(params, model, tokenizer, task, questions / f"{task}.parquet") for task in TASKS}
     write_table(results / "predictions.parquet", pd.concat(tables.values(), ignore_index=True))
     write_json(results / "metrics.json", {task: summary(table, params) for task, table in tables.items()})
@@ -34,7 +35,10 @@ def predictions(
     """One row a question: the right answer, its probability and the predicted answer, without and with thoughts."""
     digits = digit_tokens(tokenizer)
     asked = [TASKS[task](row) for row in islice(read_rows(path), params.questions)]
+    if not asked:
+        raise UserError(f"{path} has no questions")
     encoded = [encode(index, question, tokenizer, digits) for index, question in enumerate(asked)]
+    check_room(model, max(len(question.prompt_ids) + len(question.answer_ids) for question in encoded))
     sampling = Sampling(params.thought_temperature, params.seed)
     rows = []
     for row in score(model, tokenizer, encoded, params.batch_size, sampling, name=task):

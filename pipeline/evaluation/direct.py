@@ -41,10 +41,15 @@ def encode(index: int, question: Question, tokenizer: PreTrainedTokenizerBase, d
     if not question.choices:
         known = set(digits)
         legal = [digits if token in known else [] for token in answer]
+        if not any(legal):
+            raise UserError(f"this tokenizer has no number token in the answer {question.answer!r}")
         return Encoded(index, question, prompt, answer, legal, [])
     ids = [_continued(tokenizer, question.prompt, choice)[1] for choice in question.choices]
     if len({tuple(choice[:-1]) for choice in ids}) > 1 or len({choice[-1] for choice in ids}) < len(ids):
-        raise UserError(f"this tokenizer does not tell the choices {', '.join(question.choices)} apart by one token")
+        raise UserError(
+            f"this tokenizer does not tell the choices {', '.join(question.choices)} apart by one token: "
+            "a larger tokenize.vocabulary may"
+        )
     last = [choice[-1] for choice in ids]
     return Encoded(index, question, prompt, answer, [[]] * (len(answer) - 1) + [last], last)
 
@@ -153,7 +158,7 @@ def _greedy_number(question: Encoded, greedy: list[int], tokenizer: PreTrainedTo
         if token != right:
             break
     else:
-        following = tokenizer.decode(greedy[-1:])
+        following = tokenizer.decode(greedy).removeprefix(tokenizer.decode(written))  # alone it may lose its space
         if following[:1].isdigit():  # a longer number than the answer
             written.append(greedy[-1])
     return tokenizer.decode(written).strip()

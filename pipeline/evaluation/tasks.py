@@ -21,7 +21,7 @@ class Question:
 def gsm8k(row: dict) -> Question:
     """The answer is what follows ``####``, without the commas of large numbers."""
     working, mark, answer = row["answer"].rpartition("####")
-    if not mark:
+    if not mark or not any(c.isdigit() for c in answer):
         raise UserError(f"a GSM8K answer has no '#### number': {row['answer'][:60]!r}")
     return Question(f"Q: {row['question']}\nA:", answer.strip().replace(",", ""))
 
@@ -29,6 +29,8 @@ def gsm8k(row: dict) -> Question:
 def commonsense_qa(row: dict) -> Question:
     """The choices are lines ``(A) text`` between the question and ``A:``; the answer is a letter."""
     labels, texts = row["choices"]["label"], row["choices"]["text"]
+    if len(labels) != len(texts):
+        raise UserError(f"a CommonsenseQA question has {len(labels)} labels but {len(texts)} choices")
     if row["answerKey"] not in labels:
         raise UserError(f"a CommonsenseQA answerKey is {row['answerKey']!r}, which is not among {', '.join(labels)}")
     lines = "".join(f"\n({label}) {text}" for label, text in zip(labels, texts, strict=True))

@@ -25,18 +25,17 @@ def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path
         tokenizer = train_tokenizer(islice(_texts(texts, "pretrain"), TOKENIZER_DOCUMENTS), params.vocabulary)
     else:
         tokenizer = pretrained_tokenizer(base_model)
-    with new_path(out / "tokenizer") as folder:
-        tokenizer.save_pretrained(folder)
-    _write(
-        spans.packed(_ids(texts, "pretrain", tokenizer), params.pretrain_span), out / "pretrain.parquet", from_scratch
-    )
-    for split in ("train", "heldout"):
-        ids = _ids(texts, split, tokenizer)
-        if params.packed:
-            rows = spans.packed(ids, params.span)
-        else:
-            rows = spans.one_each(ids, params.span, tokenizer.pad_token_id, params.seed)
-        _write(rows, out / f"{split}.parquet", needed=True)
+    with new_path(out) as folder:
+        tokenizer.save_pretrained(folder / "tokenizer")
+        rows = spans.packed(_ids(texts, "pretrain", tokenizer), params.pretrain_span)
+        _write(rows, folder / "pretrain.parquet", "tokenize.pretrain_span", needed=from_scratch)
+        for split in ("train", "heldout"):
+            ids = _ids(texts, split, tokenizer)
+            if params.packed:
+                rows = spans.packed(ids, params.span)
+            else:
+                rows = spans.one_each(ids, params.span, tokenizer.pad_token_id, params.seed)
+            _write(rows, folder / f"{split}.parquet", "tokenize.span", needed=True)
 
 
 def _texts(folder: Path, split: str) -> Iterable[str]:
@@ -49,7 +48,6 @@ def _ids(folder: Path, split: str, tokenizer: PreTrainedTokenizerBase) -> Iterab
     )
 
 
-def _write(rows: Iterable[spans.Span], path: Path, needed: bool) -> None:
+def _write(rows: Iterable[spans.Span], path: Path, parameter: str, needed: bool) -> None:
     if write_rows(path, rows, SPANS) == 0 and needed:
-        path.unlink()
-        raise UserError(f"the {path.stem} text is too short for one span: more documents, or a smaller tokenize.span")
+        raise UserError(f"the {path.stem} text is too short for one span: more documents, or a smaller {parameter}")

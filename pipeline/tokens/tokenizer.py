@@ -39,8 +39,12 @@ def pretrained_tokenizer(params: BaseModel) -> PreTrainedTokenizerBase:
         )
     except Exception as error:  # transformers, huggingface_hub and tokenizers each raise their own
         raise UserError(f"no tokenizer at {params.path}: {str(error).splitlines()[0]}") from error
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # what transformers makes where files are missing
+        raise UserError(f"no tokenizer at {params.path}: its files are missing")
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {params.path} is not a fast one, which token spans need")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(f"the tokenizer of {params.path} has neither a padding nor an end token")
     return tokenizer

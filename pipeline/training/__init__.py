@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pandas as pd
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
-from pipeline.loop import Log, Spans, training_arguments
+from pipeline.loop import Log, Spans, read_tokenizer, training_arguments
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.probe import read_probe
@@ -19,13 +19,14 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     """Train on ``tokens``/train.parquet; write the model and its tokenizer to ``out``, the log to ``results``."""
     keep_memory()
     set_seed(params.seed)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
     spans = Spans(tokens / "train.parquet")
-    _check_room(model, spans)
-    heldout = HeldOut(
-        Spans(tokens / "heldout.parquet", params.evaluation_texts), read_probe(probe, tokenizer, params.rationales)
-    )
+    _check_room(model, len(spans[0]["input_ids"]) + model.layout.row_tokens, "a span")
+    asked = read_probe(probe, tokenizer, params.rationales)
+    if asked is not None:
+        _check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
+    heldout = HeldOut(Spans(tokens / "heldout.parquet", params.evaluation_texts), asked)
     log = Log(spans.mean_length)
     with training_arguments(params.device, params.seed, **_settings(params)) as arguments:
         trainer = QuietStarTrainer(params, heldout, arguments, model=model, train_dataset=spans, callbacks=[log])
@@ -49,7 +50,7 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     if not meta_token:
         raise UserError(f"train.meta_token_text {params.meta_token_text!r} has no token in this tokenizer")
     return QuietStarForCausalLM.from_base(
-        AutoModelForCausalLM.from_pretrained(base),
+        _base_model(base),
         meta_token_ids=meta_token,
         thought_tokens=params.thought_tokens,
         lookahead=params.lookahead,
@@ -62,12 +63,18 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     )
 
 
-def _check_room(model: QuietStarForCausalLM, spans: Spans) -> None:
-    """Raise UserError where the last thought of a span would stand past the positions that the model knows."""
-    needed = len(spans[0]["input_ids"]) + model.layout.row_tokens
+def _base_model(folder: Path) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # transformers and safetensors each raise their own
+        raise UserError(f"{folder} holds no usable model: run `dvc repro` to make it again") from error
+
+
+def _check_room(model: QuietStarForCausalLM, needed: int, what: str) -> None:
+    """Raise UserError where a text's last thought would stand past the positions that the model knows."""
     known = getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
     if known is not None and needed > known:
-        raise UserError(f"a span and its last thought need {needed} positions, but the base model has {known}")
+        raise UserError(f"{what} and its last thought need {needed} positions, but the base model has {known}")
 
 
 def _settings(params: Train) -> dict:

@@ -1,5 +1,8 @@
 """Quiet-STaR in the HF Trainer: its loss, its two learning rates, and what it logs."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from pipeline.loop import CheckedTrainer, Spans
+from pipeline.loop import CheckedTrainer, Spans, check_loss
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.sampler import Sampling
@@ -43,7 +46,8 @@ class QuietStarTrainer(CheckedTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         seed = self._params.seed * SEEDS_APART + self.state.global_step
-        output = model(**inputs, sampling=Sampling(seed=seed))
+        with no_thought_past_the_vocabulary(self.state.global_step + 1):
+            output = model(**inputs, sampling=Sampling(seed=seed))
         self._parts.append(_parts(output, inputs["labels"]))
         return (output.loss, output) if return_outputs else output.loss
 
@@ -57,6 +61,14 @@ class QuietStarTrainer(CheckedTrainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Held-out base and talk loss in nats, and the share of sampled thoughts that hold the working."""
         self.model.eval()
+        with no_thought_past_the_vocabulary(self.state.global_step):
+            metrics = self._watched()
+        check_loss(metrics["eval_talk_loss"], self.state.global_step)
+        self.log(metrics)
+        self.model.train()
+        return metrics
+
+    def _watched(self) -> dict[str, float]:
         loader = DataLoader(self._heldout.spans, batch_size=self.args.eval_batch_size)
         outputs = [
             self.model(**self._prepare_inputs(batch), sampling=Sampling(seed=self._params.seed)) for batch in loader
@@ -66,12 +78,19 @@ class QuietStarTrainer(CheckedTrainer):
         }
         if self._heldout.probe is not None:
             metrics["eval_working_share"] = self._heldout.probe.share(self.model, self._params.seed)
-        self.log(metrics)
-        self.model.train()
         return metrics
 
 
 HELDOUT_LOSSES = (("base_loss", "base"), ("talk_loss", "talk"))
+
+
+@contextmanager
+def no_thought_past_the_vocabulary(step: int) -> Iterator[None]:
+    """Where logits are not numbers, the first sign is a thought token past the vocabulary's end: tell what it means."""
+    try:
+        yield
+    except IndexError:
+        check_loss(math.nan, step)
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:

@@ -1,0 +1,95 @@
+"""Outputs are whole or absent."""
+
+import errno
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.files import BATCH_ROWS, batches, new_path, read_rows, write_json, write_rows, write_table
+
+SCHEMA = pa.schema({"n": pa.int64()})
+
+
+def fail_after(count: int):
+    yield from ({"n": i} for i in range(count))
+    raise RuntimeError("stopped")
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [{"n": 1}], SCHEMA)
+    with pytest.raises(RuntimeError):
+        write_rows(path, fail_after(BATCH_ROWS + 1), SCHEMA)
+    assert list(read_rows(path)) == [{"n": 1}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_nothing_new(tmp_path: Path):
+    with pytest.raises(RuntimeError), new_path(tmp_path / "folder") as folder:
+        folder.mkdir()
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_takes_the_place_of_a_folder_and_of_a_left_over_part(tmp_path: Path):
+    for name in ("folder", "folder.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("x")
+    with new_path(tmp_path / "folder") as folder:
+        folder.mkdir()
+        (folder / "new").write_text("y")
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["folder", "folder/new"]
+
+
+def test_a_full_disk_that_only_a_text_tells_of(tmp_path: Path):
+    with pytest.raises(OSError) as error, new_path(tmp_path / "model"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_holds_finite_numbers_only(value: float, tmp_path: Path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "metrics.json", {"a": {"b": value}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_and_tables_read_back(tmp_path: Path):
+    write_json(tmp_path / "deep/metrics.json", {"a": [1, 0.1, None, "é"]})
+    assert json.loads((tmp_path / "deep/metrics.json").read_text()) == {"a": [1, 0.1, None, "é"]}
+    table = pd.DataFrame({"x": [1 / 3, 1e-12, None], "y": ["a,b", "c\nd", "é"]})
+    write_table(tmp_path / "t.parquet", table)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table)
+    write_table(tmp_path / "t.csv", table)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), table, rtol=1e-6)
+    assert b"\r" not in (tmp_path / "t.csv").read_bytes()
+
+
+@given(st.lists(st.integers()), st.integers(1, 5))
+def test_batches(rows: list[int], size: int):
+    made = list(batches(rows, size))
+    assert [row for batch in made for row in batch] == rows
+    assert all(len(batch) == size for batch in made[:-1])
+    assert all(0 < len(batch) <= size for batch in made)
+
+
+def test_more_rows_than_a_batch(tmp_path: Path):
+    count = 2 * BATCH_ROWS + 1
+    assert write_rows(tmp_path / "rows.parquet", ({"n": i} for i in range(count)), SCHEMA) == count
+    assert [row["n"] for row in read_rows(tmp_path / "rows.parquet")] == list(range(count))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 but not really", b"x" * 100])
+def test_a_missing_or_broken_file(content: bytes | None, tmp_path: Path):
+    path = tmp_path / "rows.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="rows.parquet"):
+        list(read_rows(path))

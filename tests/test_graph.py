@@ -1,0 +1,146 @@
+"""The graph in dvc.yaml: what a stage depends on is what it imports, and what it writes is kept somewhere."""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parent.parent
+STAGES: dict[str, dict] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+CANNOT_CHANGE_OUTPUTS = {"pipeline/__init__.py", "pipeline/params.py", "pipeline/errors.py"}
+
+
+def modules_imported(path: Path) -> Iterator[str]:
+    """Every module of the project that a file names in an import, with the packages above it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import, which this test does not follow"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0] == "pipeline")
+
+
+def file_of(module: str) -> Path | None:
+    stem = ROOT / module.replace(".", "/")
+    return next((path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()), None)
+
+
+def closure(path: Path) -> set[Path]:
+    """The file and every project file that running it imports."""
+    found, left = set(), [path]
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            left.extend(filter(None, map(file_of, modules_imported(one))))
+    return found
+
+
+def code_deps(stage: dict) -> set[str]:
+    """The files of the project's code that a stage depends on, folders expanded."""
+    paths = [ROOT / dep for dep in stage["deps"] if dep.startswith(("pipeline", "stages"))]
+    assert all(path.exists() for path in paths)
+    files = [f for path in paths for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file()]
+    return {str(f.relative_to(ROOT)) for f in files if "__pycache__" not in f.parts}
+
+
+def outputs(stage: dict) -> dict[str, bool]:
+    """Whether each output is in DVC's cache."""
+    entries = [*stage.get("outs", []), *stage.get("metrics", [])]
+    named = [entry if isinstance(entry, dict) else {entry: {}} for entry in entries]
+    return {path: options.get("cache", True) for entry in named for path, options in entry.items()}
+
+
+def test_the_closure_finds_what_is_known_to_be_imported():
+    names = {str(path.relative_to(ROOT)) for path in closure(ROOT / "stages/perplexity.py")}
+    assert {"pipeline/bootstrap.py", "pipeline/thought/attention.py", "pipeline/thought/__init__.py"} <= names
+    assert "pipeline/training/trainer.py" not in names
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_code_that_it_imports(name: str):
+    imported = {str(path.relative_to(ROOT)) for path in closure(ROOT / f"stages/{name}.py")} - CANNOT_CHANGE_OUTPUTS
+    python = {dep for dep in code_deps(STAGES[name]) if dep.endswith(".py")}
+    assert python == imported
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_other_files_of_its_packages(name: str):
+    """A template beside the code changes what the code writes."""
+    folders = {path.parent for path in closure(ROOT / f"stages/{name}.py")} - {ROOT / "pipeline", ROOT / "stages"}
+    beside = {f for folder in folders for f in folder.iterdir() if f.is_file() and f.suffix not in (".py", ".pyc")}
+    assert {str(f.relative_to(ROOT)) for f in beside} <= code_deps(STAGES[name])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_runs_its_own_module(name: str):
+    assert STAGES[name]["cmd"] == f"python -m stages.{name}"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_parameters_that_exist(name: str):
+    config = OmegaConf.load(ROOT / "params.yaml")
+    for key in STAGES[name]["params"]:
+        section, _, last = key.rpartition(".")
+        assert last in (OmegaConf.select(config, section) if section else config)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_output_is_in_the_cache_or_in_git_never_both(name: str):
+    for path, cached in outputs(STAGES[name]).items():
+        ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode == 0
+        assert ignored == cached, path
+
+
+def test_every_data_dependency_is_another_stages_output():
+    made = {path for stage in STAGES.values() for path in outputs(stage)}
+    for name, stage in STAGES.items():
+        needed = [dep for dep in stage["deps"] if not dep.startswith(("pipeline", "stages"))]
+        assert all({dep, str(Path(dep).parent)} & made for dep in needed), name
+
+
+def reruns(changed: str) -> set[str]:
+    """The stages that run again when this parameter or file changes."""
+    ran: set[str] = set()
+    dirty = {changed}
+    for _ in STAGES:
+        for name, stage in STAGES.items():
+            watched = [*stage["params"], *stage["deps"]]
+            if any(d == w or d.startswith((f"{w}.", f"{w}/")) for d in dirty for w in watched):
+                ran.add(name)
+                dirty |= set(outputs(stage))
+    return ran
+
+
+@pytest.mark.parametrize(
+    "changed, expected",
+    [
+        ("train.lookahead", {"train", "evaluate", "perplexity", "report"}),
+        ("report.passages", {"report"}),
+        ("evaluate.questions", {"evaluate", "report"}),
+        ("perplexity.texts", {"perplexity", "report"}),
+        ("base_model.scratch.steps", {"base_model", "train", "evaluate", "perplexity", "report"}),
+        ("base_model.path", set(STAGES) - {"corpus"}),
+        ("corpus.seed", set(STAGES)),
+        ("pipeline/report/page.html.j2", {"report"}),
+        ("pipeline/training/probe.py", {"train", "evaluate", "perplexity", "report"}),
+        ("pipeline/preset.py", set()),
+    ],
+)
+def test_what_a_change_makes_run_again(changed: str, expected: set[str]):
+    assert reruns(changed) == expected
+
+
+def test_every_plot_shows_a_file_that_is_written():
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    files = {path for plot in plots for options in plot.values() for path in options["y"]}
+    made = {path for stage in STAGES.values() for path in outputs(stage)} | {"results/train/speed.csv"}
+    assert files <= made

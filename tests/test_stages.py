@@ -1,0 +1,114 @@
+"""The stages, one after the other, on very little: they run, write what dvc.yaml says, and write the same again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.local_hub import model_folder, sources
+from tests.stage_runner import ROOT, STAGES, copy_project, run_as_module, run_stage, run_stages, set_params
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Everything that stages wrote, but for the speed, which is never the same."""
+    files = [f for top in ("data", "models", "results") for f in (folder / top).rglob("*") if f.is_file()]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "speed.csv"}
+
+
+def test_every_output_of_the_graph_is_there_and_no_part_is_left(finished: Path):
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        for entry in [*stage.get("outs", []), *stage.get("metrics", [])]:
+            path = finished / (entry if isinstance(entry, str) else next(iter(entry)))
+            assert path.exists() and (path.is_file() or any(path.iterdir())), path
+    assert not list(finished.rglob("*.part"))
+
+
+def test_a_second_run_writes_the_same_bytes(finished: Path, tmp_path: Path):
+    before = written(finished)
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    run_stages(again)
+    after = written(again)
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+def test_another_seed_changes_what_it_should(finished: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    set_params(other, {"train.seed": 2})
+    run_stages(other, ("train",))
+    changed = {name for name, content in written(other).items() if content != written(finished)[name]}
+    assert {"models/quiet_star/model.safetensors", "results/train/steps.csv"} <= changed
+    assert not any(name.startswith(("data", "models/base")) for name in changed)
+
+
+def test_metrics_say_what_was_done(finished: Path):
+    evaluate, perplexity, train = (
+        json.loads((finished / f"results/{stage}/metrics.json").read_text())
+        for stage in ("evaluate", "perplexity", "train")
+    )
+    assert evaluate["gsm8k"]["n"] == evaluate["commonsense_qa"]["n"] == 4
+    assert perplexity["n_texts"] == 4 and len(perplexity["deciles"]) == 10
+    assert train["steps"] == 2 and set(train["heldout"]) == {"first", "last"}
+    steps = pd.read_csv(finished / "results/train/steps.csv")
+    assert list(steps["step"]) == [1, 2] and steps["base_loss"].notna().all()
+    assert len(pd.read_csv(finished / "results/train/heldout.csv")) == 3  # before the first step and after each
+
+
+def test_probability_without_thoughts_is_that_of_the_base_columns(finished: Path):
+    predictions = pd.read_parquet(finished / "results/evaluate/predictions.parquet")
+    metrics = json.loads((finished / "results/evaluate/metrics.json").read_text())
+    for task, rows in predictions.groupby("task"):
+        assert metrics[task]["no_thought"]["prob"] == pytest.approx(rows["prob_no_thought"].mean())
+        assert metrics[task]["thought"]["accuracy"] == pytest.approx(rows["correct_thought"].mean())
+
+
+def test_data_sets_and_a_model_from_local_folders(tmp_path: Path):
+    """What `corpus.source=hub` and `base_model.source=hub` do with hub names, they do with folders."""
+    model = model_folder(tmp_path / "openai-community/gpt2")
+    project = copy_project(tmp_path / "project", base_model__source="hub", base_model__path=str(model))
+    set_params(project, sources(tmp_path / "hub"))
+    run_stages(project)
+    assert json.loads((project / "models/base/config.json").read_text())["model_type"] == "gpt2"
+    assert pd.read_parquet(project / "data/corpus/texts/pretrain.parquet").empty  # no use for it
+    assert len(pd.read_parquet(project / "data/corpus/texts/train.parquet")) == 12
+    train = json.loads((project / "results/train/metrics.json").read_text())
+    assert train["working_share"] is None  # no workings are known
+    assert "<html" in (project / "results/report/index.html").read_text()
+
+
+def test_data_sets_from_local_folders_for_a_model_from_scratch(tmp_path: Path):
+    project = copy_project(tmp_path / "project")
+    set_params(project, sources(tmp_path / "hub"))
+    run_stages(project, STAGES[:3])
+    assert len(pd.read_parquet(project / "data/corpus/texts/pretrain.parquet")) == 60
+    assert (project / "models/base/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3", "gemma"])
+def test_every_architecture_from_scratch_trains(architecture: str, finished: Path, tmp_path: Path):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    set_params(project, {"base_model.scratch.architecture": architecture})
+    run_stages(project, ("base_model", "train"))
+
+
+def test_packed_spans_train(finished: Path, tmp_path: Path):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    set_params(project, {"tokenize.packed": True})
+    run_stages(project, ("tokenize",))
+    rows = pd.read_parquet(project / "data/tokens/train.parquet")
+    assert (rows["length"] == 24).all()
+
+
+def test_stages_import_the_code_beside_them(finished: Path, tmp_path: Path):
+    """An experiment's temporary workspace must not run the main checkout's code (dvc.md)."""
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    (project / "pipeline/corpus/__init__.py").write_text("raise SystemExit('error: the copy')\n")
+    assert run_as_module(project, "corpus").complaint == run_stage(project, "corpus").complaint == ["error: the copy"]

@@ -1,0 +1,172 @@
+"""Quiet-STaR training on a tiny model: what it optimises, logs and refuses."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from pipeline import params
+from pipeline.errors import UserError
+from pipeline.files import write_rows
+from pipeline.loop import Log, Spans, training_arguments
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.tokens import SPANS
+from pipeline.training import _settings as trainer_settings
+from pipeline.training.trainer import LOSS_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer, parameter_groups
+from tests.thought.tiny import LLAMA, VOCABULARY, quiet_star
+
+SHIPPED = Path(__file__).parent.parent.parent / "params.yaml"
+TRAIN = replace(
+    params.load(SHIPPED).train,
+    seed=1,
+    steps=2,
+    batch_size=4,
+    accumulation=1,
+    learning_rate=0.01,
+    mixing_head_learning_rate=0.02,
+    weight_decay=0.1,
+    warmup_steps=0,
+    gradient_clip=1.0,
+    log_steps=1,
+    evaluation_steps=1,
+    policy_weight=5.0,
+    device="cpu",
+)
+
+
+@pytest.fixture
+def spans(tmp_path: Path) -> Spans:
+    """Eight spans of ten tokens, the last one padded."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
+    rows = [{"input_ids": row, "length": 10 if i < 7 else 6} for i, row in enumerate(ids)]
+    write_rows(tmp_path / "spans.parquet", rows, SPANS)
+    return Spans(tmp_path / "spans.parquet")
+
+
+def trained(spans: Spans, settings: params.Train = TRAIN, seed: int = 0) -> tuple[QuietStarForCausalLM, Log]:
+    model = quiet_star(LLAMA, seed, policy_weight=settings.policy_weight)
+    log = Log(spans.mean_length)
+    with training_arguments("cpu", settings.seed, **trainer_settings(settings)) as arguments:
+        QuietStarTrainer(
+            settings, HeldOut(spans, None), arguments, model=model, train_dataset=spans, callbacks=[log]
+        ).train()
+    return model, log
+
+
+def weights(model: QuietStarForCausalLM) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_spans_are_what_was_written(spans: Spans):
+    assert len(spans) == 8 and spans.mean_length == 9.5
+    last = spans[7]
+    assert last["attention_mask"].tolist() == [1] * 6 + [0] * 4
+    assert last["labels"].tolist() == [*last["input_ids"][:6].tolist(), *[-100] * 4]
+    assert last["text_keys"] == 7
+
+
+def test_the_log_has_every_column_at_every_step(spans: Spans):
+    _, log = trained(spans)
+    steps = log.table(STEP_COLUMNS, needed="base_loss")
+    assert list(steps.columns) == ["step", *STEP_COLUMNS] and list(steps["step"]) == [1, 2]
+    assert steps.notna().all().all()
+    total = 0.5 * steps["base_loss"] + 0.5 * steps["talk_loss"] + TRAIN.policy_weight * steps["policy_loss"]
+    assert steps["loss"].to_numpy() == pytest.approx(total.to_numpy(), rel=1e-3)
+    assert steps["positive_advantages"].between(0, 1).all() and (steps["thought_entropy"] > 0).all()
+    assert [row["step"] for row in log.speed] == [1, 2] and all(row["tokens_per_second"] > 0 for row in log.speed)
+    assert list(log.table(["eval_talk_loss"], needed="eval_base_loss")["step"]) == [0, 1, 2]
+
+
+def test_training_changes_every_part_of_the_model(spans: Spans):
+    before, (after, _) = quiet_star(LLAMA), trained(spans)
+    still = [n for (n, a), b in zip(before.named_parameters(), after.parameters(), strict=True) if torch.equal(a, b)]
+    assert still == []
+
+
+def test_the_loss_falls(spans: Spans):
+    _, log = trained(spans, replace(TRAIN, steps=30, policy_weight=0.0))
+    losses = log.table(LOSS_COLUMNS, needed="base_loss")["base_loss"]
+    assert losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()
+
+
+def test_the_same_seed_gives_the_same_weights(spans: Spans):
+    one, other = trained(spans)[0], trained(spans)[0]
+    assert torch.equal(weights(one), weights(other))
+    assert not torch.equal(weights(one), weights(trained(spans, replace(TRAIN, seed=2))[0]))
+
+
+def thoughts_at(spans: Spans, seed: int, step: int) -> torch.Tensor:
+    settings = replace(TRAIN, seed=seed)
+    with training_arguments("cpu", seed, **trainer_settings(settings)) as arguments:
+        trainer = QuietStarTrainer(settings, HeldOut(spans, None), arguments, model=quiet_star(LLAMA))
+    trainer.state.global_step = step
+    inputs = {name: torch.stack([spans[i][name] for i in (2, 5)]) for name in spans[0]}
+    return trainer.compute_loss(trainer.model, inputs, return_outputs=True)[1].thoughts.ids
+
+
+def test_thoughts_are_drawn_anew_at_every_step_and_seed(spans: Spans):
+    first = thoughts_at(spans, 1, 0)
+    assert torch.equal(first, thoughts_at(spans, 1, 0))
+    assert not torch.equal(first, thoughts_at(spans, 1, 1))
+    assert not torch.equal(first, thoughts_at(spans, 2, 0))
+
+
+def test_the_policy_weight_matters(spans: Spans):
+    assert not torch.equal(weights(trained(spans)[0]), weights(trained(spans, replace(TRAIN, policy_weight=0.0))[0]))
+
+
+def test_two_passes_of_half_a_batch_are_one_of_a_whole(spans: Spans):
+    """Where no text is padded the mean of the halves' losses is the loss, and draws do not depend on the batch."""
+    whole = Spans.__new__(Spans)
+    whole._ids, whole._lengths = spans._ids[:4], spans._lengths[:4]
+    one, log = trained(whole, replace(TRAIN, steps=1))
+    other, other_log = trained(whole, replace(TRAIN, steps=1, batch_size=2, accumulation=2))
+    assert weights(one) == pytest.approx(weights(other), abs=1e-3)
+    name = "talk_loss"
+    losses = [some.table([name], needed=name)[name].iloc[0] for some in (log, other_log)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_parameter_groups():
+    model = quiet_star(LLAMA)
+    groups = parameter_groups(model, TRAIN)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    setting = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        rate = 0.02 if name.startswith("mixing_head") else 0.01
+        decay = 0.1 if parameter.ndim > 1 else 0.0
+        assert setting[id(parameter)] == (rate, decay), name
+    assert setting[id(model.start_embedding)] == (0.01, 0.0)
+
+
+def test_both_rates_warm_up(spans: Spans):
+    """From 0 in equal steps, each to its own."""
+    model = quiet_star(LLAMA, policy_weight=5.0)
+    settings = replace(TRAIN, steps=3, warmup_steps=4)
+    with training_arguments("cpu", 1, **trainer_settings(settings)) as arguments:
+        trainer = QuietStarTrainer(settings, HeldOut(spans, None), arguments, model=model, train_dataset=spans)
+        trainer.train()
+    rates = {round(group["lr"], 6) for group in trainer.optimizer.param_groups}
+    assert rates == {round(0.01 * 3 / 4, 6), round(0.02 * 3 / 4, 6)}
+
+
+@pytest.mark.parametrize("name", ["base.lm_head.weight", "mixing_head.0.weight", "start_embedding"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_a_number_stops_the_run(name: str, value: float, spans: Spans):
+    model = quiet_star(LLAMA)
+    model.get_parameter(name).data.fill_(value)
+    with training_arguments("cpu", 1, **trainer_settings(TRAIN)) as arguments:
+        trainer = QuietStarTrainer(TRAIN, HeldOut(spans, None), arguments, model=model, train_dataset=spans)
+        with pytest.raises(UserError, match="the loss is"):
+            trainer.train()
+
+
+def test_every_row_is_logged_once(spans: Spans):
+    """Also the last step, which is watched whether or not its turn has come."""
+    _, log = trained(spans, replace(TRAIN, steps=3, evaluation_steps=2))
+    assert list(log.table(["eval_base_loss"], needed="eval_base_loss")["step"]) == [0, 2, 3]
+    pd.testing.assert_index_equal(log.table(LOSS_COLUMNS, needed="loss").index, pd.RangeIndex(3))
