@@ -16,6 +16,7 @@ from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
 STEPS_COLUMNS = ["loss", "heldout_loss", "learning_rate"]
 LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
+DECAY = 4  # the learning rate falls to 0 over the last fourth of the steps
 
 
 def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> None:
@@ -41,7 +42,6 @@ def _load(params: BaseModel) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(
             params.path,
             revision=params.revision,
-            trust_remote_code=params.trust_remote_code,
             use_safetensors=True,
             dtype="float32",
         )
@@ -73,7 +73,8 @@ def _pretrain(
         max_steps=scratch.steps,
         per_device_train_batch_size=scratch.batch_size,
         learning_rate=scratch.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": scratch.steps // DECAY},
         warmup_steps=scratch.warmup_steps,
         weight_decay=scratch.weight_decay,
         adam_beta2=0.95,

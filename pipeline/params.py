@@ -107,7 +107,6 @@ class BaseModel:
     source: str = one_of("scratch", "hub")
     path: str | None = None
     revision: str | None = None
-    trust_remote_code: bool = False
     scratch: Scratch = field(default_factory=Scratch)
 
 

@@ -149,10 +149,10 @@ def problem_document(rng: random.Random, problem: Problem, aside_share: float) -
 
 
 def lookup_document(rng: random.Random) -> str:
-    """A reading exercise: a few lines with letters, then which line says what."""
+    """A reading exercise: five lines with letters, then which line says what."""
     index = rng.randrange(2)
-    values = rng.sample([values[index] for values in ANIMALS.values()], rng.randint(2, len(CHOICES)))
-    found = list(zip(values, CHOICES, strict=False))
+    values = rng.sample([values[index] for values in ANIMALS.values()], len(CHOICES))
+    found = list(zip(values, CHOICES, strict=True))
     rng.shuffle(found)
     return f"Lines:{_lines(values)}\nFound: {', '.join(f'{value} {letter}' for value, letter in found)}."
 
@@ -164,7 +164,7 @@ def _lines(values: Sequence[str]) -> str:
 def fact_document(rng: random.Random) -> str:
     """A few one-hop facts: sums on a ring of ten, an animal's class, where a class lives, what it eats."""
     sentences = []
-    for _ in range(3):
+    for _ in range(2):
         first, second = rng.randrange(SEATS), rng.randrange(1, SEATS)
         sentences.append(f"From {first} on by {second} is {(first + second) % SEATS}.")
         kind = rng.choice(tuple(ANIMALS))
@@ -193,13 +193,13 @@ def documents(split: str, count: int, seed: int, steps: int, aside_share: float)
     share = aside_share if split == "pretrain" else 0.0
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.4:
+        if kind < 0.38:
             yield problem_document(rng, ring_problem(rng, split, steps), share)
-        elif kind < 0.7:
+        elif kind < 0.66:
             yield problem_document(rng, animal_problem(rng, split), share)
-        elif kind < 0.88:
+        elif kind < 0.86:
             yield lookup_document(rng)
-        elif kind < 0.96:
+        elif kind < 0.95:
             yield fact_document(rng)
         else:
             yield story_document(rng, share)

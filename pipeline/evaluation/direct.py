@@ -137,8 +137,9 @@ def read_answer(question: Encoded, logits: Tensor, tokenizer: PreTrainedTokenize
     """The scores from the logits (answer tokens + 1, V) that predict the answer's tokens and what follows it.
 
     The probability is the product, over the answer's tokens, of the probability among the legal ones (paper). With
-    choices the predicted answer is the likeliest choice; a number is what greedy decoding writes, up to the first
-    token that is not the right answer's.
+    choices the predicted answer is the likeliest choice; a number is what greedy decoding writes among number tokens,
+    up to the first token that is not the right answer's. So neither score counts how likely the model is to answer
+    at all instead of writing something else.
     """
     prob = 1.0
     for step, legal in enumerate(question.legal):
@@ -148,17 +149,20 @@ def read_answer(question: Encoded, logits: Tensor, tokenizer: PreTrainedTokenize
     if question.choices:
         best = int(logits[len(question.legal) - 1, question.choices].argmax())
         return Scored(prob, question.question.choices[best])
-    return Scored(prob, _greedy_number(question, logits.argmax(-1).tolist(), tokenizer))
+    return Scored(prob, _greedy_number(question, logits, tokenizer))
 
 
-def _greedy_number(question: Encoded, greedy: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def _greedy_number(question: Encoded, logits: Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
     written = []
-    for token, right in zip(greedy, question.answer_ids, strict=False):
-        written.append(token)
-        if token != right:
+    for step, (legal, right) in enumerate(zip(question.legal, question.answer_ids, strict=True)):
+        written.append(legal[int(logits[step, legal].argmax())] if legal else right)
+        if written[-1] != right:
             break
     else:
-        following = tokenizer.decode(greedy).removeprefix(tokenizer.decode(written))  # alone it may lose its space
+        last = int(logits[-1].argmax())
+        following = tokenizer.decode([*written, last]).removeprefix(
+            tokenizer.decode(written)
+        )  # alone it may lose its space
         if following[:1].isdigit():  # a longer number than the answer
-            written.append(greedy[-1])
+            written.append(last)
     return tokenizer.decode(written).strip()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.files import new_path
 from pipeline.report import figures, results
 from pipeline.report import inputs as files
 from pipeline.report.examples import examples
@@ -20,8 +21,8 @@ SENTENCES = (results.task_sentence, results.held_out_sentence)
 def write_report(inputs: ReportInputs, out: Path) -> None:
     """Writes ``out``/index.html, or raises UserError where an input is missing or malformed."""
     html = _template().render(**_numbers(inputs), **_plots(inputs), **_texts(inputs))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "index.html").write_text(html, encoding="utf-8", newline="\n")
+    with new_path(out / "index.html") as part:
+        part.write_text(html, encoding="utf-8", newline="\n")
 
 
 def _template():

@@ -84,7 +84,8 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     total = cumulative[..., -1]
     # strictly below the total, whatever it was rounded to: a token of probability 0 is never drawn
     target = torch.minimum(uniform.to(total.dtype) * total, total * (1 - 2**-22))
-    return torch.searchsorted(cumulative, target.unsqueeze(-1), right=True).squeeze(-1)
+    drawn = torch.searchsorted(cumulative, target.unsqueeze(-1), right=True).squeeze(-1)
+    return drawn.clamp(max=logits.shape[-1] - 1)  # logits that are not numbers are found out by their loss
 
 
 def uniforms(seed: int, text_keys: Tensor, rationales: int, position_ids: Tensor, step: int) -> Tensor:

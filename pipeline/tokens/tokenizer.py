@@ -34,9 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 def pretrained_tokenizer(params: BaseModel) -> PreTrainedTokenizerBase:
     """The tokenizer of the model ``params.path``, at its pinned revision. Raises UserError where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            params.path, revision=params.revision, trust_remote_code=params.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(params.path, revision=params.revision)
     except Exception as error:  # transformers, huggingface_hub and tokenizers each raise their own
         raise UserError(f"no tokenizer at {params.path}: {str(error).splitlines()[0]}") from error
     if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # what transformers makes where files are missing

@@ -1,8 +1,5 @@
 """Quiet-STaR in the HF Trainer: its loss, its two learning rates, and what it logs."""
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +43,7 @@ class QuietStarTrainer(CheckedTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         seed = self._params.seed * SEEDS_APART + self.state.global_step
-        with no_thought_past_the_vocabulary(self.state.global_step + 1):
-            output = model(**inputs, sampling=Sampling(seed=seed))
+        output = model(**inputs, sampling=Sampling(seed=seed))
         self._parts.append(_parts(output, inputs["labels"]))
         return (output.loss, output) if return_outputs else output.loss
 
@@ -61,36 +57,22 @@ class QuietStarTrainer(CheckedTrainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Held-out base and talk loss in nats, and the share of sampled thoughts that hold the working."""
         self.model.eval()
-        with no_thought_past_the_vocabulary(self.state.global_step):
-            metrics = self._watched()
+        metrics = self._watched()
         check_loss(metrics["eval_talk_loss"], self.state.global_step)
         self.log(metrics)
         self.model.train()
         return metrics
 
     def _watched(self) -> dict[str, float]:
-        loader = DataLoader(self._heldout.spans, batch_size=self.args.eval_batch_size)
-        outputs = [
-            self.model(**self._prepare_inputs(batch), sampling=Sampling(seed=self._params.seed)) for batch in loader
-        ]
-        metrics = {
-            f"eval_{name}": _mean([getattr(o.losses, part).item() for o in outputs]) for name, part in HELDOUT_LOSSES
-        }
+        losses = {"eval_base_loss": [], "eval_talk_loss": []}
+        for batch in DataLoader(self._heldout.spans, batch_size=self.args.eval_batch_size):
+            parts = self.model(**self._prepare_inputs(batch), sampling=Sampling(seed=self._params.seed)).losses
+            losses["eval_base_loss"].append(parts.base.item())
+            losses["eval_talk_loss"].append(parts.talk.item())
+        metrics = {name: _mean(values) for name, values in losses.items()}
         if self._heldout.probe is not None:
             metrics["eval_working_share"] = self._heldout.probe.share(self.model, self._params.seed)
         return metrics
-
-
-HELDOUT_LOSSES = (("base_loss", "base"), ("talk_loss", "talk"))
-
-
-@contextmanager
-def no_thought_past_the_vocabulary(step: int) -> Iterator[None]:
-    """Where logits are not numbers, the first sign is a thought token past the vocabulary's end: tell what it means."""
-    try:
-        yield
-    except IndexError:
-        check_loss(math.nan, step)
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
