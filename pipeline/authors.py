@@ -13,7 +13,7 @@ def from_authors(state: dict[str, Tensor], config: dict, **settings: object) -> 
 
     Raises ValueError where the state dict is not one of theirs.
     """
-    known = MistralConfig().to_dict()
+    known = {*MistralConfig().to_dict(), "rope_theta"}  # transformers 5 takes the old name, and keeps it elsewhere
     base = MistralConfig(**{name: value for name, value in config.items() if name in known})
     model = QuietStarForCausalLM(QuietStarConfig(base=base.to_dict(), **settings))
     try:

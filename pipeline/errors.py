@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,6 +12,7 @@ class UserError(Exception):
 def run(stage: Callable[[], None]) -> None:
     """Run a stage's main function; a user's mistake ends it with one line on standard error and no traceback."""
     try:
+        _check_workspace()
         stage()
     except UserError as error:
         _close_progress_bars()
@@ -20,6 +22,13 @@ def run(stage: Callable[[], None]) -> None:
             raise
         _close_progress_bars()
         sys.exit(f"error: {error.strerror}: {error.filename or 'while writing'}")
+
+
+def _check_workspace() -> None:
+    """DVC hashes the code in its workspace: another copy, say an installed one, would spoil the run-cache for good."""
+    here, root = Path(__file__).resolve(), Path.cwd().resolve()
+    if not here.is_relative_to(root):
+        raise UserError(f"the code in use is {here.parent}, not this folder's: run `python -m` from the project's root")
 
 
 def _close_progress_bars() -> None:

@@ -77,15 +77,17 @@ def slow_probability(
 def slow_prediction(
     model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerFast, question: Question, thinking: bool
 ):
-    """The likeliest letter, or the number that greedy decoding starts with, as far as it goes along with the answer."""
+    """The likeliest letter, or the number that greedy decoding among number tokens starts with, while it is right."""
     prompt = tokenizer(question.prompt)["input_ids"]
     whole = tokenizer(f"{question.prompt} {question.answer}")["input_ids"]
     if question.choices:
         logits = next_logits(model, whole[:-1], thinking)
         return max(question.choices, key=lambda c: logits[tokenizer(f"{question.prompt} {c}")["input_ids"][-1]].item())
-    ids = list(prompt)
+    ids, numbers = list(prompt), digit_tokens(tokenizer)
     while ids == whole[: len(ids)] and len(ids) < len(whole):
-        ids.append(int(next_logits(model, ids, thinking).argmax()))
+        logits = next_logits(model, ids, thinking)
+        asked = whole[len(ids)] in numbers
+        ids.append(max(numbers, key=lambda i: logits[i].item()) if asked else whole[len(ids)])
     return tokenizer.decode(ids[len(prompt) :]).strip()
 
 
@@ -97,7 +99,7 @@ def test_scores_are_those_of_one_question_at_a_time(tokenizer: PreTrainedTokeniz
         for way in ("no_thought", "thought"):
             thinking = way == "thought"
             expected = slow_probability(model, tokenizer, question, thinking)
-            assert row[way].prob == pytest.approx(expected, rel=1e-3), (question, way)
+            assert row[way].prob == pytest.approx(expected, rel=1e-5), (question, way)
             assert row[way].predicted == slow_prediction(model, tokenizer, question, thinking), (question, way)
     assert abs(row["thought"].prob - row["no_thought"].prob) > 1e-4  # so the two ways are told apart
 
