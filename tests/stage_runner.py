@@ -39,6 +39,7 @@ TINY = {
     "tokenize.vocabulary": 500,
     "tokenize.pretrain_span": 32,
     "tokenize.span": 24,
+    "base_model.scratch.architecture": "llama",
     "base_model.scratch.hidden_size": 16,
     "base_model.scratch.ffn_size": 24,
     "base_model.scratch.layers": 1,
