@@ -25,12 +25,11 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     return model.eval()
 
 
-def check_room(model: QuietStarForCausalLM, tokens: int) -> None:
-    """Raise UserError where a thought after a text of ``tokens`` would stand past the model's last position."""
-    needed = tokens + model.config.thought_tokens + 2
+def check_room(model: QuietStarForCausalLM, needed: int, what: str) -> None:
+    """Raise UserError where a text's last thought would stand past the positions that the model knows."""
     known = getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
     if known is not None and needed > known:
-        raise UserError(f"a question and its last thought need {needed} positions, but the base model has {known}")
+        raise UserError(f"{what} and its last thought need {needed} positions, but the base model has {known}")
 
 
 def _config(folder: Path) -> dict:

@@ -20,6 +20,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 SEATS = 10
 CHOICES = "ABCDE"
@@ -126,6 +127,7 @@ def animal_problem(rng: random.Random, split: str) -> Problem:
     )
 
 
+@cache
 def _pairs(split: str) -> list[tuple[str, str, str]]:
     return [
         (kind, animal, relation)

@@ -38,7 +38,8 @@ def predictions(
     if not asked:
         raise UserError(f"{path} has no questions")
     encoded = [encode(index, question, tokenizer, digits) for index, question in enumerate(asked)]
-    check_room(model, max(len(question.prompt_ids) + len(question.answer_ids) for question in encoded))
+    longest = max(len(question.prompt_ids) + len(question.answer_ids) for question in encoded)
+    check_room(model, longest + model.config.thought_tokens + 2, "a question")
     sampling = Sampling(params.thought_temperature, params.seed)
     rows = []
     for row in score(model, tokenizer, encoded, params.batch_size, sampling, name=task):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.thought.attention import TextView
-from pipeline.thought.layout import text_position_ids
+from pipeline.thought.layout import Layout, text_position_ids
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def generate(
         text_keys = torch.arange(len(input_ids), device=input_ids.device)
     hidden, text = model.decoder.read(input_ids, attention_mask)
     for _ in range(max_new_tokens):
-        logits = _thoughtful_logits(model, hidden[:, -1], text, thought_sampling, text_keys)
+        logits = _thoughtful_logits(model, hidden[:, -1], text, input_ids, thought_sampling, text_keys)
         chance = uniforms(sampling.seed, text_keys, 1, text.position_ids[:, -1:], TEXT_STEP)[:, 0, 0]
         new = draw(ban(logits, model.banned), sampling.temperature, chance).masked_fill(done, pad_token_id)
         input_ids = torch.cat([input_ids, new[:, None]], dim=1)
@@ -65,14 +65,17 @@ def _read_next(
 
 
 def _thoughtful_logits(
-    model: "QuietStarForCausalLM", base: Tensor, text: TextView, sampling: Sampling, text_keys: Tensor
+    model: "QuietStarForCausalLM",
+    base: Tensor,
+    text: TextView,
+    input_ids: Tensor,
+    sampling: Sampling,
+    text_keys: Tensor,
 ) -> Tensor:
     """Next-token logits (B, V) after one thought at the newest position, whose text state is ``base`` (B, D)."""
     newest = torch.tensor([text.position_ids.shape[1] - 1], device=base.device)
     thoughts = model.think(text, newest, 1, sampling, text_keys)
-    start, end = (model.config.meta_token_scale * e for e in (model.start_embedding, model.end_embedding))
-    shape = (*thoughts.ids.shape[:3], 1, -1)
-    row = torch.cat([start.expand(shape), model.decoder.embed(thoughts.ids), end.expand(shape)], dim=3)
-    talk = model.decoder.run_rows(row, text, newest)[:, 0, 0, -1]
+    rows = model.run_thoughts(text, newest, thoughts.ids, input_ids, Layout(model.config.thought_tokens, lookahead=1))
+    talk = rows[:, 0, 0, -1]
     mixed, _ = model.mixing_head.mix(base, talk)
     return model.decoder.predict(mixed)

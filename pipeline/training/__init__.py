@@ -11,6 +11,7 @@ from pipeline.files import new_path, write_json, write_table
 from pipeline.loop import Log, Spans, read_tokenizer, training_arguments
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.trained import check_room
 from pipeline.training.probe import read_probe
 from pipeline.training.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer
 
@@ -22,10 +23,10 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
     spans = Spans(tokens / "train.parquet")
-    _check_room(model, len(spans[0]["input_ids"]) + model.layout.row_tokens, "a span")
+    check_room(model, len(spans[0]["input_ids"]) + model.layout.row_tokens, "a span")
     asked = read_probe(probe, tokenizer, params.rationales)
     if asked is not None:
-        _check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
+        check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
     heldout = HeldOut(Spans(tokens / "heldout.parquet", params.evaluation_texts), asked)
     log = Log(spans.mean_length)
     with training_arguments(params.device, params.seed, **_settings(params)) as arguments:
@@ -68,13 +69,6 @@ def _base_model(folder: Path) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except Exception as error:  # transformers and safetensors each raise their own
         raise UserError(f"{folder} holds no usable model: run `dvc repro` to make it again") from error
-
-
-def _check_room(model: QuietStarForCausalLM, needed: int, what: str) -> None:
-    """Raise UserError where a text's last thought would stand past the positions that the model knows."""
-    known = getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
-    if known is not None and needed > known:
-        raise UserError(f"{what} and its last thought need {needed} positions, but the base model has {known}")
 
 
 def _settings(params: Train) -> dict:

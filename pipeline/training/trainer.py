@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from pipeline.loop import CheckedTrainer, Spans, check_loss
+from pipeline.loop import IGNORED, CheckedTrainer, Spans, check_loss
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.sampler import Sampling
@@ -93,7 +93,7 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
 def _parts(output: QuietStarOutput, labels: Tensor) -> dict[str, float]:
     """What a step logs; means are over positions that are not padding."""
     losses = output.losses
-    real = labels != -100
+    real = labels != IGNORED
     rewarded = real[:, : losses.reward.shape[2]].unsqueeze(1).expand_as(losses.reward)
     return {
         "base_loss": losses.base.item(),
