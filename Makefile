@@ -6,10 +6,10 @@ READY  := $(VENV)/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint show clean
+.PHONY: help setup repro test lint show bench bench-cuda clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(READY) ## create .venv and install the pinned dependencies
 
@@ -40,6 +40,13 @@ lint: setup ## check style
 
 show: setup ## compare experiments in a readable table
 	@$(RUN) dvc exp show --only-changed --drop 'Created|Executor' --hide-workspace
+
+bench: setup ## measure the engine on this CPU: results/bench/cpu.md (about three minutes)
+	@$(RUN) python -m pipeline.bench.suite cpu
+
+bench-cuda: ## the GPU's tests and benchmark: results/bench/cuda.md; in the active environment, with a CUDA build of torch
+	@$(PYTHON) -m pytest -m cuda tests/thought
+	@$(PYTHON) -m pipeline.bench.suite cuda
 
 clean: ## remove .venv and outputs; the cache stays, so `make repro` brings them back
 	rm -rf $(VENV) data models results/report

@@ -1,5 +1,6 @@
 """A user's mistake, told in one line: what is wrong and what to do."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ class UserError(Exception):
 
 def run(stage: Callable[[], None]) -> None:
     """Run a stage's main function; a user's mistake ends it with one line on standard error and no traceback."""
+    _show_log()
     try:
         _check_workspace()
         stage()
@@ -22,6 +24,14 @@ def run(stage: Callable[[], None]) -> None:
             raise
         _close_progress_bars()
         sys.exit(f"error: {error.strerror}: {error.filename or 'while writing'}")
+
+
+def _show_log() -> None:
+    """What the project's own code logs (the attention it picked) goes to standard error, as it is."""
+    log = logging.getLogger("pipeline")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
 
 
 def _check_workspace() -> None:

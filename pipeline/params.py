@@ -132,6 +132,10 @@ class Train:
     evaluation_steps: int = at_least(1)
     evaluation_texts: int = at_least(1)
     device: str = one_of("auto", "cpu", "cuda")
+    attention: str = one_of("auto", "reference", "blocked", "flex")
+    positions: int | None = at_least(1, default=None)
+    checkpointing: bool = MISSING
+    precision: str = one_of("float32", "bfloat16")
 
 
 @dataclass

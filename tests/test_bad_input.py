@@ -272,6 +272,12 @@ def test_weights_of_another_size(project: Path):
     refused(project, "evaluate", "models/quiet_star")
 
 
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU, so attention flex is right")
+def test_attention_for_a_gpu_without_one(project: Path):
+    set_params(project, {"train.attention": "flex"})
+    refused(project, "train", "train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
+
+
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU, so device cuda is right")
 @pytest.mark.parametrize("stage", ["train", "evaluate", "perplexity"])
 def test_a_gpu_where_there_is_none(stage: str, project: Path):

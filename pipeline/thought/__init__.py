@@ -1,8 +1,9 @@
 """The thought machinery: a decoder that thinks after every token. It knows nothing of files, DVC or experiments.
 
-Read in this order: `layout` (what a thought row is), `attention` (what it may see), `decoder` (how any transformers
-decoder is run on it), `sampler` (think), `mixing` (talk), `objective` (learn), `model` (all of it as a
-`PreTrainedModel`), `generation` (one thought at a time).
+Read in this order: `layout` (what a thought row is), `attention` (what it may see, and three ways to compute that),
+`views` (how a decoder's layers are made to look so), `head` (losses without logits), `decoder` (any transformers
+decoder), `sampler` (think), `mixing` (talk), `objective` (learn), `slices` (some positions at a time), `step` (one
+training step), `model` (all of it as a `PreTrainedModel`), `generation` (one thought at a time).
 
 Shapes, everywhere in this package:
 

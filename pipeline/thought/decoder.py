@@ -1,11 +1,14 @@
 """Any transformers decoder, seen as the four things that a thought needs: embed, read, run rows, predict."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from pipeline.thought.attention import NAME, OwnTokens, TextView, ThoughtView, View
-from pipeline.thought.layout import row_position_ids, text_position_ids
+from pipeline.thought.attention.pick import pick
+from pipeline.thought.attention.rows import Rows
+from pipeline.thought.head import Head
+from pipeline.thought.layout import pads_before_end, row_position_ids, text_position_ids
+from pipeline.thought.views import NAME, OwnTokens, TextView, ThoughtView, View
 
 RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # settings that make two passes of one model differ
 
@@ -24,20 +27,26 @@ class Decoder:
         """Token embeddings (..., D) of ``ids`` (...)."""
         return self._base.get_input_embeddings()(ids)
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, TextView]:
-        """The text pass: hidden states (B, N, D) and the view through which thoughts see the text."""
-        valid = None if attention_mask is None or attention_mask.all() else attention_mask.bool()
-        view = TextView(text_position_ids(attention_mask, input_ids), valid)
+    def read(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, attention: str = "auto"
+    ) -> tuple[Tensor, TextView]:
+        """The text pass: hidden states (B, N, D) and the view through which thoughts see the text.
+
+        ``attention`` is how they will be computed (`attention.pick`). Raises ValueError for an unknown way.
+        """
+        valid = attention_mask.bool() if pads_before_end(attention_mask) else None
+        path = pick(attention, input_ids.device)
+        view = TextView(text_position_ids(attention_mask, input_ids), valid, path)
         return self.run(self.embed(input_ids), view.position_ids, view), view
 
     def run_rows(
         self, embeddings: Tensor, text: TextView, positions: Tensor, first: int = 0, own: OwnTokens | None = None
     ) -> Tensor:
         """Hidden states (B, R, P, S, D) of thought rows, from their ``embeddings`` (B, R, P, S, D)."""
-        rows = row_position_ids(text.position_ids, positions, first, embeddings.shape[3])
-        ids = rows.unsqueeze(1).expand(embeddings.shape[:4]).flatten(1)
-        view = ThoughtView(text, positions, rows, first, own)
-        return self.run(embeddings.flatten(1, 3), ids, view).view(embeddings.shape)
+        position_ids = row_position_ids(text.position_ids, positions, first, embeddings.shape[3])
+        rows = Rows(positions, position_ids, text.position_ids, text.valid, first)
+        ids = position_ids.unsqueeze(1).expand(embeddings.shape[:4]).flatten(1)
+        return self.run(embeddings.flatten(1, 3), ids, ThoughtView(text, rows, own)).view(embeddings.shape)
 
     def run(self, embeddings: Tensor, position_ids: Tensor, view: View) -> Tensor:
         """Last hidden states (B, L, D) of tokens with these embeddings (B, L, D) and position ids (B, L)."""
@@ -46,11 +55,14 @@ class Decoder:
         )
         return output.last_hidden_state
 
-    def predict(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D)."""
-        logits = self._base.get_output_embeddings()(hidden)
+    @property
+    def head(self) -> Head:
+        """The LM head. Raises UnsupportedDecoderError where it is not a linear layer."""
+        layer = self._base.get_output_embeddings()
+        if not isinstance(layer, nn.Linear):
+            raise UnsupportedDecoderError(f"{self._base.config.model_type}: its LM head is not a linear layer")
         softcap = getattr(self._base.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+        return Head(layer.weight, layer.bias, softcap)
 
 
 def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
@@ -78,7 +90,7 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
     """Run a thought in parallel and as an ordinary sequence; raise UnsupportedDecoderError if the logits differ.
 
     The ordinary run is the model's own forward pass with eager attention, so this finds whatever a model does that
-    the views or `Decoder.predict` do not know of (state-space layers, ALiBi, scaled logits, ...).
+    the views or `Head` do not know of (state-space layers, ALiBi, scaled logits, ...).
     """
     config = base.config.get_text_config()
     ids = torch.arange(1, 2 * tokens + 1, device=base.device).unsqueeze(0) % config.vocab_size
@@ -88,9 +100,9 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
         expected = base(ids, use_cache=False).logits[:, tokens:]
         base.set_attn_implementation(NAME)
         decoder = Decoder(base)
-        _, view = decoder.read(text)
+        _, view = decoder.read(text, attention="reference")
         last = torch.tensor([tokens - 1], device=base.device)
-        actual = decoder.predict(decoder.run_rows(decoder.embed(row)[:, None, None], view, last))[:, 0, 0]
+        actual = decoder.head.logits(decoder.run_rows(decoder.embed(row)[:, None, None], view, last))[:, 0, 0]
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         reason = f"a thought cannot be run in parallel ({_first_line(error)})"
         raise UnsupportedDecoderError(f"{config.model_type}: {reason}") from error

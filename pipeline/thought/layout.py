@@ -36,6 +36,11 @@ def text_position_ids(attention_mask: Tensor | None, input_ids: Tensor) -> Tenso
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
+def pads_before_end(attention_mask: Tensor | None) -> bool:
+    """Whether a text has padding before its last real token. Padding after it is seen by nothing that counts."""
+    return attention_mask is not None and not bool((attention_mask.long().diff(dim=1) <= 0).all())
+
+
 def row_position_ids(position_ids: Tensor, positions: Tensor, first: int, count: int) -> Tensor:
     """Position ids (B, P, S) of row tokens ``first .. first + count - 1`` after the text at ``positions`` (P,).
 

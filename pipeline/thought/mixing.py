@@ -24,5 +24,5 @@ class MixingHead(nn.Sequential):
 
         As the LM head is linear, mixing hidden states equals mixing the two predictions' logits.
         """
-        weight = self(torch.cat([base.expand_as(talk), talk], dim=-1))
+        weight = self(torch.cat([base.expand_as(talk), talk], dim=-1)).to(talk.dtype)  # autocast may have lowered it
         return torch.lerp(base.expand_as(talk), talk, weight), weight.squeeze(-1)

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from pipeline.thought import generation, objective
-from pipeline.thought.attention import TextView
+from pipeline.thought import generation, step
 from pipeline.thought.decoder import Decoder, build_decoder, check_decoder, embedding_of
 from pipeline.thought.layout import Layout, ahead
 from pipeline.thought.mixing import MixingHead
+from pipeline.thought.objective import Losses
 from pipeline.thought.sampler import Sampling, Thoughts, sample_thoughts
+from pipeline.thought.step import DEFAULT_ENGINE, Engine
+from pipeline.thought.views import OwnTokens, TextView
 
 # of a base's configuration: where it was read from (a path of this machine), and the dtype, which is the whole model's
 NOT_KEPT = ("_name_or_path", "dtype", "torch_dtype")
@@ -75,7 +77,7 @@ class QuietStarOutput(ModelOutput):
     """
 
     loss: Tensor | None = None
-    losses: objective.Losses | None = None
+    losses: Losses | None = None
     logits: Tensor | None = None
     base_logits: Tensor | None = None
     weight: Tensor | None = None
@@ -149,85 +151,98 @@ class QuietStarForCausalLM(PreTrainedModel):
         sampling: Sampling | None = None,
         text_keys: Tensor | None = None,
         positions: Tensor | None = None,
+        engine: Engine = DEFAULT_ENGINE,
     ) -> QuietStarOutput:
         """Train on ``labels`` (B, N; -100 is ignored), or predict the next token at every position without them.
 
         ``positions`` (P,): predict after these only; what others think would not matter to them.
         ``thought_ids`` (B, R, N, K) replaces sampling. ``sampling`` is at temperature 1 when training and greedy
         otherwise, unless given; ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
+        ``engine``: how it is computed, which changes speed and memory and nothing else.
         """
-        base_hidden, text = self.decoder.read(input_ids, attention_mask)
-        training = labels is not None
-        layout = self.layout if training else Layout(self.config.thought_tokens, 1)
-        if training or positions is None:
+        sampling = sampling or Sampling(temperature=0.0 if labels is None else 1.0)
+        hidden, text = self.decoder.read(input_ids, attention_mask, engine.attention)
+        if labels is None:
+            return self._predict(hidden, text, input_ids, thought_ids, sampling, text_keys, positions)
+        learned = step.learn(self, hidden, text, input_ids, labels, thought_ids, sampling, text_keys, engine)
+        return QuietStarOutput(learned.losses.total, learned.losses, weight=learned.weight, thoughts=learned.thoughts)
+
+    def _predict(
+        self,
+        hidden: Tensor,
+        text: TextView,
+        input_ids: Tensor,
+        thought_ids: Tensor | None,
+        sampling: Sampling,
+        text_keys: Tensor | None,
+        positions: Tensor | None,
+    ) -> QuietStarOutput:
+        """The next token's logits after each of ``positions``, with one thought there and without."""
+        if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         thoughts = None
-        if thought_ids is None:
-            sampling = sampling or Sampling(temperature=1.0 if training else 0.0)
-            thoughts = self.think(text, positions, self.config.rationales if training else 1, sampling, text_keys)
+        if thought_ids is None and torch.is_grad_enabled():
+            thoughts = self.think(text, positions, 1, sampling, text_keys)
             thought_ids = thoughts.ids
-        rows = self.run_thoughts(text, positions, thought_ids, input_ids, layout)
-        base_ahead = ahead(base_hidden, layout.lookahead, fill=0.0)[:, positions].unsqueeze(1)
-        mixed, weight = self.mixing_head.mix(base_ahead, rows[..., layout.talking_outputs, :])
-        if not training:
-            return QuietStarOutput(
-                logits=self.decoder.predict(mixed[:, 0, :, 0]),
-                base_logits=self.decoder.predict(base_hidden[:, positions]),
-                weight=weight[:, 0, :, 0],
-                thoughts=thoughts,
-            )
-        losses = self._losses(base_hidden, mixed, rows[..., layout.sampling_outputs, :], thought_ids, labels)
-        return QuietStarOutput(loss=losses.total, losses=losses, weight=weight, thoughts=thoughts)
+        if thought_ids is None:
+            thoughts, talk = self.think_and_talk(text, positions, sampling, text_keys)
+        else:
+            layout = Layout(self.config.thought_tokens, lookahead=1)
+            rows = self.embed_thoughts(positions, thought_ids, input_ids, layout)
+            talk = self.decoder.run_rows(rows, text, positions)[:, 0, :, -1]
+        mixed, weight = self.mixing_head.mix(hidden[:, positions], talk)
+        head = self.decoder.head
+        return QuietStarOutput(
+            logits=head.logits(mixed), base_logits=head.logits(hidden[:, positions]), weight=weight, thoughts=thoughts
+        )
 
     def think(
-        self, text: TextView, positions: Tensor, rationales: int, sampling: Sampling, text_keys: Tensor | None = None
+        self,
+        text: TextView,
+        positions: Tensor,
+        rationales: int,
+        sampling: Sampling,
+        text_keys: Tensor | None = None,
+        own: OwnTokens | None = None,
     ) -> Thoughts:
         """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,)."""
         if text_keys is None:
             text_keys = torch.arange(text.position_ids.shape[0], device=positions.device)
-        start = self.config.meta_token_scale * self.start_embedding
         return sample_thoughts(
             self.decoder,
             text,
             positions,
-            start,
+            self.config.meta_token_scale * self.start_embedding,
             rationales,
             self.config.thought_tokens,
             self.banned,
             sampling,
             text_keys,
+            own,
         )
 
-    def run_thoughts(
-        self, text: TextView, positions: Tensor, thought_ids: Tensor, input_ids: Tensor, layout: Layout
-    ) -> Tensor:
-        """Hidden states (B, R, P, T, D) of whole thought rows, true next tokens included, with gradients."""
+    @torch.no_grad()
+    def think_and_talk(
+        self, text: TextView, positions: Tensor, sampling: Sampling, text_keys: Tensor | None = None
+    ) -> tuple[Thoughts, Tensor]:
+        """A thought after each of ``positions`` (P,), and the states (B, P, D) at its end: K + 1 passes, no more."""
+        count = self.config.thought_tokens
+        own = OwnTokens(count + 2)
+        thoughts = self.think(text, positions, 1, sampling, text_keys, own)
+        last = self.decoder.embed(thoughts.ids[..., -1:])
+        end = (self.config.meta_token_scale * self.end_embedding).expand(last.shape)
+        states = self.decoder.run_rows(torch.cat([last, end], dim=3), text, positions, first=count, own=own)
+        return thoughts, states[:, 0, :, -1]
+
+    def embed_thoughts(self, positions: Tensor, thought_ids: Tensor, input_ids: Tensor, layout: Layout) -> Tensor:
+        """Embeddings (B, R, P, T, D) of whole thought rows, true next tokens included."""
         following = ahead(input_ids, layout.lookahead, fill=0)[:, positions, 1:]  # x_{i+1} .. x_{i+A-1}
         following = following.unsqueeze(1).expand(-1, thought_ids.shape[1], -1, -1)
         shape = (*thought_ids.shape[:3], 1, -1)
         start, end = (self.config.meta_token_scale * e for e in (self.start_embedding, self.end_embedding))
-        embed = self.decoder.embed
-        row = [start.expand(shape), embed(thought_ids), end.expand(shape), embed(following)]
-        return self.decoder.run_rows(torch.cat(row, dim=3), text, positions)
-
-    def _losses(
-        self, base_hidden: Tensor, mixed: Tensor, thinking: Tensor, thought_ids: Tensor, labels: Tensor
-    ) -> objective.Losses:
-        predict, count, settings = self.decoder.predict, self.vocabulary, self.config
-        targets = objective.lookahead_targets(labels, settings.lookahead)
-        base_nll = objective.token_nll(predict, base_hidden, targets[..., 0], count)
-        talk_targets = targets.unsqueeze(1).expand(mixed.shape[:-1])
-        talk_nll = objective.token_nll(predict, mixed, talk_targets, count)
-        rewarded = slice(0, objective.rewarded_positions(labels.shape[1], settings.lookahead))
-        log_probs = objective.thought_log_probs(
-            predict,
-            thinking[:, :, rewarded],
-            thought_ids[:, :, rewarded],
-            self.banned,
-            settings.policy_temperature,
-            count,
-        )
-        return objective.combine(base_nll, talk_nll, log_probs, labels, settings.policy_weight)
+        tokens = self.decoder.embed(torch.cat([thought_ids, following], dim=3))  # at once: one gradient of the table
+        thought, following = tokens.split([layout.thought_tokens, layout.lookahead - 1], dim=3)
+        return torch.cat([start.expand(shape), thought, end.expand(shape), following], dim=3)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: object) -> Tensor:
         """Continue texts with a thought before each token: see `generation.generate`."""

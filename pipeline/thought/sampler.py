@@ -4,28 +4,43 @@ All B * R * P thoughts advance together, one token a pass, without a graph. A dr
 text, position, thought and step it is for, on nothing else: not on the batch or on what else is sampled in it.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.thought.attention import OwnTokens, TextView
 from pipeline.thought.decoder import Decoder
-
-BANNED_LOGIT = -1e10
+from pipeline.thought.head import CHUNK_LOGITS, Head, ban
+from pipeline.thought.views import OwnTokens, TextView
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: temperature 0 is greedy."""
+    """How tokens are drawn: temperature 0 is greedy.
+
+    ``top_k``: only among the k likeliest tokens. ``top_p``: only among the likeliest that together have at least this
+    probability (Holtzman et al. 2020), after ``top_k``. Raises ValueError for a number that means nothing.
+    """
 
     temperature: float = 1.0
     seed: int = 0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}, but must be a number of at least 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}, but must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, but must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class Thoughts:
-    """Sampled ids (B, R, P, K) and the entropy in nats of the distributions they were drawn from (B, R, P, K)."""
+    """Sampled ids (B, R, P, K) and the model's entropy in nats at each (B, R, P, K), at temperature 1."""
 
     ids: Tensor
     entropy: Tensor
@@ -39,53 +54,110 @@ def sample_thoughts(
     start_embedding: Tensor,
     rationales: int,
     thought_tokens: int,
-    banned: list[int],
+    banned: Sequence[int],
     sampling: Sampling,
     text_keys: Tensor,
+    own: OwnTokens | None = None,
 ) -> Thoughts:
     """Sample ``thought_tokens`` (K) tokens for each of ``rationales`` (R) thoughts at ``positions`` (P,).
 
     ``start_embedding`` (D,) is the start-of-thought token's; ``banned`` ids are never sampled; ``text_keys`` (B,)
-    name the texts in the draws.
+    name the texts in the draws. ``own`` is left with the keys and values of ``[start]`` and all but the last token.
     """
     shape = (text.position_ids.shape[0], rationales, len(positions))
     places = text.position_ids[:, positions]
-    own = OwnTokens(thought_tokens)
+    own = own or OwnTokens(thought_tokens)
     embeddings = start_embedding.expand(*shape, 1, -1)
     ids, entropies = [], []
     for step in range(thought_tokens):
-        hidden = decoder.run_rows(embeddings, text, positions, first=step, own=own)
-        logits = ban(decoder.predict(hidden[..., 0, :]), banned)
-        distribution = logits.log_softmax(-1)
-        entropies.append(-(distribution.exp() * distribution).sum(-1))
-        drawn = draw(logits, sampling.temperature, uniforms(sampling.seed, text_keys, rationales, places, step))
+        hidden = decoder.run_rows(embeddings, text, positions, first=step, own=own)[..., 0, :]
+        chances = uniforms(sampling.seed, text_keys, rationales, places, step)
+        drawn, entropy = sample(decoder.head, hidden, banned, sampling, chances)
         ids.append(drawn)
+        entropies.append(entropy)
         embeddings = decoder.embed(drawn).unsqueeze(-2)
     return Thoughts(torch.stack(ids, -1), torch.stack(entropies, -1))
 
 
-def ban(logits: Tensor, banned: list[int]) -> Tensor:
-    """The logits (..., V), in at least float32, with those of ``banned`` ids replaced by -1e10."""
-    logits = at_least_float32(logits)
-    if not banned:
-        return logits
-    return logits.index_fill(-1, torch.tensor(banned, device=logits.device), BANNED_LOGIT)
+def sample(
+    head: Head, hidden: Tensor, banned: Sequence[int], sampling: Sampling, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Ids (...) drawn after hidden states (..., D) by ``uniform`` (...) numbers, and the entropies (...) in nats.
+
+    The logits of all rows never exist at once.
+    """
+    size = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    drawn, entropies = [], []
+    for rows, chances in zip(hidden.flatten(0, -2).split(size), uniform.flatten().split(size), strict=True):
+        logits = ban(head.logits(rows), banned)
+        probabilities = logits.softmax(-1)
+        entropies.append(entropy(logits, probabilities))
+        drawn.append(draw(logits, probabilities, sampling, chances))
+    return torch.cat(drawn).view(uniform.shape), torch.cat(entropies).view(uniform.shape)
 
 
-def at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Entropy in nats (M,) of ``probabilities`` (M, V), the softmax of ``logits`` (M, V)."""
+    log_sum = logits.amax(-1) - probabilities.amax(-1).log()
+    return log_sum - torch.linalg.vecdot(probabilities, logits)
 
 
-def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
-    """Ids (...) drawn from ``logits`` (..., V) by inverting the distribution function at ``uniform`` (...)."""
-    if temperature == 0:
+def draw(logits: Tensor, probabilities: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Ids (M,) drawn from ``logits`` (M, V) by inverting the distribution function at ``uniform`` (M,).
+
+    ``probabilities`` (M, V): their softmax, at temperature 1.
+    """
+    if sampling.temperature == 0:
         return logits.argmax(-1)
-    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
-    total = cumulative[..., -1]
-    # strictly below the total, whatever it was rounded to: a token of probability 0 is never drawn
-    target = torch.minimum(uniform.to(total.dtype) * total, total * (1 - 2**-22))
-    drawn = torch.searchsorted(cumulative, target.unsqueeze(-1), right=True).squeeze(-1)
-    return drawn.clamp(max=logits.shape[-1] - 1)  # logits that are not numbers are found out by their loss
+    if sampling.temperature != 1:
+        probabilities = (logits / sampling.temperature).softmax(-1)
+    return invert(truncate(probabilities, sampling), uniform)
+
+
+def truncate(probabilities: Tensor, sampling: Sampling) -> Tensor:
+    """``probabilities`` (M, V) with those outside ``sampling``'s top k and top p at 0; the rest no longer sums to 1."""
+    if sampling.top_k is not None and sampling.top_k < probabilities.shape[-1]:
+        least = probabilities.topk(sampling.top_k).values[:, -1:]
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered = probabilities.sort(-1, descending=True).values
+        before = ordered.cumsum(-1) - ordered
+        kept = before < sampling.top_p * ordered.sum(-1, keepdim=True)
+        least = ordered.masked_fill(~kept, math.inf).amin(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
+    return probabilities
+
+
+def invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """For each row of ``weights`` (M, V), at least 0, the first index (M,) whose running sum is above that share.
+
+    First among blocks of about sqrt(V), then within one: only the blocks' sums are as long as the row. A weight of 0 is
+    never chosen. Logits that are not numbers give some index; their loss tells.
+    """
+    rows, vocabulary = weights.shape
+    size = math.isqrt(vocabulary)
+    whole = vocabulary // size * size
+    sums = weights[:, :whole].unflatten(1, (-1, size)).sum(-1)
+    if whole < vocabulary:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=1)
+    block, rest = _find(sums, uniform.to(weights.dtype).unsqueeze(1) * sums.sum(-1, keepdim=True))
+    columns = block * size + torch.arange(size, device=weights.device)
+    beyond, columns = columns >= vocabulary, columns.clamp(max=vocabulary - 1)
+    inside = weights.gather(1, columns).masked_fill(beyond, 0)
+    return columns.gather(1, _find(inside, rest)[0]).squeeze(1)
+
+
+def _find(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index (M, 1) whose running sum is above ``target`` (M, 1), and the target less the sum before it.
+
+    A target that rounding has made the total or more means the last weight above 0.
+    """
+    running = weights.cumsum(-1).cummax(-1).values  # a parallel sum may fall by a rounding error
+    total = running[:, -1:]
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(running, target, right=True).clamp(max=weights.shape[1] - 1)
+    before = torch.where(index > 0, running.gather(1, (index - 1).clamp(min=0)), 0)
+    return index, target - before
 
 
 def uniforms(seed: int, text_keys: Tensor, rationales: int, position_ids: Tensor, step: int) -> Tensor:

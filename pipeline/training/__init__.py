@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
-from pipeline.loop import Log, Spans, read_tokenizer, training_arguments
+from pipeline.loop import Log, Spans, pick_device, read_tokenizer, training_arguments
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.trained import check_room
@@ -18,6 +18,8 @@ from pipeline.training.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, HeldOut, Qu
 
 def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Path, results: Path) -> None:
     """Train on ``tokens``/train.parquet; write the model and its tokenizer to ``out``, the log to ``results``."""
+    if params.attention == "flex" and pick_device(params.device) == "cpu":
+        raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
     keep_memory()
     set_seed(params.seed)
     tokenizer = read_tokenizer(base)
@@ -84,6 +86,8 @@ def _settings(params: Train) -> dict:
         "eval_strategy": "steps",
         "eval_steps": params.evaluation_steps,
         "eval_on_start": True,
+        "bf16": params.precision == "bfloat16",
+        "gradient_checkpointing": params.checkpointing,
     }
 
 

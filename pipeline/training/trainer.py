@@ -11,6 +11,7 @@ from pipeline.loop import IGNORED, CheckedTrainer, Spans, check_loss
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.sampler import Sampling
+from pipeline.thought.step import Engine
 from pipeline.training.probe import Probe
 
 LOSS_COLUMNS = ["base_loss", "talk_loss", "policy_loss", "reward", "positive_advantages", "mixing_weight"]
@@ -34,16 +35,17 @@ class QuietStarTrainer(CheckedTrainer):
         self._params = params
         self._heldout = heldout
         self._parts: list[dict[str, float]] = []
+        self._engine = Engine(params.attention, params.positions)
         super().__init__(args=args, eval_dataset=heldout.spans, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the mixing head's own learning rate; only matrices decay."""
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self._params))
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self._params), fused=True)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         seed = self._params.seed * SEEDS_APART + self.state.global_step
-        output = model(**inputs, sampling=Sampling(seed=seed))
+        output = model(**inputs, sampling=Sampling(seed=seed), engine=self._engine)
         self._parts.append(_parts(output, inputs["labels"]))
         return (output.loss, output) if return_outputs else output.loss
 
@@ -66,7 +68,8 @@ class QuietStarTrainer(CheckedTrainer):
     def _watched(self) -> dict[str, float]:
         losses = {"eval_base_loss": [], "eval_talk_loss": []}
         for batch in DataLoader(self._heldout.spans, batch_size=self.args.eval_batch_size):
-            parts = self.model(**self._prepare_inputs(batch), sampling=Sampling(seed=self._params.seed)).losses
+            inputs = self._prepare_inputs(batch)
+            parts = self.model(**inputs, sampling=Sampling(seed=self._params.seed), engine=self._engine).losses
             losses["eval_base_loss"].append(parts.base.item())
             losses["eval_talk_loss"].append(parts.talk.item())
         metrics = {name: _mean(values) for name, values in losses.items()}

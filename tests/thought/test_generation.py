@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.thought.generation import TEXT_STEP
+from pipeline.thought.decoder import Decoder
+from pipeline.thought.generation import SAMPLES_APART, TEXT_STEP
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
 from tests.thought.tiny import ARCHITECTURES, END, LLAMA, START, quiet_star, random_ids, slow
@@ -34,7 +35,9 @@ def recomputed(
     for _ in range(new):
         logits = model(written, sampling=thoughts, text_keys=keys).logits[:, -1]
         chance = uniforms(sampling.seed, keys, 1, torch.tensor([[written.shape[1] - 1]]), TEXT_STEP)[:, 0, 0]
-        written = torch.cat([written, draw(ban(logits, model.banned), sampling.temperature, chance)[:, None]], dim=1)
+        written = torch.cat(
+            [written, draw(logits := ban(logits, model.banned), logits.softmax(-1), sampling, chance)[:, None]], dim=1
+        )
     return written[0, len(text) :]
 
 
@@ -146,3 +149,98 @@ def test_padding_on_the_right_is_refused(model):
     mask[1, -1] = 0
     with pytest.raises(ValueError, match="left side only"):
         model.generate(ids, mask)
+
+
+def test_samples_of_a_prompt_stand_together_and_the_first_is_the_only_one(model):
+    ids, mask = left_padded(prompts())
+    sampling = Sampling(1.0, seed=4)
+    options = {"max_new_tokens": NEW, "sampling": sampling, "thought_sampling": sampling}
+    several = model.generate(ids, mask, samples=3, **options).view(len(ids), 3, -1)
+    assert torch.equal(several[:, 0], model.generate(ids, mask, **options))
+    assert torch.equal(several[:, :, : ids.shape[1]], ids[:, None].expand(-1, 3, -1))
+    new = several[:, :, -NEW:]
+    assert all(not torch.equal(new[b, r], new[b, s]) for b in range(len(ids)) for r in range(3) for s in range(r))
+
+
+def test_a_sample_equals_recomputation_under_its_own_name(model):
+    text, sampling, thoughts = prompts()[0], Sampling(1.0, seed=4), Sampling(1.0, seed=9)
+    written = model.generate(
+        text[None],
+        max_new_tokens=NEW,
+        sampling=sampling,
+        thought_sampling=thoughts,
+        samples=2,
+        text_keys=torch.tensor([5]),
+    )
+    expected = recomputed(model, text, NEW, sampling, thoughts, 5 + SAMPLES_APART)
+    assert torch.equal(written[1, -NEW:], expected)
+
+
+def test_greedy_samples_are_all_alike(model):
+    written = model.generate(prompts()[0][None], max_new_tokens=4, samples=3)
+    assert torch.equal(written, written[:1].expand(3, -1))
+
+
+def letters(ids: list[int]) -> str:
+    return "".join(chr(ord("a") + i) for i in ids)
+
+
+def test_nothing_is_written_after_a_stop_string(model):
+    ids, mask = left_padded(prompts())
+    free = model.generate(ids, mask, max_new_tokens=NEW, sampling=Sampling(1.0, seed=4))
+    stop = letters(free[1, -NEW + 1 : -NEW + 3].tolist())  # the second and third token of the second text
+    written = model.generate(
+        ids,
+        mask,
+        max_new_tokens=NEW,
+        sampling=Sampling(1.0, seed=4),
+        stop_strings=[stop],
+        decode=letters,
+        pad_token_id=1,
+    )
+    for row, expected in zip(written[:, ids.shape[1] :].tolist(), free[:, ids.shape[1] :].tolist(), strict=True):
+        at = letters(expected).find(stop)
+        end = len(expected) if at < 0 else at + len(stop)
+        assert row == (expected[:end] + [1] * len(expected))[: len(row)]
+    assert letters(free[1, ids.shape[1] :].tolist()).find(stop) in (0, 1)
+
+
+def test_a_stop_string_in_the_prompt_or_across_its_end_does_not_stop(model):
+    text = prompts()[0]
+    free = model.generate(text[None], max_new_tokens=NEW)[0].tolist()
+    across = letters(free[len(text) - 1 : len(text) + 1])
+    for stop in (letters(text.tolist()), across):
+        if stop not in letters(free[len(text) :]):
+            written = model.generate(text[None], max_new_tokens=NEW, stop_strings=[stop], decode=letters)
+            assert written[0].tolist() == free
+
+
+def test_a_long_stop_string_is_found(model):
+    """Longer than what the last few tokens hold."""
+    text = prompts()[0]
+    free = model.generate(text[None], max_new_tokens=NEW)[0].tolist()
+    stop = letters(free[len(text) : len(text) + NEW - 1])
+    written = model.generate(text[None], max_new_tokens=NEW + 5, stop_strings=[stop], decode=letters)
+    assert written[0].tolist() == free[:-1]
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ({"stop_strings": ["a"]}, "stop strings need decode"),
+        ({"stop_strings": [""], "decode": letters}, "a stop string is empty"),
+        ({"samples": 0}, "samples is 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(model, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        model.generate(prompts()[0][None], **options)
+
+
+def test_a_token_costs_k_plus_one_passes(model, monkeypatch):
+    passes = []
+    run = Decoder.run
+    monkeypatch.setattr(Decoder, "run", lambda self, x, *rest: passes.append(x.shape[1]) or run(self, x, *rest))
+    model.generate(prompts()[0][None], max_new_tokens=3)
+    first = [len(prompts()[0]) + 1, 1, 1, 2]  # the prompt and [start]; t_1; t_2; t_3 and [end]
+    assert passes == [*first, 2, 1, 1, 2, 2, 1, 1, 2]

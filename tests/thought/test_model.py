@@ -181,7 +181,8 @@ def test_given_thoughts_are_used():
     model, ids = quiet_star(LLAMA).eval(), random_ids(2, 6)
     with torch.no_grad():
         sampled = model(ids, sampling=Sampling(1.0, 3))
-        assert torch.equal(model(ids, thought_ids=sampled.thoughts.ids).logits, sampled.logits)
+        given = model(ids, thought_ids=sampled.thoughts.ids)
+        torch.testing.assert_close(given.logits, sampled.logits, atol=1e-5, rtol=1e-5)
         other = model(ids, thought_ids=random_ids(2, 1, 6, 3)).logits
-    assert not torch.equal(other, sampled.logits)
-    assert model(ids, thought_ids=sampled.thoughts.ids).thoughts is None
+    assert error(other, sampled.logits) > 1e-3
+    assert given.thoughts is None

@@ -1,28 +1,31 @@
-"""The losses' parts: each against its definition in method.md, and on texts too short for them."""
+"""The objective: its parts against their definitions, and a model's losses, down to texts too short for them."""
+
+from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.thought import objective
+from pipeline.thought.head import IGNORED, ban
 from pipeline.thought.layout import ahead, row_position_ids, text_position_ids
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import (
-    IGNORED,
     advantages,
-    combine,
+    base_weights,
     lookahead_targets,
-    mean_of_targets,
-    thought_log_probs,
+    rewarded_positions,
+    talk_weights,
     thought_rewards,
-    token_nll,
 )
-from tests.thought.tiny import LLAMA, quiet_star, random_ids
+from pipeline.thought.step import Engine
+from tests.thought.tiny import GPT2, LLAMA, error, quiet_star, random_ids
 
 SMALL = st.integers(1, 4)
 TOKENS = st.integers(1, 9)
-VOCABULARY, WIDTH = 7, 5
+VOCABULARY = 7
+DOUBLE = torch.float64
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -70,97 +73,130 @@ def test_advantages_are_the_better_thoughts_lead(texts, rationales, positions):
 
 
 @given(SMALL, SMALL, TOKENS, SMALL)
-def test_rewards(texts, rationales, tokens, lookahead):
-    base, talk = normal(texts, tokens).requires_grad_(), normal(texts, rationales, tokens, lookahead, seed=1)
+def test_rewards(texts, rationales, positions, lookahead):
+    base, talk = normal(texts, positions, lookahead), normal(texts, rationales, positions, lookahead, seed=1)
     found = thought_rewards(base, talk)
-    assert found.shape == (texts, rationales, max(0, tokens - 1 - lookahead))
-    assert not found.requires_grad
-    for i in range(found.shape[-1]):
-        expected = sum(base[:, None, i + k] - talk[:, :, i, k] for k in range(lookahead))
-        torch.testing.assert_close(found[:, :, i], expected.detach())
+    assert found.shape == (texts, rationales, positions)
+    for r in range(rationales):
+        expected = sum(base[:, :, k] - talk[:, r, :, k] for k in range(lookahead))
+        torch.testing.assert_close(found[:, r], expected)
 
 
-def nll_and_gradients(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    hidden, head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-    nll = token_nll(lambda h: h @ head, hidden, targets, VOCABULARY)
-    weights = normal(*targets.shape, seed=5)  # so that every token's gradient counts differently
-    (nll * weights).sum().backward()
-    return nll.detach(), hidden.grad, head.grad
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_all_positions_but_the_last_that_have_their_true_tokens_are_rewarded(tokens, lookahead):
+    targets = lookahead_targets(random_ids(1, tokens), lookahead)[0]
+    complete = [i for i in range(tokens) if (targets[i] != IGNORED).all()]
+    assert complete[:-1] == list(range(rewarded_positions(tokens, lookahead)))
 
 
-@given(SMALL, TOKENS, st.integers(1, 80))
-def test_nll_in_chunks_equals_nll_at_once(texts, tokens, chunk_logits):
-    hidden, head = normal(texts, tokens, WIDTH), normal(WIDTH, VOCABULARY, seed=1)
-    targets = some_labels(texts, tokens)
-    whole = nll_and_gradients(hidden, head, targets)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, "CHUNK_LOGITS", chunk_logits)
-        chunked = nll_and_gradients(hidden, head, targets)
-        with torch.no_grad():
-            without_graph = token_nll(lambda h: h @ head, hidden, targets, VOCABULARY)
-    for actual, expected in zip(chunked, whole, strict=True):
-        torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(without_graph, whole[0])
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
-def test_nll_never_holds_more_logits_than_a_chunk(monkeypatch):
-    monkeypatch.setattr(objective, "CHUNK_LOGITS", 3 * VOCABULARY)
-    sizes = []
-
-    def predict(hidden: Tensor) -> Tensor:
-        sizes.append(len(hidden))
-        return hidden @ head
-
-    head = normal(WIDTH, VOCABULARY)
-    token_nll(predict, normal(2, 5, WIDTH), random_ids(2, 5, below=VOCABULARY), VOCABULARY)
-    assert sizes == [3, 3, 3, 1]
-
-
-def test_ignored_targets_count_nothing():
-    hidden, head = normal(2, 4, WIDTH), normal(WIDTH, VOCABULARY, seed=1)
-    targets = random_ids(2, 4, below=VOCABULARY)
-    targets[0, 1] = targets[1, 3] = IGNORED
-    nll, gradient, _ = nll_and_gradients(hidden, head, targets)
-    log_probs = (hidden @ head).log_softmax(-1)
-    for b in range(2):
-        for i in range(4):
-            real = targets[b, i] != IGNORED
-            assert nll[b, i].item() == pytest.approx(-log_probs[b, i, targets[b, i]].item() if real else 0.0)
-            assert gradient[b, i].any() == real
+@given(SMALL, TOKENS, SMALL, SMALL)
+def test_the_losses_are_means_over_real_targets(texts, tokens, lookahead, rationales):
+    """The talk loss is a mean over k of means, each over the texts, thoughts and positions that have a target."""
+    targets = lookahead_targets(some_labels(texts, tokens), lookahead)
+    base, talk = normal(texts, tokens), normal(texts, rationales, tokens, lookahead, seed=1)
+    where = [(b, i, k) for b in range(texts) for i in range(tokens) for k in range(lookahead) if targets[b, i, k] >= 0]
+    expected_base = mean([base[b, i].item() for b, i, k in where if k == 0])
+    by_step = [
+        mean([talk[b, r, i, k].item() for b, i, k in where if k == step for r in range(rationales)])
+        for step in range(lookahead)
+    ]
+    assert (base * base_weights(targets, DOUBLE)).sum().item() == pytest.approx(expected_base, abs=1e-12)
+    found = talk * talk_weights(targets, rationales, DOUBLE)
+    assert found.sum((0, 1, 2)).tolist() == pytest.approx([value / lookahead for value in by_step], abs=1e-12)
 
 
 def test_means_count_real_targets_only():
-    nll = torch.tensor([[1.0, 0.0, 3.0], [0.0, 0.0, 0.0]])
-    targets = torch.tensor([[4, IGNORED, 2], [IGNORED, IGNORED, IGNORED]])
-    assert mean_of_targets(nll, targets, dim=(0, 1)).item() == 2.0
-    assert mean_of_targets(nll, targets, dim=(1,)).tolist() == [2.0, 0.0]
+    targets = lookahead_targets(torch.tensor([[0, 4, IGNORED, 2], [0, IGNORED, IGNORED, IGNORED]]), 1)
+    nll = torch.tensor([[1.0, 5.0, 3.0, 7.0], [9.0, 9.0, 9.0, 9.0]])
+    assert (nll * base_weights(targets, torch.float32)).sum(1).tolist() == [2.0, 0.0]
+    assert talk_weights(targets, 2, torch.float32)[0, :, :, 0].tolist() == [[0.25, 0.0, 0.25, 0.0]] * 2
+    assert not base_weights(targets[1:], torch.float32).any()
+    assert not talk_weights(targets[1:], 2, torch.float32).any()
 
 
-def test_log_probabilities_are_at_the_temperature_and_without_banned_ids():
-    hidden, head, ids = normal(2, 3, WIDTH), normal(WIDTH, VOCABULARY, seed=1), random_ids(2, 3, below=5)
-    found = thought_log_probs(lambda h: h @ head, hidden, ids, [5, 6], 3.0, VOCABULARY)
-    expected = ((hidden @ head)[..., :5] / 3).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    torch.testing.assert_close(found, expected)
+def log_probabilities(model: QuietStarForCausalLM, ids: Tensor, thoughts: Tensor) -> Tensor:
+    """Of thoughts (B, R, N, K), differentiable."""
+    _, text = model.decoder.read(ids)
+    positions = torch.arange(ids.shape[1])
+    rows = model.decoder.run_rows(model.embed_thoughts(positions, thoughts, ids, model.layout), text, positions)
+    logits = ban(model.decoder.head.logits(rows[..., model.layout.sampling_outputs, :]), model.banned)
+    log_probs = (logits / model.config.policy_temperature).log_softmax(-1)
+    return log_probs.gather(-1, thoughts.unsqueeze(-1)).squeeze(-1)
 
 
-def test_the_policy_gradient_is_minus_the_advantage():
-    base, talk = normal(2, 6), normal(2, 3, 6, 2, seed=1)
-    log_probs = normal(2, 3, 3, 4, seed=2).requires_grad_()
-    losses = combine(base, talk, log_probs, random_ids(2, 6), policy_weight=10.0)
-    losses.total.backward()
-    expected = -10.0 * losses.advantage[..., None].expand_as(log_probs) / log_probs.numel()
-    torch.testing.assert_close(log_probs.grad, expected)
-    assert losses.total.item() == pytest.approx((0.5 * (losses.base + losses.talk) + 10 * losses.policy).item())
+@pytest.mark.parametrize("rationales", [1, 3])
+def test_the_policy_gradient_is_minus_the_advantage(rationales):
+    """What the policy's weight adds to every gradient is that of the log-probabilities times minus the advantage."""
+    model, ids = quiet_star(GPT2, rationales=rationales).double(), random_ids(2, 8)
+    thoughts, parameters = random_ids(2, rationales, 8, 3, seed=2), list(model.parameters())
+    gradients = []
+    for model.config.policy_weight in (0.0, 10.0):
+        losses = model(ids, labels=ids, thought_ids=thoughts).losses
+        gradients.append(torch.autograd.grad(losses.total, parameters))
+    log_probs = log_probabilities(model, ids, thoughts)[:, :, : losses.advantage.shape[-1]]
+    torch.testing.assert_close(losses.log_probs, log_probs.detach())
+    policy = -(losses.advantage[..., None] * log_probs).sum() / log_probs.numel()
+    assert losses.policy.item() == pytest.approx(policy.item(), rel=1e-12)
+    expected = torch.autograd.grad(10.0 * policy, parameters, materialize_grads=True)
+    assert sum(gradient.norm() > 0 for gradient in expected) > len(parameters) / 2
+    for without, whole, gradient in zip(*gradients, expected, strict=True):
+        # what is left of two gradients is as exact as they are
+        assert (whole - without - gradient).norm() <= 1e-12 * (whole.norm() + without.norm())
 
 
-@given(SMALL, SMALL, st.integers(1, 3), TOKENS)
+def test_the_total_is_the_weighted_sum_of_its_parts():
+    losses = quiet_star_with(3, 2)(random_ids(2, 8), labels=some_labels(2, 8)).losses
+    parts = [losses.base.item(), losses.talk.item(), losses.policy.item()]
+    assert all(parts)
+    assert losses.total.item() == pytest.approx(0.5 * (parts[0] + parts[1]) + 5.0 * parts[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("positions", [None, 3])
+def test_only_the_total_has_a_gradient(positions):
+    output = quiet_star_with(3, 2)(random_ids(2, 8), labels=random_ids(2, 8), engine=Engine(positions=positions))
+    parts = vars(output.losses) | {"weight": output.weight, "entropy": output.thoughts.entropy}
+    assert [name for name, value in parts.items() if value.requires_grad] == ["total"]
+
+
+def test_sampled_thoughts_without_an_advantage_are_left_out():
+    """Their log-probabilities are 0; losses and gradients are those of the same thoughts, given."""
+    model, ids = quiet_star(GPT2, rationales=2).double(), random_ids(2, 8)
+    sampled = model(ids, labels=ids)
+    given_ids = model(ids, labels=ids, thought_ids=sampled.thoughts.ids)
+    better = (sampled.losses.advantage > 0).unsqueeze(-1)
+    assert better.any()
+    assert not better.all()
+    assert (given_ids.losses.log_probs < 0).all()
+    torch.testing.assert_close(sampled.losses.log_probs, given_ids.losses.log_probs * better)
+    parameters = list(model.parameters())
+    torch.testing.assert_close(sampled.loss, given_ids.loss)
+    for actual, expected in zip(
+        *(torch.autograd.grad(output.loss, parameters) for output in (sampled, given_ids)), strict=True
+    ):
+        assert error(actual, expected) < 1e-10
+
+
+@cache
+def quiet_star_with(lookahead: int, rationales: int) -> QuietStarForCausalLM:
+    return quiet_star(LLAMA, lookahead=lookahead, rationales=rationales)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), TOKENS)
+@settings(deadline=None, max_examples=40)
 def test_every_length_has_a_finite_loss(texts, rationales, lookahead, tokens):
     rewarded = max(0, tokens - 1 - lookahead)
-    base, talk = normal(texts, tokens), normal(texts, rationales, tokens, lookahead, seed=1)
-    log_probs = normal(texts, rationales, rewarded, 2, seed=2)
-    losses = combine(base, talk, log_probs, some_labels(texts, tokens), policy_weight=1e6)
-    assert losses.total.isfinite()
-    assert losses.advantage.shape == (texts, rationales, rewarded)
+    with torch.no_grad():
+        model = quiet_star_with(lookahead, rationales)
+        losses = model(random_ids(texts, tokens), labels=some_labels(texts, tokens)).losses
+    assert all(value.isfinite().all() for value in vars(losses).values())
+    assert losses.base_nll.shape == (texts, tokens)
+    assert losses.talk_nll.shape == (texts, rationales, tokens, lookahead)
+    assert losses.reward.shape == losses.advantage.shape == (texts, rationales, rewarded)
+    assert losses.log_probs.shape == (texts, rationales, rewarded, 3)
     if not rewarded:
         assert losses.policy.item() == 0.0
 
@@ -186,6 +222,19 @@ def test_a_batch_of_ignored_labels_has_no_loss():
     model, ids = quiet_star(LLAMA), random_ids(2, 8)
     output = model(ids, labels=torch.full_like(ids, IGNORED))
     assert output.loss.item() == 0.0
+    output.loss.backward()
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_ignored_labels_have_no_loss():
+    ids = random_ids(2, 8)
+    labels = ids.masked_fill(normal(2, 8, seed=3) < -0.3, IGNORED)
+    with torch.no_grad():
+        some, every = (quiet_star_with(3, 2)(ids, labels=targets).losses for targets in (labels, ids))
+    real = lookahead_targets(labels, 3) != IGNORED
+    assert not real[:, :-3].all()
+    torch.testing.assert_close(some.base_nll, every.base_nll * real[..., 0])
+    torch.testing.assert_close(some.talk_nll, every.talk_nll * real.unsqueeze(1))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=4))

@@ -131,6 +131,35 @@ def test_two_passes_of_half_a_batch_are_one_of_a_whole(spans: Spans):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"attention": "reference"},
+        {"attention": "blocked"},
+        {"positions": 3},
+        {"checkpointing": True},
+        {"positions": 3, "checkpointing": True, "accumulation": 2, "batch_size": 2},
+    ],
+    ids=str,
+)
+def test_how_it_is_computed_changes_no_loss(spans: Spans, engine: dict):
+    whole = Spans.__new__(Spans)  # no padding: two halves' losses are the whole's
+    whole._ids, whole._lengths = spans._ids[:4], spans._lengths[:4]
+    (_, plain), (_, other) = trained(whole), trained(whole, replace(TRAIN, **engine))
+    for name in LOSS_COLUMNS:
+        losses = [log.table([name], needed=name)[name].to_numpy() for log in (plain, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=2e-3, abs=1e-5), name
+
+
+def test_bfloat16_is_close_to_float32(spans: Spans):
+    (model, half), (_, single) = trained(spans, replace(TRAIN, precision="bfloat16")), trained(spans)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name in ("base_loss", "talk_loss"):
+        losses = [log.table([name], needed=name)[name].iloc[0] for log in (half, single)]
+        assert losses[0] == pytest.approx(losses[1], rel=0.05)
+        assert losses[0] != losses[1]
+
+
 def test_parameter_groups():
     model = quiet_star(LLAMA)
     groups = parameter_groups(model, TRAIN)

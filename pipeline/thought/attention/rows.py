@@ -1,0 +1,84 @@
+"""Which tokens a thought row may see, and how a layer weighs them (paper, section 4.2)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a layer attends: the scale of its scores, its sliding window in tokens, the cap on its scores."""
+
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+    def cap(self, scores: Tensor) -> Tensor:
+        return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Thought rows after the text at ``positions`` (P,), of which a pass feeds S tokens from row token ``first`` on.
+
+    ``position_ids`` (B, P, S) of these tokens; ``text_position_ids`` (B, N); ``valid`` (B, N) where a text has padding
+    before its end, else None.
+    """
+
+    positions: Tensor
+    position_ids: Tensor
+    text_position_ids: Tensor
+    valid: Tensor | None = None
+    first: int = 0
+
+    @cached_property
+    def at(self) -> tuple[int, ...]:
+        """The positions as numbers: read once a pass, as that waits for the device."""
+        return tuple(self.positions.tolist())
+
+    @property
+    def tokens(self) -> int:
+        """S."""
+        return self.position_ids.shape[2]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this pass feeds rows from their start on, not token by token."""
+        return self.first == 0 and self.tokens > 1
+
+    def is_plain(self, style: Style) -> bool:
+        """Whether every row sees all of the text up to its position, and scores are not capped."""
+        furthest = self.text_position_ids.shape[1] + self.first + self.tokens
+        return self.valid is None and style.softcap is None and (style.window is None or style.window >= furthest)
+
+    def prefix_mask(self, window: int | None) -> Tensor:
+        """Whether a row token sees a text token: (B or 1, P, S or 1, N)."""
+        order = torch.arange(self.text_position_ids.shape[1], device=self.positions.device)
+        mask = (self.positions[:, None] >= order)[None, :, None]
+        if window is not None:
+            mask = mask & (self.position_ids.unsqueeze(-1) - self.text_position_ids[:, None, None] < window)
+        if self.valid is not None:
+            mask = mask & self.valid[:, None, None]
+        return mask
+
+    def own_mask(self, window: int | None) -> Tensor:
+        """Whether row token ``first + s`` sees row token t: (S, first + S)."""
+        order = torch.arange(self.first + self.tokens, device=self.positions.device)
+        distance = order[self.first :, None] - order
+        return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+class Attend(Protocol):
+    """A way to compute thought attention."""
+
+    def __call__(
+        self, rows: Rows, query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], style: Style
+    ) -> Tensor:
+        """The attention's output (B, H, R*P, S, C), from one softmax over the shared text and the row's own tokens.
+
+        ``query`` (B, H, R*P, S, C); ``key``, ``value`` (B, G, R*P, first + S, C); ``prefix``: the text's keys and
+        values (B, G, N, C).
+        """

@@ -1,0 +1,461 @@
+"""Thought attention: the reference equals a loop over tokens, the other paths equal the reference."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.thought.attention import blocked, flex, pick, reference
+from pipeline.thought.attention.rows import Attend, Rows, Style
+from pipeline.thought.layout import pads_before_end, row_position_ids, text_position_ids
+from tests.thought.tiny import error
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A call of `Attend`. ``fold``: H/G. ``padding``: tokens before each text's first."""
+
+    positions: tuple[int, ...] = (1, 2, 5)
+    texts: int = 2
+    tokens: int = 7
+    rationales: int = 2
+    first: int = 0
+    new: int = 3
+    groups: int = 2
+    fold: int = 2
+    size: int = 4
+    window: int | None = None
+    softcap: float | None = None
+    padding: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """What `Attend` is given, and a gradient for what it returns."""
+
+    rows: Rows
+    inputs: tuple[Tensor, ...]
+    style: Style
+    gradient: Tensor
+
+    def run(self, attend: Attend, inputs: tuple[Tensor, ...] | None = None) -> Tensor:
+        query, key, value, text_key, text_value = inputs or self.inputs
+        return attend(self.rows, query, key, value, (text_key, text_value), self.style)
+
+    def outcome(self, attend: Attend) -> list[Tensor]:
+        """The output, and the gradients of query, key, value and the text's key and value."""
+        inputs = tuple(x.detach().requires_grad_() for x in self.inputs)
+        output = self.run(attend, inputs)
+        return [output, *torch.autograd.grad(output, inputs, self.gradient)]
+
+
+def make(shape: Shape, dtype: torch.dtype = torch.float64) -> Call:
+    """Random numbers, laid out in memory as a decoder's layers do it: heads beside their token."""
+    mask = None
+    if shape.padding is not None:
+        mask = (torch.arange(shape.tokens) >= torch.tensor(shape.padding)[:, None]).long()
+    positions = torch.tensor(shape.positions)
+    places = text_position_ids(mask, torch.zeros(shape.texts, shape.tokens))
+    ids = row_position_ids(places, positions, shape.first, shape.new)
+    rows = Rows(positions, ids, places, mask.bool() if pads_before_end(mask) else None, shape.first)
+    generator = torch.Generator().manual_seed(0)
+    heads, count = shape.groups * shape.fold, shape.rationales * len(positions)
+
+    def normal(heads: int, *tokens: int) -> Tensor:
+        numbers = torch.randn(shape.texts, *tokens, heads, shape.size, generator=generator, dtype=torch.float64)
+        return numbers.movedim(-2, 1).to(dtype)
+
+    query, gradient = (normal(heads, count, shape.new) for _ in range(2))
+    key, value = (normal(shape.groups, count, shape.first + shape.new) for _ in range(2))
+    text = [normal(shape.groups, shape.tokens) for _ in range(2)]
+    return Call(rows, (query, key, value, *text), Style(0.7, shape.window, shape.softcap), gradient)
+
+
+def alone(call: Call) -> Tensor:
+    """Every token by itself: the keys that it sees, one softmax."""
+    rows, style = call.rows, call.style
+    query, key, value, text_key, text_value = call.inputs
+    output, window = torch.empty_like(query), style.window or 10**9
+    for b, h, row, s in torch.cartesian_prod(*map(torch.arange, query.shape[:4])).tolist():
+        g, p = h // (query.shape[1] // key.shape[1]), row % len(rows.positions)
+        place = rows.position_ids[b, p, s].item()
+        seen = [
+            (text_key[b, g, j], text_value[b, g, j])
+            for j in range(rows.positions[p] + 1)
+            if place - rows.text_position_ids[b, j] < window and (rows.valid is None or rows.valid[b, j])
+        ]
+        now = rows.first + s
+        seen += [(key[b, g, row, t], value[b, g, row, t]) for t in range(now + 1) if now - t < window]
+        scores = torch.stack([k @ query[b, h, row, s] * style.scaling for k, _ in seen])
+        if style.softcap is not None:
+            scores = style.softcap * torch.tanh(scores / style.softcap)
+        output[b, h, row, s] = scores.softmax(0) @ torch.stack([v for _, v in seen])
+    return output
+
+
+VARIANTS = {
+    "plain": Shape(),
+    "every position, the last one too": Shape(positions=tuple(range(7))),
+    "grouped heads": Shape(groups=1, fold=3),
+    "a head for each group": Shape(groups=3, fold=1),
+    "window": Shape(window=4),
+    "window shorter than a row": Shape(window=2),
+    "window and padding": Shape(window=4, padding=(3, 0)),
+    "capped": Shape(softcap=0.9),
+    "padded on the left": Shape(padding=(2, 0)),
+    "a thought at padding": Shape(positions=(0, 1, 4), padding=(3, 0)),
+    "padding and all else": Shape(window=4, softcap=0.9, padding=(3, 0), first=2, new=2),
+    "token by token": Shape(first=2, new=1),
+    "token by token, window": Shape(first=3, new=1, window=3),
+    "the rest of a row": Shape(first=2, new=2),
+}
+PATHS = pytest.mark.parametrize("path", pick.PATHS)
+each = pytest.mark.parametrize("shape", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+@each
+def test_the_reference_equals_a_loop_over_tokens(shape):
+    call = make(shape)
+    torch.testing.assert_close(call.run(reference.attend), alone(call), atol=1e-12, rtol=0)
+
+
+@st.composite
+def shapes(draw: Callable) -> Shape:
+    tokens = draw(st.integers(1, 20))
+    positions = draw(st.sets(st.integers(0, tokens - 1), min_size=1) | st.just(range(tokens)))
+    few = st.integers(1, 3)
+    return Shape(
+        tuple(sorted(positions)),
+        texts=draw(few),
+        tokens=tokens,
+        rationales=draw(few),
+        first=draw(st.integers(0, 3)),
+        new=draw(st.integers(1, 4)),
+        groups=draw(few),
+        fold=draw(few),
+        size=draw(st.sampled_from([1, 2, 4, 5, 8, 16])),
+    )
+
+
+def use_blocks(monkeypatch: pytest.MonkeyPatch, size: int, flash: bool) -> None:
+    monkeypatch.setattr(blocked, "SMALLEST_BLOCK", size)
+    monkeypatch.setattr(blocked, "LARGEST_BLOCK", size)
+    if not flash:
+        monkeypatch.setattr(blocked, "has_flash", lambda _: False)
+
+
+@settings(deadline=None, max_examples=150)
+@given(shapes(), st.integers(1, 8), st.booleans())
+def test_blocks_equal_the_reference(shape, size, flash):
+    call = make(shape)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_blocks(monkeypatch, size, flash)
+        actual = call.outcome(blocked.attend)
+    for found, expected in zip(actual, call.outcome(reference.attend), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+LONG = Shape(positions=tuple(range(150)), tokens=150, new=6, size=16)  # of blocks as they come
+FLASH = pytest.mark.parametrize("flash", [True, False], ids=["flash", "no flash"])
+
+
+@FLASH
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)], ids=str
+)
+def test_blocks_are_as_exact_as_their_numbers(dtype, tolerance, flash, monkeypatch):
+    """Compared with the reference in float64, on numbers that every dtype has."""
+    call = make(LONG, torch.bfloat16)
+    exact, rounded = (
+        replace(call, inputs=tuple(x.to(t) for x in call.inputs), gradient=call.gradient.to(t))
+        for t in (torch.float64, dtype)
+    )
+    if not flash:
+        monkeypatch.setattr(blocked, "has_flash", lambda _: False)
+    for found, expected in zip(rounded.outcome(blocked.attend), exact.outcome(reference.attend), strict=True):
+        assert found.dtype == dtype
+        assert error(found.double(), expected) < tolerance
+
+
+@FLASH
+def test_scores_too_large_for_exp_are_no_trouble(flash, monkeypatch):
+    call = make(replace(LONG, positions=(0, 3, 149)))
+    call = replace(call, style=replace(call.style, scaling=1e3))
+    use_blocks(monkeypatch, 2, flash)
+    for found, expected in zip(call.outcome(blocked.attend), call.outcome(reference.attend), strict=True):
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
+
+
+def test_the_flash_operator_is_there():
+    """Without it tests of the fallback are all that runs, and training on a CPU is slow."""
+    assert blocked.has_flash(torch.zeros(1))
+    assert not blocked.has_flash(torch.zeros(1, device="meta"))
+
+
+def kept(attend: Attend, call: Call) -> int:
+    """Elements of all tensors that wait for the backward pass, each storage counted once."""
+    sizes = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    inputs = tuple(x.detach().requires_grad_() for x in call.inputs)
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = call.run(attend, inputs)  # held, lest a freed tensor's address is another's
+    assert output.requires_grad
+    return sum(sizes.values())
+
+
+@FLASH
+def test_blocks_keep_nothing_quadratic_for_backward(flash, monkeypatch):
+    if not flash:
+        monkeypatch.setattr(blocked, "has_flash", lambda _: False)
+    ratios = {}
+    for tokens in (64, 256):
+        call = make(replace(LONG, positions=tuple(range(tokens)), tokens=tokens, texts=1), torch.float32)
+        ratios[tokens] = {a: kept(a, call) / call.inputs[0].numel() for a in (blocked.attend, reference.attend)}
+    assert ratios[256][blocked.attend] < 4
+    assert ratios[256][blocked.attend] <= ratios[64][blocked.attend]
+    assert ratios[256][reference.attend] > 2 * ratios[64][reference.attend]
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a tensor that an operator makes; views of others are not made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return results
+        for result in results if isinstance(results, tuple) else (results,):
+            if isinstance(result, Tensor):
+                self.elements = max(self.elements, result.numel())
+        return results
+
+
+def largest(call: Call, attend: Attend) -> int:
+    with Largest() as found:
+        call.outcome(attend)
+    return found.elements
+
+
+def test_blocks_never_hold_all_scores():
+    """Neither pass makes a tensor larger than the query."""
+    call = make(replace(LONG, positions=tuple(range(300)), tokens=300, texts=1), torch.float32)
+    scores = call.inputs[0].numel() // 16 * 300
+    assert largest(call, reference.attend) >= scores
+    assert largest(call, blocked.attend) <= call.inputs[0].numel()
+
+
+@pytest.mark.parametrize("attend", [reference.attend, blocked.attend], ids=["reference", "blocked"])
+def test_the_text_is_not_repeated_for_thoughts_nor_for_heads(attend):
+    """Many keys, few queries: no tensor is larger than the text's keys, which 3 x 4 rows and 2 x 3 heads share."""
+    call = make(
+        Shape(positions=(397, 398, 399), tokens=400, texts=1, rationales=4, new=1, fold=3, size=64), torch.float32
+    )
+    assert largest(call, attend) <= call.inputs[3].numel()
+
+
+def run_pick(path: str, call: Call) -> Tensor:
+    def attend(*args: object) -> Tensor:
+        return pick.attend(path, *args)
+
+    return call.run(attend)
+
+
+BEYOND = {  # a plain path
+    "padded on the left": Shape(padding=(2, 0)),
+    "a window shorter than the text": Shape(window=4),
+    "a window one too short": Shape(window=9),
+    "capped": Shape(softcap=0.9),
+    "one position": Shape(positions=(4,)),
+}
+
+
+@PATHS
+@pytest.mark.parametrize("shape", BEYOND.values(), ids=BEYOND.keys())
+def test_what_a_path_cannot_express_is_left_to_the_reference(shape, path):
+    call = make(shape)
+    assert torch.equal(run_pick(path, call), call.run(reference.attend))
+
+
+@PATHS
+@pytest.mark.parametrize("shape", BEYOND.values(), ids=BEYOND.keys())
+def test_no_other_path_is_called_there(shape, path, monkeypatch):
+    called = spy(monkeypatch)
+    run_pick(path, make(shape))
+    assert called == ["reference"]
+
+
+PLAIN = {
+    "plain": Shape(size=16),
+    "a window as long as the text and a row": Shape(size=16, window=10),
+    "padded on the right": Shape(size=16, padding=(0, 0)),
+}
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths called from here on, in place of being run."""
+    called = []
+    for name in pick.PATHS:
+        monkeypatch.setitem(pick.PATHS, name, lambda *_, name=name: called.append(name))
+    return called
+
+
+@PATHS
+@pytest.mark.parametrize("shape", PLAIN.values(), ids=PLAIN.keys())
+def test_a_plain_layer_goes_the_path_it_was_given(shape, path, monkeypatch):
+    called = spy(monkeypatch)
+    run_pick(path, make(shape))
+    assert called == [path]
+
+
+BEYOND_FLEX = [
+    Shape(size=16, first=2, new=1),
+    Shape(size=16, first=2, new=2),
+    Shape(size=16, new=1),
+    Shape(size=8),
+]
+
+
+@pytest.mark.parametrize(("path", "expected"), [("flex", "reference"), ("blocked", "blocked")])
+@pytest.mark.parametrize("shape", BEYOND_FLEX, ids=str)
+def test_flex_is_for_whole_rows_and_heads_that_its_kernel_takes(shape, path, expected, monkeypatch):
+    called = spy(monkeypatch)
+    run_pick(path, make(shape))
+    assert called == [expected]
+
+
+def test_the_longest_window_that_hides_nothing_is_plain():
+    """A window of N + T hides nothing; of one less, it hides the first token from the last of the last position."""
+    for window, plain in ((10, True), (9, False)):
+        call = make(Shape(positions=(6,), window=window))
+        assert call.rows.is_plain(call.style) == plain
+        unlimited = replace(call, style=replace(call.style, window=None))
+        same = torch.equal(call.run(reference.attend), unlimited.run(reference.attend))
+        assert same == plain
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "blocked"), ("cuda", "flex"), ("mps", "reference")])
+def test_auto_is_by_device(device, expected):
+    assert pick.pick("auto", torch.device(device)) == expected
+
+
+@PATHS
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_path_by_name_is_that_path(path, device):
+    assert pick.pick(path, torch.device(device)) == path
+
+
+@pytest.mark.parametrize("name", ["flash", "Blocked", ""])
+def test_an_unknown_path_is_refused(name):
+    with pytest.raises(ValueError, match=f"attention is '{name}', but must be one of auto, reference, blocked, flex"):
+        pick.pick(name, torch.device("cpu"))
+
+
+def test_the_path_is_logged_once(caplog):
+    pick._say.cache_clear()
+    with caplog.at_level(logging.INFO, logger=pick.__name__):
+        for _ in range(3):
+            pick.pick("auto", torch.device("cpu"))
+        pick.pick("reference", torch.device("cpu"))
+    expected = ["thought attention: blocked (cpu)", "thought attention: reference (cpu)"]
+    assert [record.message for record in caplog.records] == expected
+
+
+FLEX = {
+    "one tile": Shape(size=16),
+    "every position": Shape(positions=tuple(range(7)), size=16),
+    "grouped heads": Shape(groups=1, fold=3, size=16),
+    "the text is a tile": Shape(positions=(0, 77, 127), tokens=128, size=16),
+    "more than a tile": Shape(positions=tuple(range(90, 130)), tokens=130, size=16, groups=1, fold=1, texts=1),
+    "the rows are a tile": Shape(positions=tuple(range(16)), tokens=16, new=4, size=16, groups=1, texts=1),
+}
+
+
+@pytest.fixture
+def dynamo() -> None:
+    """FlexAttention's compiler, without what earlier tests compiled: it stops after eight versions of a function."""
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("FlexAttention needs torch.compile, which does not run on this platform")
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.usefixtures("dynamo")
+@torch.no_grad()
+@pytest.mark.parametrize("shape", FLEX.values(), ids=FLEX.keys())
+def test_flex_as_written_equals_the_reference(shape):
+    """FlexAttention has no backward pass on CPUs; tests/thought/test_cuda.py has the rest."""
+    call = make(shape, torch.float32)
+    actual = call.run(flex.attend)
+    assert actual.shape == call.inputs[0].shape
+    assert error(actual, call.run(reference.attend)) < 1e-6
+
+
+def visible(shape: Shape) -> Tensor:
+    """What flex's mask lets a row token see: (R*P*S, N + R*P*S), padding left out."""
+    queries = shape.rationales * len(shape.positions) * shape.new
+    mask = flex.block_mask(shape.positions, shape.tokens, queries // shape.new, shape.new, torch.device("cpu")).mask_mod
+    start = -(-shape.tokens // flex.TILE) * flex.TILE
+    keys = torch.cat([torch.arange(shape.tokens), start + torch.arange(queries)])
+    return mask(0, 0, torch.arange(queries)[:, None], keys)
+
+
+def test_flex_shows_a_token_its_text_and_its_own_row():
+    shape = Shape()
+    seen, position = visible(shape), [p for _ in range(2) for p in shape.positions]
+    for query, mask in enumerate(seen):
+        row, s = divmod(query, shape.new)
+        expected = [*range(position[row] + 1), *(shape.tokens + row * shape.new + t for t in range(s + 1))]
+        assert mask.nonzero().squeeze(1).tolist() == expected
+
+
+def test_padding_of_flex_sees_the_first_text_token_and_is_seen_by_none():
+    shape, device = Shape(), torch.device("cpu")
+    block = flex.block_mask(shape.positions, shape.tokens, 6, shape.new, device)
+    assert block.shape == (1, 1, 128, 256)
+    seen = block.mask_mod(0, 0, torch.arange(128)[:, None], torch.arange(256))
+    assert seen[18:, 0].all()
+    assert not seen[18:, 1:].any()
+    assert not seen[:18, 7:128].any()
+    assert not seen[:18, 128 + 18 :].any()
+
+
+def test_a_block_mask_is_made_once():
+    cpu = torch.device("cpu")
+    mask = flex.block_mask((0, 2), 4, 4, 3, cpu)
+    assert flex.block_mask((0, 2), 4, 4, 3, cpu) is mask
+    others = [((0, 3), 4, 4, 3), ((0, 2), 5, 4, 3), ((0, 2), 4, 6, 3), ((0, 2), 4, 4, 2)]
+    assert all(flex.block_mask(*other, cpu) is not mask for other in others)
+
+
+@pytest.mark.usefixtures("dynamo")
+def test_flex_is_compiled_once_for_lengths_that_pad_to_one():
+    """Past eight versions of a function, torch.compile runs it as written: every score at once, on any device."""
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        compiled.append(graph)
+        return graph
+
+    kernel = torch.compile(flex_attention, dynamic=False, backend=backend)
+    with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
+        monkeypatch.setattr(flex, "_kernel", lambda _: kernel)
+        for tokens in (4, 5, 6, 7):
+            call = make(Shape(positions=tuple(range(tokens)), tokens=tokens, size=16), torch.float32)
+            assert error(call.run(flex.attend), call.run(reference.attend)) < 1e-6
+    assert len(compiled) == 1

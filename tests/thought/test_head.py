@@ -1,0 +1,411 @@
+"""The head's losses and gradients: against all logits at once and autograd, and what they hold meanwhile."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.thought import head as head_module
+from pipeline.thought.head import BANNED_LOGIT, IGNORED, Group, Head, HeadLosses, ban, exact_dtype
+
+VOCABULARY, WIDTH = 7, 5
+DOUBLE = torch.float64
+EXACT = {torch.float64: 1e-12, torch.float32: 2e-6}
+Losses = Callable[[Head, Sequence[Group]], tuple[Tensor, list[Tensor]]]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(dtype)
+
+
+def some_targets(*shape: int, seed: int = 1, below: int = VOCABULARY) -> Tensor:
+    """Random ids, about a third of them ignored."""
+    ids = torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
+    return ids.masked_fill(normal(*shape, seed=seed + 1) < -0.5, IGNORED)
+
+
+def some_weights(*shape: int, dtype: torch.dtype = DOUBLE) -> Tensor:
+    """Weights of both signs, about a third of them 0."""
+    weights = normal(*shape, seed=5)
+    return weights.masked_fill(weights.abs() < 0.4, 0.0).to(dtype)
+
+
+def some_head(bias: bool = False, softcap: float | None = None, dtype: torch.dtype = DOUBLE) -> Head:
+    own = normal(VOCABULARY, seed=4, dtype=dtype).requires_grad_() if bias else None
+    return Head(normal(VOCABULARY, WIDTH, seed=3, dtype=dtype).requires_grad_(), own, softcap)
+
+
+def some_group(
+    *shape: int, seed: int = 6, dtype: torch.dtype = DOUBLE, weights: Tensor | None = None, **options: object
+) -> Group:
+    """Rows with a third of their targets ignored and a third of their weights 0, unless given."""
+    weights = some_weights(*shape, dtype=dtype) if weights is None else weights
+    hidden = normal(*shape, WIDTH, seed=seed, dtype=dtype).requires_grad_()
+    below = VOCABULARY - len(options.get("banned", ()))
+    return Group(hidden, some_targets(*shape, seed=seed + 1, below=below), lambda _: weights, **options)
+
+
+def in_chunks(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
+    losses = HeadLosses(head)
+    loss, nlls = losses.losses(groups)
+    return losses.attach(loss), nlls
+
+
+def at_once(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
+    """The same from all logits, by autograd."""
+    loss, nlls = torch.zeros((), dtype=exact_dtype(head.weight)), []
+    for group in groups:
+        logits = F.linear(group.hidden, head.weight, head.bias)
+        if head.softcap is not None:
+            logits = head.softcap * torch.tanh(logits / head.softcap)
+        banned = torch.tensor(list(group.banned), dtype=torch.long)
+        logits = logits.to(exact_dtype(logits)).index_fill(-1, banned, BANNED_LOGIT)
+        rows = (logits / group.temperature).flatten(0, -2)
+        nll = F.cross_entropy(rows, group.targets.flatten(), ignore_index=IGNORED, reduction="none")
+        nll, weights = nll.view(group.targets.shape), group.weigh(nlls)
+        loss = loss + (nll * weights).sum()
+        nlls.append(nll.detach() if group.complete else nll.detach().masked_fill(weights == 0, 0.0))
+    return loss, nlls
+
+
+def results(losses: Losses, head: Head, groups: Sequence[Group], factor: float = 1.0) -> list[Tensor]:
+    """Loss, cross-entropies and the gradients, of ``factor`` times the loss, of hidden states, weight and bias."""
+    leaves = [*(group.hidden for group in groups), head.weight, *([] if head.bias is None else [head.bias])]
+    loss, nlls = losses(head, groups)
+    return [loss.detach(), *nlls, *torch.autograd.grad(factor * loss, leaves)]
+
+
+def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
+    """Each to ``tolerance`` of its reference's largest entry."""
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert other.isfinite().all()
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * max(1.0, other.abs().max().item()))
+
+
+def rows_predicted(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each product with the head has from now on, those without a row aside."""
+    counts, predict = [], HeadLosses._predict
+
+    def record(self: HeadLosses, group: Group, states: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        if len(states):
+            counts.append(len(states))
+        return predict(self, group, states, *rest)
+
+    patch.setattr(HeadLosses, "_predict", record)
+    return counts
+
+
+HEADS = pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": True}, {"softcap": 2.0}, {"bias": True, "softcap": 2.0}],
+    ids=["plain", "bias", "softcap", "bias and softcap"],
+)
+GROUPS = pytest.mark.parametrize(
+    "group",
+    [{}, {"temperature": 3.0}, {"banned": [5, 6]}, {"temperature": 0.5, "banned": [6], "complete": False}],
+    ids=["plain", "temperature", "banned", "temperature, banned, incomplete"],
+)
+PRECISIONS = pytest.mark.parametrize("dtype", EXACT, ids=str)
+
+
+@HEADS
+@GROUPS
+@PRECISIONS
+def test_losses_and_gradients_are_those_of_all_logits_at_once(options, group, dtype):
+    head = some_head(**options, dtype=dtype)
+    groups = [some_group(2, 6, dtype=dtype, **group)]
+    expected = results(at_once, head, groups)
+    assert all(tensor.any() for tensor in expected)
+    assert_close(results(in_chunks, head, groups), expected, EXACT[dtype])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=3),
+    st.integers(1, 80),
+    st.booleans(),
+    st.sampled_from([None, 2.0]),
+    st.sampled_from([1.0, 3.0]),
+    st.sampled_from([[], [6]]),
+    st.booleans(),
+)
+def test_any_groups_in_any_chunks(shapes, chunk_logits, bias, softcap, temperature, banned, complete):
+    """Groups without rows among them. No product has more rows than a chunk."""
+    head = some_head(bias, softcap)
+    options = {"temperature": temperature, "banned": banned, "complete": complete}
+    groups = [some_group(*shape, seed=10 * i, **options) for i, shape in enumerate(shapes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
+        counts = rows_predicted(patch)
+        actual = results(in_chunks, head, groups)
+    for one, other in zip(actual, results(at_once, head, groups), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert max(counts, default=0) <= max(1, chunk_logits // VOCABULARY)
+
+
+class LargestLogits(TorchDispatchMode):
+    """The most rows that any tensor as wide as the vocabulary has."""
+
+    rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[-1] == VOCABULARY:
+                self.rows = max(self.rows, tensor.numel() // VOCABULARY)
+        return output
+
+
+@HEADS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_logits_never_exceed_a_chunk(monkeypatch, options, dtype):
+    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 6 * VOCABULARY)
+    head, groups = some_head(**options, dtype=dtype), [some_group(4, 10, dtype=dtype, banned=[6])]
+    with LargestLogits() as largest:
+        results(in_chunks, head, groups)
+    assert largest.rows == 6
+    with LargestLogits() as largest:
+        results(at_once, head, groups)
+    assert largest.rows == 40
+
+
+def test_rows_are_predicted_once_and_in_whole_chunks(monkeypatch):
+    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 3 * VOCABULARY)
+    counts = rows_predicted(monkeypatch)
+    targets = torch.zeros(2, 5, dtype=torch.long)
+    group = Group(normal(2, 5, WIDTH), targets, lambda _: torch.ones(2, 5))
+    in_chunks(some_head(), [group])[0].backward()
+    assert counts == [3, 3, 3, 1]
+
+
+def test_ignored_targets_cost_nothing():
+    head, group = some_head(), some_group(2, 8, weights=torch.ones(2, 8, dtype=DOUBLE))
+    _, nll, gradient, _ = results(in_chunks, head, [group])
+    real = group.targets != IGNORED
+    log_probs = head.logits(group.hidden).log_softmax(-1)
+    expected = -log_probs.gather(-1, group.targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    assert 0 < real.sum() < real.numel()
+    assert torch.equal(gradient.any(-1), real)
+    torch.testing.assert_close(nll, expected.where(real, 0.0))
+
+
+def test_nothing_but_ignored_targets_is_no_loss():
+    group = Group(normal(3, WIDTH).requires_grad_(), torch.full((3,), IGNORED), lambda _: torch.ones(3, dtype=DOUBLE))
+    assert not any(tensor.any() for tensor in results(in_chunks, some_head(), [group]))
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_rows_of_weight_0_have_a_forward_pass_only_if_complete(monkeypatch, complete):
+    weights = torch.tensor([0.0, 2.0, 0.0, 0.0, -1.0], dtype=DOUBLE)
+    targets = torch.tensor([1, 2, 3, IGNORED, 4])
+    head = some_head()
+    group = Group(normal(5, WIDTH).requires_grad_(), targets, lambda _: weights, complete=complete)
+    nll, gradient = results(at_once, head, [group])[1:3]
+    counts = rows_predicted(monkeypatch)
+    actual = results(in_chunks, head, [group])
+    assert sum(counts) == (4 if complete else 2)
+    assert actual[1].ne(0).tolist() == [complete, True, complete, False, True]
+    assert actual[2].any(-1).tolist() == [False, True, False, False, True]
+    assert_close(actual[1:3], [nll, gradient], 1e-12)
+
+
+def test_banned_ids_have_no_probability_and_the_rest_is_at_the_temperature():
+    """The log-probabilities of thoughts, at REINFORCE's temperature."""
+    head, ids = some_head(), some_targets(2, 3, below=5).clamp(min=0)
+    group = Group(normal(2, 3, WIDTH), ids, lambda _: torch.ones(2, 3), temperature=3.0, banned=[5, 6])
+    _, (nll,) = HeadLosses(head).losses([group])
+    expected = (head.logits(group.hidden)[..., :5] / 3).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    torch.testing.assert_close(-nll, expected)
+
+
+def test_a_banned_target_is_a_constant():
+    """As in a given thought that holds a meta-token: its logit does not depend on the states."""
+    group = some_group(4, weights=torch.ones(4, dtype=DOUBLE), banned=(6,), temperature=3.0)
+    group = replace(group, targets=torch.tensor([6, 1, 6, 2]))
+    head = some_head()
+    assert_close(results(in_chunks, head, [group]), results(at_once, head, [group]), 1e-12)
+
+
+def test_weights_may_depend_on_earlier_cross_entropies():
+    """Without a gradient through them: a reward is a number."""
+    seen = []
+
+    def rewarded(nlls: Sequence[Tensor]) -> Tensor:
+        seen.append([nll.clone() for nll in nlls])
+        return (nlls[0].unsqueeze(1) - nlls[1].detach()).clamp(min=0)
+
+    groups = [some_group(4, seed=0), some_group(4, 3, seed=10)]
+    last = some_group(4, 3, seed=20)
+    groups.append(Group(last.hidden, last.targets, rewarded, temperature=3.0, complete=False))
+    head = some_head(bias=True)
+    actual, expected = results(in_chunks, head, groups), results(at_once, head, groups)
+    assert_close(actual, expected, 1e-12)
+    assert expected[-3].any()
+    for nlls in seen:
+        assert_close(nlls, expected[1:3], 1e-12)
+    assert len(seen) == 2
+
+
+@PRECISIONS
+def test_one_weight_gradient_of_several_calls(dtype):
+    head = some_head(bias=True, softcap=2.0, dtype=dtype)
+    groups = [some_group(3, i + 1, seed=10 * i, dtype=dtype) for i in range(3)]
+
+    def three_calls(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
+        losses = HeadLosses(head)
+        parts = [losses.losses([group]) for group in groups]
+        assert not any(nll.requires_grad for _, nlls in parts for nll in nlls)
+        return losses.attach(sum(loss for loss, _ in parts)), [nll for _, nlls in parts for nll in nlls]
+
+    assert_close(results(three_calls, head, groups), results(at_once, head, groups), EXACT[dtype])
+
+
+@HEADS
+@pytest.mark.parametrize("factor", [3.0, -0.25, 0.0])
+def test_a_factor_of_the_loss_is_one_of_every_gradient(options, factor):
+    head, groups = some_head(**options), [some_group(2, 6, temperature=3.0), some_group(4)]
+    assert_close(results(in_chunks, head, groups, factor), results(at_once, head, groups, factor), 1e-12)
+
+
+def test_backward_adds_to_the_gradients_that_are_there():
+    head, group = some_head(), some_group(2, 6)
+    *_, to_hidden, to_weight = results(at_once, head, [group])
+    for _ in range(2):
+        in_chunks(head, [group])[0].backward()
+    assert_close([group.hidden.grad, head.weight.grad], [2 * to_hidden, 2 * to_weight], 1e-12)
+
+
+def test_a_tied_head_gets_the_gradient_of_its_embeddings_too():
+    gradients = []
+    for losses in (in_chunks, at_once):
+        head, group = some_head(), some_group(2, 6)
+        hidden = (group.hidden.detach() @ head.weight.T @ head.weight).tanh()
+        losses(head, [Group(hidden, group.targets, group.weigh)])[0].backward()
+        gradients.append(head.weight.grad)
+    assert_close(gradients[:1], gradients[1:], 1e-12)
+
+
+def test_a_frozen_head_hands_on_gradients_only():
+    frozen, group = Head(some_head().weight.detach()), some_group(2, 6)
+    losses = HeadLosses(frozen)
+    loss, _ = losses.losses([group])
+    assert losses.attach(loss) is loss
+    loss.backward()
+    assert frozen.weight.grad is None
+    assert_close([group.hidden.grad], results(at_once, some_head(), [group])[2:3], 1e-12)
+
+
+def test_a_bias_may_learn_where_the_weight_does_not():
+    head, group = some_head(bias=True), some_group(2, 6)
+    expected = results(at_once, head, [group])
+    head.weight.requires_grad_(False)
+    loss, _ = in_chunks(head, [group])
+    loss.backward()
+    assert head.weight.grad is None
+    assert_close([group.hidden.grad, head.bias.grad], [expected[2], expected[4]], 1e-12)
+
+
+def test_a_head_learns_from_fixed_states():
+    head, group = some_head(bias=True), some_group(2, 6)
+    expected = results(at_once, head, [group])
+    group.hidden.requires_grad_(False)
+    in_chunks(head, [group])[0].backward()
+    assert group.hidden.grad is None
+    assert_close([head.weight.grad, head.bias.grad], expected[3:], 1e-12)
+
+
+def test_without_gradients_the_losses_are_the_same():
+    head, groups = some_head(bias=True), [some_group(2, 6), some_group(3, complete=False)]
+    expected, nlls = in_chunks(head, groups)
+    assert expected.requires_grad
+    with torch.no_grad():
+        loss, without = in_chunks(head, groups)
+    assert not loss.requires_grad
+    assert_close([loss, *without], [expected.detach(), *nlls], 1e-12)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["learning head", "frozen head"])
+def test_there_is_one_backward_pass(frozen):
+    head = some_head()
+    head.weight.requires_grad_(not frozen)
+    loss, _ = in_chunks(head, [some_group(2, 6)])
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        loss.backward()
+
+
+@HEADS
+def test_bfloat16_is_close_to_float32(options):
+    """Cross-entropies are float32, gradients of the parameters' dtype."""
+    whole, half = some_head(**options, dtype=torch.float32), some_head(**options, dtype=torch.bfloat16)
+    groups, halves = ([some_group(4, 8, dtype=dtype, temperature=2.0)] for dtype in (torch.float32, torch.bfloat16))
+    expected, actual = results(in_chunks, whole, groups), results(in_chunks, half, halves)
+    assert {tensor.dtype for tensor in actual[:2]} == {torch.float32}
+    assert {tensor.dtype for tensor in actual[2:]} == {torch.bfloat16}
+    assert_close([tensor.float() for tensor in actual], expected, 0.03)
+    assert all(one.ne(other).any() for one, other in zip(actual, expected, strict=True))
+
+
+@HEADS
+def test_autocast_is_close_to_float32(options):
+    """Products are in bfloat16, what comes out in float32."""
+    head, groups = some_head(**options, dtype=torch.float32), [some_group(4, 8, dtype=torch.float32, temperature=2.0)]
+    expected = results(in_chunks, head, groups)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = results(in_chunks, head, groups)
+    assert_close(actual, expected, 0.03)
+    assert all(one.ne(other).any() for one, other in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]], ids=["last", "first"])
+def test_improbable_targets_have_exact_losses(dtype, order):
+    """One of probability e^-200, whose softmax is 0 in float32."""
+    rows = torch.tensor([[0.0, -200.0]], dtype=dtype)[:, order].requires_grad_()
+    head = Head(torch.eye(2, dtype=dtype, requires_grad=True))
+    group = Group(rows, torch.tensor([order.index(1)]), lambda _: torch.ones(1, dtype=exact_dtype(rows)))
+    _, nll, gradient, _ = results(in_chunks, head, [group])
+    assert nll.item() == 200.0
+    assert gradient[:, order].tolist() == [[1.0, -1.0]]
+
+
+@pytest.mark.parametrize("dtype", EXACT, ids=str)
+def test_large_logits_have_exact_losses(dtype):
+    """A constant that all logits share changes nothing, and a certain target costs nothing."""
+    rows = torch.tensor([[1000.0, 1000.0], [1000.0, 0.0], [-1000.0, -1000.0]], dtype=dtype)
+    group = Group(rows, torch.tensor([0, 0, 1]), lambda _: torch.ones(3, dtype=dtype))
+    _, (nll,) = HeadLosses(Head(torch.eye(2, dtype=dtype))).losses([group])
+    assert nll.tolist() == pytest.approx([torch.tensor(2.0).log().item(), 0.0, torch.tensor(2.0).log().item()])
+
+
+def test_logits_are_linear_up_to_their_cap():
+    head, hidden = some_head(bias=True), normal(3, 4, WIDTH)
+    expected = hidden @ head.weight.T + head.bias
+    torch.testing.assert_close(head.logits(hidden), expected)
+    capped = Head(head.weight, head.bias, 2.0).logits(hidden)
+    torch.testing.assert_close(capped, 2 * torch.tanh(expected / 2))
+    assert capped.abs().max() < 2 < expected.abs().max()
+
+
+def test_ban_leaves_the_other_logits():
+    logits = torch.randn(2, 5)
+    banned = ban(logits.clone(), [1, 4])
+    assert (banned[:, [1, 4]] == BANNED_LOGIT).all()
+    assert torch.equal(banned[:, [0, 2, 3]], logits[:, [0, 2, 3]])
+    assert torch.equal(ban(logits.clone(), []), logits)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_logits_are_at_least_float32(given, expected):
+    logits = torch.zeros(3, dtype=given)
+    assert exact_dtype(logits) == expected
+    assert ban(logits, []).dtype == expected

@@ -1,0 +1,249 @@
+"""Sums over slices of positions: against plain autograd, and what they hold meanwhile."""
+
+import gc
+import weakref
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pipeline.thought.slices import Run, slices_of, sum_over
+from pipeline.thought.step import Engine
+from tests.thought.tiny import GPT2, LLAMA, error, quiet_star, random_ids
+
+TEXTS, THOUGHTS, POSITIONS, WIDTH = 2, 3, 7, 4
+SIZES = pytest.mark.parametrize("size", [1, 2, 3, 6, POSITIONS, 100, None])
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Problem:
+    """Rows and shared tensors that come from leaves of their own, and parameters that not every slice uses."""
+
+    def __init__(self) -> None:
+        self.leaf = normal(TEXTS, THOUGHTS, POSITIONS, 2, WIDTH).requires_grad_()
+        self.text = normal(TEXTS, POSITIONS, WIDTH, seed=1).requires_grad_()
+        self.fixed = normal(WIDTH, seed=2)
+        self.always, self.early, self.late, self.never, self.frozen = (
+            nn.Parameter(normal(WIDTH, WIDTH, seed=3 + i)) for i in range(5)
+        )
+        self.frozen.requires_grad_(False)
+        self.rows, self.shared = self.leaf.sin(), [self.text.exp(), self.fixed]
+        self.calls: list[slice] = []
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.always, self.early, self.late, self.never, self.frozen]
+
+    def run(self, part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, slice]:
+        self.calls.append(part)
+        text, fixed = shared
+        states = torch.tanh(rows @ self.always + text[:, None, part, None]) + text.sum(1)[:, None, None, None] * fixed
+        states = states @ self.frozen
+        if part.start == 0:
+            states = states @ self.early
+        if part.stop == POSITIONS:
+            states = states * self.late.sum(0)
+        return states.square().sum() * (1 + part.start), part
+
+    def gradients(self) -> list[Tensor | None]:
+        return [x.grad for x in (self.leaf, self.text, self.fixed, *self.parameters)]
+
+
+def autograd(slices: Sequence[slice], run: Run, rows: Tensor, shared: Sequence[Tensor], _: object) -> tuple:
+    """What `sum_over` stands for."""
+    results = [run(part, rows[:, :, part], shared) for part in slices]
+    return sum(loss for loss, _ in results), [report for _, report in results]
+
+
+def solve(method: Callable, size: int | None) -> tuple[Problem, Tensor]:
+    problem = Problem()
+    loss, _ = method(slices_of(POSITIONS, size), problem.run, problem.rows, problem.shared, problem.parameters)
+    return problem, loss
+
+
+def assert_same_gradients(actual: Problem, expected: Problem) -> None:
+    for one, other in zip(actual.gradients(), expected.gradients(), strict=True):
+        if other is None:
+            assert one is None
+        else:
+            assert other.any()
+            assert error(one, other) < 1e-12
+
+
+@given(st.integers(0, 40), st.one_of(st.none(), st.integers(1, 50)))
+def test_slices_cover_the_range_once(count, size):
+    slices = slices_of(count, size)
+    assert [i for part in slices for i in range(part.start, part.stop)] == list(range(count))
+    whole = size or count
+    assert all(part.stop - part.start == whole for part in slices[:-1])
+    assert 0 <= slices[-1].stop - slices[-1].start <= whole
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [(0, None, [(0, 0)]), (0, 3, [(0, 0)]), (1, None, [(0, 1)]), (5, None, [(0, 5)]), (5, 9, [(0, 5)])]
+    + [(6, 3, [(0, 3), (3, 6)]), (7, 3, [(0, 3), (3, 6), (6, 7)])],
+)
+def test_slices(count, size, expected):
+    assert [(part.start, part.stop) for part in slices_of(count, size)] == expected
+
+
+@SIZES
+@pytest.mark.parametrize("factor", [1.0, -0.3])
+def test_a_sum_has_the_gradients_of_autograd(size, factor):
+    """With an upstream factor and another loss beside it."""
+    (actual, loss), (expected, other) = solve(sum_over, size), solve(autograd, size)
+    for problem, total in ((actual, loss), (expected, other)):
+        (factor * total + problem.leaf.sum() + problem.always.square().sum()).backward()
+    torch.testing.assert_close(loss, other, rtol=1e-12, atol=0)
+    assert_same_gradients(actual, expected)
+
+
+def test_parameters_that_no_slice_uses_and_frozen_ones_get_nothing():
+    problem, loss = solve(sum_over, 2)
+    loss.backward()
+    assert problem.never.grad is problem.frozen.grad is problem.fixed.grad is None
+    assert problem.early.grad.any()
+    assert problem.late.grad.any()
+
+
+def test_gradients_that_are_one_tensor_are_added_up_apart():
+    """Autograd gives both terms of a sum the same gradient tensor."""
+    rows, one, other = (normal(1, 1, 4, seed=i).requires_grad_() for i in range(3))
+    loss, _ = sum_over(
+        slices_of(4, 1), lambda part, own, shared: (((shared[0] + shared[1]) * own).sum(), None), rows, [one, other], []
+    )
+    loss.backward()
+    for tensor in (one, other):
+        torch.testing.assert_close(tensor.grad, rows.detach().sum().expand(1, 1, 4), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [2, None])
+def test_only_what_needs_a_gradient_has_one(size):
+    problem = Problem()
+    rows, shared = problem.rows.detach(), [tensor.detach() for tensor in problem.shared]
+    loss, _ = sum_over(slices_of(POSITIONS, size), problem.run, rows, shared, problem.parameters)
+    loss.backward()
+    expected, other = solve(autograd, size)
+    other.backward()
+    assert rows.grad is shared[0].grad is None
+    assert error(problem.always.grad, expected.always.grad) < 1e-12
+
+
+@SIZES
+def test_every_slice_runs_once_and_its_reports_are_in_order(size):
+    problem = Problem()
+    slices = slices_of(POSITIONS, size)
+    loss, reports = sum_over(slices, problem.run, problem.rows, problem.shared, problem.parameters)
+    loss.backward()
+    assert problem.calls == reports == slices
+
+
+@SIZES
+def test_gradients_are_computed_only_where_they_are_needed(size):
+    problem = Problem()
+
+    def run(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, list[bool]]:
+        return problem.run(part, rows, shared)[0], [rows.requires_grad, *(tensor.requires_grad for tensor in shared)]
+
+    _, reports = sum_over(slices_of(POSITIONS, size), run, problem.rows, problem.shared, problem.parameters)
+    assert all(report == [True, True, False] for report in reports)
+
+
+@SIZES
+def test_without_gradients_it_is_a_plain_loop(size):
+    with torch.no_grad():
+        problem, loss = solve(sum_over, size)
+    assert not loss.requires_grad
+    assert problem.calls == slices_of(POSITIONS, size)
+    torch.testing.assert_close(loss, solve(autograd, size)[1].detach(), rtol=1e-12, atol=0)
+
+
+def test_there_is_one_backward_pass():
+    _, loss = solve(sum_over, 2)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        loss.backward()
+
+
+def most_alive(method: Callable, size: int | None) -> int:
+    """The most slices of which the graph holds a tensor at once."""
+    problem, alive = Problem(), {}
+    most = 0
+
+    class Saved:
+        """A tensor that the graph keeps for the backward pass."""
+
+        def __init__(self, tensor: Tensor):
+            self.tensor = tensor
+
+    def run(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, slice]:
+        nonlocal most
+        saved = alive[part.start] = []
+
+        def pack(tensor: Tensor) -> Saved:
+            kept = Saved(tensor)
+            saved.append(weakref.ref(kept))
+            return kept
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            result = problem.run(part, rows, shared)
+        assert saved
+        most = max(most, sum(any(kept() is not None for kept in slices) for slices in alive.values()))
+        return result
+
+    method(slices_of(POSITIONS, size), run, problem.rows, problem.shared, problem.parameters)
+    return most
+
+
+def test_one_slice_is_held_at_a_time():
+    assert most_alive(sum_over, 2) == 1
+    assert most_alive(autograd, 2) == 4
+
+
+@pytest.mark.parametrize("rationales", [1, 2])
+@pytest.mark.parametrize("positions", [1, 2, 3, 7, 100])
+def test_a_model_learns_the_same_in_slices(positions, rationales):
+    """The last positions have no reward, and a slice's rewards need losses of the positions after it."""
+    model, ids = quiet_star(GPT2, rationales=rationales).double(), random_ids(2, 8)
+    labels = ids.clone()
+    labels[1, 6:] = -100
+    thoughts = random_ids(2, rationales, 8, 3, seed=2)
+    outputs, gradients = [], []
+    for engine in (Engine(), Engine(positions=positions)):
+        model.zero_grad()
+        outputs.append(model(ids, labels=labels, thought_ids=thoughts, engine=engine))
+        outputs[-1].loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for name in vars(outputs[0].losses):
+        expected, actual = (getattr(output.losses, name) for output in outputs)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    for expected, actual in zip(*gradients, strict=True):
+        assert error(actual, expected) < 1e-10
+
+
+def test_a_model_thinks_the_same_in_slices():
+    model, ids = quiet_star(LLAMA), random_ids(2, 8)
+    whole, sliced = (model(ids, labels=ids, engine=Engine(positions=size)).thoughts for size in (None, 3))
+    assert torch.equal(sliced.ids, whole.ids)
+    torch.testing.assert_close(sliced.entropy, whole.entropy)
+
+
+def test_a_slice_finds_no_gradients_of_the_one_before():
+    """But their sums: one tensor of the parameter's size, beside the parameter."""
+    parameter, found = torch.ones(12_345, requires_grad=True), []
+
+    def run(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, None]:
+        gc.collect()
+        tensors = [x for x in gc.get_objects() if isinstance(x, Tensor) and x.numel() == parameter.numel()]
+        found.append(len({x.untyped_storage().data_ptr() for x in tensors}))
+        return (parameter * rows.sum()).sum(), None
+
+    sum_over(slices_of(6, 2), run, torch.ones(1, 1, 6, requires_grad=True), [], [parameter])
+    assert found == [1, 2, 2]
