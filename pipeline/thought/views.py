@@ -159,6 +159,7 @@ class ThoughtView:
         return attend(self.text.path, self.rows, query, key, value, prefix, style).flatten(2, 3)
 
 
+@torch.compiler.disable  # a compiled layer would be compiled anew for every view
 def quiet_star_attention(
     module: torch.nn.Module,
     query: Tensor,
