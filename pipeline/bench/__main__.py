@@ -31,7 +31,7 @@ SIZES = {
     "thought-tokens": (9, "sampled tokens K of a thought"),
     "lookahead": (4, "true tokens A that a thought is judged by"),
     "repeats": (5, "steps measured, after one that is not; their median is reported"),
-    "new-tokens": (16, "tokens written by generate"),
+    "new-tokens": (32, "tokens written by generate"),
 }
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.thought.layout import pads_before_end, text_position_ids
-from pipeline.thought.sampler import Sampling, sample, uniforms
+from pipeline.thought.sampler import Sampling, sample
 from pipeline.thought.views import GrowingView
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def generate(
     for count in range(max_new_tokens):
         if count:
             state = writer.read(model.decoder.embed(input_ids[:, -1:]))
-        chance = uniforms(sampling.seed, keys, 1, writer.newest, TEXT_STEP)[:, 0, 0]
+        chance = sampling.chances(keys, 1, writer.newest, TEXT_STEP)[:, 0, 0]
         talk = writer.think(state, keys)
         new = sample(model.decoder.head, talk, model.banned, sampling, chance)[0].masked_fill(done, pad_token_id)
         input_ids = torch.cat([input_ids, new[:, None]], dim=1)
@@ -108,7 +108,7 @@ class _Writer:
         """The state (B, D) that predicts the next true token, after a thought, from what `read` gave."""
         model, (base, last) = self._model, state.unbind(1)
         for step in range(model.config.thought_tokens):
-            chance = uniforms(self._sampling.seed, keys, 1, self.newest, step)[:, 0, 0]
+            chance = self._sampling.chances(keys, 1, self.newest, step)[:, 0, 0]
             drawn, _ = sample(model.decoder.head, last, model.banned, self._sampling, chance)
             tokens = model.decoder.embed(drawn[:, None])
             if step == model.config.thought_tokens - 1:

@@ -37,6 +37,12 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, but must be above 0 and at most 1")
 
+    def chances(self, text_keys: Tensor, rationales: int, position_ids: Tensor, step: int) -> Tensor:
+        """`uniforms` (B, R, P) of this seed; zeros where it is greedy and looks at none."""
+        if self.temperature == 0:
+            return torch.zeros(len(position_ids), rationales, position_ids.shape[1], device=position_ids.device)
+        return uniforms(self.seed, text_keys, rationales, position_ids, step)
+
 
 @dataclass(frozen=True)
 class Thoughts:
@@ -71,7 +77,7 @@ def sample_thoughts(
     ids, entropies = [], []
     for step in range(thought_tokens):
         hidden = decoder.run_rows(embeddings, text, positions, first=step, own=own)[..., 0, :]
-        chances = uniforms(sampling.seed, text_keys, rationales, places, step)
+        chances = sampling.chances(text_keys, rationales, places, step)
         drawn, entropy = sample(decoder.head, hidden, banned, sampling, chances)
         ids.append(drawn)
         entropies.append(entropy)
