@@ -99,7 +99,7 @@ def test_scores_are_those_of_one_question_at_a_time(tokenizer: PreTrainedTokeniz
         for way in ("no_thought", "thought"):
             thinking = way == "thought"
             expected = slow_probability(model, tokenizer, question, thinking)
-            assert row[way].prob == pytest.approx(expected, rel=1e-5), (question, way)
+            assert row[way].prob == pytest.approx(expected, rel=5e-5), (question, way)
             assert row[way].predicted == slow_prediction(model, tokenizer, question, thinking), (question, way)
     assert abs(row["thought"].prob - row["no_thought"].prob) > 1e-4  # so the two ways are told apart
 
