@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
+from pipeline.thought.views import TextView
 from tests.thought.tiny import (
     ARCHITECTURES,
     END,
@@ -119,6 +120,20 @@ def test_bfloat16_is_close_to_float32(base):
     assert outputs[1].losses.base_nll.dtype == torch.float32
     assert error(outputs[1].losses.base_nll, outputs[0].losses.base_nll) < 0.05
     assert half.generate(ids, max_new_tokens=2).shape == (2, 8)
+
+
+def test_attention_is_given_one_dtype_and_left_alone_by_autocast(monkeypatch):
+    """Rotary embeddings give float32 queries and keys under autocast, and an autograd function must not be autocast."""
+    seen, attend = [], TextView.attend
+
+    def spy(self: TextView, layer: int, *tensors: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.is_autocast_enabled("cpu"), {tensor.dtype for tensor in tensors[:3]}))
+        return attend(self, layer, *tensors)
+
+    monkeypatch.setattr(TextView, "attend", spy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        quiet_star(LLAMA)(random_ids(2, 6))
+    assert seen == [(False, {torch.bfloat16})] * 2
 
 
 def test_from_base_in_bfloat16_keeps_exact_rotary_frequencies():
