@@ -41,7 +41,7 @@ lint: setup ## check style
 show: setup ## compare experiments in a readable table
 	@$(RUN) dvc exp show --only-changed --drop 'Created|Executor' --hide-workspace
 
-bench: setup ## measure the engine on this CPU: results/bench/cpu.md (about three minutes)
+bench: setup ## measure the engine on this CPU: results/bench/cpu.md (about six minutes)
 	@$(RUN) python -m pipeline.bench.suite cpu
 
 bench-cuda: ## the GPU's tests and benchmark: results/bench/cuda.md; in the active environment, with a CUDA build of torch

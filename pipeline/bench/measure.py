@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from pipeline.bench.machine import DTYPES, clock, times
 from pipeline.bench.work import useful_flops
+from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
@@ -103,8 +104,7 @@ def recomputed(
     for _ in range(count):
         start = clock(options.device)
         logits = model(ids, sampling=Sampling(temperature=0.0), engine=engine).logits[:, -1]
-        logits[:, model.banned] = float("-inf")
-        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+        ids = torch.cat([ids, ban(logits, model.banned).argmax(-1, keepdim=True)], dim=1)
         taken.append(clock(options.device) - start)
     return ids, statistics.median(taken)
 

@@ -14,7 +14,17 @@ from pipeline.thought.objective import Losses
 from pipeline.thought.sampler import Sampling, draw, invert, uniforms
 from pipeline.thought.step import Engine
 from tests.thought.test_attention import Call, Shape, make
-from tests.thought.test_engine import PLAIN, Step, Texts, compare, compare_gradients, compare_outputs, run, train
+from tests.thought.test_engine import (
+    PLAIN,
+    Step,
+    Texts,
+    compare,
+    compare_autocast,
+    compare_gradients,
+    compare_outputs,
+    run,
+    train,
+)
 from tests.thought.tiny import GEMMA2, LLAMA, error, quiet_star, random_ids
 
 DEVICE = "cuda"
@@ -189,17 +199,7 @@ def test_activation_checkpointing_changes_nothing():
 @pytest.mark.parametrize("positions", [None, 16])
 def test_autocast_is_close_to_float32(positions):
     model, texts, thoughts = quiet_star(BASE).to(DEVICE).train(), moved(batch()), given_thoughts().to(DEVICE)
-    exact = train(model, PLAIN, texts, thoughts)
-    model.zero_grad()
-    with torch.autocast(DEVICE, torch.bfloat16):
-        output = run(model, Engine("auto", positions), texts, thoughts)
-    output.loss.backward()
-    assert output.loss.dtype == torch.float32
-    assert 0 < error(output.losses.base_nll, exact.losses.base_nll) < 0.03
-    assert 0 < error(output.losses.talk_nll, exact.losses.talk_nll) < 0.1
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.dtype == torch.float32, name
-        assert 0 < error(parameter.grad, exact.gradients[name]) < 0.3, name
+    compare_autocast(model, Engine("auto", positions), texts, thoughts)
 
 
 def test_a_sampled_step_under_autocast_is_finite():
