@@ -21,11 +21,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $$($(BIN)/python -c 'import tomllib; \
 	  p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	  print(*p["dependencies"], *p["optional-dependencies"]["dev"])' | sed 's/>=[0-9.]*//g')
+	  print(*p["dependencies"], *sum(p["optional-dependencies"].values(), []))' | sed 's/>=[0-9.]*//g')
 	@touch $@
 
 repro: setup ## run the whole pipeline (dvc repro); what is cached is not run again
-	@echo "== dvc repro: corpus, tokenize, base_model, train, evaluate, perplexity, report"
+	@echo "== dvc repro: corpus and tasks, base_model, train and baseline, evaluate and compare, report"
 	@$(RUN) dvc repro
 	@$(RUN) dvc metrics show
 	@echo "== the report is results/report/index.html"

@@ -52,8 +52,6 @@ class Hub:
     pretrain: HubSplit = field(default_factory=HubSplit)
     train: HubSplit = field(default_factory=HubSplit)
     heldout: HubSplit = field(default_factory=HubSplit)
-    gsm8k: HubSplit = field(default_factory=HubSplit)
-    commonsense_qa: HubSplit = field(default_factory=HubSplit)
 
 
 @dataclass
@@ -73,6 +71,12 @@ class Corpus:
     source: str = one_of("microworld", "hub")
     microworld: MicroWorld = field(default_factory=MicroWorld)
     hub: Hub = field(default_factory=Hub)
+
+
+@dataclass
+class Tasks:
+    files: list[str] = MISSING
+    root: str | None = None
 
 
 @dataclass
@@ -110,9 +114,13 @@ class BaseModel:
     scratch: Scratch = field(default_factory=Scratch)
 
 
+METHODS = ("quiet_star", "pause", "no_thought")
+
+
 @dataclass
 class Train:
     seed: int = a_seed()
+    method: str = one_of(*METHODS)
     thought_tokens: int = at_least(1)
     lookahead: int = at_least(1)
     rationales: int = at_least(1)
@@ -139,11 +147,37 @@ class Train:
 
 
 @dataclass
+class Baseline:
+    methods: list[str] = MISSING
+    seeds: list[int] = MISSING
+
+
+@dataclass
 class Evaluate:
     seed: int = a_seed()
     questions: int | None = at_least(1, default=None)
     batch_size: int = at_least(1)
     thought_temperature: float = at_least(0)
+    bootstrap_samples: int = at_least(1)
+    device: str = one_of("auto", "cpu", "cuda")
+
+
+@dataclass
+class Compare:
+    seed: int = a_seed()
+    bootstrap_samples: int = at_least(1)
+
+
+@dataclass
+class ChainOfThought:
+    seed: int = a_seed()
+    questions: int | None = at_least(1, default=None)
+    samples: int = at_least(1)
+    temperature: float = above(0)
+    thought_temperature: float = at_least(0)
+    new_tokens: int = at_least(1)
+    answer_tokens: int = at_least(1)
+    batch_size: int = at_least(1)
     bootstrap_samples: int = at_least(1)
     device: str = one_of("auto", "cpu", "cuda")
 
@@ -166,10 +200,14 @@ class Report:
 @dataclass
 class Params:
     corpus: Corpus = field(default_factory=Corpus)
+    tasks: Tasks = field(default_factory=Tasks)
     tokenize: Tokenize = field(default_factory=Tokenize)
     base_model: BaseModel = field(default_factory=BaseModel)
     train: Train = field(default_factory=Train)
+    baseline: Baseline = field(default_factory=Baseline)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    compare: Compare = field(default_factory=Compare)
+    chain_of_thought: ChainOfThought = field(default_factory=ChainOfThought)
     perplexity: Perplexity = field(default_factory=Perplexity)
     report: Report = field(default_factory=Report)
 
@@ -217,6 +255,7 @@ def _problems(params: Params) -> Iterator[str]:
     """What no run can have, one line each."""
     yield from _out_of_bounds(params, "")
     yield from _impossible_sizes(params)
+    yield from _impossible_lists(params)
     if params.base_model.source == "hub" and not params.base_model.path:
         yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
     if not params.train.meta_token_text:
@@ -253,6 +292,20 @@ def _finite(value: object) -> bool:
 
 def _listed(bound: object) -> str:
     return ", ".join(bound) if isinstance(bound, tuple) else str(bound)
+
+
+def _impossible_lists(params: Params) -> Iterator[str]:
+    if not params.tasks.files:
+        yield "tasks.files is empty: name at least one task file"
+    for name in ("methods", "seeds"):
+        values = getattr(params.baseline, name)
+        if len(set(values)) < len(values):
+            yield f"baseline.{name} is {values}, but must name nothing twice"
+    for method in params.baseline.methods:
+        if method not in METHODS:
+            yield f"baseline.methods has {method}, but a method is one of {_listed(METHODS)}"
+    if not all(0 <= seed < 2**32 for seed in params.baseline.seeds):
+        yield f"baseline.seeds is {params.baseline.seeds}, but a seed must be at least 0 and at most {2**32 - 1}"
 
 
 def _impossible_sizes(params: Params) -> Iterator[str]:

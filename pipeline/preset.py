@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import errors, params
@@ -40,7 +40,7 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
         raise errors.UserError(str(error).splitlines()[0]) from error
     if root is not None:
         flat |= {k: str(Path(root) / v) for k, v in flat.items() if k.startswith("corpus.hub.") and k.endswith(".path")}
-        flat |= _rooted_defaults(flat, root)
+        flat |= _rooted_defaults(flat, root) | {"tasks.root": root}
     params.load(changes=flat)
     for name, value in flat.items():
         _check_readable(name, value)
@@ -62,7 +62,10 @@ def _rooted_defaults(flat: dict[str, object], root: str) -> dict[str, object]:
 def _flat(config: DictConfig, prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else {f"{prefix}{key}": value}
+        if isinstance(value, DictConfig):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, ListConfig) else value
     return flat
 
 
@@ -80,6 +83,8 @@ def _check_readable(name: str, value: object) -> None:
 def _text(value: object) -> str:
     if value is None:
         return "null"
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -1,12 +1,27 @@
-"""A trained Quiet-STaR folder, for the stages that use it."""
+"""The folders with a base model and with a trained one, for the stages that use them."""
 
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError
-from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
+
+
+def load_base(folder: Path) -> PreTrainedModel:
+    """The base model that a stage wrote to ``folder``. Raises UserError where there is none."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # transformers and safetensors each raise their own
+        raise UserError(f"{folder} holds no usable model: run `dvc repro` to make it again") from error
+
+
+def load_plain(folder: Path) -> QuietStarForCausalLM:
+    """The base model in ``folder``, ready to predict, to be asked as a trained one is. Raises UserError as above."""
+    keep_memory()
+    return QuietStarForCausalLM.from_base(load_base(folder), meta_token_ids=[0], method=NO_THOUGHT).eval()
 
 
 def load_trained(folder: Path) -> QuietStarForCausalLM:

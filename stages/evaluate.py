@@ -1,4 +1,4 @@
-"""Ask the trained model GSM8K's and CommonsenseQA's questions, with thoughts and without."""
+"""Ask the trained model every task's questions, with thoughts and without, and the base model too."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ def main() -> None:
     write_evaluation(
         params.load().evaluate,
         trained=Path("models/quiet_star"),
-        questions=Path("data/corpus/tasks"),
+        base=Path("models/base"),
+        tasks=Path("data/tasks"),
         results=Path("results/evaluate"),
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -26,6 +27,21 @@ def parquet(folder: Path, split: str, rows: list[dict]) -> Path:
     path = folder / f"data/{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(path, index=False)
+    return folder
+
+
+def configured(folder: Path, name: str | None, split: str, rows: list[dict]) -> Path:
+    """``rows`` as a split of the part ``name`` of a data set, which the data card names as the hub's cards do.
+
+    Without ``name`` the part is ``default``, as in the hub's own Parquet copies.
+    """
+    path = folder / (name or "default") / f"{split}-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(path, index=False)
+    part = path.parent.name
+    splits = sorted(file.name.partition("-0")[0] for file in path.parent.iterdir())
+    card = [{"config_name": part, "data_files": [{"split": s, "path": f"{part}/{s}-*"} for s in splits]}]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': card})}---\n")
     return folder
 
 
@@ -53,15 +69,19 @@ def commonsense_qa_rows(count: int) -> list[dict]:
 
 
 def sources(root: Path) -> dict[str, object]:
-    """Parameters for small local data sets, one in each format, which are written under ``root``."""
+    """Parameters for small local data sets, one in each format, which are written under ``root``.
+
+    Tasks are GSM8K and CommonsenseQA, of five questions each.
+    """
+    configured(root / "openai/gsm8k", "main", "test", gsm8k_rows(5))
+    parquet(root / "tau/commonsense_qa", "validation", commonsense_qa_rows(5))
     folders = {
         "pretrain": (text_lines(root / "books", "train", texts(60)), "train", "text"),
-        "train": (parquet(root / "openai/gsm8k", "train", gsm8k_rows(12)), "train", "question+answer"),
+        "train": (configured(root / "openai/gsm8k", "main", "train", gsm8k_rows(12)), "train", "question+answer"),
         "heldout": (jsonl(root / "news", "validation", [{"text": t} for t in texts(8)]), "validation", "text"),
-        "gsm8k": (parquet(root / "openai/gsm8k", "test", gsm8k_rows(5)), "test", None),
-        "commonsense_qa": (parquet(root / "tau/csqa", "validation", commonsense_qa_rows(5)), "validation", None),
     }
-    changes: dict[str, object] = {"corpus.source": "hub"}
+    files = ["tasks/gsm8k.yaml", "tasks/commonsense_qa.yaml"]
+    changes: dict[str, object] = {"corpus.source": "hub", "tasks.files": files, "tasks.root": str(root)}
     for split, (folder, part, columns) in folders.items():
         values = {"path": str(folder), "name": None, "split": part, "columns": columns, "rows": None}
         changes |= {f"corpus.hub.{split}.{name}": value for name, value in values.items()}

@@ -19,7 +19,24 @@ from omegaconf import OmegaConf
 from pipeline import preset
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("corpus", "tokenize", "base_model", "train", "evaluate", "perplexity", "report")
+# each with its arguments
+STAGES = (
+    "corpus",
+    "tasks",
+    "tokenize",
+    "base_model",
+    "train",
+    "baseline pause 1",
+    "baseline no_thought 1",
+    "evaluate",
+    "evaluate_baseline pause 1",
+    "evaluate_baseline no_thought 1",
+    "compare",
+    "chain_of_thought",
+    "perplexity",
+    "report",
+    "release",
+)
 LIBRARIES = [
     "accelerate",
     "datasets",
@@ -53,6 +70,12 @@ TINY = {
     "train.evaluation_texts": 4,
     "evaluate.questions": 4,
     "evaluate.bootstrap_samples": 20,
+    "compare.bootstrap_samples": 20,
+    "chain_of_thought.questions": 2,
+    "chain_of_thought.samples": 2,
+    "chain_of_thought.new_tokens": 4,
+    "chain_of_thought.answer_tokens": 2,
+    "chain_of_thought.bootstrap_samples": 20,
     "perplexity.texts": 4,
     "perplexity.bootstrap_samples": 20,
 }
@@ -74,8 +97,8 @@ class Finished:
 
 
 def copy_project(folder: Path, **changes: object) -> Path:
-    """A copy of the code with the smoke preset, made smaller still, and ``changes`` (``__`` is a dot) on top."""
-    for name in ("pipeline", "stages"):
+    """The code and tasks with the smoke preset, made smaller still, and ``changes`` (``__`` is a dot) on top."""
+    for name in ("pipeline", "stages", "tasks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "params.yaml", folder)
     values = preset.options(["scale=smoke"]) | TINY
@@ -91,9 +114,10 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
 
 
 def run_as_module(folder: Path, stage: str) -> Finished:
-    """`python -m stages.<stage>` in ``folder``."""
+    """`python -m stages.<stage>` in ``folder``; ``stage`` may have arguments."""
+    name, *arguments = stage.split()
     done = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}"],
+        [sys.executable, "-m", f"stages.{name}", *arguments],
         cwd=folder,
         env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.DEVNULL,
@@ -123,7 +147,9 @@ def _main(folder: Path, stage: str, stderr: str) -> None:
     for name in [m for m in sys.modules if m.partition(".")[0] in ("pipeline", "stages")]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
-    runpy.run_module(f"stages.{stage}", run_name="__main__")
+    name, *arguments = stage.split()
+    sys.argv = [name, *arguments]
+    runpy.run_module(f"stages.{name}", run_name="__main__")
 
 
 def run_stages(folder: Path, stages: tuple[str, ...] = STAGES) -> None:

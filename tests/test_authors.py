@@ -1,10 +1,30 @@
 """Reading the authors' checkpoints (their numbers are compared in thought/test_reference.py)."""
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import MistralConfig, PreTrainedTokenizerBase
 
-from pipeline.authors import from_authors, from_their_counts
+from pipeline.authors import VARIANT, from_authors, from_their_counts, main
+from pipeline.errors import UserError
+from pipeline.loop import read_tokenizer
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.sampler import Sampling
+from pipeline.trained import load_trained
+from tests.local_hub import word_tokenizer
 
+ROOT = Path(__file__).parents[1]
+REFERENCE = Path(os.environ.get("QUIET_STAR_REFERENCE", ROOT.parent / "shared" / "reference"))
+CASES = sorted(path.parent for path in REFERENCE.glob("*/case.json"))
+START, END = "<|startthought|>", "<|endthought|>"
 CONFIG = {
     "vocab_size": 17,
     "hidden_size": 8,
@@ -19,22 +39,22 @@ CONFIG = {
 }
 
 
-def their_state(settings: dict) -> dict[str, torch.Tensor]:
+def their_state(settings: dict, rows: int = 17) -> dict[str, torch.Tensor]:
     """A state dict under their names, made from a model of ours."""
-    ours = from_authors_untrained(settings).state_dict()
+    ours = from_authors_untrained(settings, rows).state_dict()
     state = {name.removeprefix("base.").replace("mixing_head.", "talk_head.0."): value for name, value in ours.items()}
     for name in ("start_embedding", "end_embedding"):
         state[name] = torch.stack([torch.randn(8), torch.full((8,), 99.0)])
     return state
 
 
-def from_authors_untrained(settings: dict):
-    from transformers import MistralConfig
-
-    from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
-
+def from_authors_untrained(settings: dict, rows: int = 17) -> QuietStarForCausalLM:
+    torch.manual_seed(0)
     base = MistralConfig(**{k: v for k, v in CONFIG.items() if not k.startswith(("max_thoughts", "use_"))})
-    return QuietStarForCausalLM(QuietStarConfig(base=base.to_dict(), **settings))
+    base.vocab_size, base.initializer_range = rows, 0.5
+    model = QuietStarForCausalLM(QuietStarConfig(base=base.to_dict(), **settings))
+    torch.nn.init.normal_(model.mixing_head[-1].weight)
+    return model
 
 
 def test_names_shapes_and_the_mean_row():
@@ -60,3 +80,313 @@ def test_another_state_dict_is_refused():
     del state["talk_head.0.0.weight"]
     with pytest.raises(ValueError, match="not a checkpoint"):
         from_authors(state, CONFIG, **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_dtype_is_kept_and_nothing_is_copied(dtype: torch.dtype):
+    """Rotary frequencies stay exact: bfloat16 would move every position."""
+    settings = from_their_counts(8, 4, 2)
+    state = {name: value.to(dtype) for name, value in their_state(settings).items()}
+    model = from_authors(state, CONFIG, **settings)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    exact = from_authors_untrained(settings).base.model.rotary_emb.inv_freq
+    assert exact.dtype == torch.float32 and torch.equal(model.base.model.rotary_emb.inv_freq, exact)
+    assert model.base.model.embed_tokens.weight.data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+
+
+def test_of_several_dtypes_none_is_rounded():
+    settings = from_their_counts(8, 4, 2)
+    state = their_state(settings)
+    mixed = {name: value.bfloat16() if "layers" in name else value for name, value in state.items()}
+    model = from_authors(mixed, CONFIG, **settings)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.mixing_head[0].weight, state["talk_head.0.0.weight"])
+
+
+def meta_tokenizer() -> PreTrainedTokenizerBase:
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([START, END], special_tokens=True)
+    return tokenizer
+
+
+ROWS = len(word_tokenizer()) + 2
+THEIRS = {**CONFIG, "vocab_size": ROWS, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+THEIRS |= {**VARIANT, "max_thoughts": 13, "merged_talk_heads": True, "torch_dtype": "bfloat16", "use_cache": True}
+
+
+def checkpoint(
+    folder: Path, tokenizer: PreTrainedTokenizerBase | None = None, shards: int = 2, rows: int = ROWS
+) -> Path:
+    """A checkpoint of theirs in bfloat16, as the hub lays it out, in several shards or in one file."""
+    folder.mkdir(parents=True)
+    state = {name: value.bfloat16() for name, value in their_state(from_their_counts(8, 4, 2), rows).items()}
+    (folder / "config.json").write_text(json.dumps(THEIRS | {"vocab_size": rows}))
+    (tokenizer or meta_tokenizer()).save_pretrained(folder)
+    if shards == 1:
+        save_file(state, folder / "model.safetensors")
+        return folder
+    parts = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+    for i, part in enumerate(parts):
+        save_file({name: state[name] for name in sorted(state)[i::shards]}, folder / part)
+    weight_map = {name: parts[i % shards] for i, name in enumerate(sorted(state))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+
+
+@torch.no_grad()
+def predicted(model: QuietStarForCausalLM, rows: int = ROWS) -> Tensor:
+    ids = torch.arange(1, 13).view(2, 6) % rows
+    return model(ids, sampling=Sampling(1.0, 3)).logits
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_checkpoint_becomes_a_trained_folder(shards: int, tmp_path: Path, capsys: pytest.CaptureFixture):
+    source = checkpoint(tmp_path / "theirs", shards=shards)
+    main([str(source), str(tmp_path / "ours")])
+    told = capsys.readouterr().out
+    model = load_trained(tmp_path / "ours")
+    counts, ids = from_their_counts(8, 4, 2), {"start_token_id": ROWS - 2, "end_token_id": ROWS - 1}
+    expected = from_authors(weights_in(source), THEIRS, **counts, **ids)
+    assert torch.equal(predicted(model), predicted(expected))
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.state_dict().items())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.base.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]
+    size = sum(p.numel() for p in model.parameters())
+    assert told.splitlines() == [
+        f"{tmp_path}/ours: {size:,} parameters in bfloat16, 5 thought tokens, lookahead 4, 2 rationales; "
+        f"never sampled: {ROWS - 2}, {ROWS - 1}"
+    ]
+
+
+def test_settings_are_theirs(tmp_path: Path):
+    source = checkpoint(tmp_path / "theirs")
+    main([str(source), str(tmp_path / "ours")])
+    config = load_trained(tmp_path / "ours").config
+    assert (config.method, config.meta_token_scale, config.policy_weight) == ("quiet_star", 100.0, 1e6)
+    assert (config.thought_tokens, config.lookahead, config.rationales, config.policy_temperature) == (5, 4, 2, 3.0)
+    main([str(source), str(tmp_path / "other"), "--n-ahead", "12", "--n-ahead-talk", "3", "--n-passes", "1"])
+    config = load_trained(tmp_path / "other").config
+    assert (config.thought_tokens, config.lookahead, config.rationales) == (9, 3, 1)
+
+
+def test_the_tokenizer_comes_along(tmp_path: Path):
+    main([str(checkpoint(tmp_path / "theirs")), str(tmp_path / "ours")])
+    text = "What is 12 and the rest?"
+    ours, theirs = read_tokenizer(tmp_path / "ours"), meta_tokenizer()
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+    assert ours.convert_tokens_to_ids([START, END]) == [ROWS - 2, ROWS - 1]
+
+
+def test_meta_tokens_are_added_to_mistrals_own_tokenizer(tmp_path: Path):
+    """As their script does, which does not save the tokenizer that it makes."""
+    main([str(checkpoint(tmp_path / "theirs", word_tokenizer())), str(tmp_path / "ours")])
+    assert read_tokenizer(tmp_path / "ours").convert_tokens_to_ids([START, END]) == [ROWS - 2, ROWS - 1]
+    model = load_trained(tmp_path / "ours")
+    assert model.banned == [ROWS - 2, ROWS - 1]
+    with torch.no_grad():
+        model.base.lm_head.weight[model.banned] = 50.0
+        model.base.model.norm.weight.abs_()
+    written = model.generate(torch.tensor([[3, 4]]), max_new_tokens=20, sampling=Sampling(5.0, 1))
+    assert not torch.isin(written, torch.tensor(model.banned)).any()
+
+
+@pytest.mark.parametrize("spare", [-2, 5])
+def test_a_vocabulary_without_meta_tokens_bans_nothing(spare: int, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """There is no row for them, or nothing says which rows are theirs."""
+    rows = ROWS + spare
+    main([str(checkpoint(tmp_path / "theirs", word_tokenizer(), rows=rows)), str(tmp_path / "ours")])
+    assert load_trained(tmp_path / "ours").banned == []
+    assert len(read_tokenizer(tmp_path / "ours")) == ROWS - 2
+    assert "never sampled: no id" in capsys.readouterr().out
+
+
+def test_an_empty_folder_is_written_to(tmp_path: Path):
+    (tmp_path / "ours").mkdir()
+    main([str(checkpoint(tmp_path / "theirs")), str(tmp_path / "ours")])
+    assert load_trained(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("there", ["a trained folder", "a file"])
+def test_what_is_there_is_never_overwritten(there: str, tmp_path: Path):
+    """Not even a trained folder of ours, which may have taken a day."""
+    source, out = checkpoint(tmp_path / "theirs"), tmp_path / "ours"
+    if there == "a file":
+        out.write_text("notes")
+    else:
+        main([str(source), str(out)])
+    before = {path: path.stat().st_mtime_ns for path in [out, *out.glob("*")]}
+    with pytest.raises(UserError, match="ours exists and is not empty: name a new folder, or remove"):
+        main([str(source), str(out)])
+    assert {path: path.stat().st_mtime_ns for path in [out, *out.glob("*")]} == before
+
+
+def test_counts_that_the_configuration_contradicts_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source = checkpoint(tmp_path / "theirs")
+    main([str(source), str(tmp_path / "ours")])
+    assert not caplog.records
+    main([str(source), str(tmp_path / "other"), "--n-ahead", "12"])
+    assert "max_thoughts 13" in caplog.text and "17" in caplog.text
+
+
+def change_config(**changes: object) -> Callable[[Path], None]:
+    def change(source: Path) -> None:
+        config = json.loads((source / "config.json").read_text()) | changes
+        (source / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def change_weights(name: str, value: Tensor | None) -> Callable[[Path], None]:
+    """Another tensor of this name in the first shard; None leaves it out."""
+
+    def change(source: Path) -> None:
+        for path in source.glob("*.safetensors"):
+            state = {key: kept for key, kept in load_file(path).items() if key != name}
+            if value is not None and "00001" in path.name:
+                state[name] = value
+            save_file(state, path)
+
+    return change
+
+
+def remove(*patterns: str) -> Callable[[Path], None]:
+    def change(source: Path) -> None:
+        for path in [path for pattern in patterns for path in source.glob(pattern)]:
+            path.unlink()
+
+    return change
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda source: (source / name).write_bytes(content) and None
+
+
+def pickled(source: Path) -> None:
+    remove("*.safetensors", "*.index.json")(source)
+    torch.save({}, source / "pytorch_model-00001-of-00002.bin")
+
+
+WRONG = {
+    name: (change_config(**{name: not value}), f"{name} is {json.dumps(not value)}") for name, value in VARIANT.items()
+}
+WRONG |= {
+    "another model": (change_config(model_type="llama"), "a llama model"),
+    "no number": (change_config(hidden_size="wide"), "hidden_size"),
+    "another size": (change_config(hidden_size=16), "not a checkpoint of the authors' code: .* is torch.bfloat16 of"),
+    "no config": (remove("config.json"), "config.json is missing or broken"),
+    "broken config": (write("config.json", b"{"), "config.json is missing or broken"),
+    "a list": (write("config.json", b"[]"), "config.json is broken: it holds no JSON object"),
+    "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
+    "no weights": (remove("*.safetensors", "*.index.json"), "holds no weights"),
+    "broken index": (write("model.safetensors.index.json", b"?"), "index.json is missing or broken"),
+    "lost shard": (remove("*00002-of*"), "model-00002-of-00002.safetensors is missing"),
+    "broken shard": (write("model-00002-of-00002.safetensors", b"version https://git-lfs"), "00002.* cannot be read"),
+    "no head": (change_weights("talk_head.0.0.weight", None), "it has no talk_head.0.0.weight"),
+    "no table": (change_weights("model.embed_tokens.weight", None), "embeddings for 0 tokens"),
+    "more": (change_weights("think_head.0.weight", torch.zeros(3)), "it has a think_head.0.weight"),
+    "one row": (change_weights("end_embedding", torch.zeros(8)), r"end_embedding is .* not floats of \[8\]"),
+    "integers": (change_weights("lm_head.weight", torch.zeros(ROWS, 8).char()), "lm_head.weight is torch.int8"),
+    "no tokenizer": (remove("tokenizer*"), "no tokenizer at"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_not_their_checkpoint_is_refused_in_one_line(
+    wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+):
+    source = checkpoint(tmp_path / "theirs")
+    change, told = WRONG[wrong]
+    change(source)
+    with pytest.raises(UserError, match=told) as refused:
+        main([str(source), str(tmp_path / "ours")])
+    assert str(source) in str(refused.value) and "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    assert not caplog.records and not capsys.readouterr().out
+
+
+def test_a_tokenizer_larger_than_the_table_is_refused(tmp_path: Path):
+    source = checkpoint(tmp_path / "theirs", rows=ROWS - 1)
+    with pytest.raises(UserError, match=f"embeddings for {ROWS - 1} tokens, but its tokenizer has {ROWS}"):
+        main([str(source), str(tmp_path / "ours")])
+
+
+@pytest.mark.parametrize("counts", [("--n-ahead", "3"), ("--n-ahead-talk", "0"), ("--n-passes", "0")])
+def test_counts_that_make_no_thought_are_refused(counts: tuple[str, str], tmp_path: Path):
+    with pytest.raises(UserError, match="--n-ahead must be at least 4, --n-ahead-talk and --n-passes at least 1"):
+        main([str(checkpoint(tmp_path / "theirs")), str(tmp_path / "ours"), *counts])
+
+
+def test_pickles_beside_safetensors_are_left_alone(tmp_path: Path):
+    """A trainer leaves its training_args.bin there."""
+    source = checkpoint(tmp_path / "theirs")
+    (source / "training_args.bin").write_bytes(b"no pickle")
+    main([str(source), str(tmp_path / "ours")])
+    assert load_trained(tmp_path / "ours")
+
+
+def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = checkpoint(tmp_path / "theirs")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr("pipeline.tokens.tokenizer.PreTrainedTokenizerBase.save_pretrained", full)
+    with pytest.raises(OSError, match="No space"):
+        main([str(source), str(tmp_path / "ours")])
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_the_command(tmp_path: Path):
+    source, out = checkpoint(tmp_path / "theirs"), tmp_path / "ours"
+
+    def run() -> subprocess.CompletedProcess:
+        line = [sys.executable, "-m", "pipeline.authors", str(source), str(out)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    done = run()
+    assert done.returncode == 0 and done.stdout.startswith(f"{out}: ") and len(done.stdout.splitlines()) == 1
+    assert load_trained(out)
+    again = run()
+    assert (again.returncode, again.stdout, len(again.stderr.splitlines())) == (1, "", 1)
+    assert again.stderr.startswith(f"error: {out} exists")
+
+
+def case_checkpoint(case: Path, folder: Path, about: dict) -> Path:
+    """One of the authors' own cases as a folder in the hub's layout, with a tokenizer as large as it needs."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(about["config"]))
+    (folder / "model.safetensors").write_bytes((case / "model.safetensors").read_bytes())
+    tokenizer = word_tokenizer()
+    spare = [f"<{i}>" for i in range(about["start_token_id"] - len(tokenizer))]
+    tokenizer.add_tokens(spare)
+    tokenizer.add_tokens([START, END], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.skipif(not CASES, reason=f"no reference cases in {REFERENCE} (set QUIET_STAR_REFERENCE)")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_their_own_cases_are_read_from_a_folder(case: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    about, expected = json.loads((case / "case.json").read_text()), load_file(case / "expected.safetensors")
+    source = case_checkpoint(case, tmp_path / "theirs", about)
+    counts = {f"--{name.replace('_', '-')}": about[name] for name in ("n_ahead", "n_ahead_talk", "n_passes")}
+    main([str(source), str(tmp_path / "ours"), *(str(part) for pair in counts.items() for part in pair)])
+    assert not caplog.records  # their max_thoughts agrees
+    model = load_trained(tmp_path / "ours")
+    assert model.banned == [about["start_token_id"], about["end_token_id"]]
+    settings = from_their_counts(about["n_ahead"], about["n_ahead_talk"], about["n_passes"])
+    ids = {"start_token_id": about["start_token_id"], "end_token_id": about["end_token_id"]}
+    direct = from_authors(load_file(case / "model.safetensors"), about["config"], **settings, **ids)
+    text, thoughts = expected["input_ids"].long(), expected["thought_ids"].long()[:, :1]
+    with torch.no_grad():
+        logits = model(text, thought_ids=thoughts).logits
+        assert torch.equal(logits, direct(text, thought_ids=thoughts).logits)
+    if about["mode"] == "eval":
+        real = (text != about["pad_token_id"]).unsqueeze(-1)
+        assert ((logits - expected["out.logits"]) * real).norm() < 1e-5 * (expected["out.logits"] * real).norm()

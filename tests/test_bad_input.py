@@ -69,7 +69,18 @@ MISSING = {
         "data/tokens/heldout.parquet",
         "data/corpus/texts/probe.parquet",
     ],
-    "evaluate": ["models/quiet_star", "data/corpus/tasks", "models/quiet_star/config.json"],
+    "tasks": ["data/corpus/tasks/rings", "tasks/microworld/micro_rings.yaml"],
+    "baseline pause 1": ["models/base", "data/tokens/train.parquet"],
+    "evaluate": [
+        "models/quiet_star",
+        "models/base",
+        "data/tasks",
+        "data/tasks/micro_rings.parquet",
+        "models/quiet_star/config.json",
+    ],
+    "evaluate_baseline pause 1": ["models/baseline/pause-1", "data/tasks"],
+    "compare": ["results/evaluate/predictions.parquet", "results/evaluate/pause-1/predictions.parquet"],
+    "chain_of_thought": ["models/quiet_star", "data/tasks"],
     "perplexity": ["models/quiet_star", "data/tokens/heldout.parquet"],
 }
 INSIDE_A_MODEL = ("model.safetensors", "config.json", "tokenizer.json")
@@ -77,7 +88,14 @@ BROKEN = {
     "tokenize": ["data/corpus/texts/pretrain.parquet", "data/corpus/texts/train.parquet"],
     "base_model": ["data/tokens/tokenizer/tokenizer.json", "data/tokens/pretrain.parquet"],
     "train": ["data/tokens/train.parquet", *(f"models/base/{name}" for name in INSIDE_A_MODEL)],
-    "evaluate": ["data/corpus/tasks/gsm8k.parquet", *(f"models/quiet_star/{name}" for name in INSIDE_A_MODEL)],
+    "tasks": ["tasks/microworld/micro_rings.yaml", "data/corpus/tasks/rings/test.parquet"],
+    "compare": ["results/evaluate/predictions.parquet"],
+    "chain_of_thought": ["data/tasks/micro_rings.yaml", "models/quiet_star/model.safetensors"],
+    "evaluate": [
+        "data/tasks/micro_rings.parquet",
+        "data/tasks/micro_rings.yaml",
+        *(f"models/quiet_star/{name}" for name in INSIDE_A_MODEL),
+    ],
     "perplexity": ["data/tokens/heldout.parquet", *(f"models/quiet_star/{name}" for name in INSIDE_A_MODEL)],
 }
 
@@ -98,8 +116,8 @@ def test_a_broken_input(stage: str, broken: str, project: Path):
 
 
 def test_the_report_without_results(project: Path):
-    shutil.rmtree(project / "results/evaluate")
-    refused(project, "report", "results/evaluate")
+    shutil.rmtree(project / "results/compare")
+    refused(project, "report", "results/compare")
 
 
 def hub_project(project: Path, **changes: object) -> Path:
@@ -173,28 +191,34 @@ def test_broken_json(project: Path):
     refused(replaced(project, "train", folder, "train", columns="text"), "corpus", "json")
 
 
-def test_questions_of_another_shape(project: Path):
-    rows = [{"question": "q", "answer": 3}]
-    folder = local_hub.parquet(project / "numbers", "test", rows)
-    refused(replaced(project, "gsm8k", folder, "test"), "corpus", "gsm8k")
+@pytest.mark.parametrize("answer", ["No mark 12", "#### twelve", "#### ", 3])
+def test_answers_without_a_number(answer: object, project: Path):
+    rows = [{"question": "q", "answer": answer}]
+    pd.DataFrame(rows).to_parquet(project / "data/corpus/tasks/rings/test.parquet")
+    refused(project, "tasks", "question 0")
 
 
-@pytest.mark.parametrize("answer", ["No mark 12", "#### twelve", "#### "])
-def test_gsm8k_answers_without_a_number(answer: str, project: Path):
-    pd.DataFrame([{"question": "q", "answer": answer}]).to_parquet(project / "data/corpus/tasks/gsm8k.parquet")
-    refused(project, "evaluate", "####")
+def test_an_answer_that_is_not_among_the_labels(project: Path):
+    rows = [row | {"answerKey": "F"} for row in local_hub.commonsense_qa_rows(2)]
+    pd.DataFrame(rows).to_parquet(project / "data/corpus/tasks/animals/test.parquet")
+    refused(project, "tasks", "not among A, B, C, D, E")
 
 
-def test_commonsense_qa_without_the_answer_among_the_labels(project: Path):
-    rows = [row | {"answerKey": ""} for row in local_hub.commonsense_qa_rows(2)]
-    pd.DataFrame(rows).to_parquet(project / "data/corpus/tasks/commonsense_qa.parquet")
-    refused(project, "evaluate", "answerKey")
+def test_a_task_file_in_another_place(project: Path):
+    shutil.copy(project / "tasks/microworld/micro_rings.yaml", project / "mine.yaml")
+    set_params(project, {"tasks.files": ["mine.yaml"]})
+    refused(project, "tasks", "mine.yaml is not in the folder tasks")
 
 
 def test_no_questions(project: Path):
-    path = project / "data/corpus/tasks/gsm8k.parquet"
+    path = project / "data/tasks/micro_rings.parquet"
     pd.read_parquet(path).head(0).to_parquet(path)
     refused(project, "evaluate", "no questions")
+
+
+def test_questions_of_another_shape(project: Path):
+    pd.DataFrame({"body": ["What?"]}).to_parquet(project / "data/tasks/micro_rings.parquet")
+    refused(project, "evaluate", "data/tasks/micro_rings.parquet does not hold questions")
 
 
 @pytest.mark.parametrize("parameter", ["tokenize.pretrain_span", "tokenize.span"])
@@ -262,7 +286,7 @@ def test_positions_that_the_model_does_not_have(project: Path):
 def test_another_model_where_the_trained_one_should_be(project: Path):
     shutil.rmtree(project / "models/quiet_star")
     shutil.copytree(project / "models/base", project / "models/quiet_star")
-    for stage in ("evaluate", "perplexity"):
+    for stage in ("evaluate", "chain_of_thought", "perplexity"):
         refused(project, stage, "holds a llama model")
 
 
@@ -279,7 +303,7 @@ def test_attention_for_a_gpu_without_one(project: Path):
 
 
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU, so device cuda is right")
-@pytest.mark.parametrize("stage", ["train", "evaluate", "perplexity"])
+@pytest.mark.parametrize("stage", ["train", "evaluate", "chain_of_thought", "perplexity"])
 def test_a_gpu_where_there_is_none(stage: str, project: Path):
     set_params(project, {f"{stage}.device": "cuda"})
     refused(project, stage, "cuda")
@@ -315,7 +339,9 @@ FULL = [
     ("tokenize", "data", {}),
     ("base_model", "models", {"base_model.scratch.hidden_size": 256}),
     ("train", "models", {}),
+    ("tasks", "data", {}),
     ("evaluate", "results", {}),
+    ("chain_of_thought", "results", {}),
     ("perplexity", "results", {}),
 ]
 

@@ -76,6 +76,24 @@ def refused_file(path: Path, changes: dict[str, object]) -> str:
         ("base_model.scratch.architecture", "bloom"),
         ("base_model.scratch.learning_rate", math.nan),
         ("report.passages", 0),
+        ("train.method", "thinking"),
+        ("tasks.files", []),
+        ("tasks.files", "tasks/gsm8k.yaml"),
+        ("baseline.methods", ["pause", "thinking"]),
+        ("baseline.methods", "pause"),
+        ("baseline.seeds", [1, -1]),
+        ("baseline.seeds", [2**32]),
+        ("baseline.seeds", ["one"]),
+        ("baseline.seeds", None),
+        ("compare.bootstrap_samples", 0),
+        ("compare.seed", -1),
+        ("chain_of_thought.questions", 0),
+        ("chain_of_thought.samples", 0),
+        ("chain_of_thought.temperature", 0.0),
+        ("chain_of_thought.temperature", math.nan),
+        ("chain_of_thought.thought_temperature", -0.5),
+        ("chain_of_thought.new_tokens", 0),
+        ("chain_of_thought.answer_tokens", 0),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(name: str, value: object):
@@ -95,7 +113,7 @@ def test_an_unknown_key(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["train.steps", "corpus.microworld.questions", "corpus.hub.gsm8k.path", "report.passages"]
+    "name", ["train.steps", "corpus.microworld.questions", "corpus.hub.train.path", "tasks.files", "report.passages"]
 )
 def test_a_missing_key(name: str, tmp_path: Path):
     assert name in refused_file(tmp_path / "params.yaml", {name: "???"})
@@ -150,6 +168,13 @@ def test_positions_leave_room_for_a_thought():
 
 def test_a_hub_model_needs_a_path():
     assert "base_model.path" in refused({"base_model.source": "hub", "base_model.path": None})
+
+
+def test_a_run_may_have_no_baselines_and_any_of_the_methods():
+    assert params.load(SHIPPED, {"baseline.methods": [], "baseline.seeds": []}).baseline == params.Baseline([], [])
+    for method in params.METHODS:
+        loaded = params.load(SHIPPED, {"train.method": method, "baseline.methods": list(params.METHODS)})
+        assert loaded.train.method == method and loaded.baseline.methods == list(params.METHODS)
 
 
 @settings(max_examples=30, deadline=None)

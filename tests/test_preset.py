@@ -53,6 +53,12 @@ def test_a_preset_sets_what_its_file_says():
     assert preset.options(["scale=smoke"])["train.steps"] == file["train"]["steps"]
 
 
+@pytest.mark.parametrize("preset_name", [name for name in preset.known() if name.startswith("data=")])
+def test_the_tasks_of_a_preset_are_there(preset_name: str):
+    files = preset.options([preset_name])["tasks.files"]
+    assert len(files) == 2 and all((ROOT / file).is_file() for file in files)
+
+
 def test_values_may_follow_and_win():
     assert preset.options(["scale=smoke", "train.steps=7"])["train.steps"] == 7
 
@@ -80,7 +86,8 @@ def test_root_puts_every_data_set_under_a_folder(groups: list[str]):
     values = preset.options(groups, root="/data/hub")
     plain = preset.options(groups)
     shipped = OmegaConf.load(params.PARAMS_FILE)
-    for split in ("pretrain", "train", "heldout", "gsm8k", "commonsense_qa"):
+    assert values["tasks.root"] == "/data/hub" and "tasks.root" not in plain
+    for split in ("pretrain", "train", "heldout"):
         name = f"corpus.hub.{split}.path"
         assert values[name] == f"/data/hub/{plain.get(name, shipped.corpus.hub[split].path)}"
 

@@ -1,5 +1,6 @@
 """The stages, one after the other, on very little: they run, write what dvc.yaml says, and write the same again."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from tests.local_hub import model_folder, sources
 from tests.stage_runner import ROOT, STAGES, copy_project, run_as_module, run_stage, run_stages, set_params
@@ -18,8 +20,26 @@ def written(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "speed.csv"}
 
 
-def test_every_output_of_the_graph_is_there_and_no_part_is_left(finished: Path):
+def graph(project: Path) -> dict[str, dict]:
+    """The stages in dvc.yaml, by their commands; those of a matrix one by one, as this project's parameters have it."""
+    params, stages = OmegaConf.load(project / "params.yaml"), {}
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        matrix = stage.pop("matrix", {})
+        axes = [OmegaConf.select(params, values.strip("${}")) for values in matrix.values()]
+        for items in itertools.product(*axes):
+            text = yaml.safe_dump(stage)
+            for name, item in zip(matrix, items, strict=True):
+                text = text.replace(f"${{item.{name}}}", str(item))
+            stages[yaml.safe_load(text)["cmd"]] = yaml.safe_load(text)
+    return stages
+
+
+def test_the_stages_that_run_here_are_those_of_the_graph(finished: Path):
+    assert set(graph(finished)) == {f"python -m stages.{stage}" for stage in STAGES}
+
+
+def test_every_output_of_the_graph_is_there_and_no_part_is_left(finished: Path):
+    for stage in graph(finished).values():
         for entry in [*stage.get("outs", []), *stage.get("metrics", [])]:
             path = finished / (entry if isinstance(entry, str) else next(iter(entry)))
             assert path.exists() and (path.is_file() or any(path.iterdir())), path
@@ -51,7 +71,7 @@ def test_metrics_say_what_was_done(finished: Path):
         json.loads((finished / f"results/{stage}/metrics.json").read_text())
         for stage in ("evaluate", "perplexity", "train")
     )
-    assert evaluate["gsm8k"]["n"] == evaluate["commonsense_qa"]["n"] == 4
+    assert evaluate["micro_rings"]["n"] == evaluate["micro_animals"]["n"] == 4
     assert perplexity["n_texts"] == 4 and len(perplexity["deciles"]) == 10
     assert train["steps"] == 2 and set(train["heldout"]) == {"first", "last"}
     steps = pd.read_csv(finished / "results/train/steps.csv")
@@ -59,12 +79,46 @@ def test_metrics_say_what_was_done(finished: Path):
     assert len(pd.read_csv(finished / "results/train/heldout.csv")) == 3  # before the first step and after each
 
 
-def test_probability_without_thoughts_is_that_of_the_base_columns(finished: Path):
-    predictions = pd.read_parquet(finished / "results/evaluate/predictions.parquet")
-    metrics = json.loads((finished / "results/evaluate/metrics.json").read_text())
-    for task, rows in predictions.groupby("task"):
-        assert metrics[task]["no_thought"]["prob"] == pytest.approx(rows["prob_no_thought"].mean())
-        assert metrics[task]["thought"]["accuracy"] == pytest.approx(rows["correct_thought"].mean())
+WAYS = {
+    "": {"thought", "no_thought", "base"},
+    "pause-1": {"thought", "no_thought"},
+    "no_thought-1": {"no_thought"},
+}
+
+
+@pytest.mark.parametrize("run", WAYS)
+def test_the_metrics_of_an_evaluation_are_the_means_of_its_answers(run: str, finished: Path):
+    predictions = pd.read_parquet(finished / "results/evaluate" / run / "predictions.parquet")
+    metrics = json.loads((finished / "results/evaluate" / run / "metrics.json").read_text())
+    assert set(predictions["way"]) == WAYS[run]
+    for (task, way), rows in predictions.groupby(["task", "way"]):
+        assert metrics[task][way]["prob"] == pytest.approx(rows["prob"].mean())
+        assert metrics[task][way]["accuracy"] == pytest.approx(rows["correct"].mean())
+
+
+def test_the_comparison_has_every_run(finished: Path):
+    figures = pd.read_csv(finished / "results/compare/figures.csv")
+    arms = {"quiet_star", "quiet_star, thoughts off", "base", "pause", "no_thought"}
+    assert set(figures["arm"]) == arms and set(figures["task"]) == {"micro_rings", "micro_animals"}
+    answers = pd.read_parquet(finished / "results/evaluate/pause-1/predictions.parquet")
+    paused = answers[(answers["way"] == "thought") & (answers["task"] == "micro_rings")]
+    (mean,) = figures.query("arm == 'pause' and task == 'micro_rings' and measure == 'prob'")["mean"]
+    assert mean == pytest.approx(paused["prob"].mean(), rel=1e-6)
+    metrics = json.loads((finished / "results/compare/metrics.json").read_text())
+    assert set(metrics["micro_rings"]) == arms - {"quiet_star"}
+
+
+def test_a_baseline_is_trained_by_its_own_method_and_seed(finished: Path, tmp_path: Path):
+    methods = {
+        run: json.loads((finished / "models" / run / "config.json").read_text())["method"]
+        for run in ("quiet_star", "baseline/pause-1", "baseline/no_thought-1")
+    }
+    assert list(methods.values()) == ["quiet_star", "pause", "no_thought"]
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    run_stages(other, ("baseline pause 2",))
+    one, two = (other / f"models/baseline/pause-{seed}/model.safetensors" for seed in (1, 2))
+    assert one.read_bytes() != two.read_bytes()
 
 
 def test_data_sets_and_a_model_from_local_folders(tmp_path: Path):
@@ -78,13 +132,15 @@ def test_data_sets_and_a_model_from_local_folders(tmp_path: Path):
     assert len(pd.read_parquet(project / "data/corpus/texts/train.parquet")) == 12
     train = json.loads((project / "results/train/metrics.json").read_text())
     assert train["working_share"] is None  # no workings are known
+    evaluate = json.loads((project / "results/evaluate/metrics.json").read_text())
+    assert evaluate["gsm8k"]["n"] == evaluate["commonsense_qa"]["n"] == 4  # of the five that there are
     assert "<html" in (project / "results/report/index.html").read_text()
 
 
 def test_data_sets_from_local_folders_for_a_model_from_scratch(tmp_path: Path):
     project = copy_project(tmp_path / "project")
     set_params(project, sources(tmp_path / "hub"))
-    run_stages(project, STAGES[:3])
+    run_stages(project, ("corpus", "tokenize", "base_model"))
     assert len(pd.read_parquet(project / "data/corpus/texts/pretrain.parquet")) == 60
     assert (project / "models/base/model.safetensors").is_file()
 

@@ -1,76 +1,85 @@
-"""Does thinking help to answer? Each task's questions, with thoughts and without, on the same trained model."""
+"""Does thinking help to answer? Each task's questions, with thoughts and without, and by the model before training."""
 
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
-from pipeline.bootstrap import interval
-from pipeline.errors import UserError
-from pipeline.evaluation.direct import digit_tokens, encode, score
-from pipeline.evaluation.tasks import TASKS
-from pipeline.files import read_rows, write_json, write_table
+from pipeline.evaluation.direct import Asked, Scored, encode_all, score
+from pipeline.files import write_json, write_table
 from pipeline.loop import pick_device, read_tokenizer
 from pipeline.params import Evaluate
-from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.statistics import interval, mcnemar
+from pipeline.tasks import Question, Task, read_tasks
 from pipeline.thought.sampler import Sampling
-from pipeline.trained import check_room, load_trained
+from pipeline.trained import load_plain, load_trained
 
-WAYS = ("no_thought", "thought")
-
-
-def write_evaluation(params: Evaluate, trained: Path, questions: Path, results: Path) -> None:
-    """Evaluate the model in ``trained`` on each task of ``questions``; write metrics and a row a question."""
-    model = load_trained(trained).to(pick_device(params.device))
-    tokenizer = read_tokenizer(trained)
-    tables = {task: predictions(params, model, tokenizer, task, questions / f"{task}.parquet") for task in TASKS}
-    write_table(results / "predictions.parquet", pd.concat(tables.values(), ignore_index=True))
-    write_json(results / "metrics.json", {task: summary(table, params) for task, table in tables.items()})
+WAYS = ("base", "no_thought", "thought")
 
 
-def predictions(
-    params: Evaluate, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, task: str, path: Path
-) -> pd.DataFrame:
-    """One row a question: the right answer, its probability and the predicted answer, without and with thoughts."""
-    digits = digit_tokens(tokenizer)
-    asked = [TASKS[task](row) for row in islice(read_rows(path), params.questions)]
-    if not asked:
-        raise UserError(f"{path} has no questions")
-    encoded = [encode(index, question, tokenizer, digits) for index, question in enumerate(asked)]
-    longest = max(len(question.prompt_ids) + len(question.answer_ids) for question in encoded)
-    check_room(model, longest + model.config.thought_tokens + 2, "a question")
+def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: Path, results: Path) -> None:
+    """Ask the model in ``trained``, and the one in ``base`` from which it was trained, every question of ``tasks``.
+
+    Writes a row a question and way (predictions.parquet), and the means with their intervals (metrics.json).
+    """
+    tokenizer, device = read_tokenizer(trained), pick_device(params.device)
     sampling = Sampling(params.thought_temperature, params.seed)
+    asked = {"": Asked(load_trained(trained).to(device), tokenizer, sampling, params.batch_size)}
+    if base is not None:
+        asked["base"] = Asked(load_plain(base).to(device), tokenizer, sampling, params.batch_size)
+    tables = [
+        _predictions(one, task, questions[: params.questions], name, model)
+        for name, (task, questions) in read_tasks(tasks).items()
+        for model, one in asked.items()
+    ]
+    predictions = pd.concat(tables, ignore_index=True)
+    write_table(results / "predictions.parquet", predictions)
+    write_json(
+        results / "metrics.json",
+        {str(task): summary(rows, params) for task, rows in predictions.groupby("task", sort=False)},
+    )
+
+
+def _predictions(asked: Asked, task: Task, questions: list[Question], name: str, model: str) -> pd.DataFrame:
+    """A row a question and way; the only way of another ``model`` than the trained one has that model's name."""
     rows = []
-    for row in score(model, tokenizer, encoded, params.batch_size, sampling, name=task):
-        question = asked[row["index"]]
-        about = {"task": task, "index": row["index"], "prompt": question.prompt, "answer": question.answer}
-        about["thought"] = row["thought_text"]
-        about |= {f"prob_{way}": row[way].prob for way in WAYS}
-        about |= {f"predicted_{way}": row[way].predicted for way in WAYS}
-        about |= {f"correct_{way}": row[way].correct(question) for way in WAYS}
-        rows.append(about)
+    for row in score(asked, encode_all(task, questions, asked.tokenizer), task, f"{name} {model}".strip()):
+        question = questions[row["index"]]
+        about = {"task": name, "index": row["index"], "prompt": question.prompt, "answer": question.answer}
+        for way in asked.ways:
+            thought = row["thought_text"] if way == "thought" else ""
+            rows.append({**about, "way": model or way, **_answer(row[way], question), "thought": thought})
     return pd.DataFrame(rows)
 
 
-def summary(table: pd.DataFrame, params: Evaluate) -> dict:
-    """Means without and with thoughts, and their difference with its paired bootstrap 95 % interval."""
-    metrics: dict = {"n": len(table)}
-    for way in WAYS:
-        metrics[way] = {
-            "prob": float(table[f"prob_{way}"].mean()),
-            "accuracy": float(table[f"correct_{way}"].mean()),
-        }
-    accuracy = (table["correct_thought"].astype(float) - table["correct_no_thought"].astype(float)).to_numpy()
-    prob = (table["prob_thought"] - table["prob_no_thought"]).to_numpy()
+def _answer(scored: Scored, question: Question) -> dict:
+    right = scored.predicted == question.answer
+    return {"predicted": scored.predicted, "correct": right, "prob": scored.prob}
+
+
+def summary(predictions: pd.DataFrame, params: Evaluate) -> dict:
+    """A task's means by way; of thought minus no thought the intervals, and McNemar's p-value of the accuracy."""
+    by_way = {way: predictions[predictions["way"] == way].sort_values("index") for way in WAYS}
+    metrics: dict = {"n": int(predictions["index"].nunique())}
+    for way, rows in by_way.items():
+        if len(rows):
+            metrics[way] = {"prob": float(rows["prob"].mean()), "accuracy": float(rows["correct"].mean())}
+    if "thought" in metrics:
+        metrics["difference"] = _difference(by_way["thought"], by_way["no_thought"], params)
+    return metrics
+
+
+def _difference(thought: pd.DataFrame, without: pd.DataFrame, params: Evaluate) -> dict:
+    right, right_without = thought["correct"].to_numpy(bool), without["correct"].to_numpy(bool)
+    accuracy = right.astype(float) - right_without
+    prob = thought["prob"].to_numpy() - without["prob"].to_numpy()
     low, high = interval(accuracy, None, params.bootstrap_samples, params.seed)
     prob_low, prob_high = interval(prob, None, params.bootstrap_samples, params.seed)
-    metrics["difference"] = {
+    return {
         "accuracy": float(accuracy.mean()),
         "ci_low": low,
         "ci_high": high,
+        "p_value": mcnemar(right, right_without),
         "prob": float(prob.mean()),
         "prob_ci_low": prob_low,
         "prob_ci_high": prob_high,
     }
-    return metrics

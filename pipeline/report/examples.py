@@ -4,14 +4,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from pipeline.report.estimates import percent
 from pipeline.report.heat_map import visible
-from pipeline.report.results import percent
+from pipeline.report.method import Method
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was predicted, whether it is right, and the probability of the right answer."""
+    """What was predicted in one way, whether it is right, and the probability of the right answer."""
 
+    way: str
     predicted: str
     right: bool
     probability: str
@@ -24,32 +26,33 @@ class Example:
     prompt: str
     thought: str
     answer: str
-    without: Answer
-    with_thought: Answer
+    answers: list[Answer]
 
 
-def examples(predictions: pd.DataFrame) -> list[Example]:
+def examples(predictions: pd.DataFrame, method: Method) -> list[Example]:
     """Per task the questions whose probability rose most, changed by the median and fell most."""
+    before, after = method.contrast
     found = []
     for task, rows in predictions.groupby("task", sort=False):
-        gain = rows["prob_thought"] - rows["prob_no_thought"]
-        ranked = rows.assign(gain=gain).sort_values(["gain", "index"], ascending=[False, True], ignore_index=True)
+        probability = rows.pivot(index="index", columns="way", values="prob")
+        ranked = (probability[after] - probability[before]).sort_values(ascending=False, kind="stable").index
         places = {0: "largest gain", (len(ranked) - 1) // 2: "median change", len(ranked) - 1: "smallest gain"}
-        found += [_example(task, chosen, ranked.iloc[place]) for place, chosen in sorted(places.items())]
+        for place, chosen in sorted(places.items()):
+            found.append(_example(task, chosen, rows[rows["index"] == ranked[place]].set_index("way"), method))
     return found
 
 
-def _example(task: str, chosen: str, row: pd.Series) -> Example:
+def _example(task: str, chosen: str, by_way: pd.DataFrame, method: Method) -> Example:
+    row = by_way.loc[method.contrast[1]]
     return Example(
         task=task,
         chosen=chosen,
         prompt=row["prompt"].translate({ord("\r"): None}),
-        thought=visible(row["thought"]).strip(" ") or "—",
+        thought=visible(row["thought"]).strip(" "),
         answer=row["answer"],
-        without=_answer(row, "no_thought"),
-        with_thought=_answer(row, "thought"),
+        answers=[_answer(by_way.loc[way], name) for way, name in method.ways.items()],
     )
 
 
-def _answer(row: pd.Series, kind: str) -> Answer:
-    return Answer(row[f"predicted_{kind}"], bool(row[f"correct_{kind}"]), percent(row[f"prob_{kind}"]))
+def _answer(row: pd.Series, name: str) -> Answer:
+    return Answer(name, row["predicted"], bool(row["correct"]), percent(row["prob"]))

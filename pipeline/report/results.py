@@ -1,153 +1,114 @@
-"""The headline numbers and the verdict that each interval allows."""
+"""The run's own results: each task and held-out text, with thoughts and without."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.report.inputs import Metrics
+from pipeline.report.estimates import (
+    ABOVE,
+    BELOW,
+    UNDECIDED,
+    Estimate,
+    Finding,
+    decimal,
+    nats,
+    p_value,
+    percent,
+    points,
+    spoken,
+    whole,
+)
+from pipeline.report.method import Method
+from pipeline.report.reading import Metrics
 
-MINUS = "\N{MINUS SIGN}"
-HELPS, HURTS, UNDECIDED = "helps", "hurts", "undecided"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and the ends of its 95% interval, in one unit; above zero means that thoughts help."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        if self.low > 0:
-            return HELPS
-        return HURTS if self.high < 0 else UNDECIDED
+OPENINGS = {ABOVE: "{act} helps on {where}", BELOW: "{act} hurts on {where}", UNDECIDED: "Undecided on {where}"}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure without and with thoughts."""
+    """One measure by way of answering (shares from 0 to 1), and what thoughts change, where there are any."""
 
-    without: float
-    thought: float
-    difference: Estimate
+    label: str
+    by_way: dict[str, float]
+    difference: Estimate | None
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task's results over ``n`` questions: shares from 0 to 1."""
+    """A task's results over ``n`` questions; ``p_value``: McNemar's on accuracy."""
 
     name: str
     n: int
     accuracy: Measure
     probability: Measure
+    p_value: float | None
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Results on held-out text: ``loss`` in nats per token, its difference being the improvement."""
+    """Results on held-out text by way of reading: ``loss`` in nats per token; a positive ``improvement`` is a gain."""
 
     texts: int
     tokens: int
-    loss: Measure
-    perplexity_without: float
-    perplexity_thought: float
-    mixing_weight: float
+    loss: dict[str, float]
+    perplexity: dict[str, float]
+    improvement: Estimate | None
 
 
-def tasks(metrics: Metrics) -> list[Task]:
+def tasks(metrics: Metrics, method: Method) -> list[Task]:
     return [
         Task(
             name=name,
             n=int(metrics.number(name, "n")),
-            accuracy=_measure(metrics, name, "accuracy", ""),
-            probability=_measure(metrics, name, "prob", "prob_"),
+            accuracy=_measure(metrics, method, name, "accuracy", "accuracy", ""),
+            probability=_measure(metrics, method, name, "probability of the right answer", "prob", "prob_"),
+            p_value=metrics.number(name, "difference", "p_value") if method.thinks else None,
         )
         for name in metrics.values
     ]
 
 
-def _measure(metrics: Metrics, task: str, key: str, prefix: str) -> Measure:
-    difference = (metrics.number(task, "difference", name) for name in (key, f"{prefix}ci_low", f"{prefix}ci_high"))
-    return Measure(
-        without=metrics.number(task, "no_thought", key),
-        thought=metrics.number(task, "thought", key),
-        difference=Estimate(*difference),
-    )
+def _measure(metrics: Metrics, method: Method, task: str, label: str, key: str, prefix: str) -> Measure:
+    ends = (key, f"{prefix}ci_low", f"{prefix}ci_high")
+    difference = Estimate(*(metrics.number(task, "difference", name) for name in ends)) if method.thinks else None
+    return Measure(label, {way: metrics.number(task, way, key) for way in method.ways}, difference)
 
 
-def held_out(metrics: Metrics) -> HeldOut:
-    improvement = Estimate(*(metrics.number("improvement", name) for name in ("mean", "ci_low", "ci_high")))
+def held_out(metrics: Metrics, method: Method) -> HeldOut:
+    ways = [way for way in method.ways if way != "base"]
     return HeldOut(
         texts=int(metrics.number("n_texts")),
         tokens=int(metrics.number("n_tokens")),
-        loss=Measure(metrics.number("loss", "no_thought"), metrics.number("loss", "thought"), improvement),
-        perplexity_without=metrics.number("perplexity", "no_thought"),
-        perplexity_thought=metrics.number("perplexity", "thought"),
-        mixing_weight=metrics.number("mixing_weight"),
+        loss={way: metrics.number("loss", way) for way in ways},
+        perplexity={way: metrics.number("perplexity", way) for way in ways},
+        improvement=read_estimate(metrics, "mean", "improvement") if method.thinks else None,
     )
 
 
-def training_facts(metrics: Metrics) -> list[tuple[str, str]]:
-    """What was trained, as (label, value) pairs; the working share only where it was measured."""
-    facts = [
-        ("parameters", f"{metrics.number('parameters'):,.0f}"),
-        ("optimizer steps", f"{metrics.number('steps'):,.0f}"),
-        ("tokens of text read", f"{metrics.number('text_tokens'):,.0f}"),
-        ("held-out loss without thoughts, nats", _change(metrics, decimal, "heldout", "base_loss")),
-        ("held-out loss with thoughts, nats", _change(metrics, decimal, "heldout", "talk_loss")),
-    ]
-    if metrics.at("working_share") is not None:
-        facts.append(("thoughts that hold the right working", _change(metrics, percent, "working_share")))
-    return facts
+def read_estimate(metrics: Metrics, mean: str, *keys: str) -> Estimate:
+    """The estimate at ``keys``, whose mean has the name ``mean``."""
+    return Estimate(*(metrics.number(*keys, name) for name in (mean, "ci_low", "ci_high")))
 
 
-def _change(metrics: Metrics, show: Callable[[float], str], section: str, *keys: str) -> str:
-    first, last = (show(metrics.number(section, when, *keys)) for when in ("first", "last"))
-    return f"{first} → {last}"
+def own_findings(found: list[Task], text: HeldOut, method: Method) -> list[Finding]:
+    """The verdicts that the run's intervals allow; none where nothing thinks."""
+    if not method.thinks:
+        return []
+    return [*(_task_finding(task, method) for task in found), _held_out_finding(text, method)]
 
 
-def task_sentence(task: Task) -> str:
-    """The verdict on a task in words, from the interval of the difference in accuracy."""
-    accuracy = task.accuracy
-    change = f"accuracy went from {percent(accuracy.without)} to {percent(accuracy.thought)}"
-    return f"{_opening(accuracy.difference, task.name)}: {change}, {_spoken(accuracy.difference, points, 'points')}."
+def _task_finding(task: Task, method: Method) -> Finding:
+    difference, shares = task.accuracy.difference, task.accuracy.by_way
+    change = f"accuracy is {percent(shares['no_thought'])} without {method.many} and {percent(shares['thought'])} with"
+    gain = spoken(difference, points, "points", p_value(task.p_value), f"{whole(task.n)} questions")
+    return Finding(f"{opening(difference, task.name, method)}: {change}, {gain}.", difference.verdict)
 
 
-def held_out_sentence(text: HeldOut) -> str:
-    """The verdict on held-out text in words, from the interval of the improvement."""
-    improvement = text.loss.difference
-    change = f"the loss went from {decimal(text.loss.without)} to {decimal(text.loss.thought)}"
-    gain = _spoken(improvement, nats, "nats per token")
-    return f"{_opening(improvement, 'held-out text')}: {change}, an improvement of {gain}."
+def _held_out_finding(text: HeldOut, method: Method) -> Finding:
+    change = f"the loss is {decimal(text.loss['no_thought'])} without {method.many} and {decimal(text.loss['thought'])}"
+    gain = spoken(text.improvement, nats, "nats per token", f"{whole(text.texts)} texts")
+    sentence = f"{opening(text.improvement, 'held-out text', method)}: {change} with, an improvement of {gain}."
+    return Finding(sentence, text.improvement.verdict)
 
 
-def _opening(estimate: Estimate, where: str) -> str:
-    return f"Undecided on {where}" if estimate.verdict == UNDECIDED else f"Thinking {estimate.verdict} on {where}"
-
-
-def _spoken(estimate: Estimate, show: Callable[[float], str], unit: str) -> str:
-    zero = ", which includes zero" if estimate.verdict == UNDECIDED else ""
-    return f"{show(estimate.mean)} {unit} (95% interval {show(estimate.low)} to {show(estimate.high)}{zero})"
-
-
-def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
-    """The mean and its interval, written by ``show``."""
-    return f"{show(estimate.mean)} [{show(estimate.low)}, {show(estimate.high)}]"
-
-
-def decimal(value: float) -> str:
-    return f"{value:.3f}".replace("-", MINUS)
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}%".replace("-", MINUS)
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points."""
-    return f"{100 * share:+.1f}".replace("-", MINUS)
-
-
-def nats(value: float) -> str:
-    return f"{value:+.3f}".replace("-", MINUS)
+def opening(estimate: Estimate, where: str, method: Method) -> str:
+    """How a sentence about this estimate may begin."""
+    return OPENINGS[estimate.verdict].format(act=method.act, where=where)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GREEDY = Sampling(temperature=0.0)
 TEXT_STEP = -1  # the step that a text token's own draw counts as; thoughts use 0 .. K-1
+ENDED_SHARE = 0.25  # of the texts in a batch: when so many have ended they are taken out of it, which copies its cache
 SAMPLES_APART = 2**40  # between the names of one prompt's samples: more than there are prompts
 
 Decode = Callable[[list[int]], str]
@@ -35,13 +36,14 @@ def generate(
     stop_strings: Sequence[str] = (),
     decode: Decode | None = None,
     text_keys: Tensor | None = None,
+    think: bool = True,
 ) -> Tensor:
     """Continue each of the left-padded prompts ``input_ids`` (B, N) ``samples`` times: (B * samples, N + new).
 
     A continuation ends after ``max_new_tokens``, its ``eos_token_id``, or the token that completes one of
     ``stop_strings`` in its own text, as ``decode`` reads it (a tokenizer's ``decode``); ``pad_token_id`` follows. The
     meta-tokens are never written. ``text_keys`` (B,) name the texts in the draws (0 .. B-1 unless given): a text's name
-    makes its continuations, whatever is in the batch.
+    makes its continuations, whatever is in the batch. Without ``think`` the base prediction alone writes.
     Raises ValueError where a prompt is empty or padded on the right, and for stop strings without ``decode``.
     """
     if attention_mask is None:
@@ -53,33 +55,44 @@ def generate(
     ended = _Ending(input_ids.shape[1], eos_token_id, stop_strings, decode)
     if text_keys is None:
         text_keys = torch.arange(len(input_ids), device=input_ids.device)
-    writer = _Writer(model, attention_mask, max_new_tokens, thought_sampling)
+    writer = _Writer(model, attention_mask, max_new_tokens, thought_sampling if think else None)
     state = writer.read(model.decoder.embed(input_ids))
-    keys, input_ids = _sample_keys(text_keys.to(input_ids.device), samples), input_ids.repeat_interleave(samples, 0)
-    state, done = writer.repeat(state, samples), torch.zeros_like(keys, dtype=torch.bool)
-    for count in range(max_new_tokens):
-        if count:
-            state = writer.read(model.decoder.embed(input_ids[:, -1:]))
+    keys, prompt = _sample_keys(text_keys.to(input_ids.device), samples), input_ids.shape[1]
+    each = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(samples)
+    writer.go_on(each)
+    state, done = state[each], torch.zeros_like(keys, dtype=torch.bool)
+    whole = F.pad(input_ids[each], (0, max_new_tokens), value=pad_token_id)
+    writing = torch.arange(len(whole), device=whole.device)  # which texts the rows of all else here are
+    for stop in range(prompt + 1, prompt + max_new_tokens + 1):
+        if stop > prompt + 1:
+            state = writer.read(model.decoder.embed(whole[writing, stop - 2 : stop - 1]))
         chance = sampling.chances(keys, 1, writer.newest, TEXT_STEP)[:, 0, 0]
-        talk = writer.think(state, keys)
-        new = sample(model.decoder.head, talk, model.banned, sampling, chance)[0].masked_fill(done, pad_token_id)
-        input_ids = torch.cat([input_ids, new[:, None]], dim=1)
-        done = ended(input_ids, done)
+        predicting = writer.think(state, keys)
+        new = sample(model.decoder.head, predicting, model.banned, sampling, chance)[0]
+        whole[writing, stop - 1] = new.masked_fill(done, pad_token_id)
+        done = ended(whole[writing, :stop], done)
         if done.all():
-            break
-    return input_ids
+            return whole[:, :stop]
+        if done.sum() >= ENDED_SHARE * len(done):
+            left = (~done).nonzero().squeeze(1)
+            writer.go_on(left)
+            writing, keys, done = writing[left], keys[left], done[left]
+    return whole
 
 
 class _Writer:
-    """Texts that grow by a token at a time, with a thought after each.
+    """Texts that grow by a token at a time, with a thought after each; with none where ``sampling`` of them is None.
 
     A thought at the newest position is an ordinary continuation of the text: it is written to the same cache, after
     the text, and the next true token is written over it. ``[start]`` goes in with the true token before it and
-    ``[end]`` with the thought's last token, so a token costs K + 1 passes.
+    ``[end]`` with the thought's last token, so a token costs K + 1 passes; pauses are known beforehand and cost one.
     """
 
-    def __init__(self, model: "QuietStarForCausalLM", attention_mask: Tensor, max_new_tokens: int, sampling: Sampling):
+    def __init__(
+        self, model: "QuietStarForCausalLM", attention_mask: Tensor, max_new_tokens: int, sampling: Sampling | None
+    ):
         self._model, self._sampling = model, sampling
+        self._thinks = sampling is not None and model.has_thoughts
         more = max_new_tokens + model.config.thought_tokens + 2
         self._mask = F.pad(attention_mask, (0, more), value=1)
         self._position_ids = text_position_ids(self._mask, self._mask)
@@ -93,20 +106,32 @@ class _Writer:
         return self._position_ids[:, self._length - 1 : self._length]
 
     def read(self, embeddings: Tensor) -> Tensor:
-        """Read true tokens (B, M, D) and ``[start]``: states (B, 2, D) of the newest true token and of ``[start]``."""
+        """Read true tokens (B, M, D) and ``[start]``: states (B, 2, D) of the newest true token and of ``[start]``.
+
+        Where nothing thinks there is no ``[start]``, and one state.
+        """
         self._length += embeddings.shape[1]
+        if not self._thinks:
+            return self._run(embeddings, thought=0)[:, -1:]
         start = self._meta_token(self._model.start_embedding, embeddings)
         return self._run(torch.cat([embeddings, start], dim=1), thought=1)[:, -2:]
 
-    def repeat(self, state: Tensor, count: int) -> Tensor:
-        """Go on with each text, and its ``state`` (B, ...), ``count`` times."""
-        self._mask, self._position_ids = (x.repeat_interleave(count, 0) for x in (self._mask, self._position_ids))
-        self._view = self._view.repeated(count)
-        return state.repeat_interleave(count, 0)
+    def go_on(self, texts: Tensor) -> None:
+        """Go on with these of the texts (indices), some of them maybe several times."""
+        self._mask, self._position_ids = self._mask[texts], self._position_ids[texts]
+        self._view = self._view.of(texts)
 
     def think(self, state: Tensor, keys: Tensor) -> Tensor:
         """The state (B, D) that predicts the next true token, after a thought, from what `read` gave."""
-        model, (base, last) = self._model, state.unbind(1)
+        if not self._thinks:
+            return state[:, 0]
+        base, start = state.unbind(1)
+        talk = self._sample(start, keys) if self._model.samples_thoughts else self._pause(start)
+        return self._model.mixing_head.mix(base, talk)[0]
+
+    def _sample(self, last: Tensor, keys: Tensor) -> Tensor:
+        """The state (B, D) at the end of a thought, sampled from the state (B, D) of ``[start]`` on."""
+        model = self._model
         for step in range(model.config.thought_tokens):
             chance = self._sampling.chances(keys, 1, self.newest, step)[:, 0, 0]
             drawn, _ = sample(model.decoder.head, last, model.banned, self._sampling, chance)
@@ -114,10 +139,16 @@ class _Writer:
             if step == model.config.thought_tokens - 1:
                 tokens = torch.cat([tokens, self._meta_token(model.end_embedding, tokens)], dim=1)
             last = self._run(tokens, thought=step + 1 + tokens.shape[1])[:, -1]
-        return model.mixing_head.mix(base, last)[0]
+        return last
+
+    def _pause(self, like: Tensor) -> Tensor:
+        tokens = [self._meta_token(p, like) for p in (self._model.pause_embeddings, self._model.end_embedding)]
+        return self._run(torch.cat(tokens, dim=1), thought=self._model.config.thought_tokens + 2)[:, -1]
 
     def _meta_token(self, parameter: Tensor, like: Tensor) -> Tensor:
-        return (self._model.config.meta_token_scale * parameter).expand(len(like), 1, -1)
+        """A meta-token, or several (B, S, D), as they are used, for as many texts as ``like`` has."""
+        tokens = parameter.view(-1, parameter.shape[-1])
+        return (self._model.config.meta_token_scale * tokens).expand(len(like), -1, -1)
 
     def _run(self, embeddings: Tensor, thought: int) -> Tensor:
         """States of these newest tokens (B, M, D), after which the text has ``thought`` tokens of a thought."""

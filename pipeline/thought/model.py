@@ -16,6 +16,8 @@ from pipeline.thought.sampler import Sampling, Thoughts, sample_thoughts
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from pipeline.thought.views import OwnTokens, TextView
 
+QUIET_STAR, PAUSE, NO_THOUGHT = METHODS = ("quiet_star", "pause", "no_thought")
+
 # of a base's configuration: where it was read from (a path of this machine), and the dtype, which is the whole model's
 NOT_KEPT = ("_name_or_path", "dtype", "torch_dtype")
 
@@ -23,14 +25,18 @@ NOT_KEPT = ("_name_or_path", "dtype", "torch_dtype")
 class QuietStarConfig(PretrainedConfig):
     """A base decoder's configuration and the thoughts it has.
 
+    ``method``: what a thought is. quiet_star: K sampled tokens. pause: K learned tokens, always the same (Goyal et al.
+    2023, arXiv 2310.02226; each has its own embedding), so nothing is sampled and no policy learned. no_thought: the
+    base decoder alone, whose training is continued pretraining. The rest of these settings is then of no use.
     ``thought_tokens`` (K), ``lookahead`` (A), ``rationales`` (R): sizes of the thoughts it trains with.
-    ``meta_token_scale``: what the two meta-token parameters are multiplied by where they are used; it multiplies the
+    ``meta_token_scale``: what the meta-tokens (and pauses) are multiplied by where they are used; it multiplies the
     effective step size of these embeddings (paper, appendix A: 100 at learning rate 1e-6).
     ``policy_weight``, ``policy_temperature``: beta of the REINFORCE loss, and the temperature of its
     log-probabilities (3 in the released code).
     ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
     where the vocabulary has none.
-    Raises ValueError for a thought without tokens, without a true token after it, or none at a position.
+    Raises ValueError for a thought without tokens, without a true token after it, or none at a position, and for a
+    method that there is not.
     """
 
     model_type = "quiet_star"
@@ -46,8 +52,11 @@ class QuietStarConfig(PretrainedConfig):
         policy_temperature: float = 3.0,
         start_token_id: int | None = None,
         end_token_id: int | None = None,
+        method: str = QUIET_STAR,
         **kwargs: object,
     ):
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}")
         if min(thought_tokens, lookahead, rationales) < 1:
             raise ValueError("thought_tokens, lookahead and rationales must be at least 1")
         base = base or {"model_type": "llama"}
@@ -58,6 +67,7 @@ class QuietStarConfig(PretrainedConfig):
         self.meta_token_scale = meta_token_scale
         self.policy_weight = policy_weight
         self.policy_temperature = policy_temperature
+        self.method = method
         self.start_token_id = start_token_id
         self.end_token_id = end_token_id
         super().__init__(**kwargs)
@@ -72,7 +82,8 @@ class QuietStarConfig(PretrainedConfig):
 class QuietStarOutput(ModelOutput):
     """Of a training step ``loss`` and its parts ``losses``; of any other pass ``logits`` (B, P, V).
 
-    ``thoughts`` are the sampled ones; ``weight`` is the mixing weight, (B, R, N, A) or (B, P).
+    ``thoughts`` are the sampled ones; ``weight`` is the mixing weight, (B, R, N, A) or (B, P), R being 1 for pauses.
+    Both are None in a training step that has none.
     ``base_logits`` (B, P, V) are the prediction without thoughts, from the same pass.
     """
 
@@ -98,15 +109,19 @@ class QuietStarForCausalLM(PreTrainedModel):
         base = build_decoder(config.base_config())
         hidden_size = base.get_input_embeddings().embedding_dim
         self.base = base
-        self.start_embedding = nn.Parameter(torch.zeros(hidden_size))
-        self.end_embedding = nn.Parameter(torch.zeros(hidden_size))
-        self.mixing_head = MixingHead(hidden_size)
+        if self.has_thoughts:
+            self.start_embedding = nn.Parameter(torch.zeros(hidden_size))
+            self.end_embedding = nn.Parameter(torch.zeros(hidden_size))
+            self.mixing_head = MixingHead(hidden_size)
+        if config.method == PAUSE:
+            self.pause_embeddings = nn.Parameter(torch.zeros(config.thought_tokens, hidden_size))
         self.post_init()
-        nn.init.zeros_(self.mixing_head[-1].weight)
+        if self.has_thoughts:
+            nn.init.zeros_(self.mixing_head[-1].weight)
 
     @classmethod
     def from_base(cls, base: PreTrainedModel, meta_token_ids: list[int], **settings: object) -> "QuietStarForCausalLM":
-        """Quiet-STaR on a pretrained ``base``; both meta-tokens start as the mean embedding of ``meta_token_ids``.
+        """Quiet-STaR on a pretrained ``base``; its own tokens start as the mean embedding of ``meta_token_ids``.
 
         ``settings`` are `QuietStarConfig`'s. Raises UnsupportedDecoderError for one that cannot think in parallel.
         """
@@ -115,9 +130,14 @@ class QuietStarForCausalLM(PreTrainedModel):
         model.base.load_state_dict(base.state_dict())
         check_decoder(model.base)
         meta_token = embedding_of(model.base, meta_token_ids) / config.meta_token_scale
-        model.start_embedding.data.copy_(meta_token)
-        model.end_embedding.data.copy_(meta_token)
+        for parameter in model.meta_tokens():
+            parameter.data.copy_(meta_token.expand_as(parameter))
         return model
+
+    def meta_tokens(self) -> list[nn.Parameter]:
+        """The learned tokens that this method adds: [start] (D,) and [end] (D,), and pauses (K, D)."""
+        names = ("start_embedding", "end_embedding", "pause_embeddings")
+        return [getattr(self, name) for name in names if hasattr(self, name)]
 
     @property
     def layout(self) -> Layout:
@@ -130,6 +150,15 @@ class QuietStarForCausalLM(PreTrainedModel):
     @property
     def vocabulary(self) -> int:
         return self.base.get_input_embeddings().num_embeddings
+
+    @property
+    def samples_thoughts(self) -> bool:
+        return self.config.method == QUIET_STAR
+
+    @property
+    def has_thoughts(self) -> bool:
+        """Whether anything, sampled or learned, stands between a token and its prediction."""
+        return self.config.method != NO_THOUGHT
 
     @property
     def banned(self) -> list[int]:
@@ -159,11 +188,17 @@ class QuietStarForCausalLM(PreTrainedModel):
         ``thought_ids`` (B, R, N, K) replaces sampling. ``sampling`` is at temperature 1 when training and greedy
         otherwise, unless given; ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
         ``engine``: how it is computed, which changes speed and memory and nothing else.
+        Raises ValueError for ``thought_ids`` where the method samples none.
         """
+        if thought_ids is not None and not self.samples_thoughts:
+            raise ValueError(f"method {self.config.method} has no sampled thoughts to replace by thought_ids")
         sampling = sampling or Sampling(temperature=0.0 if labels is None else 1.0)
         hidden, text = self.decoder.read(input_ids, attention_mask, engine.attention)
         if labels is None:
             return self._predict(hidden, text, input_ids, thought_ids, sampling, text_keys, positions)
+        if not self.has_thoughts:
+            losses = step.learn_text(self, hidden, labels)
+            return QuietStarOutput(losses.total, losses)
         learned = step.learn(self, hidden, text, input_ids, labels, thought_ids, sampling, text_keys, engine)
         return QuietStarOutput(learned.losses.total, learned.losses, weight=learned.weight, thoughts=learned.thoughts)
 
@@ -180,21 +215,33 @@ class QuietStarForCausalLM(PreTrainedModel):
         """The next token's logits after each of ``positions``, with one thought there and without."""
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        base_logits = self.decoder.head.logits(hidden[:, positions])
+        if not self.has_thoughts:
+            weight = hidden.new_zeros(len(hidden), len(positions))
+            return QuietStarOutput(logits=base_logits, base_logits=base_logits, weight=weight)
+        thoughts, talk = self._talk(text, input_ids, thought_ids, sampling, text_keys, positions)
+        mixed, weight = self.mixing_head.mix(hidden[:, positions], talk)
+        logits = self.decoder.head.logits(mixed)
+        return QuietStarOutput(logits=logits, base_logits=base_logits, weight=weight, thoughts=thoughts)
+
+    def _talk(
+        self,
+        text: TextView,
+        input_ids: Tensor,
+        thought_ids: Tensor | None,
+        sampling: Sampling,
+        text_keys: Tensor | None,
+        positions: Tensor,
+    ) -> tuple[Thoughts | None, Tensor]:
+        """The states (B, P, D) at the end of the thoughts, and these where they were sampled."""
         thoughts = None
-        if thought_ids is None and torch.is_grad_enabled():
+        if thought_ids is None and self.samples_thoughts:
+            if not torch.is_grad_enabled():
+                return self.think_and_talk(text, positions, sampling, text_keys)
             thoughts = self.think(text, positions, 1, sampling, text_keys)
             thought_ids = thoughts.ids
-        if thought_ids is None:
-            thoughts, talk = self.think_and_talk(text, positions, sampling, text_keys)
-        else:
-            layout = Layout(self.config.thought_tokens, lookahead=1)
-            rows = self.embed_thoughts(positions, thought_ids, input_ids, layout)
-            talk = self.decoder.run_rows(rows, text, positions)[:, 0, :, -1]
-        mixed, weight = self.mixing_head.mix(hidden[:, positions], talk)
-        head = self.decoder.head
-        return QuietStarOutput(
-            logits=head.logits(mixed), base_logits=head.logits(hidden[:, positions]), weight=weight, thoughts=thoughts
-        )
+        rows = self.embed_thoughts(positions, thought_ids, input_ids, Layout(self.config.thought_tokens, lookahead=1))
+        return thoughts, self.decoder.run_rows(rows, text, positions)[:, 0, :, -1]
 
     def think(
         self,
@@ -234,15 +281,22 @@ class QuietStarForCausalLM(PreTrainedModel):
         states = self.decoder.run_rows(torch.cat([last, end], dim=3), text, positions, first=count, own=own)
         return thoughts, states[:, 0, :, -1]
 
-    def embed_thoughts(self, positions: Tensor, thought_ids: Tensor, input_ids: Tensor, layout: Layout) -> Tensor:
-        """Embeddings (B, R, P, T, D) of whole thought rows, true next tokens included."""
-        following = ahead(input_ids, layout.lookahead, fill=0)[:, positions, 1:]  # x_{i+1} .. x_{i+A-1}
-        following = following.unsqueeze(1).expand(-1, thought_ids.shape[1], -1, -1)
-        shape = (*thought_ids.shape[:3], 1, -1)
-        start, end = (self.config.meta_token_scale * e for e in (self.start_embedding, self.end_embedding))
-        tokens = self.decoder.embed(torch.cat([thought_ids, following], dim=3))  # at once: one gradient of the table
-        thought, following = tokens.split([layout.thought_tokens, layout.lookahead - 1], dim=3)
-        return torch.cat([start.expand(shape), thought, end.expand(shape), following], dim=3)
+    def embed_thoughts(
+        self, positions: Tensor, thought_ids: Tensor | None, input_ids: Tensor, layout: Layout
+    ) -> Tensor:
+        """Embeddings (B, R, P, T, D) of whole thought rows, true next tokens included; None: one row of pauses."""
+        following = ahead(input_ids, layout.lookahead, fill=0)[:, positions, 1:].unsqueeze(1)  # x_{i+1} .. x_{i+A-1}
+        scale = self.config.meta_token_scale
+        if thought_ids is None:
+            following = self.decoder.embed(following)
+            thought = (scale * self.pause_embeddings).expand(*following.shape[:3], -1, -1)
+        else:
+            following = following.expand(-1, thought_ids.shape[1], -1, -1)
+            both = torch.cat([thought_ids, following], dim=3)
+            tokens = self.decoder.embed(both)  # at once: one gradient of the table
+            thought, following = tokens.split([layout.thought_tokens, layout.lookahead - 1], dim=3)
+        start, end = (scale * e.expand_as(thought[..., :1, :]) for e in (self.start_embedding, self.end_embedding))
+        return torch.cat([start, thought, end, following], dim=3)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: object) -> Tensor:
         """Continue texts with a thought before each token: see `generation.generate`."""

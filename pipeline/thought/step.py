@@ -1,4 +1,8 @@
-"""One training step after the text has been read: think, talk and learn, a slice of positions at a time."""
+"""One training step after the text has been read: think, talk and learn, a slice of positions at a time.
+
+The other methods are this one with something left out: pauses are rows that nobody samples, and have no policy; without
+thoughts there is the base loss alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -77,17 +81,39 @@ def learn(
     """The loss of ``labels`` (B, N) given the text's states ``hidden`` (B, N, D); as `QuietStarForCausalLM.forward`."""
     slices = slices_of(input_ids.shape[1], engine.positions)
     thoughts = None
-    if thought_ids is None:
+    if thought_ids is None and model.samples_thoughts:
         some = [
             model.think(text, _range(hidden, part), model.config.rationales, sampling, text_keys) for part in slices
         ]
         thoughts = Thoughts(torch.cat([t.ids for t in some], 2), torch.cat([t.entropy for t in some], 2))
     ids = thought_ids if thoughts is None else thoughts.ids
     rows = model.embed_thoughts(_range(hidden, slice(0, input_ids.shape[1])), ids, input_ids, model.layout)
-    losses = _SliceLosses(model, text, labels, ids, sampled=thoughts is not None)
+    losses = _SliceLosses(model, text, labels, ids, rows.shape[1], sampled=thoughts is not None)
     total, reports = sum_over(slices, losses.run, rows, [hidden, *text.tensors()], list(model.parameters()))
     report = Report(**{f.name: torch.cat([getattr(r, f.name) for r in reports], dim=2) for f in fields(Report)})
     return Learned(losses.summary(losses.head.attach(total), report), report.weight, thoughts)
+
+
+def learn_text(model: "QuietStarForCausalLM", hidden: Tensor, labels: Tensor) -> Losses:
+    """Continued pretraining: the base loss of ``labels`` (B, N) given the text's states ``hidden`` (B, N, D).
+
+    The talk loss, that of the method's own prediction, is the same; what belongs to thoughts is empty (R = 0).
+    """
+    targets, head = lookahead_targets(labels, 1)[..., 0], HeadLosses(model.decoder.head)
+    weights = base_weights(targets.unsqueeze(-1), exact_dtype(hidden))
+    loss, (nll,) = head.losses([Group(hidden, targets, lambda _: weights)])
+    base, none = (nll * weights).sum(), nll.new_zeros(len(labels), 0, 0, 0)
+    return Losses(
+        total=head.attach(loss),
+        base=base,
+        talk=base,
+        policy=torch.zeros_like(base),
+        base_nll=nll,
+        talk_nll=none,
+        reward=none.flatten(2),
+        advantage=none.flatten(2),
+        log_probs=none,
+    )
 
 
 def _range(like: Tensor, part: slice) -> Tensor:
@@ -97,15 +123,23 @@ def _range(like: Tensor, part: slice) -> Tensor:
 class _SliceLosses:
     """The losses of a slice of positions: base and talk loss, and REINFORCE on the thoughts there."""
 
-    def __init__(self, model: "QuietStarForCausalLM", text: TextView, labels: Tensor, ids: Tensor, sampled: bool):
+    def __init__(
+        self,
+        model: "QuietStarForCausalLM",
+        text: TextView,
+        labels: Tensor,
+        ids: Tensor | None,
+        rationales: int,
+        sampled: bool,
+    ):
         config, dtype = model.config, exact_dtype(model.start_embedding)
         self._model, self._text, self._ids, self._sampled = model, text, ids, sampled
         self.head = HeadLosses(model.decoder.head)
         self._targets = lookahead_targets(labels, config.lookahead)
         self._rewarded = rewarded_positions(labels.shape[1], config.lookahead)
         self._base_weights = base_weights(self._targets, dtype)
-        self._talk_weights = talk_weights(self._targets, ids.shape[1], dtype)
-        self._policy_terms = max(ids[:, :, : self._rewarded].numel(), 1)
+        self._talk_weights = talk_weights(self._targets, rationales, dtype)
+        self._policy_terms = max(len(labels) * rationales * self._rewarded * config.thought_tokens, 1)
 
     def run(self, part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, Report]:
         """The slice's share of the loss, from its rows' embeddings (B, R, p, T, D).
@@ -119,11 +153,14 @@ class _SliceLosses:
         mixed, weight = model.mixing_head.mix(base, rows[..., layout.talking_outputs, :])
         rewarded = slice(0, max(0, min(part.stop, self._rewarded) - part.start))
         thinking = rows[:, :, rewarded, layout.sampling_outputs]
-        groups = [self._base(part, hidden), self._talk(part, mixed), self._policy(part, thinking)]
-        loss, (base_nll, talk_nll, policy_nll) = self.head.losses(groups)
+        groups = [self._base(part, hidden), self._talk(part, mixed)]
+        if self._ids is not None:
+            groups.append(self._policy(part, thinking))
+        loss, (base_nll, talk_nll, *policy_nll) = self.head.losses(groups)
         reward = self._rewards(part, base_nll, talk_nll)[:, :, rewarded]
         base_nll = base_nll[:, None, : part.stop - part.start]
-        return loss, Report(base_nll, talk_nll, weight.detach(), reward, advantages(reward), -policy_nll)
+        log_probs = -policy_nll[0] if policy_nll else thinking.new_zeros(thinking.shape[:-1])
+        return loss, Report(base_nll, talk_nll, weight.detach(), reward, advantages(reward), log_probs)
 
     def summary(self, total: Tensor, report: Report) -> Losses:
         """The whole loss and its parts."""

@@ -83,9 +83,9 @@ class GrowingView:
         """The same text with all its tokens' ``position_ids`` and ``valid`` (B, L), the next pass's among them."""
         return replace(self, position_ids=position_ids, valid=valid)
 
-    def repeated(self, count: int) -> "GrowingView":
-        """Each text ``count`` times, one after the other; `at` says of what."""
-        pairs = {layer: tuple(x.repeat_interleave(count, 0) for x in pair) for layer, pair in self.buffers.items()}
+    def of(self, texts: Tensor) -> "GrowingView":
+        """These of its texts (indices, some of them maybe several times); `at` says what they then are."""
+        pairs = {layer: tuple(x.index_select(0, texts) for x in pair) for layer, pair in self.buffers.items()}
         return replace(self, buffers=pairs)
 
 
@@ -101,7 +101,8 @@ def causal_attention(
         )
     scores = torch.einsum("bghmc,bglc->bghml", query.unflatten(1, (key.shape[1], -1)), key) * style.scaling
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()[None, None]
+        new, count = scores.shape[-2:]  # the newest ones, which see all that were before
+        mask = torch.ones(new, count, dtype=torch.bool, device=query.device).tril(count - new)[None, None]
     scores = style.cap(scores).masked_fill(~mask.unsqueeze(1), float("-inf"))
     return torch.einsum("bghml,bglc->bghmc", softmax(scores), value).flatten(1, 2)
 

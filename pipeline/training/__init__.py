@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError
@@ -11,7 +11,7 @@ from pipeline.files import new_path, write_json, write_table
 from pipeline.loop import Log, Spans, pick_device, read_tokenizer, training_arguments
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
-from pipeline.trained import check_room
+from pipeline.trained import check_room, load_base
 from pipeline.training.probe import read_probe
 from pipeline.training.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer
 
@@ -25,8 +25,9 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
     spans = Spans(tokens / "train.parquet")
-    check_room(model, len(spans[0]["input_ids"]) + model.layout.row_tokens, "a span")
-    asked = read_probe(probe, tokenizer, params.rationales)
+    row_tokens = model.layout.row_tokens if model.has_thoughts else 0
+    check_room(model, len(spans[0]["input_ids"]) + row_tokens, "a span")
+    asked = read_probe(probe, tokenizer, params.rationales) if model.samples_thoughts else None
     if asked is not None:
         check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
     heldout = HeldOut(Spans(tokens / "heldout.parquet", params.evaluation_texts), asked)
@@ -53,8 +54,9 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     if not meta_token:
         raise UserError(f"train.meta_token_text {params.meta_token_text!r} has no token in this tokenizer")
     return QuietStarForCausalLM.from_base(
-        _base_model(base),
+        load_base(base),
         meta_token_ids=meta_token,
+        method=params.method,
         thought_tokens=params.thought_tokens,
         lookahead=params.lookahead,
         rationales=params.rationales,
@@ -64,13 +66,6 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-
-
-def _base_model(folder: Path) -> PreTrainedModel:
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except Exception as error:  # transformers and safetensors each raise their own
-        raise UserError(f"{folder} holds no usable model: run `dvc repro` to make it again") from error
 
 
 def _settings(params: Train) -> dict:
@@ -97,6 +92,7 @@ def _summary(params: Train, watched: pd.DataFrame, model: QuietStarForCausalLM, 
     if watched["working_share"].notna().all():
         share = {"first": float(first["working_share"]), "last": float(last["working_share"])}
     return {
+        "method": params.method,
         "steps": params.steps,
         "text_tokens": round(params.steps * params.accumulation * params.batch_size * mean_length),
         "parameters": sum(p.numel() for p in model.parameters()),

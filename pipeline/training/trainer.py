@@ -79,10 +79,12 @@ class QuietStarTrainer(CheckedTrainer):
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
-    """The optimizer's groups: mixing head or not, matrix (which decays) or not."""
+    """The optimizer's groups: mixing head or not, matrix (which decays; learned tokens do not) or not."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    tokens = set(map(id, model.meta_tokens()))
     for name, parameter in model.named_parameters():
-        groups.setdefault((name.startswith("mixing_head."), parameter.ndim > 1), []).append(parameter)
+        decays = parameter.ndim > 1 and id(parameter) not in tokens
+        groups.setdefault((name.startswith("mixing_head."), decays), []).append(parameter)
     return [
         {
             "params": members,
@@ -94,17 +96,19 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
 
 
 def _parts(output: QuietStarOutput, labels: Tensor) -> dict[str, float]:
-    """What a step logs; means are over positions that are not padding."""
-    losses = output.losses
-    real = labels != IGNORED
+    """What a step logs of what its method has; means are over positions that are not padding."""
+    losses, real = output.losses, labels != IGNORED
+    parts = {"base_loss": losses.base.item(), "talk_loss": losses.talk.item()}
+    if output.weight is None:
+        return parts
     rewarded = real[:, : losses.reward.shape[2]].unsqueeze(1).expand_as(losses.reward)
-    return {
-        "base_loss": losses.base.item(),
-        "talk_loss": losses.talk.item(),
+    parts["reward"] = losses.reward[rewarded].mean().item()
+    parts["mixing_weight"] = output.weight.detach().transpose(1, 2)[real].mean().item()
+    if output.thoughts is None:
+        return parts
+    return parts | {
         "policy_loss": losses.policy.item(),
-        "reward": losses.reward[rewarded].mean().item(),
         "positive_advantages": (losses.advantage[rewarded] > 0).float().mean().item(),
-        "mixing_weight": output.weight.detach().transpose(1, 2)[real].mean().item(),
         "thought_entropy": output.thoughts.entropy.transpose(1, 2)[real].mean().item(),
     }
 

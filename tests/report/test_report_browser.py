@@ -1,15 +1,15 @@
 """The page in a headless browser: it renders, its tokens answer, nothing overflows, the console stays empty."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from fake_outputs import HOSTILE
-
-from pipeline.report import ReportInputs, write_report
+from fake_outputs import HOSTILE, TOKENS, write_inputs
+from report_page import Page, written
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -24,72 +24,146 @@ FLAGS = (
     "--hide-scrollbars",
     "--enable-logging=stderr",
 )
+DARK = "--blink-settings=preferredColorScheme=0"
+LIGHT = "--blink-settings=preferredColorScheme=1"
 SLOTS = ("token", "without", "withThought", "improvement", "weight", "thought")
+PASSAGE = 6 * len(TOKENS)
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 
 
-@pytest.fixture
-def page(inputs: ReportInputs, tmp_path: Path) -> Path:
-    write_report(inputs, tmp_path / "out")
-    return tmp_path / "out" / "index.html"
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory, page: Page) -> dict[str, Path]:
+    """The page's file by method."""
+    folder = tmp_path_factory.mktemp("pages")
+    found = {"quiet_star": folder / "quiet_star.html"}
+    found["quiet_star"].write_text(page.html, encoding="utf-8")
+    for method in ("pause", "no_thought"):
+        (folder / method).mkdir()
+        written(write_inputs(folder / method, method), folder / method / "out")
+        found[method] = folder / method / "out/index.html"
+    return found
 
 
-def browse(page: Path) -> tuple[str, list[str]]:
+def browse(page: Path, profile: Path, *flags: str) -> tuple[str, list[str]]:
     """The page's DOM after its script ran, and what the browser wrote on the console."""
-    command = [BROWSER, *FLAGS, f"--user-data-dir={page.parent / 'browser'}", "--dump-dom", page.as_uri()]
+    command = [BROWSER, *FLAGS, *flags, f"--user-data-dir={profile / 'browser'}", "--dump-dom", page.as_uri()]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line]
 
 
-def with_script(page: Path, script: str) -> Path:
-    """A copy of the page that runs ``script`` at its end."""
-    copy = page.with_name("acted.html")
-    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>"))
-    return copy
+def result(page: Path, folder: Path, script: str, *flags: str):
+    """What ``script`` returns at the page's end; the console must stay empty."""
+    copy = folder / "acted.html"
+    act = f"document.body.dataset.result = JSON.stringify((() => {{ {script} }})())"
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"<script>{act}</script></body>"))
+    dom, console = browse(copy, folder, *flags)
+    assert console == []
+    return json.loads(html.unescape(re.search(r'data-result="([^"]*)"', dom)[1]))
 
 
-def test_renders_without_console_message(page: Path):
-    dom, console = browse(page)
-    assert "Did thinking help?" in dom and dom.count("<svg") == 10
+@pytest.mark.parametrize("method", ["quiet_star", "pause", "no_thought"])
+def test_renders_without_console_message(pages: dict[str, Path], tmp_path: Path, method: str):
+    dom, console = browse(pages[method], tmp_path)
+    assert "How sure are we?" in dom and dom.count("<svg") >= 5
     assert console == []
 
 
-def test_console_messages_are_seen(page: Path):
+def test_console_messages_are_seen(pages: dict[str, Path], tmp_path: Path):
     """Guards the test above: a failing script does show in what ``browse`` returns."""
-    _, console = browse(with_script(page, "missing()"))
+    copy = tmp_path / "broken.html"
+    copy.write_text(pages["quiet_star"].read_text().replace("</body>", "<script>missing()</script></body>"))
+    _, console = browse(copy, tmp_path)
     assert len(console) == 1 and "missing is not defined" in console[0]
 
 
-@pytest.mark.parametrize("event", ["pointerover", "focusin", "click"])
-def test_token_shows_what_is_behind_it(page: Path, event: str):
-    act = f"document.querySelectorAll('.t')[8].dispatchEvent(new Event('{event}', {{bubbles: true}}))"
-    dom, console = browse(with_script(page, act))
-    shown = [html.unescape(re.search(rf'data-slot="{slot}">(.*?)</dd>', dom, re.DOTALL)[1]) for slot in SLOTS]
-    assert console == []
-    assert shown[0] == HOSTILE and shown[5] == f"a primate lives in text 0 {HOSTILE}⏎\n"
-    assert float(shown[1]) - float(shown[2].replace("−", "-")) == pytest.approx(
-        float(shown[3].replace("−", "-")), abs=2e-3
+SHOWN = "return [...document.querySelectorAll('[data-slot]')].map((slot) => slot.textContent)"
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "token.dispatchEvent(new PointerEvent('pointerover', {bubbles: true, pointerType: 'mouse'}))",
+        "token.dispatchEvent(new PointerEvent('pointerover', {bubbles: true, pointerType: 'touch'})); token.click()",
+        "token.focus()",
+    ],
+    ids=["hover", "tap", "keyboard"],
+)
+def test_token_shows_what_is_behind_it(pages: dict[str, Path], tmp_path: Path, act: str):
+    script = f"const token = document.querySelectorAll('.t')[8]; {act}; {SHOWN}"
+    shown = dict(zip(SLOTS, result(pages["quiet_star"], tmp_path, script), strict=True))
+    assert shown["token"] == HOSTILE and shown["thought"] == f"a primate lives in text 0 {HOSTILE}⏎"
+    without, with_thought, improvement = (
+        float(shown[name].replace("−", "-")) for name in ("without", "withThought", "improvement")
     )
-    assert shown[4] == "0.250"
+    assert without - with_thought == pytest.approx(improvement, abs=2e-3)
+    assert shown["weight"] == "0.250"
 
 
-def test_arrow_key_moves_to_the_next_token(page: Path):
-    act = (
-        "const first = document.querySelector('.t'); first.focus();"
-        "first.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));"
-        "document.title = 'at ' + document.activeElement.dataset.token"
+def test_the_clearest_token_is_shown_at_first(pages: dict[str, Path], tmp_path: Path):
+    script = "return [...document.querySelectorAll('.t.on')].map((token) => 'clearest' in token.dataset)"
+    assert result(pages["quiet_star"], tmp_path, script) == [True]
+
+
+PRESS = (
+    "const tokens = [...document.querySelectorAll('.t')];"
+    "const press = (key) => document.activeElement.dispatchEvent("
+    "new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));"
+)
+
+
+def test_keys_move_inside_a_passage_and_leave_one_tab_stop(pages: dict[str, Path], tmp_path: Path):
+    """The numbers of the tokens that have the focus after each key, and of those that Tab stops at in the end."""
+    keys = ["ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight", "Home", "ArrowLeft", "a", "ArrowRight"]
+    script = (
+        f"{PRESS} tokens[0].focus(); const at = {json.dumps(keys)}.map((key) => "
+        "{ press(key); return tokens.indexOf(document.activeElement); });"
+        "return [at, tokens.flatMap((token, i) => token.tabIndex === 0 ? [i] : [])]"
     )
-    assert "<title>at :</title>" in browse(with_script(page, act))[0]
+    last = PASSAGE - 1
+    assert result(pages["quiet_star"], tmp_path, script) == [[1, 2, 1, last, last, 0, 0, 0, 1], [1, PASSAGE]]
 
 
-@pytest.mark.parametrize("width", [360, 768, 1200])
-def test_nothing_overflows_sideways(page: Path, width: int):
-    """In a frame, since a headless window cannot be as narrow as a phone."""
-    wrapper = page.with_name("wrapper.html")
+def test_up_and_down_move_by_a_line(pages: dict[str, Path], tmp_path: Path):
+    script = (
+        f"{PRESS} const top = () => document.activeElement.getClientRects()[0].top;"
+        "tokens[0].focus(); const first = top(); press('ArrowDown'); const second = top();"
+        "press('ArrowUp'); return [second > first, top() === first]"
+    )
+    assert result(pages["quiet_star"], tmp_path, script) == [True, True]
+
+
+def test_all_that_takes_the_focus_shows_it(pages: dict[str, Path], tmp_path: Path):
+    script = (
+        "return [...document.querySelectorAll('a, summary, [tabindex=\"0\"]')].filter((one) => {"
+        "one.focus({focusVisible: true}); const style = getComputedStyle(one);"
+        "return document.activeElement === one && style.outlineStyle === 'none'; }).map((one) => one.outerHTML)"
+    )
+    assert result(pages["quiet_star"], tmp_path, script) == []
+
+
+def test_follows_the_dark_scheme(pages: dict[str, Path], tmp_path: Path):
+    """Text is light on dark, and so are the drawings' words, lines and bars."""
+    script = (
+        "const light = (colour) => colour.match(/[0-9.]+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0);"
+        "const body = getComputedStyle(document.body), text = document.querySelector('#kinds svg text');"
+        "return [light(body.backgroundColor), light(body.color), light(getComputedStyle(text).fill)]"
+    )
+    paper, ink, drawn = result(pages["quiet_star"], tmp_path, script, DARK)
+    assert paper < 150 and ink > 600 and drawn > 450
+    paper, ink, drawn = result(pages["quiet_star"], tmp_path, script, LIGHT)
+    assert paper > 700 and ink < 150 and drawn < 350
+
+
+@pytest.mark.parametrize("method", ["quiet_star", "pause", "no_thought"])
+def test_nothing_overflows_sideways(pages: dict[str, Path], tmp_path: Path, method: str):
+    """At 360, 768 and 1200 pixels, folded parts open; in a frame, as a headless window cannot be that narrow."""
+    wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(
-        f'<iframe id="frame" style="border: 0; width: {width}px" srcdoc="{html.escape(page.read_text())}">'
-        "</iframe><script>onload = () => document.title ="
-        " 'wide ' + document.getElementById('frame').contentDocument.documentElement.scrollWidth</script>"
+        f'<iframe id="frame" style="border: 0" srcdoc="{html.escape(pages[method].read_text())}"></iframe><script>'
+        "onload = () => { const page = frame.contentDocument;"
+        "for (const one of page.querySelectorAll('details')) one.open = true;"
+        "document.title = 'wide ' + [360, 768, 1200].map((width) => "
+        "{ frame.style.width = width + 'px'; return page.documentElement.scrollWidth; }) }</script>"
     )
-    assert f"<title>wide {width}</title>" in browse(wrapper)[0]
+    assert "<title>wide 360,768,1200</title>" in browse(wrapper, tmp_path)[0]

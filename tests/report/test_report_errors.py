@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_outputs import perplexity, predictions, task, tokens, train_steps
+from fake_outputs import comparisons, extremes, figures, groups, perplexity, predictions, task, tokens, train, votes
 
 from pipeline.errors import UserError
 from pipeline.report import ReportInputs, write_report
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def complaint(inputs: ReportInputs, out: Path) -> str:
@@ -50,31 +52,62 @@ def test_metric_missing(inputs: ReportInputs, tmp_path: Path):
     assert complaint(inputs, tmp_path / "out") == f"{inputs.evaluate_metrics}: no gsm8k.difference.ci_low"
 
 
-@pytest.mark.parametrize("value", [float("nan"), None, "much"])
+@pytest.mark.parametrize("value", [float("nan"), None, "much", [1]])
 def test_metric_not_a_number(inputs: ReportInputs, tmp_path: Path, value):
     inputs.evaluate_metrics.write_text(json.dumps({"gsm8k": task(0.1, value, 0.2)}))
     wanted = f"{inputs.evaluate_metrics}: gsm8k.difference.ci_low is not a finite number"
     assert complaint(inputs, tmp_path / "out") == wanted
 
 
+def test_method_unknown(inputs: ReportInputs, tmp_path: Path):
+    inputs.train_metrics.write_text(json.dumps(train("shouting")))
+    wanted = f"{inputs.train_metrics}: method is 'shouting', not one of quiet_star, pause, no_thought"
+    assert complaint(inputs, tmp_path / "out") == wanted
+
+
+def test_method_missing(inputs: ReportInputs, tmp_path: Path):
+    inputs.train_metrics.write_text(json.dumps({"steps": 60}))
+    assert complaint(inputs, tmp_path / "out") == f"{inputs.train_metrics}: no method"
+
+
+def test_votes_without_measures(inputs: ReportInputs, tmp_path: Path):
+    inputs.cot_metrics.write_text(json.dumps({"gsm8k": {"n": 32, "samples": 8, "no_thought": 0.5}}))
+    assert complaint(inputs, tmp_path / "out") == f"{inputs.cot_metrics}: gsm8k.no_thought is not an object"
+
+
+def test_shares_missing(inputs: ReportInputs, tmp_path: Path):
+    inputs.perplexity_metrics.write_text(json.dumps(perplexity() | {"helped": {"share": 0.1, "ci_low": 0.1}}))
+    assert complaint(inputs, tmp_path / "out") == f"{inputs.perplexity_metrics}: no helped.ci_high"
+
+
+def test_parameters_malformed(inputs: ReportInputs, tmp_path: Path):
+    inputs.params.write_text("train: nothing")
+    assert complaint(inputs, tmp_path / "out").startswith(f"{inputs.params}: train is nothing")
+
+
 @pytest.mark.parametrize(
-    "deciles, wrong",
+    "name, table, wrong",
     [
-        ({"1": 0.1}, "deciles is not a list of objects"),
-        ([1, 2], "deciles is not a list of objects"),
-        ([], "no column decile, base_loss, improvement, ci_low, ci_high, n"),
+        ("compare_figures", figures().drop(columns="arm"), "no column arm"),
+        ("compare_figures", figures().assign(mean=None), "blank or infinite values in column mean"),
+        ("compare_comparisons", comparisons().assign(p_value="tiny"), "not numbers in column p_value"),
+        ("compare_comparisons", comparisons().assign(ci_low=float("inf")), "blank or infinite values in column ci_low"),
+        ("cot_votes", votes().drop(columns=["way", "k"]), "no column k, way"),
+        ("kinds", groups(["1"]).head(0), "no rows"),
+        ("weights", groups(["1"]).drop(columns="group"), "no column group"),
+        (
+            "density",
+            pd.DataFrame({"base_loss": [1], "improvement": ["x"], "tokens": [1]}),
+            "not numbers in column improvement",
+        ),
+        ("extremes", extremes().drop(columns="excerpt"), "no column excerpt"),
+        ("train_steps", pd.DataFrame({"step": [1], "base_loss": [1]}), "no column talk_loss, mixing_weight, reward"),
     ],
 )
-def test_deciles_malformed(inputs: ReportInputs, tmp_path: Path, deciles, wrong: str):
-    inputs.perplexity_metrics.write_text(json.dumps(perplexity() | {"deciles": deciles}))
-    assert complaint(inputs, tmp_path / "out") == f"{inputs.perplexity_metrics}: {wrong}"
-
-
-def test_step_column_missing_or_not_numbers(inputs: ReportInputs, tmp_path: Path):
-    train_steps().drop(columns=["reward", "loss"]).to_csv(inputs.train_steps, index=False)
-    assert complaint(inputs, tmp_path / "out") == f"{inputs.train_steps}: no column loss, reward"
-    train_steps().assign(reward="high").to_csv(inputs.train_steps, index=False)
-    assert complaint(inputs, tmp_path / "out") == f"{inputs.train_steps}: not numbers in column reward"
+def test_table_malformed(inputs: ReportInputs, tmp_path: Path, name: str, table: pd.DataFrame, wrong: str):
+    path = getattr(inputs, name)
+    table.to_csv(path, index=False)
+    assert complaint(inputs, tmp_path / "out").startswith(f"{path}: {wrong}")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +124,23 @@ def test_tokens_malformed(inputs: ReportInputs, tmp_path: Path, table: pd.DataFr
     assert complaint(inputs, tmp_path / "out") == f"{inputs.tokens}: {wrong}"
 
 
-def test_predictions_malformed(inputs: ReportInputs, tmp_path: Path):
-    predictions().drop(columns=["prompt", "answer"]).to_parquet(inputs.predictions)
-    assert complaint(inputs, tmp_path / "out") == f"{inputs.predictions}: no column prompt, answer"
+def _without(index: int, way: str) -> pd.DataFrame:
+    table = predictions()
+    return table[(table["index"] != index) | (table["way"] != way)]
+
+
+@pytest.mark.parametrize(
+    "table, wrong",
+    [
+        (predictions().drop(columns=["prompt", "answer"]), "no column prompt, answer"),
+        (predictions().query("way != 'base'"), "question 4 of commonsense_qa has 0 rows of way base, not one"),
+        (_without(3, "thought"), "question 3 of "),
+        (
+            pd.concat([predictions(), predictions().query("index == 2 and task == 'gsm8k'")]),
+            "question 2 of gsm8k has 2 rows",
+        ),
+    ],
+)
+def test_predictions_malformed(inputs: ReportInputs, tmp_path: Path, table: pd.DataFrame, wrong: str):
+    table.to_parquet(inputs.predictions)
+    assert complaint(inputs, tmp_path / "out").startswith(f"{inputs.predictions}: {wrong}")

@@ -66,6 +66,9 @@ class SlowQuietStar:
     def meta_token(self, name: str) -> Tensor:
         return (self.setting.meta_token_scale * self.own[name])[None]
 
+    def embed_thought(self, thought: list[int]) -> Tensor:
+        return self.embed(thought)
+
     def states(self, embeddings: Tensor) -> Tensor:
         """Last hidden states (L, D) of one sequence of embeddings (L, D)."""
         return self.base.base_model(inputs_embeds=embeddings[None], use_cache=False).last_hidden_state[0]
@@ -95,7 +98,7 @@ class SlowQuietStar:
         embeddings = [
             self.embed(text[: position + 1]),
             self.meta_token("start_embedding"),
-            self.embed(thought),
+            self.embed_thought(thought),
             self.meta_token("end_embedding"),
             self.embed(following),
         ]
@@ -175,6 +178,21 @@ class SlowQuietStar:
             logits = self.without_banned(self.logits(states[j])) / self.setting.policy_temperature
             found.append(torch.log_softmax(logits, dim=0)[token])
         return found
+
+
+class SlowPause(SlowQuietStar):
+    """The same with K learned pauses where a thought's tokens stand: one row a position, no sampled ids, no policy."""
+
+    def embed_thought(self, thought: list[int]) -> Tensor:
+        return self.setting.meta_token_scale * self.own["pause_embeddings"]
+
+    def pause_losses(self, texts: list[list[int]], tokens: int) -> SlowResult:
+        """The loss of ``texts`` (real tokens; padded on the right to ``tokens``): nothing else is given."""
+        return self.losses(texts, tokens, torch.zeros(len(texts), 1, tokens, 0, dtype=torch.long))
+
+    def add_policy(self, result: SlowResult, texts: int, rationales: int, tokens: int) -> None:
+        """None: what a pause is worth teaches nothing."""
+        result.advantage = {key: max(reward, 0.0) for key, reward in result.reward.items()}
 
 
 def eager_model(config: dict, dtype: torch.dtype) -> PreTrainedModel:

@@ -244,3 +244,20 @@ def test_a_token_costs_k_plus_one_passes(model, monkeypatch):
     model.generate(prompts()[0][None], max_new_tokens=3)
     first = [len(prompts()[0]) + 1, 1, 1, 2]  # the prompt and [start]; t_1; t_2; t_3 and [end]
     assert passes == [*first, 2, 1, 1, 2, 2, 1, 1, 2]
+
+
+@pytest.mark.parametrize("think", [True, False], ids=["think", "do not"])
+def test_texts_that_have_ended_are_taken_out_of_the_batch(model, monkeypatch, think):
+    """What is left goes on as it would alone: each draw is its own text's, and so is its cache."""
+    texts, sampling, sizes = [*prompts(), *prompts()], Sampling(1.5, seed=2), []
+    keys, options = torch.arange(len(texts)), {"sampling": sampling, "thought_sampling": sampling, "think": think}
+    whole = model.generate(*left_padded(texts), max_new_tokens=NEW, samples=2, text_keys=keys, **options)
+    end = int(whole[:, max(LENGTHS) : -2].flatten().mode().values)  # some end here, some there, some not at all
+    run = Decoder.run
+    monkeypatch.setattr(Decoder, "run", lambda *args: sizes.append(len(args[1])) or run(*args))
+    options |= {"eos_token_id": end, "pad_token_id": START}
+    cut = model.generate(*left_padded(texts), max_new_tokens=NEW, samples=2, text_keys=keys, **options)
+    for row, free in zip(cut[:, max(LENGTHS) :].tolist(), whole[:, max(LENGTHS) :].tolist(), strict=True):
+        kept = free[: free.index(end) + 1] if end in free else free
+        assert row == (kept + [START] * NEW)[: len(row)]
+    assert sizes[0] == len(texts) and max(sizes) == 2 * len(texts) > min(sizes[1:])

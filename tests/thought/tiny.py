@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
-from tests.thought.slow_reference import Setting, SlowQuietStar
+from pipeline.thought.model import PAUSE, QuietStarConfig, QuietStarForCausalLM
+from tests.thought.slow_reference import Setting, SlowPause, SlowQuietStar
 
 VOCABULARY = 23
 START, END = 21, 22
@@ -84,7 +84,7 @@ def quiet_star(base: dict, seed: int = 0, **settings: object) -> QuietStarForCau
         for name, parameter in model.named_parameters():
             if name.startswith("mixing_head"):
                 parameter.normal_(std=0.4)
-            elif name.endswith("_embedding"):
+            elif name.endswith(("_embedding", "pause_embeddings")):
                 parameter.normal_(std=0.05)
             elif parameter.dim() == 1:  # norms start at a constant and biases at 0
                 parameter.add_(0.2 * torch.randn_like(parameter))
@@ -101,7 +101,8 @@ def slow(model: QuietStarForCausalLM) -> SlowQuietStar:
         policy_temperature=config.policy_temperature,
         banned=(START, END),
     )
-    return SlowQuietStar(model.state_dict(), config.base, setting)
+    kind = SlowPause if config.method == PAUSE else SlowQuietStar
+    return kind(model.state_dict(), config.base, setting)
 
 
 def random_ids(*shape: int, seed: int = 1, below: int = START) -> Tensor:

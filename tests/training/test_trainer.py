@@ -7,20 +7,23 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from pipeline import params
 from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.loop import Log, Spans, training_arguments
-from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.model import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
 from pipeline.tokens import SPANS
 from pipeline.training import _settings as trainer_settings
 from pipeline.training.trainer import LOSS_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer, parameter_groups
 from tests.thought.tiny import LLAMA, VOCABULARY, quiet_star
 
+ALL_METHODS = pytest.mark.parametrize("method", METHODS)
 SHIPPED = Path(__file__).parent.parent.parent / "params.yaml"
 TRAIN = replace(
     params.load(SHIPPED).train,
+    method="quiet_star",
     seed=1,
     steps=2,
     batch_size=4,
@@ -48,7 +51,7 @@ def spans(tmp_path: Path) -> Spans:
 
 
 def trained(spans: Spans, settings: params.Train = TRAIN, seed: int = 0) -> tuple[QuietStarForCausalLM, Log]:
-    model = quiet_star(LLAMA, seed, policy_weight=settings.policy_weight)
+    model = quiet_star(LLAMA, seed, policy_weight=settings.policy_weight, method=settings.method)
     log = Log(spans.mean_length)
     with training_arguments("cpu", settings.seed, **trainer_settings(settings)) as arguments:
         QuietStarTrainer(
@@ -81,16 +84,102 @@ def test_the_log_has_every_column_at_every_step(spans: Spans):
     assert list(log.table(["eval_talk_loss"], needed="eval_base_loss")["step"]) == [0, 1, 2]
 
 
-def test_training_changes_every_part_of_the_model(spans: Spans):
-    before, (after, _) = quiet_star(LLAMA), trained(spans)
+NOT_LOGGED = {
+    QUIET_STAR: [],
+    PAUSE: ["policy_loss", "positive_advantages", "thought_entropy"],
+    NO_THOUGHT: ["policy_loss", "reward", "positive_advantages", "mixing_weight", "thought_entropy"],
+}
+
+
+@ALL_METHODS
+def test_a_method_logs_what_it_has(method: str, spans: Spans):
+    """Every other column is blank at every step, and the parts that are there make up the loss."""
+    _, log = trained(spans, replace(TRAIN, method=method))
+    steps = log.table(STEP_COLUMNS, needed="base_loss")
+    blank = steps.isna()
+    assert list(steps["step"]) == [1, 2] and list(steps.columns[blank.any()]) == NOT_LOGGED[method]
+    assert (blank.all() == blank.any()).all()
+    policy = TRAIN.policy_weight * steps["policy_loss"].fillna(0)
+    total = 0.5 * steps["base_loss"] + 0.5 * steps["talk_loss"] + policy
+    assert steps["loss"].to_numpy() == pytest.approx(total.to_numpy(), rel=1e-3)
+    if method == NO_THOUGHT:
+        assert steps["talk_loss"].equals(steps["base_loss"])
+    watched = log.table(["eval_base_loss", "eval_talk_loss"], needed="eval_base_loss")
+    assert list(watched["step"]) == [0, 1, 2] and watched.notna().all().all()
+
+
+@ALL_METHODS
+def test_training_changes_every_part_of_the_model(method: str, spans: Spans):
+    before, (after, _) = quiet_star(LLAMA, method=method), trained(spans, replace(TRAIN, method=method))
     still = [n for (n, a), b in zip(before.named_parameters(), after.parameters(), strict=True) if torch.equal(a, b)]
     assert still == []
 
 
-def test_the_loss_falls(spans: Spans):
-    _, log = trained(spans, replace(TRAIN, steps=30, policy_weight=0.0))
-    losses = log.table(LOSS_COLUMNS, needed="base_loss")["base_loss"]
-    assert losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()
+@ALL_METHODS
+def test_the_loss_falls(method: str, spans: Spans):
+    _, log = trained(spans, replace(TRAIN, steps=30, policy_weight=0.0, method=method))
+    losses = log.table(LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
+    assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
+
+
+def seen(spans: Spans, settings: params.Train, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """What training is given, pass by pass."""
+    passes, compute = [], QuietStarTrainer.compute_loss
+
+    def spy(self: QuietStarTrainer, model: torch.nn.Module, inputs: dict, *args: object, **options: object):
+        passes.append({**inputs, "step": torch.tensor(self.state.global_step)})
+        return compute(self, model, inputs, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuietStarTrainer, "compute_loss", spy)
+        trained(spans, settings)
+    return passes
+
+
+def test_all_methods_see_the_same_texts_in_the_same_order(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    """Over three epochs, whatever each draws on the way."""
+    settings = replace(TRAIN, steps=6, batch_size=2, accumulation=2)
+    first, *others = [seen(spans, replace(settings, method=method), monkeypatch) for method in METHODS]
+    assert [each["step"] for each in first] == [step for step in range(6) for _ in range(2)]
+    epochs = torch.cat([each["text_keys"] for each in first]).view(3, 8)
+    assert torch.equal(epochs.sort().values, torch.arange(8).expand(3, 8)) and len(epochs.unique(dim=0)) == 3
+    for other in others:
+        for one, two in zip(first, other, strict=True):
+            assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    other_seed = seen(spans, replace(settings, method=NO_THOUGHT, seed=2), monkeypatch)
+    assert not torch.equal(torch.cat([each["text_keys"] for each in other_seed]).view(3, 8), epochs)
+
+
+@pytest.mark.parametrize("method", [PAUSE, NO_THOUGHT])
+def test_other_methods_give_the_same_weights_however_they_are_computed(method: str, spans: Spans):
+    settings = replace(TRAIN, method=method)
+    plain = trained(spans, settings)[0]
+    assert torch.equal(weights(plain), weights(trained(spans, settings)[0]))
+    sliced = replace(settings, attention="blocked", positions=3, checkpointing=True)
+    assert weights(trained(spans, sliced)[0]) == pytest.approx(weights(plain), abs=1e-3)
+
+
+def test_continued_pretraining_is_plain_adamw_on_the_base_models_own_loss(spans: Spans):
+    """Two steps, by hand, on transformers' own model; of all texts, so their order does not matter."""
+    settings = replace(TRAIN, method=NO_THOUGHT, batch_size=8)
+    start = quiet_star(LLAMA, method=NO_THOUGHT)
+    plain = AutoModelForCausalLM.from_config(start.base.config, attn_implementation="eager")
+    plain.load_state_dict(start.base.state_dict())
+    matrices, vectors = ([p for p in plain.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], 0.01, weight_decay=0.1
+    )
+    batch = {
+        name: torch.stack([spans[i][name] for i in range(8)]) for name in ("input_ids", "attention_mask", "labels")
+    }
+    for _ in range(2):
+        optimizer.zero_grad()
+        plain(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+    found = trained(spans, settings)[0].base
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), parameter, atol=2e-4, rtol=1e-3, msg=name)
 
 
 def test_the_same_seed_gives_the_same_weights(spans: Spans):
@@ -151,8 +240,10 @@ def test_how_it_is_computed_changes_no_loss(spans: Spans, engine: dict):
         assert losses[1] == pytest.approx(losses[0], rel=2e-3, abs=1e-5), name
 
 
-def test_bfloat16_is_close_to_float32(spans: Spans):
-    (model, half), (_, single) = trained(spans, replace(TRAIN, precision="bfloat16")), trained(spans)
+@ALL_METHODS
+def test_bfloat16_is_close_to_float32(method: str, spans: Spans):
+    settings = replace(TRAIN, method=method)
+    (model, half), (_, single) = trained(spans, replace(settings, precision="bfloat16")), trained(spans, settings)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     for name in ("base_loss", "talk_loss"):
         losses = [log.table([name], needed=name)[name].iloc[0] for log in (half, single)]
@@ -160,16 +251,24 @@ def test_bfloat16_is_close_to_float32(spans: Spans):
         assert losses[0] != losses[1]
 
 
-def test_parameter_groups():
-    model = quiet_star(LLAMA)
+@ALL_METHODS
+def test_parameter_groups(method: str):
+    model = quiet_star(LLAMA, method=method)
     groups = parameter_groups(model, TRAIN)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     setting = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        rate = 0.02 if name.startswith("mixing_head") else 0.01
-        decay = 0.1 if parameter.ndim > 1 else 0.0
-        assert setting[id(parameter)] == (rate, decay), name
-    assert setting[id(model.start_embedding)] == (0.01, 0.0)
+        rate, decay = setting[id(parameter)]
+        assert rate == (0.02 if name.startswith("mixing_head") else 0.01), name
+        if not any(parameter is own for own in model.meta_tokens()):
+            assert decay == (0.1 if parameter.ndim > 1 else 0.0), name
+
+
+@pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
+def test_learned_tokens_do_not_decay(method: str):
+    model = quiet_star(LLAMA, method=method)
+    setting = {id(p): g["weight_decay"] for g in parameter_groups(model, TRAIN) for p in g["params"]}
+    assert {setting[id(parameter)] for parameter in model.meta_tokens()} == {0.0}
 
 
 def test_both_rates_warm_up(spans: Spans):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.bootstrap import interval
+from pipeline.statistics import interval, interval_over_seeds, mcnemar, share_interval
 
 VALUES = st.lists(st.floats(-10, 10), min_size=1, max_size=20)
 
@@ -62,3 +62,43 @@ def test_equal_weights_are_no_weights():
 @pytest.mark.parametrize("samples", [1, 499, 500, 501, 1200])
 def test_any_number_of_samples(samples: int):
     assert interval(np.array([2.0, 2.0]), None, samples, 1) == (2.0, 2.0)
+
+
+def test_one_seed_is_the_interval_of_its_questions():
+    values = np.random.default_rng(0).normal(size=(1, 40))
+    assert interval_over_seeds(values, 300, 5) == pytest.approx(interval(values[0], None, 300, 5))
+
+
+def test_seeds_that_differ_widen_the_interval_as_the_spread_of_their_means():
+    """Questions that all agree: what varies is which seeds were drawn."""
+    low, high = interval_over_seeds(np.repeat([[0.0], [1.0]], 30, axis=1), 4000, 1)
+    assert (low, high) == (0.0, 1.0)
+    many = np.repeat(np.random.default_rng(0).normal(size=(100, 1)), 50, axis=1)
+    low, high = interval_over_seeds(many, 4000, 1)
+    assert high - low == pytest.approx(2 * 1.96 * many[:, 0].std() / 10, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "only_first, only_second, p",
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (0, 6, 2 / 64), (3, 3, 1.0), (1, 9, 2 * 11 / 1024)],
+)
+def test_mcnemar_is_a_coin_for_each_question_that_one_alone_has_right(only_first: int, only_second: int, p: float):
+    first = np.array([True] * only_first + [False] * only_second + [True, False] * 10)
+    second = np.array([False] * only_first + [True] * only_second + [True, False] * 10)
+    assert mcnemar(first, second) == pytest.approx(p)
+
+
+def test_mcnemar_of_thousands_of_questions_is_a_number():
+    rng = np.random.default_rng(0)
+    p = mcnemar(rng.random(5000) < 0.5, rng.random(5000) < 0.5)
+    assert 0 < p <= 1
+
+
+@pytest.mark.parametrize("right, n", [(0, 20), (20, 20), (3, 50), (250, 500), (499, 500)])
+def test_the_interval_of_a_share_holds_the_shares_that_a_score_test_keeps(right: int, n: int):
+    """Wilson's ends are where the observed share is 1.96 of that share's own deviations away, or at 0 and 1."""
+    low, high = share_interval(right, n)
+    assert 0 <= low <= right / n <= high <= 1
+    for end, extreme in ((low, 0.0), (high, 1.0)):
+        away = abs(right / n - end) / (end * (1 - end) / n) ** 0.5 if 1e-12 < end < 1 - 1e-12 else None
+        assert end == pytest.approx(extreme) if away is None else away == pytest.approx(1.96, abs=1e-3)

@@ -1,0 +1,32 @@
+"""Where does thinking help? The loss of every token of held-out text, with thoughts and without."""
+
+from pathlib import Path
+
+from pipeline.files import write_json, write_table
+from pipeline.loop import Spans, pick_device, read_tokenizer
+from pipeline.params import Perplexity
+from pipeline.perplexity.density import density_table
+from pipeline.perplexity.extremes import extremes_table
+from pipeline.perplexity.groups import GROUPINGS, group_table, with_improvement
+from pipeline.perplexity.summary import summarize
+from pipeline.perplexity.tokens import token_table
+from pipeline.trained import load_trained
+
+
+def write_perplexity(params: Perplexity, trained: Path, heldout: Path, results: Path) -> None:
+    """Write a row a token (tokens.parquet) and what comes of them, to the folder ``results``.
+
+    deciles, kinds, positions and weights.csv: the improvement by base loss, kind of token, position and mixing weight;
+    density.csv: base loss against improvement; extremes.csv: where thoughts changed most; metrics.json: the rest.
+    """
+    model = load_trained(trained).to(pick_device(params.device))
+    tokenizer = read_tokenizer(trained)
+    spans = Spans(heldout, params.texts)
+    tokens = token_table(params, model, tokenizer, spans)
+    write_table(results / "tokens.parquet", tokens)
+    tokens = with_improvement(tokens)
+    tables = {name: group_table(tokens, grouped(tokens), params) for name, grouped in GROUPINGS.items()}
+    tables |= {"density": density_table(tokens), "extremes": extremes_table(tokens, spans, tokenizer)}
+    for name, table in tables.items():
+        write_table(results / f"{name}.csv", table)
+    write_json(results / "metrics.json", summarize(tokens, tables["deciles"], params))

@@ -1,0 +1,33 @@
+"""What asking a model takes, however it is asked: prompts in tokens, in batches, with thoughts and without."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.thought.model import QuietStarForCausalLM
+
+
+def ways(model: QuietStarForCausalLM) -> tuple[str, ...]:
+    """With thoughts (or pauses) and without, where the model has them."""
+    return ("thought", "no_thought") if model.has_thoughts else ("no_thought",)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text to be continued: without the end token that some tokenizers add."""
+    ids = tokenizer(text)["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, N) of rows of different lengths, which end together."""
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def before_stop(written: str, stop: Sequence[str]) -> str:
+    """``written`` up to the first of the ``stop`` strings in it."""
+    return min((written.partition(string)[0] for string in stop), key=len, default=written)

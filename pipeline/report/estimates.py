@@ -1,0 +1,82 @@
+"""Estimates with their intervals, the verdict that an interval allows, and how numbers are written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MINUS, SPACE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
+ABOVE, BELOW, UNDECIDED = "above", "below", "undecided"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the ends of its 95% interval, in one unit."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """On which side of zero the whole interval lies."""
+        if self.low > 0:
+            return ABOVE
+        return BELOW if self.high < 0 else UNDECIDED
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence and the verdict that it states."""
+
+    text: str
+    verdict: str
+
+
+def decimal(value: float) -> str:
+    return _signed(f"{value:.3f}")
+
+
+def percent(share: float) -> str:
+    return _signed(f"{100 * share:.1f}%")
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points."""
+    return _signed(f"{100 * share:+.1f}")
+
+
+def nats(value: float) -> str:
+    """A difference of losses."""
+    return _signed(f"{value:+.3f}")
+
+
+def p_value(value: float) -> str:
+    sign, number = ("<", "0.001") if value < 0.001 else ("=", f"{value:.3f}")
+    return f"p{SPACE}{sign}{SPACE}{number}"
+
+
+def whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
+    """The mean and its interval, written by ``show``; a line does not break inside."""
+    return f"{show(estimate.mean)} [{show(estimate.low)},{SPACE}{show(estimate.high)}]"
+
+
+def spoken(estimate: Estimate, show: Callable[[float], str], unit: str, *more: str) -> str:
+    """The same in words, with ``more`` about it in the brackets."""
+    zero = ", which includes zero" if estimate.verdict == UNDECIDED else ""
+    brackets = f"95% interval {show(estimate.low)} to {show(estimate.high)}{zero}"
+    return f"{show(estimate.mean)} {unit} ({'; '.join([brackets, *more])})"
+
+
+def listed(parts: list[str]) -> str:
+    """The parts as a list in a sentence."""
+    return " and ".join(part for part in [", ".join(parts[:-1]), *parts[-1:]] if part)
+
+
+def _signed(number: str) -> str:
+    """A true minus sign, and no sign at a number that is rounded to zero."""
+    if not number.strip("+-0.%"):
+        return number.lstrip("+-")
+    return number.replace("-", MINUS)

@@ -1,0 +1,24 @@
+"""Train with another method and seed what the run is compared with: `python -m stages.baseline METHOD SEED`."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import errors, params
+from pipeline.training import write_trained
+
+
+def main() -> None:
+    method, seed = sys.argv[1:]
+    write_trained(
+        replace(params.load().train, method=method, seed=int(seed)),
+        base=Path("models/base"),
+        tokens=Path("data/tokens"),
+        probe=Path("data/corpus/texts/probe.parquet"),
+        out=Path(f"models/baseline/{method}-{seed}"),
+        results=Path(f"results/train/{method}-{seed}"),
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

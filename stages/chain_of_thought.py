@@ -1,0 +1,19 @@
+"""Ask the trained model to reason before it answers, several times, with thoughts and without: cot-maj@k."""
+
+from pathlib import Path
+
+from pipeline import errors, params
+from pipeline.chain_of_thought import write_chain_of_thought
+
+
+def main() -> None:
+    write_chain_of_thought(
+        params.load().chain_of_thought,
+        trained=Path("models/quiet_star"),
+        tasks=Path("data/tasks"),
+        results=Path("results/chain_of_thought"),
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,22 @@
+"""Ask a baseline every task's questions: `python -m stages.evaluate_baseline METHOD SEED`."""
+
+import sys
+from pathlib import Path
+
+from pipeline import errors, params
+from pipeline.evaluation import write_evaluation
+
+
+def main() -> None:
+    method, seed = sys.argv[1:]
+    write_evaluation(
+        params.load().evaluate,
+        trained=Path(f"models/baseline/{method}-{seed}"),
+        base=None,
+        tasks=Path("data/tasks"),
+        results=Path(f"results/evaluate/{method}-{seed}"),
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,14 @@
+"""Fetch every task's questions and put them as the task file says."""
+
+from pathlib import Path
+
+from pipeline import errors, params
+from pipeline.tasks.ask import write_tasks
+
+
+def main() -> None:
+    write_tasks(params.load().tasks, out=Path("data/tasks"))
+
+
+if __name__ == "__main__":
+    errors.run(main)

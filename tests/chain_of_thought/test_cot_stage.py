@@ -1,0 +1,138 @@
+"""The stage writes what the contract says, and goes on after `kill -9` to the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline import chain_of_thought
+from pipeline.chain_of_thought import COLUMNS, write_chain_of_thought
+from pipeline.errors import UserError
+from pipeline.thought.model import QuietStarForCausalLM
+from tests.chain_of_thought.asking import params, tasks_folder, trained_folder
+from tests.stage_runner import ROOT
+
+FILES = ("samples.parquet", "votes.csv", "metrics.json")
+STOPPING = """
+import json, sys, time
+from pathlib import Path
+from pipeline.chain_of_thought import write_chain_of_thought
+from pipeline.params import ChainOfThought
+from pipeline.resume import Scratch
+add, left = Scratch.add, int(sys.argv[2])
+def add_and_stop(self, rows):
+    global left
+    add(self, rows)
+    left -= 1
+    if not left:
+        print("stopped", flush=True)
+        time.sleep(600)
+Scratch.add = add_and_stop
+write_chain_of_thought(ChainOfThought(**json.loads(sys.argv[1])), *map(Path, sys.argv[3:]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    trained_folder(tmp_path / "model")
+    tasks_folder(tmp_path / "tasks")
+    return tmp_path
+
+
+def write(folder: Path, out: str, **changes: object) -> dict[str, bytes]:
+    write_chain_of_thought(params(**changes), folder / "model", folder / "tasks", folder / out)
+    return {name: (folder / out / name).read_bytes() for name in FILES}
+
+
+def test_files_are_as_the_contract_has_them(folder: Path):
+    write(folder, "out", questions=4)
+    table = pd.read_parquet(folder / "out/samples.parquet")
+    assert tuple(table.columns) == COLUMNS
+    rows = [(t, i, w, s) for t in "ab" for i in range(4) for w in ("thought", "no_thought") for s in range(4)]
+    assert list(table[["task", "index", "way", "sample"]].itertuples(index=False, name=None)) == rows
+    assert (table["correct"] == (table["vote"] == table["answer"])).all()
+    assert table.query("task == 'a'").groupby("index")["answer"].first().tolist() == ["0", "1", "2", "3"]
+    metrics = json.loads((folder / "out/metrics.json").read_text())
+    assert list(metrics) == ["a", "b"] and metrics["a"]["n"] == 4
+    votes = pd.read_csv(folder / "out/votes.csv")
+    assert len(votes) == 2 * 2 * 3
+    assert votes.query("k == 1")["accuracy"].tolist() == pytest.approx(
+        table.groupby(["task", "way"], sort=False)["correct"].mean().tolist()
+    )
+    assert [f.name for f in (folder / ".resume/chain_of_thought").iterdir()] == []
+
+
+def test_a_model_without_thoughts_has_no_difference(folder: Path):
+    trained_folder(folder / "model", method="no_thought")
+    write(folder, "out", questions=2)
+    assert set(pd.read_parquet(folder / "out/samples.parquet")["way"]) == {"no_thought"}
+    assert list(json.loads((folder / "out/metrics.json").read_text())["a"]) == ["n", "samples", "no_thought"]
+
+
+def test_tasks_that_ask_for_no_reasoning_are_absent(folder: Path):
+    for name in "ab":
+        (folder / f"tasks/{name}.yaml").unlink()
+    write(folder, "out")
+    assert json.loads((folder / "out/metrics.json").read_text()) == {}
+    assert tuple(pd.read_parquet(folder / "out/samples.parquet").columns) == COLUMNS
+    assert pd.read_csv(folder / "out/votes.csv").empty
+
+
+def test_killed_and_run_again_it_does_the_rest_to_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    batches, whole = 7, write(folder, "whole")  # 7 questions in batches of 3, two ways, two tasks: 12 batches
+    paths = [str(folder / name) for name in ("model", "tasks", "killed")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPING, json.dumps(asdict(params())), str(batches), *paths],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "stopped\n"
+        with pytest.raises(
+            UserError, match=f"^process {process.pid} is at the same work, in .*: wait until it has ended"
+        ):
+            write(folder, "killed")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "killed").exists()
+    (rows,) = (folder / ".resume/chain_of_thought").glob("*/rows.jsonl")
+    finished = rows.read_bytes()
+    assert 0 < finished.count(b"\n") < 28
+    rows.write_bytes(finished + finished.splitlines()[0][:40])  # killed while a row was written
+
+    calls, generate = [], QuietStarForCausalLM.generate
+    monkeypatch.setattr(
+        QuietStarForCausalLM, "generate", lambda *args, **options: calls.append(1) or generate(*args, **options)
+    )
+    assert write(folder, "killed") == whole
+    assert len(calls) == 2 * (12 - batches)
+    assert not rows.parent.exists()
+
+
+def test_another_seed_starts_afresh(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    other = write(folder, "other", seed=4)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(chain_of_thought, "write_json", full_disk)
+        write(folder, "out")
+    assert len(list((folder / ".resume/chain_of_thought").glob("*/rows.jsonl"))) == 1
+    assert write(folder, "out", seed=4) == other
+
+
+def test_a_missing_model_is_told(folder: Path):
+    with pytest.raises(UserError, match="holds no trained model"):
+        write_chain_of_thought(params(), folder / "none", folder / "tasks", folder / "out")

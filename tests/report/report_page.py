@@ -1,0 +1,57 @@
+"""Reads a written page for the tests."""
+
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pandas as pd
+
+from pipeline.report import ReportInputs, write_report
+
+
+class Page(HTMLParser):
+    """The page as a list of elements (tag, attributes) and their text, entities resolved, every space a plain one."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.html = html.replace("\N{NO-BREAK SPACE}", " ")
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.feed(self.html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def flat(self) -> str:
+        return flat(self.html)
+
+    @property
+    def cells(self) -> list[dict]:
+        return [attributes for _, attributes in self.elements if "data-thought" in attributes]
+
+    def ids(self, tag: str) -> list[str]:
+        return [attributes["id"] for name, attributes in self.elements if name == tag and "id" in attributes]
+
+    def csv(self, name: str) -> pd.DataFrame:
+        link = next(a["href"] for _, a in self.elements if a.get("download") == f"{name}.csv")
+        return pd.read_csv(io.StringIO(unquote(link.split(",", 1)[1])), keep_default_na=False)
+
+
+def flat(html: str) -> str:
+    """The text between the tags, a bar between any two of its pieces."""
+    return re.sub(r"(<[^>]*>\s*)+", "|", html)
+
+
+def written(inputs: ReportInputs, out: Path) -> Page:
+    write_report(inputs, out)
+    return Page((out / "index.html").read_text(encoding="utf-8"))

@@ -1,0 +1,185 @@
+"""Finished rows outlive a kill, and nothing else."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from pipeline import resume
+from pipeline.errors import UserError
+from pipeline.resume import Scratch, fingerprint, unfinished
+from tests.stage_runner import ROOT
+
+ROWS = [{"index": 0, "text": "é\n\u2028\x00", "loss": 0.1}, {"index": 1, "text": "", "loss": 1e-300}]
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.resume import unfinished
+with unfinished("s", {"seed": int(sys.argv[1])}, []) as scratch:
+    scratch.add([{"index": 0}])
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def held(root: Path):
+    """Another process that has the scratch of seed 1."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, "1"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def leave(rows: list[dict], seed: int = 1) -> None:
+    """A run that ends badly after these rows."""
+    with pytest.raises(KilledError), unfinished("s", {"seed": seed}, []) as scratch:
+        scratch.add(rows)
+        raise KilledError
+
+
+def folders(root: Path) -> int:
+    return len(list((root / ".resume/s").iterdir()))
+
+
+def test_rows_are_there_for_the_next_run_and_gone_after_it(root: Path):
+    leave(ROWS[:1])
+    leave(ROWS[1:])
+    with unfinished("s", {"seed": 1}, []) as scratch:
+        assert scratch.rows == ROWS
+    assert folders(root) == 0
+    with unfinished("s", {"seed": 1}, []) as scratch:
+        assert scratch.rows == []
+
+
+def test_a_row_cut_short_is_dropped_and_written_over(tmp_path: Path):
+    path = tmp_path / "rows"
+    Scratch(path).add(ROWS)
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        scratch = Scratch(path)
+        assert scratch.rows == ROWS[: whole[:cut].count(b"\n")]
+        scratch.add(ROWS[len(scratch.rows) :])
+        scratch.close()
+        assert path.read_bytes() == whole
+
+
+def test_added_rows_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size) or fsync(file))
+    scratch = Scratch(tmp_path / "rows")
+    scratch.add(ROWS)
+    assert synced == [(tmp_path / "rows").stat().st_size] and synced[0] > 60
+
+
+def test_without_dvc_it_is_in_the_current_folder(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DVC_ROOT")
+    (root / "here").mkdir()
+    monkeypatch.chdir(root / "here")
+    leave(ROWS)
+    assert folders(root / "here") == 1 and not (root / ".resume").exists()
+
+
+def test_other_parameters_and_stages_have_rows_of_their_own(root: Path):
+    leave(ROWS)
+    leave([], seed=2)
+    with pytest.raises(KilledError), unfinished("other", {"seed": 1}, []) as scratch:
+        assert scratch.rows == []
+        raise KilledError
+    with unfinished("s", {"seed": 2}, []) as scratch:
+        assert scratch.rows == []
+
+
+def test_everything_that_can_change_a_row_is_in_its_name(root: Path, monkeypatch: pytest.MonkeyPatch):
+    code, data = root / "code", root / "data"
+    monkeypatch.setattr(resume, "CODE", code)
+    for path in (code / "a.py", code / "b/c.py", data / "x", data / "y/z", root / "file"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("1")
+
+    def name(seed: int = 1) -> str:
+        return fingerprint({"seed": seed, "temperature": 0.9}, [data, root / "file"])
+
+    names = [name(), name(seed=2)]
+    for path in (code / "a.py", code / "b/c.py", data / "x", data / "y/z", root / "file"):
+        path.write_text("2")
+        names.append(name())
+    (data / "x").rename(data / "w")
+    names.append(name())
+    for library in ("torch", "transformers"):
+        monkeypatch.setattr(resume, "version", lambda one, changed=library: "0" if one == changed else version(one))
+        names.append(name())
+    assert len(set(names)) == len(names)
+    (code / "d.pyc").write_text("compiled")
+    assert name() == names[-1] == fingerprint({"temperature": 0.9, "seed": 1}, [data, root / "file"])
+
+
+def test_a_copy_of_the_inputs_elsewhere_has_the_same_name(root: Path):
+    """An experiment runs in a temporary workspace."""
+    for folder in ("one", "two"):
+        (root / folder).mkdir()
+        (root / folder / "x").write_text("1")
+    assert fingerprint({}, [root / "one"]) == fingerprint({}, [root / "two"])
+
+
+def test_the_project_code_is_in_the_name():
+    digests = resume._digests(resume.CODE, "*.py")
+    assert {"resume.py", "thought/views.py", "chain_of_thought/samples.py"} <= digests.keys()
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(held: subprocess.Popen, root: Path):
+    with pytest.raises(UserError, match=f"^process {held.pid} is at the same work, in ") as told:
+        leave(ROWS)
+    assert "\n" not in str(told.value)
+    held.kill()
+    held.wait()
+    with unfinished("s", {"seed": 1}, []) as scratch:
+        assert scratch.rows == [{"index": 0}]
+        with pytest.raises(UserError, match=f"^process {os.getpid()} is at"):
+            leave(ROWS)
+
+
+def test_a_run_that_ends_well_removes_what_nobody_is_at(held: subprocess.Popen, root: Path):
+    for seed in (2, 3, 4):
+        leave(ROWS, seed)
+    assert folders(root) == 4
+    with unfinished("s", {"seed": 2}, []):
+        assert folders(root) == 4  # they may still go on, as long as nothing has ended well
+    assert folders(root) == 1
+    held.kill()
+    held.wait()
+    with unfinished("s", {"seed": 1}, []) as scratch:
+        assert scratch.rows == [{"index": 0}]
+
+
+def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its last run removes it between this one's opening the lock and having it."""
+    lock, calls = fcntl.flock, []
+
+    def flock(file, how):
+        calls.append(1)
+        if len(calls) == 1:
+            resume._remove(Path(file.name).parent)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    leave(ROWS)
+    assert len(calls) == 2
+    with unfinished("s", {"seed": 1}, []) as scratch:
+        assert scratch.rows == ROWS
