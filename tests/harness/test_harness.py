@@ -21,12 +21,15 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from pipeline import harness  # noqa: E402
 from pipeline.corpus.microworld import documents  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
+from pipeline.evaluation.direct import ANSWER_TOKENS, Asked, encode_all, score  # noqa: E402
 from pipeline.harness import QuietStarLM, usable_device  # noqa: E402
 from pipeline.loop import read_tokenizer  # noqa: E402
+from pipeline.tasks import Question, read_task  # noqa: E402
 from pipeline.thought.generation import TEXT_STEP  # noqa: E402
 from pipeline.thought.model import QuietStarForCausalLM  # noqa: E402
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms  # noqa: E402
 from pipeline.tokens.tokenizer import train_tokenizer  # noqa: E402
+from pipeline.trained import load_trained  # noqa: E402
 from tests.local_hub import commonsense_qa_rows, gsm8k_rows, parquet, word_tokenizer  # noqa: E402
 from tests.thought.tiny import GPT2, LLAMA, quiet_star  # noqa: E402
 
@@ -193,6 +196,48 @@ def test_thoughts_change_what_is_written(folder: Path):
     prompts = [f"Q: {row['question']}\nA:" for row in gsm8k_rows(QUESTIONS)]
     ways = [[Slow(folder, think).write(prompt, STOP, NEW_TOKENS) for prompt in prompts] for think in (True, False)]
     assert ways[0] != ways[1]
+
+
+FIRST_NUMBER = {
+    "filter_list": [
+        {"name": "first", "filter": [{"function": "regex", "regex_pattern": "(-?[0-9]+)"}, {"function": "take_first"}]}
+    ],
+    "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": ANSWER_TOKENS},
+}
+
+
+def our_answers(folder: Path, task: str, questions: list[Question], think: bool) -> list[str]:
+    asked = Asked(load_trained(folder), read_tokenizer(folder), Sampling(0.0), batch_size=3)
+    about = read_task(ROOT / f"tasks/{task}.yaml")
+    rows = score(asked, encode_all(about, questions, asked.tokenizer), about, task)
+    return [row["thought" if think else "no_thought"].predicted for row in rows]
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_the_accuracy_of_choices_is_that_of_our_own_evaluation(folder: Path, think: bool, tmp_path: Path):
+    rows = commonsense_qa_rows(30)
+    questions = [Question(choice_prompt(row), row["answerKey"], list("ABCDE")) for row in rows]
+    predicted = our_answers(folder, "commonsense_qa", questions, think)
+    right = sum(q.answer == answer for q, answer in zip(questions, predicted, strict=True))
+    written_task(tmp_path, CHOICE_TASK, rows)
+    assert evaluated(folder, tmp_path, "letters", think=think)[0]["acc,none"] == right / len(rows)
+    assert 0 < right < len(rows)
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_the_accuracy_of_numbers_is_that_of_our_own_evaluation(folder: Path, think: bool, tmp_path: Path):
+    """Every second question that gets a number as its answer has it for the right one."""
+    rows = gsm8k_rows(30)
+    questions = [Question(f"Q: {row['question']}\nA:", "1", []) for row in rows]
+    predicted = our_answers(folder, "gsm8k", questions, think)
+    for row, answer in list(zip(rows, predicted, strict=True))[::2]:
+        row["answer"] = f"#### {answer or 1}"
+    right = sum(row["answer"].split("#### ")[1] == answer for row, answer in zip(rows, predicted, strict=True))
+    written_task(tmp_path, NUMBER_TASK | FIRST_NUMBER, rows)
+    metrics, samples = evaluated(folder, tmp_path, "numbers", think=think)
+    found = [sample["filtered_resps"][0].lstrip("0") for sample in samples]
+    assert [answer if answer != "[invalid]" else "" for answer in found] == [a.lstrip("0") for a in predicted]
+    assert metrics["exact_match,first"] == right / len(rows) and right > 3
 
 
 def requests(*arguments: tuple) -> list[SimpleNamespace]:
