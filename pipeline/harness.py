@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pipeline.errors import UserError, run
 from pipeline.files import batches
 from pipeline.loop import read_tokenizer
+from pipeline.prompts import before_stop
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype
 from pipeline.thought.sampler import Sampling
@@ -277,8 +278,7 @@ class QuietStarLM(TemplateLM):
         """The text of new tokens, up to the end token and before the first stop string."""
         if self.eot_token_id in ids:
             ids = ids[: ids.index(self.eot_token_id)]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return min((text.partition(string)[0] for string in stop), key=len, default=text)
+        return before_stop(self.tokenizer.decode(ids, skip_special_tokens=True), stop)
 
     def _writing(self, arguments: dict) -> Writing:
         """lm-eval's generation arguments. Raises UserError for one that is not known or means nothing."""
