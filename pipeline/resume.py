@@ -65,8 +65,12 @@ def unfinished(stage: str, params: Mapping, inputs: Sequence[Path]) -> Iterator[
         scratch = Scratch(folder / ROWS)
         try:
             yield scratch
-        finally:
+        except BaseException:
             scratch.close()
+            if not (folder / ROWS).stat().st_size:  # nothing was done that another run could go on from
+                _remove(folder)
+            raise
+        scratch.close()
         _remove(folder)
         _prune(folder.parent)
 

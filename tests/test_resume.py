@@ -183,3 +183,14 @@ def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Pat
     assert len(calls) == 2
     with unfinished("s", {"seed": 1}, []) as scratch:
         assert scratch.rows == ROWS
+
+
+@pytest.mark.parametrize("rows", [[], [{"index": 1}]], ids=["nothing done", "something done"])
+def test_a_run_that_fails_leaves_only_what_another_can_go_on_from(rows: list[dict], root: Path):
+    with pytest.raises(ValueError, match="bad"), unfinished("stage", {}, []) as scratch:
+        if rows:
+            scratch.add(rows)
+        raise ValueError("bad")
+    assert bool([path for path in (root / ".resume").rglob("*") if path.is_file()]) == bool(rows)
+    with unfinished("stage", {}, []) as scratch:
+        assert scratch.rows == rows

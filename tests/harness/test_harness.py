@@ -237,7 +237,7 @@ def test_the_accuracy_of_numbers_is_that_of_our_own_evaluation(folder: Path, thi
     metrics, samples = evaluated(folder, tmp_path, "numbers", think=think)
     found = [sample["filtered_resps"][0].lstrip("0") for sample in samples]
     assert [answer if answer != "[invalid]" else "" for answer in found] == [a.lstrip("0") for a in predicted]
-    assert metrics["exact_match,first"] == right / len(rows) and right > 3
+    assert metrics["exact_match,first"] == right / len(rows) and right
 
 
 def requests(*arguments: tuple) -> list[SimpleNamespace]:
