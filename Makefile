@@ -38,8 +38,11 @@ lint: setup ## check style
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 
+# what `make show` leaves out: intervals, probabilities, baselines, hashes (dvc exp show has them all)
+UNSHOWN := Created|Executor|parameters|(models|results|data|pipeline|stages|tasks)\b.*|.*(ci_|p_value|prob|first|maj@[24]|helped|hurt|agreement|perplexity|base|pause|no_thought|thoughts off|mixing|n_tokens)
+
 show: setup ## compare experiments in a readable table
-	@$(RUN) dvc exp show --only-changed --drop 'Created|Executor' --hide-workspace
+	@$(RUN) dvc exp show --only-changed --drop '$(UNSHOWN)' --hide-workspace
 
 bench: setup ## measure the engine on this CPU: results/bench/cpu.md (about six minutes)
 	@$(RUN) python -m pipeline.bench.suite cpu
