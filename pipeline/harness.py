@@ -15,13 +15,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from pipeline.errors import UserError, run
 from pipeline.files import batches
 from pipeline.loop import read_tokenizer
-from pipeline.prompts import before_stop
+from pipeline.prompts import before_end, before_stop, left_padded
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype
 from pipeline.thought.sampler import Sampling
@@ -276,9 +275,8 @@ class QuietStarLM(TemplateLM):
 
     def _read_out(self, ids: list[int], stop: Sequence[str]) -> str:
         """The text of new tokens, up to the end token and before the first stop string."""
-        if self.eot_token_id in ids:
-            ids = ids[: ids.index(self.eot_token_id)]
-        return before_stop(self.tokenizer.decode(ids, skip_special_tokens=True), stop)
+        text = self.tokenizer.decode(before_end(ids, self.eot_token_id), skip_special_tokens=True)
+        return before_stop(text, stop)
 
     def _writing(self, arguments: dict) -> Writing:
         """lm-eval's generation arguments. Raises UserError for one that is not known or means nothing."""
@@ -306,10 +304,8 @@ class QuietStarLM(TemplateLM):
 
     def _left_padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids (B, N), and which of them are real."""
-        rows = [torch.tensor(row, dtype=torch.long) for row in rows]
-        ids = pad_sequence(rows, batch_first=True, padding_value=self._padding, padding_side="left")
-        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        return ids.to(self._device), real.bool().to(self._device)
+        ids, mask = left_padded(rows, self._padding, self._device)
+        return ids, mask.bool()
 
 
 def text_key(ids: Sequence[int]) -> int:

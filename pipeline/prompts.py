@@ -25,7 +25,12 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     longest = max(map(len, rows))
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    return tuple(torch.tensor(values, dtype=torch.long, device=device) for values in (ids, mask))
+
+
+def before_end(ids: list[int], end: int | None) -> list[int]:
+    """``ids`` up to the first ``end`` token in them."""
+    return ids[: ids.index(end)] if end in ids else ids
 
 
 def before_stop(written: str, stop: Sequence[str]) -> str:

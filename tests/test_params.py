@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from pipeline import params
 from pipeline.errors import UserError
+from pipeline.thought import model
 
 SHIPPED = Path(__file__).parent.parent / "params.yaml"
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -208,3 +209,8 @@ def test_a_seed_is_a_number_that_every_generator_takes(seed: int):
         assert params.load(SHIPPED, {"train.seed": seed}).train.seed == seed
     else:
         assert "train.seed" in refused({"train.seed": seed})
+
+
+def test_the_methods_are_those_of_the_model():
+    """Named twice, as a stage depends on what it imports: a corpus that needs the model would be made anew with it."""
+    assert params.METHODS == model.METHODS

@@ -13,7 +13,7 @@ from pipeline.chain_of_thought.reading import vote_in
 from pipeline.errors import UserError
 from pipeline.files import batches
 from pipeline.params import ChainOfThought
-from pipeline.prompts import before_stop, left_padded, prompt_ids, ways
+from pipeline.prompts import before_end, before_stop, left_padded, prompt_ids, ways
 from pipeline.resume import Scratch
 from pipeline.tasks import spec
 from pipeline.tasks.questions import Question
@@ -148,7 +148,6 @@ class Asker:
 
     def _text(self, before: list[int], new: list[int]) -> str:
         """What ``new`` ids, up to the end token, add to the text ``before``: a token's space may hang on its place."""
-        end = self._tokenizer.eos_token_id
-        kept = new[: new.index(end)] if end in new else new
+        kept = before_end(new, self._tokenizer.eos_token_id)
         start, whole = (self._tokenizer.decode(x, skip_special_tokens=True) for x in (before, before + kept))
         return whole[len(start) :]
