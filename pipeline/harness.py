@@ -24,7 +24,7 @@ from pipeline.prompts import before_end, before_stop, left_padded
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype
 from pipeline.thought.sampler import Sampling
-from pipeline.trained import load_trained
+from pipeline.trained import known_positions, load_trained
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -134,8 +134,7 @@ class QuietStarLM(TemplateLM):
     @property
     def max_length(self) -> int:
         """How many tokens can be read so that a thought after the last one still has positions."""
-        known = getattr(self._model.base.config.get_text_config(), "max_position_embeddings", POSITIONS)
-        return known - self._model.config.thought_tokens - 2
+        return (known_positions(self._model) or POSITIONS) - self._model.config.thought_tokens - 2
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """Token ids; by default with the marks that the tokenizer puts before a text, and none after it."""

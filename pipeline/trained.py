@@ -40,9 +40,14 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     return model.eval()
 
 
+def known_positions(model: QuietStarForCausalLM) -> int | None:
+    """How many positions the base model has; None where its configuration does not say."""
+    return getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_room(model: QuietStarForCausalLM, needed: int, what: str) -> None:
     """Raise UserError where a text's last thought would stand past the positions that the model knows."""
-    known = getattr(model.base.config.get_text_config(), "max_position_embeddings", None)
+    known = known_positions(model)
     if known is not None and needed > known:
         raise UserError(f"{what} and its last thought need {needed} positions, but the base model has {known}")
 

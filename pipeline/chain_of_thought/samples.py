@@ -20,7 +20,7 @@ from pipeline.tasks.questions import Question
 from pipeline.thought.generation import GREEDY, SAMPLES_APART
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from pipeline.trained import check_room
+from pipeline.trained import check_room, known_positions
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ class Asker:
         after = self.params.answer_tokens + self._model.config.thought_tokens + 2
         needed = longest + self.params.new_tokens + len(self._ids(how.answer_prompt)) + after
         check_room(self._model, needed, f"a question of {task} with its reasoning, its answer")
-        known = getattr(self._model.base.config.get_text_config(), "max_position_embeddings", sys.maxsize)
-        return Prompts(task, how, known - after)
+        return Prompts(task, how, (known_positions(self._model) or sys.maxsize) - after)
 
     def _ids(self, text: str) -> list[int]:
         return prompt_ids(self._tokenizer, text)
