@@ -65,7 +65,7 @@ def _pretrain(
     set_seed(params.seed)
     scratch = params.scratch
     model = AutoModelForCausalLM.from_config(scratch_config(scratch, len(tokenizer), tokenizer.eos_token_id))
-    spans = Spans(tokens / "pretrain.parquet")
+    spans = Spans(tokens / "pretrain.arrow")
     log = Log(spans.mean_length)
     with training_arguments(
         "auto",
@@ -82,7 +82,7 @@ def _pretrain(
         eval_strategy="steps",
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
     ) as arguments:
-        heldout = Spans(tokens / "heldout.parquet", HELDOUT_SPANS)
+        heldout = Spans(tokens / "heldout.arrow", HELDOUT_SPANS)
         PretrainTrainer(model=model, args=arguments, train_dataset=spans, eval_dataset=heldout, callbacks=[log]).train()
     rows = log.table(STEPS_COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = log.table(["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]

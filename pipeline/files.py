@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 
 BATCH_ROWS = 2000
+ARROW = ".arrow"
 RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers tell of a full disk in their text alone
 
 
@@ -60,13 +61,29 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[dict], schema: pa.Schema) -> int:
-    """Rows as Parquet, a batch at a time, so that they never are in memory at once. Returns their number."""
+    """Rows as Parquet or Arrow, a batch at a time, so that they never are in memory at once. Returns their number."""
+    tables = (pa.Table.from_pylist(batch, schema) for batch in batches(rows, BATCH_ROWS))
+    return write_tables(path, tables, schema)
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Tables one after the other, as Parquet or, by the path's ending, as an Arrow stream. Returns how many rows."""
     count = 0
-    with new_path(path) as part, pq.ParquetWriter(part, schema) as writer:
-        for batch in batches(rows, BATCH_ROWS):
-            writer.write_table(pa.Table.from_pylist(batch, schema))
-            count += len(batch)
+    open_writer = pa.ipc.new_stream if path.suffix == ARROW else pq.ParquetWriter
+    with new_path(path) as part, open_writer(part, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+            count += len(table)
     return count
+
+
+def arrow_table(path: Path) -> pa.Table:
+    """The rows of an Arrow stream, left on the disk until they are used. Raises UserError for a file that is none."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_stream(file).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is missing or not an Arrow file: run `dvc repro` to make it again") from error
 
 
 def read_rows(path: Path) -> Iterator[dict]:

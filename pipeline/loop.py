@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
-from pyarrow import ArrowException
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from pipeline.errors import UserError
+from pipeline.files import arrow_table
 
 IGNORED = -100
 
@@ -32,25 +30,23 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 class Spans(Dataset):
-    """Spans of token ids (`pipeline.tokens`) as a model's inputs; padding is neither attended to nor a label."""
+    """Spans of token ids (`pipeline.tokens`) as a model's inputs; padding is neither attended to nor a label.
+
+    They stay on the disk until they are used.
+    """
 
     def __init__(self, path: Path, rows: int | None = None):
-        try:
-            table = pq.read_table(path)
-        except (FileNotFoundError, ArrowException) as error:
-            raise UserError(f"{path} is missing or broken: run `dvc repro` to make it again") from error
-        table = table.slice(0, rows)
+        table = arrow_table(path).slice(0, rows)
         if not len(table):
             raise UserError(f"{path} has no spans")
-        flat = table["input_ids"].combine_chunks().flatten().to_numpy()
-        self._ids = torch.from_numpy(np.array(flat)).view(len(table), -1)
+        self._ids = table["input_ids"]
         self._lengths = table["length"].to_numpy()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._lengths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = self._ids[index].long()
+        ids = torch.tensor(self._ids[index].values.to_numpy(), dtype=torch.long)
         mask = torch.arange(len(ids)) < int(self._lengths[index])
         return {
             "input_ids": ids,

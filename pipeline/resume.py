@@ -24,9 +24,13 @@ LIBRARIES = ("torch", "transformers")
 
 
 class Scratch:
-    """Rows of a run that may be killed; ``rows`` are those that runs before it had finished, in their order."""
+    """Rows of a run that may be killed; ``rows`` are those that runs before it had finished, in their order.
+
+    ``folder`` is for files that rows tell of: what no row tells of may be half-written.
+    """
 
     def __init__(self, path: Path):
+        self.folder = path.parent
         self.rows, size = _whole_rows(path)
         self._file = path.open("ab")
         self._file.truncate(size)

@@ -10,7 +10,7 @@ def main() -> None:
     write_perplexity(
         params.load().perplexity,
         trained=Path("models/quiet_star"),
-        heldout=Path("data/tokens/heldout.parquet"),
+        heldout=Path("data/tokens/heldout.arrow"),
         results=Path("results/perplexity"),
     )
 

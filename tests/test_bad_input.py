@@ -61,21 +61,21 @@ def test_outside_a_project(project: Path):
 
 
 MISSING = {
-    "tokenize": ["data/corpus", "data/corpus/texts/heldout.parquet"],
+    "tokenize": ["data/corpus", "data/corpus/texts/heldout.arrow"],
     "base_model": [
         "data/tokens",
         "data/tokens/tokenizer",
-        "data/tokens/pretrain.parquet",
-        "data/tokens/heldout.parquet",
+        "data/tokens/pretrain.arrow",
+        "data/tokens/heldout.arrow",
     ],
     "train": [
         "models/base",
-        "data/tokens/train.parquet",
-        "data/tokens/heldout.parquet",
+        "data/tokens/train.arrow",
+        "data/tokens/heldout.arrow",
         "data/corpus/texts/probe.parquet",
     ],
     "tasks": ["data/corpus/tasks/rings", "tasks/microworld/micro_rings.yaml"],
-    "baseline pause 1": ["models/base", "data/tokens/train.parquet"],
+    "baseline pause 1": ["models/base", "data/tokens/train.arrow"],
     "evaluate": [
         "models/quiet_star",
         "models/base",
@@ -86,13 +86,13 @@ MISSING = {
     "evaluate_baseline pause 1": ["models/baseline/pause-1", "data/tasks"],
     "compare": ["results/evaluate/predictions.parquet", "results/evaluate/pause-1/predictions.parquet"],
     "chain_of_thought": ["models/quiet_star", "data/tasks"],
-    "perplexity": ["models/quiet_star", "data/tokens/heldout.parquet"],
+    "perplexity": ["models/quiet_star", "data/tokens/heldout.arrow"],
 }
 INSIDE_A_MODEL = ("model.safetensors", "config.json", "tokenizer.json")
 BROKEN = {
-    "tokenize": ["data/corpus/texts/pretrain.parquet", "data/corpus/texts/train.parquet"],
-    "base_model": ["data/tokens/tokenizer/tokenizer.json", "data/tokens/pretrain.parquet"],
-    "train": ["data/tokens/train.parquet", *(f"models/base/{name}" for name in INSIDE_A_MODEL)],
+    "tokenize": ["data/corpus/texts/pretrain.arrow", "data/corpus/texts/train.arrow"],
+    "base_model": ["data/tokens/tokenizer/tokenizer.json", "data/tokens/pretrain.arrow"],
+    "train": ["data/tokens/train.arrow", *(f"models/base/{name}" for name in INSIDE_A_MODEL)],
     "tasks": ["tasks/microworld/micro_rings.yaml", "data/corpus/tasks/rings/test.parquet"],
     "compare": ["results/evaluate/predictions.parquet"],
     "chain_of_thought": ["data/tasks/micro_rings.yaml", "models/quiet_star/model.safetensors"],
@@ -101,7 +101,7 @@ BROKEN = {
         "data/tasks/micro_rings.yaml",
         *(f"models/quiet_star/{name}" for name in INSIDE_A_MODEL),
     ],
-    "perplexity": ["data/tokens/heldout.parquet", *(f"models/quiet_star/{name}" for name in INSIDE_A_MODEL)],
+    "perplexity": ["data/tokens/heldout.arrow", *(f"models/quiet_star/{name}" for name in INSIDE_A_MODEL)],
 }
 
 

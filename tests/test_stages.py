@@ -10,6 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from pipeline.files import arrow_table
 from tests.local_hub import model_folder, sources
 from tests.stage_runner import ROOT, STAGES, copy_project, run_as_module, run_stage, run_stages, set_params
 
@@ -128,8 +129,8 @@ def test_data_sets_and_a_model_from_local_folders(tmp_path: Path):
     set_params(project, sources(tmp_path / "hub"))
     run_stages(project)
     assert json.loads((project / "models/base/config.json").read_text())["model_type"] == "gpt2"
-    assert pd.read_parquet(project / "data/corpus/texts/pretrain.parquet").empty  # no use for it
-    assert len(pd.read_parquet(project / "data/corpus/texts/train.parquet")) == 12
+    assert not len(arrow_table(project / "data/corpus/texts/pretrain.arrow"))  # no use for it
+    assert len(arrow_table(project / "data/corpus/texts/train.arrow")) == 12
     train = json.loads((project / "results/train/metrics.json").read_text())
     assert train["working_share"] is None  # no workings are known
     evaluate = json.loads((project / "results/evaluate/metrics.json").read_text())
@@ -141,7 +142,7 @@ def test_data_sets_from_local_folders_for_a_model_from_scratch(tmp_path: Path):
     project = copy_project(tmp_path / "project")
     set_params(project, sources(tmp_path / "hub"))
     run_stages(project, ("corpus", "tokenize", "base_model"))
-    assert len(pd.read_parquet(project / "data/corpus/texts/pretrain.parquet")) == 60
+    assert len(arrow_table(project / "data/corpus/texts/pretrain.arrow")) == 60
     assert (project / "models/base/model.safetensors").is_file()
 
 
@@ -158,7 +159,7 @@ def test_packed_spans_train(finished: Path, tmp_path: Path):
     shutil.copytree(finished, project)
     set_params(project, {"tokenize.packed": True})
     run_stages(project, ("tokenize",))
-    rows = pd.read_parquet(project / "data/tokens/train.parquet")
+    rows = arrow_table(project / "data/tokens/train.arrow").to_pandas()
     assert (rows["length"] == 24).all()
 
 

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+from tqdm import tqdm
 
-from pipeline.corpus import hub, microworld
+from pipeline.corpus import download, microworld
+from pipeline.corpus.download import TEXT
 from pipeline.files import new_path, write_rows
 from pipeline.params import Corpus
 
-TEXT = pa.schema({"text": pa.string()})
 PROBE = pa.schema({"prompt": pa.string(), "working": pa.string()})
 NUMBERS = pa.schema({"question": pa.string(), "answer": pa.string()})
 CHOICES = pa.schema(
@@ -22,18 +23,22 @@ CHOICES = pa.schema(
 
 
 def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> None:
-    """Write the text splits, and the micro-world's questions as data sets in the hub's layout, as Parquet.
+    """Write the text splits as Arrow, and the micro-world's questions as data sets in the hub's layout, as Parquet.
 
     ``texts`` gets pretrain, train and heldout (column ``text``) and probe (``prompt``, ``working``: where the full
     working of a prompt is known, to see whether thoughts hold it). Without ``pretrain`` that split is left empty, as
     a base model that comes from outside needs none.
     """
+    wanted = [split for split in microworld.TEXT_SPLITS if pretrain or split != "pretrain"]
     with new_path(texts) as folder, new_path(tasks) as task_folder:
         folder.mkdir()
         task_folder.mkdir()
-        for split in microworld.TEXT_SPLITS:
-            documents = _documents(params, split) if pretrain or split != "pretrain" else iter(())
-            write_rows(folder / f"{split}.parquet", ({"text": d} for d in documents), TEXT)
+        write_rows(folder / "pretrain.arrow", [], TEXT)
+        if params.source == "hub":
+            download.write_texts({split: getattr(params.hub, split) for split in wanted}, params.seed, folder)
+        else:
+            for split in wanted:
+                write_rows(folder / f"{split}.arrow", ({"text": d} for d in _documents(params, split)), TEXT)
         write_rows(folder / "probe.parquet", _probe(params), PROBE)
         world, seed = params.microworld, params.seed
         numbers = microworld.gsm8k_questions(world.questions, seed, world.steps)
@@ -43,12 +48,10 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
 
 
 def _documents(params: Corpus, split: str) -> Iterator[str]:
-    if params.source == "hub":
-        return hub.texts(getattr(params.hub, split), params.seed)
     world = params.microworld
-    return microworld.documents(
-        split, getattr(world, f"{split}_documents"), params.seed, world.steps, world.aside_share
-    )
+    count = getattr(world, f"{split}_documents")
+    documents = microworld.documents(split, count, params.seed, world.steps, world.aside_share)
+    return tqdm(documents, desc=f"corpus {split}", unit=" documents", total=count, mininterval=2)
 
 
 def _probe(params: Corpus) -> Iterator[dict]:

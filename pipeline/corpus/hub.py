@@ -1,66 +1,103 @@
-"""Rows of a data set by its hub name, or from a local folder in the hub's layout."""
+"""Rows of a data set by its hub name, or from a local folder in the hub's layout.
 
-from collections.abc import Iterator
+Data sets are streamed: only what is taken is downloaded, and a corpus may be larger than memory.
+"""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from datasets import load_dataset
+from datasets import IterableDataset, load_dataset
 
 from pipeline.errors import UserError
 from pipeline.params import HubSplit
 
-SHUFFLE_BUFFER = 10_000  # rows among which a streamed data set is shuffled
+BLOCK = 10_000  # rows among which some are chosen, and which a run that is killed has to read again at most
 DEFAULT_COLUMNS = "text"
+# it warns that a shuffle buffer's rows are lost where a stream goes on: the one used here holds none
+logging.getLogger("datasets.iterable_dataset").setLevel(logging.ERROR)
 
 
-def texts(source: HubSplit, seed: int) -> Iterator[str]:
-    """The documents of a text split; blank ones are left out. Raises UserError where nothing is left.
+@dataclass(frozen=True)
+class Block:
+    """Documents of one stretch of a text split, and where reading goes on behind it (JSON values)."""
 
-    ``source.columns`` names the column with the text, or two, ``question+answer``, which make "Q: ...\\nA: ...".
+    texts: list[str]
+    state: dict
+
+
+def rows(source: HubSplit, columns: Sequence[str] = ()) -> Iterator[dict]:
+    """Every row, in order. Raises UserError for what cannot be read, or has not these ``columns``."""
+    yield from _checked(_read(_open(source), source), source, columns)
+
+
+def blocks(source: HubSplit, seed: int, state: dict | None = None) -> Iterator[Block]:
+    """The documents of a text split, a stretch at a time; blank ones are left out.
+
+    With ``source.rows``, so many rows chosen by ``seed``: files in a random order, ten at a time, and of each stretch
+    of ``BLOCK`` rows a random choice in a random order; without, all of them in order. ``state``, of a block before,
+    goes on behind it, with the same blocks as if nothing had come between. ``source.columns`` names the column with
+    the text, or two, ``question+answer``, which make "Q: ...\\nA: ...". Raises UserError as `rows` does.
     """
     columns = (source.columns or DEFAULT_COLUMNS).split("+")
-    found = False
-    for row in rows(source, columns, seed):
-        document = _document([row[name] for name in columns], source)
-        if document.strip():
-            found = True
-            yield document
-    if not found:
-        raise UserError(f"{describe(source)} has no text")
+    taken = state["rows"] if state else 0
+    stream = _open(source, None if source.rows is None else seed, state and state["stream"])
+    found = _checked(_read(stream, source), source, columns, empty=state is None)
+    while (source.rows is None or taken < source.rows) and (stretch := list(islice(found, BLOCK))):
+        if source.rows is not None:
+            random.Random(f"{seed}/{taken}").shuffle(stretch)
+            stretch = stretch[: source.rows - taken]
+        taken += len(stretch)
+        documents = (_document([row[name] for name in columns], source) for row in stretch)
+        texts = [text for text in documents if text.strip()]
+        yield Block(texts, {"rows": taken, "stream": stream.state_dict()})
+
+
+def _open(source: HubSplit, seed: int | None = None, state: dict | None = None) -> IterableDataset:
+    if looks_local(source.path) and not Path(source.path).exists():
+        raise UserError(f"the folder {source.path} does not exist: name a hub data set or a folder in the hub's layout")
+    try:
+        data = load_dataset(source.path, source.name, split=source.split, revision=source.revision, streaming=True)
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    if seed is not None:
+        data = data.shuffle(seed=seed, buffer_size=1)  # the files only: where a larger buffer stands cannot be kept
+    if state is not None:
+        data.load_state_dict(state)
+    return data
+
+
+def _read(data: IterableDataset, source: HubSplit) -> Iterator[dict]:
+    try:
+        yield from data
+    except Exception as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: HubSplit, error: Exception) -> UserError:
+    """Of any exception: every reader behind `datasets` has some of its own."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{describe(source)} cannot be read: {reason}")
+
+
+def _checked(found: Iterator[dict], source: HubSplit, columns: Sequence[str], empty: bool = True) -> Iterator[dict]:
+    for row in found:
+        absent = [name for name in columns if name not in row]
+        if absent:
+            raise UserError(f"{describe(source)} has no column {absent[0]!r}; its columns are {', '.join(row)}")
+        empty = False
+        yield row
+    if empty:
+        raise UserError(f"{describe(source)} is empty")
 
 
 def _document(values: list[object], source: HubSplit) -> str:
     if not all(isinstance(value, str) for value in values):
         raise UserError(f"{describe(source)}: column {source.columns or DEFAULT_COLUMNS} is not text")
     return values[0] if len(values) == 1 else "Q: {}\nA: {}".format(*values)
-
-
-def rows(source: HubSplit, columns: list[str], seed: int) -> Iterator[dict]:
-    """``source.rows`` rows chosen by ``seed``, or all of them in order. Raises UserError for what cannot be read.
-
-    Data sets are streamed: only what is taken is downloaded, and a corpus may be larger than memory.
-    """
-    if looks_local(source.path) and not Path(source.path).exists():
-        raise UserError(f"the folder {source.path} does not exist: name a hub data set or a folder in the hub's layout")
-    count = 0
-    for row in _stream(source, seed):
-        absent = [name for name in columns if name not in row]
-        if absent:
-            raise UserError(f"{describe(source)} has no column {absent[0]!r}; its columns are {', '.join(row)}")
-        count += 1
-        yield row
-    if not count:
-        raise UserError(f"{describe(source)} is empty")
-
-
-def _stream(source: HubSplit, seed: int) -> Iterator[dict]:
-    try:
-        data = load_dataset(source.path, source.name, split=source.split, revision=source.revision, streaming=True)
-        if source.rows is not None:
-            data = data.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).take(source.rows)
-        yield from data
-    except Exception as error:  # every reader behind `datasets` has exceptions of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{describe(source)} cannot be read: {reason}") from error
 
 
 def looks_local(path: str) -> bool:

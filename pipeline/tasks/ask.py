@@ -57,7 +57,7 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
     if root is not None and not looks_local(path):
         path = str(Path(root).absolute() / path)
     source = HubSplit(path, task.data.name, task.data.split, task.data.revision)
-    for index, row in enumerate(rows(source, [], seed=0)):
+    for index, row in enumerate(rows(source)):
         try:
             question = ask(row)
             if not question.prompt:

@@ -17,20 +17,20 @@ from pipeline.training.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, HeldOut, Qu
 
 
 def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Path, results: Path) -> None:
-    """Train on ``tokens``/train.parquet; write the model and its tokenizer to ``out``, the log to ``results``."""
+    """Train on ``tokens``/train.arrow; write the model and its tokenizer to ``out``, the log to ``results``."""
     if params.attention == "flex" and pick_device(params.device) == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
     keep_memory()
     set_seed(params.seed)
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
-    spans = Spans(tokens / "train.parquet")
+    spans = Spans(tokens / "train.arrow")
     row_tokens = model.layout.row_tokens if model.has_thoughts else 0
     check_room(model, len(spans[0]["input_ids"]) + row_tokens, "a span")
     asked = read_probe(probe, tokenizer, params.rationales) if model.samples_thoughts else None
     if asked is not None:
         check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
-    heldout = HeldOut(Spans(tokens / "heldout.parquet", params.evaluation_texts), asked)
+    heldout = HeldOut(Spans(tokens / "heldout.arrow", params.evaluation_texts), asked)
     log = Log(spans.mean_length)
     with training_arguments(params.device, params.seed, **_settings(params)) as arguments:
         trainer = QuietStarTrainer(params, heldout, arguments, model=model, train_dataset=spans, callbacks=[log])

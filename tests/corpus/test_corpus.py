@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import params
 from pipeline.corpus import microworld, write_corpus
+from pipeline.files import arrow_table
 from pipeline.params import Corpus, HubSplit
 from pipeline.tasks.ask import questions
 from pipeline.tasks.spec import read_task
@@ -23,7 +24,7 @@ def corpus(**changes: object) -> Corpus:
 
 
 def texts(folder: Path, split: str) -> list[str]:
-    return list(pd.read_parquet(folder / f"{split}.parquet")["text"])
+    return arrow_table(folder / f"{split}.arrow")["text"].to_pylist()
 
 
 def test_the_micro_world(tmp_path: Path):

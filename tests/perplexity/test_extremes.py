@@ -23,8 +23,8 @@ def spans_of(folder: Path, tokenizer, texts: list[str]) -> Spans:
     longest = max(map(len, rows)) + 3
     pad = tokenizer.convert_tokens_to_ids("q")
     spans = [{"input_ids": ids + [pad] * (longest - len(ids)), "length": len(ids)} for ids in rows]
-    write_rows(folder / "spans.parquet", spans, SPANS)
-    return Spans(folder / "spans.parquet")
+    write_rows(folder / "spans.arrow", spans, SPANS)
+    return Spans(folder / "spans.arrow")
 
 
 def written(table: pd.DataFrame, folder: Path) -> pd.DataFrame:

@@ -34,8 +34,8 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, method: str = "quiet_star") -
 def random_spans(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Spans:
     ids = torch.randint(2, len(tokenizer), (3, 8), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [{"input_ids": row, "length": n} for row, n in zip(ids, LENGTHS, strict=True)]
-    write_rows(folder / "spans.parquet", rows, SPANS)
-    return Spans(folder / "spans.parquet")
+    write_rows(folder / "spans.arrow", rows, SPANS)
+    return Spans(folder / "spans.arrow")
 
 
 @TOKENIZERS
@@ -84,8 +84,8 @@ def test_thoughts_are_drawn_from_the_seed(tmp_path: Path):
 def test_tokens_and_kinds_are_those_of_the_whole_text(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     text = " trains What is the learning (A) 12\n  do not ask"
     ids = tokenizer(text)["input_ids"]
-    write_rows(tmp_path / "spans.parquet", [{"input_ids": ids, "length": len(ids)}], SPANS)
-    table = token_table(PARAMS, tiny_model(tokenizer), tokenizer, Spans(tmp_path / "spans.parquet"))
+    write_rows(tmp_path / "spans.arrow", [{"input_ids": ids, "length": len(ids)}], SPANS)
+    table = token_table(PARAMS, tiny_model(tokenizer), tokenizer, Spans(tmp_path / "spans.arrow"))
     assert TokenReader(tokenizer).text(ids[0]) + "".join(table["token"]) == text
     assert table["kind"].iloc[0] == "word middle"  # it goes on with the token before it, which has no row
     word = text.index("learning")

@@ -37,12 +37,12 @@ def written(folder: Path, tokenizer, method: str) -> Path:
     width = max(map(len, rows))
     pad = tokenizer.pad_token_id
     spans = [{"input_ids": ids + [pad] * (width - len(ids)), "length": len(ids)} for ids in rows]
-    write_rows(folder / "heldout.parquet", spans, SPANS)
+    write_rows(folder / "heldout.arrow", spans, SPANS)
     base = {**LLAMA, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
     model = quiet_star(base, method=method, thought_tokens=2, start_token_id=None, end_token_id=None)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    write_perplexity(PARAMS, folder / "model", folder / "heldout.parquet", folder / "results")
+    write_perplexity(PARAMS, folder / "model", folder / "heldout.arrow", folder / "results")
     return folder / "results"
 
 

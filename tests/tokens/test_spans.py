@@ -3,7 +3,7 @@
 from itertools import chain
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.corpus import TEXT
 from pipeline.corpus.microworld import documents
-from pipeline.files import write_rows
+from pipeline.files import arrow_table, write_rows
 from pipeline.params import BaseModel, Scratch, Tokenize
 from pipeline.tokens import write_tokens
-from pipeline.tokens.spans import document_ids, one_each, packed
+from pipeline.tokens.documents import encoded, read
+from pipeline.tokens.spans import one_each, packed
 from pipeline.tokens.tokenizer import END, PAD, train_tokenizer
 from tests.local_hub import word_tokenizer
 
@@ -55,41 +56,67 @@ def test_the_vocabulary_is_not_exceeded(vocabulary: int):
     assert (trained.pad_token, trained.eos_token) == (PAD, END)
 
 
-def test_a_document_ends_with_one_end_token(tokenizer: PreTrainedTokenizerFast):
+def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, folder: Path, processes: int = 1) -> list[list[int]]:
+    write_rows(folder / "texts.arrow", ({"text": text} for text in texts), TEXT)
+    found = encoded(read(folder / "texts.arrow"), tokenizer, "some", folder, processes)
+    return [ids.tolist() for ids in found]
+
+
+def test_a_document_ends_with_one_end_token(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     for one in (tokenizer, word_tokenizer()):
-        for ids in document_ids(["What is it?", f"it is{one.eos_token}", ""], one):
+        (tmp_path / str(id(one))).mkdir()
+        for ids in ids_of(["What is it?", f"it is{one.eos_token}", ""], one, tmp_path / str(id(one))):
             assert ids[-1] == one.eos_token_id and ids.count(one.eos_token_id) == 1
+
+
+def test_the_number_of_processes_changes_nothing(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    texts = list(documents("pretrain", 2500, 1, 2, 0.5))
+    for name in ("one", "three"):
+        (tmp_path / name).mkdir()
+    one = ids_of(texts, tokenizer, tmp_path / "one")
+    assert [tokenizer.decode(ids) for ids in one[:50]] == [text + END for text in texts[:50]]
+    assert one == ids_of(texts, tokenizer, tmp_path / "three", processes=3)
+
+
+def arrays(some: list[list[int]]) -> list[np.ndarray]:
+    return [np.array(ids, np.int32) for ids in some]
 
 
 @given(DOCUMENTS, st.integers(1, 9))
 def test_packed_spans_are_the_documents_in_a_row(some: list[list[int]], span: int):
-    spans = list(packed(some, span))
+    spans = list(packed(arrays(some), span))
     flat = list(chain.from_iterable(some))
-    assert [i for s in spans for i in s["input_ids"]] == flat[: len(flat) // span * span]
-    assert all(s["length"] == span == len(s["input_ids"]) for s in spans)
+    assert [i for ids, _ in spans for i in ids] == flat[: len(flat) // span * span]
+    assert all(length == span == len(ids) for ids, length in spans)
 
 
 @given(DOCUMENTS, st.integers(2, 9), st.integers(0, 5))
 def test_one_span_of_each_document(some: list[list[int]], span: int, seed: int):
-    spans = list(one_each(some, span, PADDING, seed))
+    spans = list(one_each(arrays(some), span, PADDING, seed))
     kept = [ids for ids in some if len(ids) >= 2]
     assert len(spans) == len(kept)
-    for ids, row in zip(kept, spans, strict=True):
-        real, padding = row["input_ids"][: row["length"]], row["input_ids"][row["length"] :]
-        assert row["length"] == min(len(ids), span) and padding == [PADDING] * (span - row["length"])
-        assert any(ids[i : i + len(real)] == real for i in range(len(ids)))
-    assert spans == list(one_each(some, span, PADDING, seed))
+    for document, (ids, length) in zip(kept, spans, strict=True):
+        real, padding = ids[:length].tolist(), ids[length:].tolist()
+        assert length == min(len(document), span) and padding == [PADDING] * (span - length)
+        assert any(document[i : i + length] == real for i in range(len(document)))
+
+
+@given(DOCUMENTS, st.integers(2, 9))
+def test_a_span_depends_on_its_document_alone(some: list[list[int]], span: int):
+    longer = list(one_each(arrays([*some, list(range(30))]), span, PADDING, 1))
+    spans = list(one_each(arrays(some), span, PADDING, 1))
+    assert [ids.tolist() for ids, _ in longer[:-1]] == [ids.tolist() for ids, _ in spans]
 
 
 def test_a_span_may_start_anywhere():
-    starts = {row["input_ids"][0] for row in one_each([list(range(10))] * 300, 4, PADDING, 1)}
+    starts = {int(ids[0]) for ids, _ in one_each([np.arange(10)] * 300, 4, PADDING, 1)}
     assert starts == set(range(7))
 
 
 def written(folder: Path, **values: object) -> Path:
     texts = folder / "texts"
     for split in ("pretrain", "train", "heldout"):
-        write_rows(texts / f"{split}.parquet", ({"text": d} for d in documents(split, 40, 1, 2, 0.5)), TEXT)
+        write_rows(texts / f"{split}.arrow", ({"text": d} for d in documents(split, 40, 1, 2, 0.5)), TEXT)
     settings = {"seed": 1, "vocabulary": 400, "pretrain_span": 16, "span": 12, "packed": False} | values
     write_tokens(Tokenize(**settings), SCRATCH, texts, folder / "tokens")
     return folder / "tokens"
@@ -106,10 +133,10 @@ def test_the_same_texts_make_the_same_bytes(tmp_path: Path):
 def test_written_spans_decode_to_the_documents(is_packed: bool, tmp_path: Path):
     folder = written(tmp_path, packed=is_packed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    rows = pd.read_parquet(folder / "train.parquet")
+    rows = arrow_table(folder / "train.arrow").to_pandas()
     whole = END.join([*documents("train", 40, 1, 2, 0.5), ""])
     assert (rows["input_ids"].map(len) == 12).all()
     assert (len(rows) == 40) != is_packed  # a span a document, or more of them
     assert all(tokenizer.decode(ids[:n]) in whole for ids, n in zip(rows["input_ids"], rows["length"], strict=True))
-    pretrain = pd.read_parquet(folder / "pretrain.parquet")
+    pretrain = arrow_table(folder / "pretrain.arrow").to_pandas()
     assert (pretrain["input_ids"].map(len) == 16).all() and (pretrain["length"] == 16).all()

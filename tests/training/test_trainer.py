@@ -46,8 +46,8 @@ def spans(tmp_path: Path) -> Spans:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
     rows = [{"input_ids": row, "length": 10 if i < 7 else 6} for i, row in enumerate(ids)]
-    write_rows(tmp_path / "spans.parquet", rows, SPANS)
-    return Spans(tmp_path / "spans.parquet")
+    write_rows(tmp_path / "spans.arrow", rows, SPANS)
+    return Spans(tmp_path / "spans.arrow")
 
 
 def trained(spans: Spans, settings: params.Train = TRAIN, seed: int = 0) -> tuple[QuietStarForCausalLM, Log]:
