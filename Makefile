@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint show bench bench-cuda clean
+.PHONY: help setup repro ablations ablations-ci ci-report ci-comment test lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,13 +30,31 @@ repro: setup ## run the whole pipeline (dvc repro); what is cached is not run ag
 	@$(BIN)/python -c 'import pandas; print(pandas.read_csv("results/compare/figures.csv").to_string(index=False))'
 	@echo "== the report is results/report/index.html"
 
+ablations: setup ## accuracy against thought length and lookahead (ablations.yaml): results/ablations.{csv,md,svg}
+	@$(RUN) python -m pipeline.ablations ablations.yaml
+
+ablations-ci: setup ## the same on a small grid (ablations-ci.yaml), for CI
+	@$(RUN) python -m pipeline.ablations ablations-ci.yaml
+
+BASE ?= origin/main
+ci-report: setup ## the small grid's results and what differs from BASE (origin/main): results/ci-report.md, a job's summary
+	@{ cat results/ablations-ci.md 2>/dev/null || echo "The grid wrote no table: its log says why."; \
+	  echo; echo "# Against $(BASE)"; echo; $(RUN) dvc params diff --md $(BASE); echo; $(RUN) dvc metrics diff --md $(BASE); \
+	} > results/ci-report.md
+	@cat results/ci-report.md >> "$${GITHUB_STEP_SUMMARY:-/dev/stdout}"
+
+ci-comment: ## put results/ci-report.md on the pull request PULL_REQUEST
+	@gh pr comment "$(PULL_REQUEST)" --body-file results/ci-report.md
+
 test: setup ## run the whole test suite
 	@echo "== pytest"
 	@$(RUN) python -m pytest
 
-lint: setup ## check style
+lint: setup ## check style and workflows
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
+	@$(RUN) check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(RUN) zizmor --offline --quiet .github/workflows
 
 # what `make show` leaves out: intervals, probabilities, baselines, hashes (dvc exp show has them all)
 UNSHOWN := Created|Executor|parameters|(models|results|data|pipeline|stages|tasks)\b.*|.*(ci_|p_value|prob|first|maj@[24]|helped|hurt|agreement|perplexity|base|pause|no_thought|thoughts off|mixing|n_tokens)

@@ -198,6 +198,17 @@ class Report:
 
 
 @dataclass
+class Plan:
+    devices: int = at_least(1)
+    device_memory: float = above(0)
+    flops: float = above(0)
+    disk: float | None = at_least(0, default=None)
+    document_bytes: int = at_least(1)
+    documents: int = at_least(0)
+    questions: int = at_least(0)
+
+
+@dataclass
 class Params:
     corpus: Corpus = field(default_factory=Corpus)
     tasks: Tasks = field(default_factory=Tasks)
@@ -210,6 +221,7 @@ class Params:
     chain_of_thought: ChainOfThought = field(default_factory=ChainOfThought)
     perplexity: Perplexity = field(default_factory=Perplexity)
     report: Report = field(default_factory=Report)
+    plan: Plan = field(default_factory=Plan)
 
 
 def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) -> Params:

@@ -8,6 +8,7 @@ folder in the hub's layout instead of the hub. `key=value` options for anything 
 
 import string
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -52,6 +53,11 @@ def known() -> list[str]:
     return sorted(f"{path.parent.name}={path.stem}" for path in PRESETS.glob("*/*.yaml"))
 
 
+def words(values: Mapping[str, object]) -> list[str]:
+    """The values as ``key=value`` words, which `options` and `dvc exp run -S` read."""
+    return [f"{name}={_text(value)}" for name, value in values.items()]
+
+
 def _rooted_defaults(flat: dict[str, object], root: str) -> dict[str, object]:
     """The data sets that the preset leaves as params.yaml has them, under ``root`` too."""
     hub = OmegaConf.load(params.PARAMS_FILE).corpus.hub
@@ -94,7 +100,7 @@ def main() -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__.strip(), *known(), sep="\n  ")
         return
-    print(*(f"-S {name}={_text(value)}" for name, value in options(arguments, root).items()))
+    print(*(f"-S {word}" for word in words(options(arguments, root))))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Presets: every combination is a run's parameters, and options that DVC can read."""
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from pipeline import params, preset
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-GROUPS = [[None, *sorted((ROOT / "pipeline/presets" / group).glob("*.yaml"))] for group in ("model", "data", "scale")]
+GROUPS = [
+    [None, *sorted((ROOT / "pipeline/presets" / group).glob("*.yaml"))]
+    for group in ("model", "data", "scale", "hardware")
+]
 COMBINATIONS = [
     [f"{path.parent.name}={path.stem}" for path in some if path] for some in itertools.product(*GROUPS) if any(some)
 ]
@@ -44,13 +48,83 @@ def test_every_combination(groups: list[str], capsys: pytest.CaptureFixture, mon
 
 
 def test_there_are_presets():
-    assert len(COMBINATIONS) >= 50
-    assert {"model=scratch", "data=gsm8k", "scale=smoke"} <= set(preset.known())
+    assert len(COMBINATIONS) >= 500
+    assert {"model=tiny", "data=gsm8k", "scale=smoke"} <= set(preset.known())
 
 
 def test_a_preset_sets_what_its_file_says():
     file = yaml.safe_load((ROOT / "pipeline/presets/scale/smoke.yaml").read_text())
     assert preset.options(["scale=smoke"])["train.steps"] == file["train"]["steps"]
+
+
+# each parameter of the paper's run, and the words of method.md that say so
+PAPER = {
+    "base_model.path": ("mistralai/Mistral-7B-v0.1", "Mistral 7B, continued pretraining on OpenWebMath or C4"),
+    "corpus.hub.train.path": ("open-web-math/open-web-math", "continued pretraining on OpenWebMath or C4"),
+    "tokenize.span": (256, "random 256-token span per document (padded if shorter)"),
+    "tokenize.packed": (False, "random 256-token span per document (padded if shorter)"),
+    "train.method": ("quiet_star", "Think."),
+    "train.thought_tokens": (5, '"8 thought tokens" in their model name is `n_ahead = 8`, so K = 5'),
+    "train.lookahead": (4, "(thought tokens, ahead) pairs studied: 8/4, 10/4, 12/4, 16/8, 24/12"),
+    "train.rationales": (2, "r = 2 in the released script"),
+    "train.meta_token_text": ("---", 'initialised to embedding("---") / 100'),
+    "train.meta_token_scale": (100.0, "used as `scale * e` with scale = 100"),
+    "train.policy_weight": (1e6, "beta = 1e6 at learning rate 1e-6"),
+    "train.policy_temperature": (3.0, "log_softmax(logits / 3)[t_j]: temperature 3 in the REINFORCE term"),
+    "train.learning_rate": (1e-6, "AdamW, learning rate 1e-6"),
+    "train.mixing_head_learning_rate": (1e-6, "AdamW, learning rate 1e-6"),
+    "train.warmup_steps": (20, "warm-up 20 steps"),
+    "train.weight_decay": (0.001, "weight decay 0.001"),
+    "train.batch_size": (8, "batch size 8 texts (gradient accumulation keeps it fixed)"),
+    "train.accumulation": (1, "batch size 8 texts (gradient accumulation keeps it fixed)"),
+    "train.gradient_clip": (1.0, "gradient-norm clip 1.0"),
+    "train.steps": (100, "100 optimizer steps"),
+    "evaluate.questions": (None, "averaged over questions"),
+    "evaluate.thought_temperature": (0.0, "evaluation is meant to be greedy"),
+    "chain_of_thought.questions": (None, "**cot-maj@8**"),
+    "chain_of_thought.samples": (8, "majority over 8 samples"),
+    "chain_of_thought.temperature": (0.9, "sample (temperature 0.9)"),
+    "chain_of_thought.thought_temperature": (0.0, "evaluation is meant to be greedy"),
+    "chain_of_thought.new_tokens": (384, "up to 384 tokens with a thought before each"),
+    "chain_of_thought.answer_tokens": (12, "read the first integer of up to 12 more tokens"),
+}
+METHOD = ROOT.parent / "shared/method.md"
+
+
+def test_the_papers_preset_is_the_papers_setting():
+    composed = preset.options(["model=mistral-7b", "data=openwebmath", "scale=paper"])
+    assert {name: composed[name] for name in PAPER} == {name: value for name, (value, _) in PAPER.items()}
+    assert composed["tasks.files"] == ["tasks/gsm8k.yaml", "tasks/commonsense_qa.yaml"]
+
+
+def test_the_papers_preset_sets_nothing_that_is_not_compared():
+    assert set(preset.options(["scale=paper"])) <= set(PAPER)
+
+
+@pytest.mark.skipif(not METHOD.is_file(), reason=f"the method's description is not at {METHOD}")
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_settings_are_those_of_the_method(name: str):
+    assert PAPER[name][1] in METHOD.read_text()
+
+
+@pytest.mark.parametrize("name", ["model=tiny", "scale=default", "data=microworld"])
+def test_the_default_presets_are_what_params_yaml_says(name: str):
+    shipped = OmegaConf.load(params.PARAMS_FILE)
+    for parameter, value in preset.options([name]).items():
+        assert OmegaConf.select(shipped, parameter) == value, parameter
+
+
+@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("model=") and "tiny" not in name])
+def test_a_hub_model_is_pinned(name: str):
+    values = preset.options([name])
+    assert re.fullmatch("[0-9a-f]{40}", values["base_model.revision"])
+
+
+@pytest.mark.parametrize("name", ["hardware=gpu", "hardware=node"])
+def test_hardware_does_not_change_the_papers_batch(name: str):
+    values = preset.options(["scale=paper", name])
+    assert values["train.batch_size"] * values["train.accumulation"] == PAPER["train.batch_size"][0]
+    assert values["train.accumulation"] % values["plan.devices"] == 0
 
 
 @pytest.mark.parametrize("preset_name", [name for name in preset.known() if name.startswith("data=")])

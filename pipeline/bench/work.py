@@ -1,47 +1,22 @@
-"""The work that a training step needs, and what the device's matrix products can do.
-
-Useful work counts 2 operations a weight and row forward and 4 backward, for all rows that the method has, whether or
-not the engine finds a way round some of them, and attention over the half of the text that a position sees on average
-and over the thought itself.
-"""
+"""What a training step's work (`pipeline.plan.work`) could take: the rate of the device's matrix products."""
 
 import argparse
-from collections.abc import Iterator
 
 import torch
 
 from pipeline.bench.machine import DTYPES, datasheet, times
-from pipeline.thought.layout import Layout
+from pipeline.plan.shape import shape_of
+from pipeline.plan.work import Step, products, training_flops
 from pipeline.thought.model import QuietStarForCausalLM
-
-HEAD_ROWS = 512
-
-
-def products(model: QuietStarForCausalLM, options: argparse.Namespace) -> Iterator[tuple[int, int, int, int, int]]:
-    """The step's matrix products: rows, inputs, outputs, times forward, times backward."""
-    layout = Layout(options.thought_tokens, options.lookahead)
-    texts, thoughts = options.batch * options.tokens, options.batch * options.tokens * options.rationales
-    for _, layer in model.base.base_model.named_modules():
-        if isinstance(layer, torch.nn.Linear):
-            yield thoughts * layout.row_tokens, layer.in_features, layer.out_features, 1, 1
-            yield texts, layer.in_features, layer.out_features, 1, 1
-            yield thoughts, layer.in_features, layer.out_features, options.thought_tokens + 1, 0
-    learned = texts + thoughts * (options.thought_tokens + options.lookahead)
-    chunks, sampled = learned / HEAD_ROWS, thoughts * options.thought_tokens / HEAD_ROWS
-    yield HEAD_ROWS, options.hidden, options.vocab, chunks + sampled, chunks
 
 
 def useful_flops(model: QuietStarForCausalLM, options: argparse.Namespace) -> float:
     """Operations of one training step that the method needs."""
-    linear = sum(2 * m * i * o * (forward + 2 * backward) for m, i, o, forward, backward in products(model, options))
-    layout = Layout(options.thought_tokens, options.lookahead)
-    text, thoughts = options.tokens, options.tokens * options.rationales
-    # pairs of a query and a key: of the text with itself, of thoughts with half the text, of thoughts with themselves
-    row, sampled = layout.row_tokens, options.thought_tokens + 1
-    learned = text * text / 2 + thoughts * (row * text / 2 + row * (row + 1) / 2)
-    only_forward = thoughts * (sampled * text / 2 + sampled * (sampled + 1) / 2)
-    attention = 4 * options.hidden * options.layers * options.batch * (3 * learned + only_forward)
-    return linear + attention
+    return training_flops(shape_of(model.base), step_of(options))
+
+
+def step_of(options: argparse.Namespace) -> Step:
+    return Step(options.batch, options.tokens, options.rationales, options.thought_tokens, options.lookahead)
 
 
 def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measured: dict) -> dict:
@@ -51,7 +26,7 @@ def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measure
         return {"gemm_2048_flops_per_second": cube}
     work, seconds = 0.0, 0.0
     shapes: dict[tuple[int, int, int], float] = {}
-    for rows, inputs, outputs, forward, backward in products(model, options):
+    for rows, inputs, outputs, forward, backward in products(shape_of(model.base), step_of(options)):
         for shape, count in (
             ((rows, inputs, outputs), forward),
             ((rows, outputs, inputs), backward),

@@ -1,0 +1,57 @@
+"""Accuracy against thought length, as in the paper's figure: a line a lookahead, the base model dashed."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.ablations.results import BASE
+from pipeline.files import new_path
+
+PANEL = (4.2, 3.2)  # inches
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ablations", "text.parse_math": False, "font.size": 9}
+STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.2}
+DASHES = {BASE: (4, 2), "no_thought": (1, 1)}
+MARKERS = {"quiet_star": "o", "pause": "s"}
+
+
+def write_figure(rows: pd.DataFrame, path: Path) -> None:
+    """Draw the accuracies in ``rows`` (`results.table`) to ``path``, SVG, with 95 % intervals: a panel a task."""
+    accuracies = rows[rows["measure"] == "accuracy"]
+    panels = list(accuracies.groupby("task", sort=True))
+    with style.context(["default", STYLE]), new_path(path) as part:
+        figure = Figure(figsize=(PANEL[0] * max(1, len(panels)), PANEL[1]), layout="constrained", facecolor="white")
+        axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+        for axis, (task, some) in zip(axes, panels, strict=False):
+            _panel(axis, task, some)
+        failed = rows.loc[rows["state"] != "done", "experiment"]
+        if len(failed):
+            figure.suptitle(f"failed: {', '.join(failed)}", color="crimson", fontsize=8)
+        figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _panel(axis: Axes, task: str, some: pd.DataFrame) -> None:
+    grid = some.dropna(subset="thought_tokens")
+    lookaheads = sorted(grid["lookahead"].unique())
+    colours = colormaps["viridis"].resampled(len(lookaheads) + 1).colors
+    for (method, lookahead), line in grid.groupby(["method", "lookahead"], sort=True):
+        line = line.sort_values("thought_tokens")
+        spread = [line["mean"] - line["ci_low"], line["ci_high"] - line["mean"]]
+        axis.errorbar(
+            line["thought_tokens"].astype(int),
+            line["mean"],
+            yerr=spread,
+            label=f"{method}, lookahead {lookahead}",
+            color=colours[lookaheads.index(lookahead)],
+            marker=MARKERS.get(method, "^"),
+            linestyle="-" if method == "quiet_star" else ":",
+            capsize=2,
+        )
+    for _, row in some[some["thought_tokens"].isna()].iterrows():
+        axis.axhline(row["mean"], color="0.35", linewidth=1, dashes=DASHES[row["method"]], label=row["method"])
+        axis.axhspan(row["ci_low"], row["ci_high"], color="0.35", alpha=0.06, linewidth=0)
+    axis.set(title=task, xlabel="thought tokens", ylabel="accuracy", ylim=(0, 1.03))
+    axis.set_xticks(sorted(grid["thought_tokens"].astype(int).unique()))
+    axis.legend(fontsize=7, frameon=False)

@@ -1,0 +1,106 @@
+"""Tokens, operations, memory, time and disk of a run, before anything runs.
+
+    python -m pipeline.plan                                               # params.yaml as it is
+    python -m pipeline.plan model=mistral-7b data=openwebmath scale=paper hardware=node
+    python -m pipeline.plan train.thought_tokens=12 plan.flops=4e14       # any parameter, as for pipeline.preset
+
+Warns where something will not fit. The sizes of the devices are the section `plan` of params.yaml.
+"""
+
+import shutil
+import sys
+from collections.abc import Iterator
+
+from pipeline import errors, params, preset
+from pipeline.params import Params
+from pipeline.plan.estimate import Estimate, estimate
+
+GIGA = 1e9
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip(), *preset.known(), sep="\n  ")
+        return
+    every = params.load(changes=preset.options(arguments))
+    found = estimate(every)
+    for name, value in (*_size(found), *_work(found, every), *_memory(found), *_disk(found)):
+        print(f"{name:<34}{value:>16}")
+    for warning in warnings(found, every):
+        print(f"warning: {warning}")
+
+
+def _size(found: Estimate) -> Iterator[tuple[str, str]]:
+    yield "parameters", f"{found.shape.parameters:,}"
+    yield "tokens of pretraining", f"{found.pretraining_tokens:,}"
+    yield "tokens of text in training", f"{found.text_tokens:,}"
+    yield "tokens of thoughts in training", f"{found.thought_tokens:,}"
+
+
+def _work(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
+    for stage, flops in found.flops.items():
+        yield f"operations, {stage}", f"{flops:.3g}"
+    rate = every.plan.flops
+    yield f"time at {rate:.3g} a second", duration(found.seconds(rate))
+    if every.plan.devices > 1:
+        yield f"time on {every.plan.devices} devices", duration(found.seconds(rate * every.plan.devices))
+
+
+def _memory(found: Estimate) -> Iterator[tuple[str, str]]:
+    for name, size in vars(found.memory).items():
+        yield f"memory a device, {name}", f"{size / GIGA:.2f} GB"
+    yield "memory a device", f"{found.memory.total / GIGA:.2f} GB"
+
+
+def _disk(found: Estimate) -> Iterator[tuple[str, str]]:
+    for name, size in found.disk.items():
+        yield f"disk, {name}", f"{size / GIGA:.2f} GB"
+    yield "disk", f"{sum(found.disk.values()) / GIGA:.2f} GB"
+
+
+def warnings(found: Estimate, every: Params) -> Iterator[str]:
+    """What will not fit, and what to do about it."""
+    plan, train = every.plan, every.train
+    if found.memory.total > plan.device_memory * GIGA:
+        yield (
+            f"training takes {found.memory.total / GIGA:.1f} GB on a device that has {plan.device_memory:g} GB "
+            f"(plan.device_memory): {advice(found, every)}"
+        )
+    free = plan.disk * GIGA if plan.disk is not None else shutil.disk_usage(".").free
+    if sum(found.disk.values()) > free:
+        yield f"{sum(found.disk.values()) / GIGA:.1f} GB go to the disk, which has {free / GIGA:.1f} GB free"
+    if plan.devices > 1:
+        yield (
+            "this version trains on one device, which takes all passes of a step in turn: the memory and time of "
+            f"{plan.devices} are those of a launcher that shares them and the model's states out"
+        )
+    if train.accumulation % plan.devices:
+        yield f"train.accumulation ({train.accumulation}) passes cannot be shared out over {plan.devices} devices"
+
+
+def advice(found: Estimate, every: Params) -> str:
+    """The first setting that would make it fit and is not made yet."""
+    train, memory = every.train, found.memory
+    states = memory.weights + memory.gradients + memory.optimizer
+    if states > every.plan.device_memory * GIGA:
+        return (
+            f"weights, gradients and optimizer alone are {states / GIGA:.1f} GB; take a smaller model or more devices"
+        )
+    if train.batch_size > 1:
+        return "lower train.batch_size and raise train.accumulation"
+    if not train.checkpointing:
+        return "set train.checkpointing"
+    return "lower train.positions"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which people read them."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,135 @@
+"""A run's tokens, operations, memory and disk, from its parameters alone."""
+
+from dataclasses import dataclass
+
+from transformers import AutoConfig
+
+from pipeline.params import LONGEST_TEXT, BaseModel, HubSplit, Params
+from pipeline.plan.memory import FLOAT, Memory, training_memory
+from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
+from pipeline.plan.work import Step, reading_flops, training_flops
+
+TOKEN_BYTES = 4  # of a token in a span
+TEXT_BYTES = 4  # of a token in a text, about
+COPIES = 2  # of everything that DVC keeps: the workspace's and the cache's
+WAYS = 3  # of answering: with thoughts, without, and the base model
+ANSWER_TOKENS = 4  # where evaluation thinks, of a question
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes; operations by stage, bytes by kind."""
+
+    shape: Shape
+    step: Step
+    text_tokens: int  # that training reads, padding included
+    thought_tokens: int  # that training samples
+    pretraining_tokens: int
+    flops: dict[str, float]
+    memory: Memory
+    disk: dict[str, float]
+
+    def seconds(self, rate: float) -> float:
+        """All stages one after the other, at ``rate`` operations a second."""
+        return sum(self.flops.values()) / rate
+
+
+def estimate(params: Params) -> Estimate:
+    """What the run with these parameters takes. Raises UserError where the base model's configuration is not there."""
+    train, tokenize = params.train, params.tokenize
+    shape = with_thoughts(_base_shape(params.base_model, tokenize.vocabulary))
+    step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead)
+    passes = train.steps * train.accumulation
+    scratch = params.base_model.scratch
+    pretraining = scratch.steps * scratch.batch_size * tokenize.pretrain_span
+    return Estimate(
+        shape=shape,
+        step=step,
+        text_tokens=passes * step.positions,
+        thought_tokens=passes * step.thoughts * step.thought_tokens,
+        pretraining_tokens=pretraining if params.base_model.source == "scratch" else 0,
+        flops=_flops(params, shape, step),
+        memory=training_memory(
+            shape, step, params.plan.devices, train.positions, train.checkpointing, train.precision == "bfloat16"
+        ),
+        disk=_disk(params, shape),
+    )
+
+
+def _base_shape(base: BaseModel, vocabulary: int) -> Shape:
+    if base.source == "hub":
+        return hub_shape(base.path, base.revision)
+    scratch = base.scratch
+    config = AutoConfig.for_model(
+        scratch.architecture,
+        vocab_size=vocabulary,
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.ffn_size,
+        num_hidden_layers=scratch.layers,
+        num_attention_heads=scratch.heads,
+        num_key_value_heads=scratch.key_value_heads,
+        head_dim=scratch.hidden_size // scratch.heads,
+        max_position_embeddings=LONGEST_TEXT,
+        tie_word_embeddings=scratch.tied_embeddings,
+    )
+    return shape_from(config)
+
+
+def _flops(params: Params, shape: Shape, step: Step) -> dict[str, float]:
+    train, scratch = params.train, params.base_model.scratch
+    span = params.tokenize.span
+    found = {}
+    if params.base_model.source == "scratch":
+        tokens = scratch.steps * scratch.batch_size * params.tokenize.pretrain_span
+        found["base_model"] = 3 * reading_flops(shape, tokens, params.tokenize.pretrain_span)
+    runs = dict.fromkeys(params.baseline.methods, params.baseline.seeds)
+    found["train"] = _trained(train.method, params, shape, step)
+    if runs:
+        found["baseline"] = sum(len(seeds) * _trained(method, params, shape, step) for method, seeds in runs.items())
+    thinking = step.thought_tokens + 2  # passes of one token each
+    questions = min(params.evaluate.questions or params.plan.questions, params.plan.questions)
+    asked = questions * (WAYS * span + ANSWER_TOKENS * thinking)
+    found["evaluate"] = reading_flops(shape, asked * (1 + sum(map(len, runs.values()))), span)
+    cot = params.chain_of_thought
+    written = min(cot.questions or params.plan.questions, params.plan.questions) * cot.samples
+    length = span + cot.new_tokens
+    found["chain_of_thought"] = reading_flops(
+        shape, written * (cot.new_tokens + cot.answer_tokens) * (1 + thinking), length
+    )
+    found["perplexity"] = reading_flops(shape, params.perplexity.texts * span * (1 + thinking), span)
+    return found
+
+
+def _trained(method: str, params: Params, shape: Shape, step: Step) -> float:
+    """Operations of training: pauses are not sampled, continued pretraining has no thoughts at all."""
+    passes = params.train.steps * params.train.accumulation
+    if method == "no_thought":
+        return passes * 3 * reading_flops(shape, step.positions, step.tokens)
+    whole = training_flops(shape, step)
+    if method == "pause":
+        whole -= reading_flops(shape, step.thoughts * (step.thought_tokens + 1), step.tokens)
+    return passes * whole
+
+
+def _disk(params: Params, shape: Shape) -> dict[str, float]:
+    models = 2 + len(params.baseline.methods) * len(params.baseline.seeds)  # the base's and each that is trained
+    found = {"models": (COPIES * models + 1) * shape.parameters * FLOAT}  # the release shares its cache
+    if params.base_model.source == "hub":
+        found["hub cache"] = shape.parameters * FLOAT / 2
+    documents = _documents(params)
+    found["corpus"] = COPIES * sum(documents.values()) * params.plan.document_bytes
+    tokens = 0.0
+    for split, count in documents.items():
+        packed = params.tokenize.packed or split == "pretrain"
+        tokens += count * (params.plan.document_bytes / TEXT_BYTES if packed else params.tokenize.span)
+    found["tokens"] = COPIES * TOKEN_BYTES * tokens
+    return found
+
+
+def _documents(params: Params) -> dict[str, int]:
+    """How many documents each split has."""
+    splits = ["train", "heldout"] + ["pretrain"] * (params.base_model.source == "scratch")
+    if params.corpus.source == "microworld":
+        return {split: getattr(params.corpus.microworld, f"{split}_documents") for split in splits}
+    sources: dict[str, HubSplit] = {split: getattr(params.corpus.hub, split) for split in splits}
+    return {split: source.rows or params.plan.documents for split, source in sources.items()}

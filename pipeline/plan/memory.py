@@ -1,0 +1,62 @@
+"""Memory of a training step on one device, in bytes."""
+
+from dataclasses import dataclass
+
+from pipeline.plan.shape import Shape
+from pipeline.plan.work import HEAD_ROWS, Step
+
+FLOAT = 4  # weights, gradients, optimizer and losses are float32 whatever the precision
+OPTIMIZER = 2  # numbers a parameter: AdamW's two moments
+HALF = 0.6  # of the activations' bytes under autocast to bfloat16: norms and residuals stay float32
+# fitted to the peaks in docs/benchmarks.md (tests/plan): layers' worth that the backward pass of one layer works on,
+# with what the forward pass has kept of it or with it computed again, and copies of a chunk's logits in the head
+WORKING, WORKING_AGAIN, HEAD_COPIES = 2, 4, 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+
+
+def training_memory(
+    shape: Shape, step: Step, devices: int, positions: int | None, checkpointing: bool, bfloat16: bool
+) -> Memory:
+    """At a pass's peak; weights, gradients and optimizer are shared out over the devices (FSDP2), which a step's texts
+    are not. ``positions`` of each text think at a time."""
+    share = shape.parameters * FLOAT / devices
+    thinking = min(positions or step.tokens, step.tokens)
+    thoughts = step.texts * thinking * step.rationales
+    rows = step.positions + thoughts * step.row_tokens
+    size = FLOAT * (HALF if bfloat16 else 1)
+    layer = rows * size * layer_numbers(shape)
+    kept = rows * size * shape.hidden if checkpointing else layer
+    working = WORKING_AGAIN if checkpointing else WORKING
+    # of every layer what is kept, of one what its backward pass works on, of the end what the mixing head reads
+    mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4
+    cast = shape.parameters * 2 / devices if bfloat16 else 0
+    activations = shape.layers * kept + working * layer + mixing + _sampling(shape, thoughts, step, size) + cast
+    return Memory(share, share, OPTIMIZER * share, activations, HEAD_COPIES * HEAD_ROWS * shape.vocab * FLOAT)
+
+
+def layer_numbers(shape: Shape) -> int:
+    """Numbers that a decoder layer keeps of a token for its backward pass.
+
+    The residual before each norm, both norms before and after their weight (6 D), queries and what attention gives,
+    keys and values, and of the feed-forward layer the gate, its activation, the other half and their product.
+    """
+    return 6 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.ffn
+
+
+def _sampling(shape: Shape, thoughts: float, step: Step, size: float) -> float:
+    """Keys and values of the text and of thoughts while they are sampled."""
+    return 2 * shape.keys * shape.layers * size * (step.positions + thoughts * (step.thought_tokens + 1))

@@ -1,0 +1,80 @@
+"""What a plan needs to know of a model: the sizes of its layers, without its weights."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from pipeline.errors import UserError
+
+KNOWN = Path(__file__).parent / "models.yaml"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder; ``linears`` are the (inputs, outputs) of every matrix in its layers."""
+
+    linears: tuple[tuple[int, int], ...]
+    layers: int
+    hidden: int  # D
+    queries: int  # heads times their size
+    keys: int  # key-value heads times their size
+    ffn: int
+    vocab: int  # V
+    parameters: int
+
+    @property
+    def body(self) -> int:
+        """Weights that every token goes through."""
+        return sum(inputs * outputs for inputs, outputs in self.linears)
+
+    @property
+    def mixing_head(self) -> int:
+        """Parameters of the mixing head and of the two meta-tokens (method.md)."""
+        return (2 * self.hidden + 1) * self.hidden + (self.hidden + 1) * self.hidden + self.hidden + 2 * self.hidden
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """The shape of a model, which may have no weights (the device ``meta``)."""
+    config = model.config
+    body = model.base_model.named_modules()
+    linears = tuple((m.in_features, m.out_features) for _, m in body if isinstance(m, torch.nn.Linear))
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(
+        linears=linears,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        queries=config.num_attention_heads * head,
+        keys=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
+        ffn=max(max(inputs, outputs) for inputs, outputs in linears),
+        vocab=config.vocab_size,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def shape_from(config: object) -> Shape:
+    """The shape of the decoder that a configuration of transformers describes."""
+    with torch.device("meta"):
+        return shape_of(AutoModelForCausalLM.from_config(config))
+
+
+def hub_shape(path: str, revision: str | None) -> Shape:
+    """The shape of a hub model or local folder; those of the presets are known without a network.
+
+    Raises UserError where there is none.
+    """
+    known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
+    if path in known and known[path]["revision"] == revision:
+        return shape_from(AutoConfig.for_model(**known[path]["config"]))
+    try:
+        return shape_from(AutoConfig.from_pretrained(path, revision=revision))
+    except Exception as error:  # transformers and huggingface_hub each raise their own
+        raise UserError(f"no configuration at {path}: {str(error).splitlines()[0]}") from error
+
+
+def with_thoughts(shape: Shape) -> Shape:
+    """The same with the mixing head and the meta-tokens."""
+    return dataclasses.replace(shape, parameters=shape.parameters + shape.mixing_head)

@@ -1,0 +1,183 @@
+"""A plan's figures against what arithmetic, a real model and measured steps give."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import LlamaConfig
+
+from pipeline import params, preset
+from pipeline.errors import UserError
+from pipeline.params import Params
+from pipeline.plan.__main__ import duration, warnings
+from pipeline.plan.estimate import estimate
+from pipeline.plan.memory import training_memory
+from pipeline.plan.shape import KNOWN, hub_shape, shape_from, shape_of, with_thoughts
+from pipeline.plan.work import Step, reading_flops, training_flops
+from tests.local_hub import model_folder
+from tests.thought.tiny import LLAMA, quiet_star
+
+ROOT = Path(__file__).parent.parent.parent
+PAPER = ["model=mistral-7b", "data=openwebmath", "scale=paper"]
+GIGA = 1e9
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def planned(*words: str) -> Params:
+    return params.load(changes=preset.options(list(words)))
+
+
+@pytest.mark.parametrize(
+    "path, parameters",
+    [
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+    ],
+)
+def test_the_presets_models_have_their_published_sizes(path: str, parameters: int):
+    revision = yaml.safe_load(KNOWN.read_text())[path]["revision"]
+    assert hub_shape(path, revision).parameters == parameters
+
+
+@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("model=")])
+def test_a_presets_model_is_known_without_a_network(name: str):
+    base = planned(name).base_model
+    assert base.source == "scratch" or hub_shape(base.path, base.revision).parameters > 1e8
+
+
+def test_the_mixing_head_and_meta_tokens_are_counted():
+    model = quiet_star(LLAMA)
+    assert with_thoughts(shape_of(model.base)).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_local_folder_is_read(tmp_path: Path):
+    assert hub_shape(str(model_folder(tmp_path / "m", "llama", num_attention_heads=2)), None).hidden == 16
+    with pytest.raises(UserError, match="no configuration at"):
+        hub_shape(str(tmp_path), None)
+
+
+def test_mistral_against_arithmetic():
+    """Each figure of the paper's run worked out from Mistral's sizes by hand."""
+    found = estimate(planned(*PAPER, "hardware=node"))
+    weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    head = 4096 * 32000
+    texts, thoughts = 100 * 8 * 256, 2 * 100 * 8 * 256
+    learned = weights * (texts + thoughts * (5 + 2 + 3)) + head * (texts + thoughts * (5 + 4))
+    sampled = weights * thoughts * 6 + head * thoughts * 5
+    assert found.text_tokens == texts and found.thought_tokens == 5 * thoughts
+    assert found.flops["train"] == pytest.approx(6 * learned + 2 * sampled, rel=0.2)
+    states = 7.24e9 * 4 / 8
+    assert found.memory.weights == found.memory.gradients == pytest.approx(states, rel=0.02)
+    assert found.memory.optimizer == pytest.approx(2 * states, rel=0.02)
+    # one text a device, every layer's input of 256 * (1 + 2 * 10) tokens kept as bfloat16: the rest is one layer's
+    kept = 32 * 256 * 21 * 4096 * 2
+    assert kept < found.memory.activations < 6 * kept
+    assert found.disk["models"] == pytest.approx((2 * 4 + 1) * 7.24e9 * 4, rel=0.02)
+    assert found.disk["tokens"] == 2 * 4 * 256 * (10_000 + 1000)
+
+
+# N, V, K, positions at a time, checkpointing: peak bytes of docs/benchmarks.md, 2 cores of an AMD EPYC, torch 2.13.0
+MEASURED = [
+    (256, 4096, 9, None, False, 1.23),
+    (512, 4096, 9, None, False, 2.24),
+    (1024, 4096, 9, None, False, 4.42),
+    (256, 32000, 9, None, False, 1.38),
+    (256, 32000, 9, 64, False, 0.74),
+    (256, 32000, 18, None, False, 2.04),
+    (256, 32000, 18, 64, False, 0.90),
+    (256, 4096, 9, None, True, 0.83),
+]
+
+
+@pytest.mark.parametrize("tokens, vocab, thought_tokens, positions, checkpointing, peak", MEASURED)
+def test_memory_against_measured_steps(
+    tokens: int, vocab: int, thought_tokens: int, positions: int | None, checkpointing: bool, peak: float
+):
+    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 896}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    shape = with_thoughts(shape_from(LlamaConfig(vocab_size=vocab, tie_word_embeddings=False, **sizes, **heads)))
+    step = Step(texts=1, tokens=tokens, rationales=2, thought_tokens=thought_tokens, lookahead=4)
+    found = training_memory(shape, step, 1, positions, checkpointing, bfloat16=False)
+    assert found.total == pytest.approx(peak * GIGA, rel=0.15)
+
+
+def test_reading_is_a_third_of_training_without_thoughts():
+    shape = shape_of(quiet_star(LLAMA).base)
+    step = Step(texts=2, tokens=64, rationales=0, thought_tokens=3, lookahead=2)
+    assert training_flops(shape, step) == pytest.approx(3 * reading_flops(shape, 2 * 64, 64))
+
+
+def told(*words: str) -> str:
+    some = planned(*words)
+    return "\n".join(warnings(estimate(some), some))
+
+
+def test_what_fits_is_not_warned_of():
+    assert told("plan.disk=10") == ""
+
+
+@pytest.mark.parametrize(
+    "words, warning",
+    [
+        ([*PAPER, "hardware=gpu"], "optimizer alone are 116.7 GB"),
+        (["plan.device_memory=0.3"], "lower train.batch_size and raise train.accumulation"),
+        (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
+        (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "lower train.positions"),
+        (["plan.disk=0.01"], "go to the disk"),
+        (["plan.devices=8", "train.accumulation=8"], "trains on one device"),
+        (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
+    ],
+)
+def test_what_does_not_fit_is(words: list[str], warning: str):
+    assert warning in told(*words)
+
+
+def test_a_method_without_thoughts_takes_less():
+    whole, pauses, plain = (
+        estimate(planned(f"train.method={method}")).flops["train"] for method in ("quiet_star", "pause", "no_thought")
+    )
+    assert whole > pauses > 5 * plain > 0
+
+
+def test_baselines_are_counted_by_method_and_seed():
+    one = estimate(planned("baseline.methods=[quiet_star]", "baseline.seeds=[1]")).flops
+    three = estimate(planned("baseline.methods=[quiet_star]", "baseline.seeds=[1,2,3]")).flops
+    assert three["baseline"] == pytest.approx(3 * one["baseline"]) and one["baseline"] == one["train"]
+    assert "baseline" not in estimate(planned("baseline.methods=[]")).flops
+
+
+@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("data=")])
+def test_every_corpus_has_a_size(name: str):
+    disk = estimate(planned(name)).disk
+    assert disk["corpus"] > 1e5 and disk["tokens"] > 1e4
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(5, "5.0 seconds"), (90, "1.5 minutes"), (5400, "1.5 hours"), (129600, "1.5 days")]
+)
+def test_durations(seconds: float, words: str):
+    assert duration(seconds) == words
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pipeline.plan", *words], capture_output=True, text=True, check=False)
+
+
+def test_as_a_command():
+    shown = run(*PAPER, "hardware=node", "plan.disk=1000")
+    assert shown.returncode == 0 and shown.stderr == ""
+    lines = dict(line.rsplit("  ", 1) for line in shown.stdout.splitlines() if not line.startswith("warning"))
+    assert {name.strip(): value.strip() for name, value in lines.items()}["parameters"] == "7,292,084,224"
+    for word in ("tokens of text", "operations, train", "memory a device", "time at", "disk, models"):
+        assert word in shown.stdout
+    refused = run("model=huge")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "model=huge" in refused.stderr
+    assert "mistral-7b" in run("--help").stdout
