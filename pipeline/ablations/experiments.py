@@ -66,11 +66,17 @@ def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[s
         if _workers():
             alive = time.monotonic()
         elif QUEUED in found.values() and RUNNING not in found.values():
-            _dvc("queue", "start", "--jobs", str(jobs))
-            time.sleep(POLL_SECONDS)
+            _start(jobs)
         elif time.monotonic() - alive > GRACE_SECONDS:
             _give_up_the_dead(arms)
         time.sleep(POLL_SECONDS)
+
+
+def _start(jobs: int) -> None:
+    """Start workers, which go on in the background: with a pipe for their output this would wait until they end."""
+    words = ["dvc", "queue", "start", "--jobs", str(jobs)]
+    subprocess.run(words, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    time.sleep(POLL_SECONDS)
 
 
 def states(arms: Sequence[Arm]) -> dict[str, str | None]:

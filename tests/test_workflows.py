@@ -1,0 +1,75 @@
+"""The workflows hold no logic: what they run, `make` runs; they fetch the whole history and need no secret."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / ".github/workflows").glob("*.yml"))
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
+
+
+def steps(path: Path) -> list[dict]:
+    return [step for job in yaml.safe_load(path.read_text())["jobs"].values() for step in job["steps"]]
+
+
+def triggers(name: str) -> dict:
+    return yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())[True]  # YAML reads `on` as true
+
+
+def test_there_are_tests_on_every_push_and_ablations_weekly_and_on_request():
+    assert [path.stem for path in FILES] == ["ablations", "tests"]
+    assert "push" in triggers("tests") and triggers("tests")["push"] is None
+    assert {"schedule", "workflow_dispatch", "pull_request"} <= set(triggers("ablations"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_runs_is_a_make_target(path: Path):
+    commands = [step["run"] for step in steps(path) if "run" in step]
+    assert commands
+    for command in commands:
+        assert re.fullmatch(r"make [a-z-]+", command), command
+        assert command.removeprefix("make ") in TARGETS
+
+
+def test_the_grids_workflow_runs_what_it_needs_in_order():
+    commands = [step["run"] for step in steps(ROOT / ".github/workflows/ablations.yml") if "run" in step]
+    assert commands == ["make repro", "make ablations-ci", "make ci-report", "make ci-comment"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_actions_are_pinned_and_the_whole_history_is_fetched(path: Path):
+    used = [step for step in steps(path) if "uses" in step]
+    assert all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step["uses"]) for step in used)
+    checkout = next(step for step in used if step["uses"].startswith("actions/checkout@"))
+    assert checkout["with"]["fetch-depth"] == 0 and checkout["with"]["persist-credentials"] is False
+
+
+def test_the_cache_is_restored_between_runs():
+    cache = next(s for s in steps(ROOT / ".github/workflows/ablations.yml") if "actions/cache@" in s.get("uses", ""))
+    assert cache["with"]["path"] == ".dvc/cache" and cache["with"]["key"].startswith(cache["with"]["restore-keys"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_secret_is_needed(path: Path):
+    assert "secrets." not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check-jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, FILES)],
+        ["zizmor", "--offline", "--quiet", str(ROOT / ".github/workflows")],
+    ],
+    ids=lambda command: command[0],
+)
+def test_linters_find_nothing(command: list[str]):
+    tool = Path(sys.executable).parent / command[0]
+    done = subprocess.run([tool, *command[1:]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert command[0] in MAKEFILE
