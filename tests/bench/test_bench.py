@@ -10,8 +10,10 @@ import pytest
 from pipeline.bench import suite
 from pipeline.bench.__main__ import parse
 from pipeline.bench.measure import build
-from pipeline.bench.work import products, useful_flops
+from pipeline.bench.work import step_of, useful_flops
 from pipeline.errors import UserError
+from pipeline.plan.shape import shape_of
+from pipeline.plan.work import products
 
 ROOT = Path(__file__).parents[2]
 TINY = "--hidden 16 --layers 2 --heads 4 --kv-heads 2 --ffn 24 --vocab 50 --tokens 8 --repeats 1 --new-tokens 3"
@@ -76,7 +78,7 @@ def test_products_are_the_steps_rows():
     """T = 2 + 2 + 1 = 5 tokens a row, K + 1 = 3 passes to sample, counted by hand."""
     options = options_of(f"{TINY} --batch 3 --rationales 2 --thought-tokens 2 --lookahead 2")
     model = build(options)
-    found = list(products(model, options))
+    found = list(products(shape_of(model.base), step_of(options)))
     body, head = found[:-1], found[-1]
     assert len(body) == 3 * 7 * options.layers
     weights = sum(m.in_features * m.out_features for m in model.base.model.modules() if hasattr(m, "in_features"))
