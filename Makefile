@@ -38,7 +38,7 @@ ablations-ci: setup ## the same on a small grid (ablations-ci.yaml), for CI
 
 BASE ?= origin/main
 ci-report: setup ## the small grid's results and what differs from BASE (origin/main): results/ci-report.md, a job's summary
-	@{ cat results/ablations-ci.md 2>/dev/null || echo "The grid wrote no table: its log says why."; \
+	@set -e; { sed '/^!\[/d' results/ablations-ci.md 2>/dev/null || echo "The grid wrote no table: its log says why."; \
 	  echo; echo "# Against $(BASE)"; echo; $(RUN) dvc params diff --md $(BASE); echo; $(RUN) dvc metrics diff --md $(BASE); \
 	} > results/ci-report.md
 	@cat results/ci-report.md >> "$${GITHUB_STEP_SUMMARY:-/dev/stdout}"
@@ -53,7 +53,7 @@ test: setup ## run the whole test suite
 lint: setup ## check style and workflows
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
-	@$(RUN) check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(RUN) check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(RUN) zizmor --offline --quiet .github/workflows
 
 # what `make show` leaves out: intervals, probabilities, baselines, hashes (dvc exp show has them all)

@@ -5,9 +5,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
+
 
 class UserError(Exception):
     """Something that the user can put right. Its text is one line; a stage prints it and ends with exit code 1."""
+
+
+def reason(error: Exception) -> str:
+    """An exception of a library, in one line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def run(stage: Callable[[], None]) -> None:
@@ -19,6 +26,9 @@ def run(stage: Callable[[], None]) -> None:
     except UserError as error:
         _close_progress_bars()
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        _close_progress_bars()
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno is None:  # not the system's own complaint (a full disk, a missing permission)
             raise

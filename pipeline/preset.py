@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline import errors, params
 
@@ -37,11 +38,12 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
             config = compose("preset", overrides=groups)
         values = OmegaConf.from_dotlist([a for a in arguments if a not in groups])
         flat = _flat(OmegaConf.merge(OmegaConf.to_container(config), values))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise errors.UserError(str(error).splitlines()[0]) from error
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise errors.UserError(errors.reason(error)) from error
     if root is not None:
         flat |= {k: str(Path(root) / v) for k, v in flat.items() if k.startswith("corpus.hub.") and k.endswith(".path")}
         flat |= _rooted_defaults(flat, root) | {"tasks.root": root}
+        flat |= {f"corpus.hub.{split}.revision": None for split in ("pretrain", "train", "heldout")}
     params.load(changes=flat)
     for name, value in flat.items():
         _check_readable(name, value)

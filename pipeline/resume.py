@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 FOLDER = ".resume"
 ROWS, LOCK = "rows.jsonl", "lock"
 CODE = Path(__file__).parent
-LIBRARIES = ("torch", "transformers")
+LIBRARIES = ("torch", "transformers")  # that a row may depend on, unless a stage names others
 
 
 class Scratch:
@@ -57,14 +57,21 @@ def _whole_rows(path: Path) -> tuple[list[dict], int]:
 
 
 @contextmanager
-def unfinished(stage: str, params: Mapping, inputs: Sequence[Path]) -> Iterator[Scratch]:
-    """The scratch of ``stage`` with these ``params`` (JSON values), ``inputs`` (files or folders) and this code.
+def unfinished(
+    stage: str,
+    params: Mapping,
+    inputs: Sequence[Path],
+    code: Path = CODE,
+    libraries: Sequence[str] = LIBRARIES,
+) -> Iterator[Scratch]:
+    """The scratch of ``stage`` with these ``params`` (JSON values), ``inputs`` (files or folders), ``code`` (a folder)
+    and versions of ``libraries``.
 
     It is removed, with what earlier runs of the stage left, once the block has ended well, so outputs are written
     inside it; a run with anything else changed starts afresh. Raises UserError while another process is at the same
     work: killing `dvc` alone leaves its stage running.
     """
-    folder = Path(os.environ.get("DVC_ROOT", ".")) / FOLDER / stage / fingerprint(params, inputs)
+    folder = Path(os.environ.get("DVC_ROOT", ".")) / FOLDER / stage / fingerprint(params, inputs, code, libraries)
     with _locked(folder):
         scratch = Scratch(folder / ROWS)
         try:
@@ -79,13 +86,15 @@ def unfinished(stage: str, params: Mapping, inputs: Sequence[Path]) -> Iterator[
         _prune(folder.parent)
 
 
-def fingerprint(params: Mapping, inputs: Sequence[Path]) -> str:
+def fingerprint(
+    params: Mapping, inputs: Sequence[Path], code: Path = CODE, libraries: Sequence[str] = LIBRARIES
+) -> str:
     """A name for everything that could change a row: parameters, bytes of inputs and code, versions of libraries."""
     about = {
         "params": dict(params),
         "inputs": [_digests(path, "*") for path in inputs],
-        "code": _digests(CODE, "*.py"),
-        "versions": [version(library) for library in LIBRARIES],
+        "code": _digests(code, "*.py"),
+        "versions": [version(library) for library in libraries],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -136,7 +145,7 @@ def _remove(folder: Path) -> None:
     gone = folder.with_name(f"{folder.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # another process may be at it too
 
 
 def _prune(stage: Path) -> None:

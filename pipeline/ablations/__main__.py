@@ -6,7 +6,6 @@ tokens and base model through DVC's cache; what an earlier call has finished is 
 """
 
 import argparse
-import subprocess
 from pathlib import Path
 
 from pipeline import errors
@@ -23,12 +22,16 @@ def main() -> None:
     grid = read_grid(options.grid)
     every = arms(grid)
     print(f"{len(every)} arms; `dvc queue logs ARM` shows what one is doing", flush=True)
-    states = experiments.run(every, options.jobs, tell=lambda line: print(line, flush=True))
+    experiments.queue_up(every)
+    if arms(grid) != every:  # an arm is named after the code that it runs, which was queued just now
+        experiments.withdraw(every)
+        raise UserError("code or parameters have changed while they were queued: run this again")
+    states = experiments.wait(every, options.jobs, tell=lambda line: print(line, flush=True))
     stem = RESULTS / options.grid.stem
     rows = results.table(every, states)
     write_table(stem.with_suffix(".csv"), rows)
     figure.write_figure(rows, stem.with_suffix(".svg"))
-    words = results.in_words(rows, _about(options.grid, grid.seeds), stem.with_suffix(".svg"))
+    words = results.in_words(rows, _about(options.grid, grid.seeds, every[0].baseline), stem.with_suffix(".svg"))
     with new_path(stem.with_suffix(".md")) as part:
         part.write_text(words, encoding="utf-8")
     failed = [arm for arm in every if states[arm.name] != experiments.DONE]
@@ -44,14 +47,15 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("grid", nargs="?", type=Path, default=Path("ablations.yaml"), help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time (default: %(default)s)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}, but must be at least 1")
+    return options
 
 
-def _about(grid: Path, seeds: list[int]) -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def _about(grid: Path, seeds: list[int], commit: str) -> str:
     named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
-    return f"`python -m pipeline.ablations {grid}` at commit {commit}, {named}. Brackets are 95 % intervals."
+    return f"`python -m pipeline.ablations {grid}` on commit {commit[:7]}, {named}. Brackets are 95 % intervals."
 
 
 if __name__ == "__main__":

@@ -9,43 +9,67 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.repo.experiments.queue.celery import LocalCeleryQueue
 from omegaconf import OmegaConf
 
 from pipeline import preset
-from pipeline.ablations.grid import Arm
+from pipeline.ablations.grid import Arm, git
 from pipeline.errors import UserError
 from pipeline.params import PARAMS_FILE
 
 DONE, FAILED, QUEUED, RUNNING = "done", "failed", "queued", "running"
+PENDING = {QUEUED, RUNNING}
 POLL_SECONDS = 3
-GRACE_SECONDS = 30  # in which a queue's worker may start, or put down what it has finished
+GRACE_POLLS = 10  # in which a worker may start, or put down what it has finished
+STARTS = 5  # of workers that end at once
 LOG_LINES = 2
 
+States = dict[str, str | None]  # by an arm's name; None of one that nobody has asked for yet
 
-def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
-    """Run every arm that is not done; return what became of each, by name, and ``tell`` of every change.
 
-    A second process may have been killed in the middle: what it has finished is kept, what its workers still run is
-    waited for, and the rest is queued again. Ends the workers when it is interrupted.
+def queue_up(arms: Sequence[Arm]) -> None:
+    """Queue every arm that is neither done nor pending.
+
+    A call before may have been killed in the middle: what it has finished is kept, what its workers still run goes on,
+    and what nobody runs any more is queued again.
     """
-    _give_up_the_dead(arms)
+    found = states(arms)
+    if not _workers():
+        _give_up([name for name, state in found.items() if state == RUNNING])
+        found = states(arms)
     for arm in arms:
-        if states([arm])[arm.name] in (None, FAILED):
-            _queue(arm)
+        if found[arm.name] in (None, FAILED):
+            _queue_up(arm, again=found[arm.name] == FAILED)
+
+
+def withdraw(arms: Sequence[Arm]) -> None:
+    """Take those that are queued out of the queue."""
+    for name in (name for name, state in states(arms).items() if state == QUEUED):
+        _dvc("queue", "remove", name)
+
+
+def wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
+    """Run what is queued, ``jobs`` at a time; return what became of each arm, by name, and ``tell`` of every change.
+
+    Ends the workers when it is interrupted.
+    """
     try:
         return _wait(arms, jobs, tell)
     except BaseException:
         _dvc("queue", "stop", "--kill")
+        _give_up([name for name, state in states(arms).items() if state == RUNNING])
         raise
 
 
-def _queue(arm: Arm) -> None:
-    if _entries().get(arm.name):  # of a run that failed, or whose commit somebody has removed
+def _queue_up(arm: Arm, again: bool) -> None:
+    if again:
         _dvc("queue", "remove", arm.name)
     options = [word for value in preset.words(arm.params) for word in ("-S", value)]
     done = _dvc("exp", "run", "--queue", "--name", arm.name, *options)
@@ -54,53 +78,64 @@ def _queue(arm: Arm) -> None:
 
 
 def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
-    known: dict[str, str | None] = {}
-    alive = time.monotonic()
-    while True:
+    """Until nothing is pending in two looks: DVC's queue does not show an arm that moves from queued to running."""
+    known: States = {}
+    quiet = idle = starts = 0
+    while quiet < 2:
         found = states(arms)
         for name in (name for name, state in found.items() if state != known.get(name)):
             tell(f"{name}: {found[name]}")
+            starts = 0
         known = found
-        if not {QUEUED, RUNNING} & set(found.values()):
-            return {name: state or FAILED for name, state in found.items()}
-        if _workers():
-            alive = time.monotonic()
-        elif QUEUED in found.values() and RUNNING not in found.values():
-            _start(jobs)
-        elif time.monotonic() - alive > GRACE_SECONDS:
-            _give_up_the_dead(arms)
-        time.sleep(POLL_SECONDS)
+        pending = PENDING & set(found.values())
+        quiet = 0 if pending else quiet + 1
+        idle = 0 if _workers() or not pending else idle + 1
+        if idle and RUNNING not in pending:
+            starts += 1
+            _start(jobs, starts)
+        elif idle > GRACE_POLLS:
+            _give_up([name for name, state in found.items() if state == RUNNING])
+        time.sleep(POLL_SECONDS if pending else POLL_SECONDS / 10)
+    return {name: state or FAILED for name, state in known.items()}
 
 
-def _start(jobs: int) -> None:
+def _start(jobs: int, starts: int) -> None:
     """Start workers, which go on in the background: with a pipe for their output this would wait until they end."""
+    if starts > STARTS:
+        raise UserError("DVC's queue workers end as soon as they start: see .dvc/tmp/exps/celery/*.out")
     words = ["dvc", "queue", "start", "--jobs", str(jobs)]
-    subprocess.run(words, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    time.sleep(POLL_SECONDS)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(words, env=_environment(), check=False, **quiet)
 
 
-def states(arms: Sequence[Arm]) -> dict[str, str | None]:
-    """Whether each arm is done, failed, queued or running; None of one that nobody has asked for yet."""
-    entries = _entries()
-    queue = {"Queued": QUEUED, "Running": RUNNING}
-    found: dict[str, str | None] = {}
-    for arm in arms:
-        status = entries.get(arm.name)
-        found[arm.name] = DONE if revision(arm) else queue.get(status, FAILED) if status else None
-    return found
+@contextmanager
+def _queue() -> Iterator[LocalCeleryQueue]:
+    try:
+        with Repo() as repo:
+            yield repo.experiments.celery_queue
+    except DvcException as error:
+        raise UserError(f"DVC's queue of experiments cannot be read: {error}") from error
 
 
-def _entries() -> dict[str, str]:
-    """The status of every experiment in DVC's queue, by name."""
-    with Repo() as repo:
-        return {entry["name"]: entry["status"] for entry in repo.experiments.celery_queue.status() if entry["name"]}
+def states(arms: Sequence[Arm]) -> States:
+    """Whether each arm is done, failed, queued or running."""
+    with _queue() as queue:
+        found = {done.entry.name: FAILED for done in queue.iter_done()}  # unless there is a commit
+        found |= {entry.name: QUEUED for entry in queue.iter_queued()}
+        found |= {entry.name: RUNNING for entry in queue.iter_active()}
+    commits = revisions(arms)
+    return {arm.name: DONE if arm.name in commits else found.get(arm.name) for arm in arms}
 
 
-def revision(arm: Arm) -> str | None:
-    """The commit that DVC has made of an arm that ended well, on top of the commit that is checked out."""
-    head = _git("rev-parse", "HEAD").stdout.strip()
-    found = _git("rev-parse", "--verify", "--quiet", f"refs/exps/{head[:2]}/{head[2:]}/{arm.name}")
-    return found.stdout.strip() or None
+def revisions(arms: Sequence[Arm]) -> dict[str, str]:
+    """The commits that DVC has made of arms that ended well, on top of the commit that they started from."""
+    found = {}
+    for baseline in {arm.baseline for arm in arms}:
+        folder = f"refs/exps/{baseline[:2]}/{baseline[2:]}"
+        for line in git("for-each-ref", "--format=%(refname) %(objectname)", folder).splitlines():
+            name, commit = line.split()
+            found[name.removeprefix(f"{folder}/")] = commit
+    return {arm.name: found[arm.name] for arm in arms if arm.name in found}
 
 
 def read(arm: Arm, path: str) -> str:
@@ -108,47 +143,64 @@ def read(arm: Arm, path: str) -> str:
 
     Never from the workspace, where every arm would find the same file.
     """
-    commit = revision(arm)
-    params = OmegaConf.create(_git("show", f"{commit}:{PARAMS_FILE}").stdout)
+    commit = revisions([arm])[arm.name]
+    params = OmegaConf.create(git("show", f"{commit}:{PARAMS_FILE}"))
     for name, value in arm.params.items():
         if OmegaConf.select(params, name) != value:
             raise UserError(f"experiment {arm.name} has {name} {OmegaConf.select(params, name)}, but not {value}")
-    shown = _git("show", f"{commit}:{path}")
-    if shown.returncode:
-        raise UserError(f"experiment {arm.name} has no {path}")
-    return shown.stdout
+    return git("show", f"{commit}:{path}")
 
 
 def reason(arm: Arm) -> str:
     """Why an arm failed: the last complaint in its log."""
+    with _queue() as queue:
+        if any(done.entry.name == arm.name and done.result is not None for done in queue.iter_done()):
+            return "it ran, but DVC has kept no commit of it"
     shown = _dvc("queue", "logs", arm.name)
-    return _complaint(shown.stdout) if shown.returncode == 0 else _complaint(shown.stderr)
+    return _complaint(shown.stderr if shown.returncode else shown.stdout)
 
 
 def _complaint(log: str) -> str:
     lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
     told = [line for line in lines if line.lower().startswith("error")]
-    return "; ".join((told or lines)[:LOG_LINES]) or "nothing was logged"
+    return "; ".join((told or lines)[-LOG_LINES:]) or "nothing was logged"
 
 
-def _give_up_the_dead(arms: Sequence[Arm]) -> None:
-    """Mark as failed what a worker that is no more has left running."""
-    names = [name for name, state in states(arms).items() if state == RUNNING]
-    if names and not _workers():
-        _dvc("queue", "kill", "--force", *names)  # an orphan ends here
-        _dvc("queue", "kill", *names)  # and of one that has ended DVC notes that it failed
+def _give_up(names: Sequence[str]) -> None:
+    """End what runs of these arms, with its stages, and have DVC note that it failed.
+
+    DVC itself would signal the number that a process once had, and leave the stage below it running.
+    """
+    with _queue() as queue:
+        for entry in [entry for entry in queue.iter_active() if entry.name in names]:
+            _end(queue.get_infofile_path(entry.stash_rev))
+            about = queue.proc.get(entry.stash_rev)
+            if about is not None and about.returncode is None:
+                about.returncode = -1
+                queue.proc[entry.stash_rev] = about
+    for name in names:
+        _dvc("queue", "kill", name)
 
 
-def _workers() -> list[psutil.Process]:
-    """This project's queue workers, by the name that DVC gives them."""
-    with Repo() as repo:
-        mark = f"dvc-exp-{hashlib.sha256(repo.experiments.celery_queue.wdir.encode()).hexdigest()[:6]}-"
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = process.info["cmdline"] or []
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(word.startswith(mark) for word in words):
-            found.append(process)
-    return found
+def _end(word: str) -> None:
+    """End the processes that have this word in their command line, and all below them."""
+    for process in psutil.process_iter(["cmdline"]):
+        if word in (process.info["cmdline"] or []):
+            with suppress(psutil.NoSuchProcess):
+                for one in (*process.children(recursive=True), process):
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+
+
+def _workers() -> bool:
+    """Whether this project has a queue worker, by the name that DVC gives it."""
+    with _queue() as queue:
+        mark = f"dvc-exp-{hashlib.sha256(queue.wdir.encode()).hexdigest()[:6]}-"
+    return any(
+        process.info["status"] != psutil.STATUS_ZOMBIE
+        and any(word.startswith(mark) for word in process.info["cmdline"] or [])
+        for process in psutil.process_iter(["cmdline", "status"])
+    )
 
 
 def _dvc(*words: str) -> subprocess.CompletedProcess[str]:
@@ -156,9 +208,10 @@ def _dvc(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def _environment() -> dict[str, str]:
-    """For a worker and its stages: `dvc` and `python` are those beside this interpreter."""
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-
-
-def _git(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    """For a worker and its stages: `dvc` and `python` are those beside this interpreter, and commits have an author."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    known = subprocess.run(["git", "config", "user.email"], capture_output=True, check=False).stdout
+    if not known:
+        names = [f"GIT_{who}_{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")]
+        environment = dict.fromkeys(names, "ablations@localhost") | environment
+    return environment

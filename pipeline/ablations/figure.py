@@ -1,5 +1,6 @@
 """Accuracy against thought length, as in the paper's figure: a line a lookahead, the base model dashed."""
 
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -7,10 +8,12 @@ from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.ablations.experiments import DONE
 from pipeline.ablations.results import BASE
 from pipeline.files import new_path
 
 PANEL = (4.2, 3.2)  # inches
+NAMES_A_PANEL = 70  # letters across
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ablations", "text.parse_math": False, "font.size": 9}
 STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.2}
 DASHES = {BASE: (4, 2), "no_thought": (1, 1)}
@@ -26,9 +29,10 @@ def write_figure(rows: pd.DataFrame, path: Path) -> None:
         axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
         for axis, (task, some) in zip(axes, panels, strict=False):
             _panel(axis, task, some)
-        failed = rows.loc[rows["state"] != "done", "experiment"]
+        failed = rows.loc[rows["state"] != DONE, "experiment"]
         if len(failed):
-            figure.suptitle(f"failed: {', '.join(failed)}", color="crimson", fontsize=8)
+            names = textwrap.fill(f"failed: {', '.join(failed)}", width=NAMES_A_PANEL * max(1, len(panels)))
+            figure.suptitle(names, color="crimson", fontsize=7)
         figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
 
 
@@ -38,7 +42,7 @@ def _panel(axis: Axes, task: str, some: pd.DataFrame) -> None:
     colours = colormaps["viridis"].resampled(len(lookaheads) + 1).colors
     for (method, lookahead), line in grid.groupby(["method", "lookahead"], sort=True):
         line = line.sort_values("thought_tokens")
-        spread = [line["mean"] - line["ci_low"], line["ci_high"] - line["mean"]]
+        spread = [(line["mean"] - line["ci_low"]).clip(lower=0), (line["ci_high"] - line["mean"]).clip(lower=0)]
         axis.errorbar(
             line["thought_tokens"].astype(int),
             line["mean"],

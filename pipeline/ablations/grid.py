@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipeline import params, preset
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 
 WITHOUT_THOUGHTS = ("no_thought",)  # methods to which thought length and lookahead mean nothing: one arm each
 GRAPH = Path("dvc.yaml")
@@ -40,6 +40,7 @@ class Arm:
     thought_tokens: int | None
     lookahead: int | None
     params: dict[str, object]  # by dotted name
+    baseline: str  # the commit that the experiment starts from
 
 
 def read_grid(path: Path) -> Grid:
@@ -47,7 +48,7 @@ def read_grid(path: Path) -> Grid:
     try:
         grid = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Grid), OmegaConf.load(path)))
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a grid: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a grid: {reason(error)}") from error
     for axis in ("methods", "thought_tokens", "lookaheads", "seeds"):
         values = getattr(grid, axis)
         if not values or len(set(values)) < len(values):
@@ -56,8 +57,19 @@ def read_grid(path: Path) -> Grid:
 
 
 def arms(grid: Grid) -> list[Arm]:
-    """Every arm of the grid. Raises UserError for parameters that no run can have."""
-    return [_arm(grid, *point) for point in _points(grid)]
+    """Every arm of the grid, on the commit and code of this moment. Raises UserError for what cannot be run."""
+    baseline = git("rev-parse", "HEAD")
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        raise UserError("this clone has no history, in which DVC loses experiments: `git fetch --unshallow`")
+    return [_arm(grid, baseline, *point) for point in _points(grid)]
+
+
+def git(*words: str) -> str:
+    """What git prints. Raises UserError where it fails."""
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"experiments need a git repository with a commit: {done.stderr}")
+    return done.stdout.strip()
 
 
 def _points(grid: Grid) -> Iterator[tuple[str, int | None, int | None]]:
@@ -68,7 +80,7 @@ def _points(grid: Grid) -> Iterator[tuple[str, int | None, int | None]]:
             yield from product([method], grid.thought_tokens, grid.lookaheads)
 
 
-def _arm(grid: Grid, method: str, thought_tokens: int | None, lookahead: int | None) -> Arm:
+def _arm(grid: Grid, baseline: str, method: str, thought_tokens: int | None, lookahead: int | None) -> Arm:
     """Its first seed is the run's own, the others are baselines of the same method: `compare` takes all together."""
     seed, *others = grid.seeds
     values: dict[str, object] = {"train.method": method, "train.seed": seed}
@@ -77,18 +89,17 @@ def _arm(grid: Grid, method: str, thought_tokens: int | None, lookahead: int | N
         values |= {"train.thought_tokens": thought_tokens, "train.lookahead": lookahead}
     changes = preset.options([*grid.options, *preset.words(values)])
     sizes = "" if thought_tokens is None else f"-k{thought_tokens}-a{lookahead}"
-    return Arm(f"{method}{sizes}-{_fingerprint(changes)}", method, thought_tokens, lookahead, changes)
+    name = f"{method}{sizes}-{_fingerprint(baseline, changes)}"
+    return Arm(name, method, thought_tokens, lookahead, changes, baseline)
 
 
-def _fingerprint(changes: dict[str, object]) -> str:
-    """Eight digits for the parameters, the graph and the code: experiments that share a name share their results."""
-    digest = hashlib.sha256(repr(params.load(changes=changes)).encode())
+def _fingerprint(baseline: str, changes: dict[str, object]) -> str:
+    """Eight digits for commit, parameters, graph and code: experiments that share a name share their results."""
+    digest = hashlib.sha256(f"{baseline}\n{params.load(changes=changes)}".encode())
     stages = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))["stages"].values()
     code = sorted({dep for stage in stages for dep in stage["deps"] if dep.startswith(CODE)})
-    listed = subprocess.run(["git", "ls-files", "-z", "--", *code], capture_output=True, text=True, check=False)
-    if listed.returncode:
-        raise UserError(f"this is no git repository, which experiments need: {listed.stderr}")
-    for path in (GRAPH, *map(Path, sorted(filter(None, listed.stdout.split("\0"))))):
+    tracked = git("ls-files", "-z", "--", *code).split("\0")
+    for path in (GRAPH, *map(Path, sorted(filter(None, tracked)))):
         if path.is_file():
             digest.update(f"\n{path}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:8]

@@ -39,10 +39,10 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
     """The table as Markdown that GitHub shows: what failed first, then a table and a chart of each task."""
     parts = ["# Ablations", about, *_failures(rows), f"![Accuracy against thought length]({figure.name})"]
     for (measure, task), some in rows.dropna(subset="task").groupby(["measure", "task"], sort=True):
-        parts += [f"## {MEASURES[measure]}, {task}", _grid(some), *_others(some)]
+        parts += [f"## {MEASURES[measure]}, {task}", _grid(some, rows), *_others(some)]
         if measure == "accuracy":
             parts.append(_chart(some, task))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _failures(rows: pd.DataFrame) -> list[str]:
@@ -53,24 +53,25 @@ def _failures(rows: pd.DataFrame) -> list[str]:
     return [f"**{len(failed)} of {arms} arms failed:** {', '.join(failed['experiment'])}."]
 
 
-def _grid(some: pd.DataFrame) -> str:
-    """Thought lengths down, methods and lookaheads across."""
-    grid = some.dropna(subset="thought_tokens")
-    if grid.empty:
-        return ""
-    cells = grid.assign(cell=[_cell(row) for _, row in grid.iterrows()], column=_columns(grid))
-    wide = cells.pivot(index="thought_tokens", columns="column", values="cell").fillna("failed")
-    wide = wide[list(dict.fromkeys(cells["column"]))]
-    lines = [["thought tokens", *wide.columns], ["---"] * (1 + len(wide.columns))]
-    lines += [[str(length), *row] for length, row in zip(wide.index, wide.to_numpy(), strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _grid(some: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """Thought lengths down, methods and lookaheads across: also those of which every arm failed."""
+    every, grid = _in_grid(rows), _in_grid(some)
+    cells = {(row["thought_tokens"], row["column"]): _cell(row) for _, row in grid.iterrows()}
+    columns = list(dict.fromkeys(every["column"]))
+    lines = [["thought tokens", *columns], ["---"] * (1 + len(columns))]
+    for length in sorted(every["thought_tokens"].unique()):
+        lines.append([str(length), *(cells.get((length, column), "failed") for column in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if columns else ""
 
 
-def _columns(grid: pd.DataFrame) -> list[str]:
-    several = grid["method"].nunique() > 1
-    return [
+def _in_grid(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of arms with a thought length, with the name of their ``column``."""
+    grid = rows.dropna(subset="thought_tokens")
+    several = rows.dropna(subset="thought_tokens")["method"].nunique() > 1
+    names = [
         f"{m + ', ' if several else ''}lookahead {a}" for m, a in zip(grid["method"], grid["lookahead"], strict=True)
     ]
+    return grid.assign(column=names)
 
 
 def _others(some: pd.DataFrame) -> list[str]:
@@ -84,10 +85,10 @@ def _cell(row: pd.Series) -> str:
 
 def _chart(some: pd.DataFrame, task: str) -> str:
     """A line chart in Mermaid, which GitHub draws wherever it shows Markdown; a line needs every point."""
-    grid = some.dropna(subset="thought_tokens")
+    grid = _in_grid(some).sort_values("thought_tokens")
     lengths = sorted(grid["thought_tokens"].unique())
     lines = {}
-    for name, line in grid.assign(column=_columns(grid)).groupby("column", sort=False):
+    for name, line in grid.groupby("column"):
         if list(line["thought_tokens"]) == lengths:
             lines[name] = list(line["mean"])
     lines |= {row["method"]: [row["mean"]] * len(lengths) for _, row in some[some["thought_tokens"].isna()].iterrows()}

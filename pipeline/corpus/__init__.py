@@ -29,16 +29,19 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
     working of a prompt is known, to see whether thoughts hold it). Without ``pretrain`` that split is left empty, as
     a base model that comes from outside needs none.
     """
-    wanted = [split for split in microworld.TEXT_SPLITS if pretrain or split != "pretrain"]
-    with new_path(texts) as folder, new_path(tasks) as task_folder:
+    splits = [split for split in microworld.TEXT_SPLITS if pretrain or split != "pretrain"]
+    hub = {split: getattr(params.hub, split) for split in splits} if params.source == "hub" else {}
+    with (
+        download.kept_splits(hub, params.seed) as kept,
+        new_path(texts) as folder,
+        new_path(tasks) as task_folder,
+    ):
         folder.mkdir()
         task_folder.mkdir()
         write_rows(folder / "pretrain.arrow", [], TEXT)
-        if params.source == "hub":
-            download.write_texts({split: getattr(params.hub, split) for split in wanted}, params.seed, folder)
-        else:
-            for split in wanted:
-                write_rows(folder / f"{split}.arrow", ({"text": d} for d in _documents(params, split)), TEXT)
+        download.write_texts(hub, params.seed, kept, folder)
+        for split in splits if not hub else ():
+            write_rows(folder / f"{split}.arrow", ({"text": d} for d in _documents(params, split)), TEXT)
         write_rows(folder / "probe.parquet", _probe(params), PROBE)
         world, seed = params.microworld, params.seed
         numbers = microworld.gsm8k_questions(world.questions, seed, world.steps)

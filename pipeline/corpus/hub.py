@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import IterableDataset, load_dataset
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.params import HubSplit
 
 BLOCK = 10_000  # rows among which some are chosen, and which a run that is killed has to read again at most
@@ -37,30 +37,38 @@ def rows(source: HubSplit, columns: Sequence[str] = ()) -> Iterator[dict]:
 def blocks(source: HubSplit, seed: int, state: dict | None = None) -> Iterator[Block]:
     """The documents of a text split, a stretch at a time; blank ones are left out.
 
-    With ``source.rows``, so many rows chosen by ``seed``: files in a random order, ten at a time, and of each stretch
-    of ``BLOCK`` rows a random choice in a random order; without, all of them in order. ``state``, of a block before,
-    goes on behind it, with the same blocks as if nothing had come between. ``source.columns`` names the column with
-    the text, or two, ``question+answer``, which make "Q: ...\\nA: ...". Raises UserError as `rows` does.
+    With ``source.rows``, so many rows chosen by ``seed``: files in a random order, ten at a time, their rows in
+    stretches of ``BLOCK``, each in a random order, of the last of which the first ones; without, all rows in order.
+    ``state``, of a block before, goes on behind it, with the same blocks as if nothing had come between.
+    ``source.columns`` names the column with the text, or two, ``question+answer``, which make "Q: ...\\nA: ...".
+    Raises UserError as `rows` does.
     """
-    columns = (source.columns or DEFAULT_COLUMNS).split("+")
+    columns = columns_of(source)
     taken = state["rows"] if state else 0
+    if source.rows is not None and taken >= source.rows:
+        return
     stream = _open(source, None if source.rows is None else seed, state and state["stream"])
     found = _checked(_read(stream, source), source, columns, empty=state is None)
-    while (source.rows is None or taken < source.rows) and (stretch := list(islice(found, BLOCK))):
+    values = ([row[name] for name in columns] for row in found)
+    while (source.rows is None or taken < source.rows) and (stretch := list(islice(values, BLOCK))):
         if source.rows is not None:
             random.Random(f"{seed}/{taken}").shuffle(stretch)
             stretch = stretch[: source.rows - taken]
         taken += len(stretch)
-        documents = (_document([row[name] for name in columns], source) for row in stretch)
-        texts = [text for text in documents if text.strip()]
+        texts = [text for text in (_document(row, source) for row in stretch) if text.strip()]
         yield Block(texts, {"rows": taken, "stream": stream.state_dict()})
 
 
+def columns_of(source: HubSplit) -> list[str]:
+    return (source.columns or DEFAULT_COLUMNS).split("+")
+
+
 def _open(source: HubSplit, seed: int | None = None, state: dict | None = None) -> IterableDataset:
-    if looks_local(source.path) and not Path(source.path).exists():
+    path = str(Path(source.path).expanduser()) if looks_local(source.path) else source.path
+    if looks_local(source.path) and not Path(path).exists():
         raise UserError(f"the folder {source.path} does not exist: name a hub data set or a folder in the hub's layout")
     try:
-        data = load_dataset(source.path, source.name, split=source.split, revision=source.revision, streaming=True)
+        data = load_dataset(path, source.name, split=source.split, revision=source.revision, streaming=True)
     except Exception as error:
         raise _unreadable(source, error) from error
     if seed is not None:
@@ -79,8 +87,7 @@ def _read(data: IterableDataset, source: HubSplit) -> Iterator[dict]:
 
 def _unreadable(source: HubSplit, error: Exception) -> UserError:
     """Of any exception: every reader behind `datasets` has some of its own."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{describe(source)} cannot be read: {reason}")
+    return UserError(f"{describe(source)} cannot be read: {reason(error)}")
 
 
 def _checked(found: Iterator[dict], source: HubSplit, columns: Sequence[str], empty: bool = True) -> Iterator[dict]:

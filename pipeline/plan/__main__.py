@@ -39,9 +39,11 @@ def _size(found: Estimate) -> Iterator[tuple[str, str]]:
 
 
 def _work(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
+    rate = every.plan.flops
     for stage, flops in found.flops.items():
         yield f"operations, {stage}", f"{flops:.3g}"
-    rate = every.plan.flops
+    for stage, flops in found.flops.items():
+        yield f"time, {stage}", duration(flops / rate)
     yield f"time at {rate:.3g} a second", duration(found.seconds(rate))
     if every.plan.devices > 1:
         yield f"time on {every.plan.devices} devices", duration(found.seconds(rate * every.plan.devices))
@@ -75,6 +77,8 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
             "this version trains on one device, which takes all passes of a step in turn: the memory and time of "
             f"{plan.devices} are those of a launcher that shares them and the model's states out"
         )
+    if train.precision == "bfloat16":
+        yield "only training is in bfloat16: evaluation, chain of thought and perplexity run slower than plan.flops"
     if train.accumulation % plan.devices:
         yield f"train.accumulation ({train.accumulation}) passes cannot be shared out over {plan.devices} devices"
 
@@ -91,6 +95,8 @@ def advice(found: Estimate, every: Params) -> str:
         return "lower train.batch_size and raise train.accumulation"
     if not train.checkpointing:
         return "set train.checkpointing"
+    if train.positions is None:
+        return f"set train.positions below {every.tokenize.span}"
     return "lower train.positions"
 
 

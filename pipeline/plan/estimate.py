@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from pipeline.params import LONGEST_TEXT, BaseModel, HubSplit, Params
 from pipeline.plan.memory import FLOAT, Memory, training_memory
 from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
-from pipeline.plan.work import Step, reading_flops, training_flops
+from pipeline.plan.work import Step, reading_flops, training_flops, watching_flops
 
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token in a text, about
@@ -87,28 +87,36 @@ def _flops(params: Params, shape: Shape, step: Step) -> dict[str, float]:
     if runs:
         found["baseline"] = sum(len(seeds) * _trained(method, params, shape, step) for method, seeds in runs.items())
     thinking = step.thought_tokens + 2  # passes of one token each
-    questions = min(params.evaluate.questions or params.plan.questions, params.plan.questions)
-    asked = questions * (WAYS * span + ANSWER_TOKENS * thinking)
+    asked = _asked(params.evaluate.questions, params) * (WAYS * span + ANSWER_TOKENS * thinking)
     found["evaluate"] = reading_flops(shape, asked * (1 + sum(map(len, runs.values()))), span)
     cot = params.chain_of_thought
-    written = min(cot.questions or params.plan.questions, params.plan.questions) * cot.samples
-    length = span + cot.new_tokens
-    found["chain_of_thought"] = reading_flops(
-        shape, written * (cot.new_tokens + cot.answer_tokens) * (1 + thinking), length
-    )
+    length, written = span + cot.new_tokens, cot.new_tokens + cot.answer_tokens
+    read = (
+        2 * 2 * length + written * (1 + thinking) + written
+    )  # both ways: read twice, written with thoughts and without
+    found["chain_of_thought"] = reading_flops(shape, _asked(cot.questions, params) * cot.samples * read, length)
     found["perplexity"] = reading_flops(shape, params.perplexity.texts * span * (1 + thinking), span)
     return found
 
 
+def _asked(questions: int | None, params: Params) -> int:
+    """Of all tasks together; the parameter is of each."""
+    every = params.plan.questions
+    return every if questions is None else min(every, questions * len(params.tasks.files))
+
+
 def _trained(method: str, params: Params, shape: Shape, step: Step) -> float:
-    """Operations of training: pauses are not sampled, continued pretraining has no thoughts at all."""
-    passes = params.train.steps * params.train.accumulation
+    """Operations of training and of watching it: pauses are not sampled, continued pretraining has no thoughts."""
+    train = params.train
+    passes = train.steps * train.accumulation
+    watched = (2 + (train.steps - 1) // train.evaluation_steps) * train.evaluation_texts / step.texts
     if method == "no_thought":
-        return passes * 3 * reading_flops(shape, step.positions, step.tokens)
-    whole = training_flops(shape, step)
+        return (3 * passes + watched) * reading_flops(shape, step.positions, step.tokens)
+    whole = passes * training_flops(shape, step) + watched * watching_flops(shape, step)
     if method == "pause":
-        whole -= reading_flops(shape, step.thoughts * (step.thought_tokens + 1), step.tokens)
-    return passes * whole
+        sampling = reading_flops(shape, step.thoughts * (step.thought_tokens + 1), step.tokens)
+        whole -= (passes + watched) * sampling
+    return whole
 
 
 def _disk(params: Params, shape: Shape) -> dict[str, float]:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from pipeline.plan.shape import Shape
-from pipeline.plan.work import HEAD_ROWS, Step
+from pipeline.plan.work import Step
+from pipeline.thought.head import CHUNK_LOGITS
 
 FLOAT = 4  # weights, gradients, optimizer and losses are float32 whatever the precision
 OPTIMIZER = 2  # numbers a parameter: AdamW's two moments
@@ -34,6 +35,7 @@ def training_memory(
     """At a pass's peak; weights, gradients and optimizer are shared out over the devices (FSDP2), which a step's texts
     are not. ``positions`` of each text think at a time."""
     share = shape.parameters * FLOAT / devices
+    sums = 1 if positions is None or positions >= step.tokens else 2  # the slices' gradients beside the parameters' own
     thinking = min(positions or step.tokens, step.tokens)
     thoughts = step.texts * thinking * step.rationales
     rows = step.positions + thoughts * step.row_tokens
@@ -45,7 +47,8 @@ def training_memory(
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4
     cast = shape.parameters * 2 / devices if bfloat16 else 0
     activations = shape.layers * kept + working * layer + mixing + _sampling(shape, thoughts, step, size) + cast
-    return Memory(share, share, OPTIMIZER * share, activations, HEAD_COPIES * HEAD_ROWS * shape.vocab * FLOAT)
+    head = HEAD_COPIES * CHUNK_LOGITS * FLOAT + shape.hidden * shape.vocab * FLOAT  # its weight's gradient apart
+    return Memory(share, sums * share, OPTIMIZER * share, activations, head)
 
 
 def layer_numbers(shape: Shape) -> int:

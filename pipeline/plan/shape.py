@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 
 KNOWN = Path(__file__).parent / "models.yaml"
 
@@ -41,7 +42,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
     """The shape of a model, which may have no weights (the device ``meta``)."""
     config = model.config
     body = model.base_model.named_modules()
-    linears = tuple((m.in_features, m.out_features) for _, m in body if isinstance(m, torch.nn.Linear))
+    linears = tuple(found for _, module in body if (found := _matrix(module)))
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
         linears=linears,
@@ -53,6 +54,13 @@ def shape_of(model: PreTrainedModel) -> Shape:
         vocab=config.vocab_size,
         parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+def _matrix(module: torch.nn.Module) -> tuple[int, int] | None:
+    """Inputs and outputs of a matrix product, which GPT-2 calls a convolution."""
+    if isinstance(module, torch.nn.Linear):
+        return module.in_features, module.out_features
+    return tuple(module.weight.shape) if isinstance(module, Conv1D) else None
 
 
 def shape_from(config: object) -> Shape:
@@ -70,9 +78,10 @@ def hub_shape(path: str, revision: str | None) -> Shape:
     if path in known and known[path]["revision"] == revision:
         return shape_from(AutoConfig.for_model(**known[path]["config"]))
     try:
-        return shape_from(AutoConfig.from_pretrained(path, revision=revision))
+        config = AutoConfig.from_pretrained(path, revision=revision)
     except Exception as error:  # transformers and huggingface_hub each raise their own
-        raise UserError(f"no configuration at {path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no configuration at {path}: {reason(error)}") from error
+    return shape_from(config)
 
 
 def with_thoughts(shape: Shape) -> Shape:

@@ -51,13 +51,23 @@ def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float,
 
 def training_flops(shape: Shape, step: Step) -> float:
     """Operations of one pass of Quiet-STaR training that the method needs."""
-    linear = sum(2 * m * i * o * (forward + 2 * backward) for m, i, o, forward, backward in products(shape, step))
+    return _flops(shape, step, backward=2)
+
+
+def watching_flops(shape: Shape, step: Step) -> float:
+    """The same without the backward pass: held-out texts that training is watched on."""
+    return _flops(shape, step, backward=0)
+
+
+def _flops(shape: Shape, step: Step, backward: int) -> float:
+    """``backward``: operations backward for each forward one."""
+    linear = sum(2 * m * i * o * (there + backward * back) for m, i, o, there, back in products(shape, step))
     text, thoughts = step.tokens, step.tokens * step.rationales
     # pairs of a query and a key: of the text with itself, of thoughts with half the text, of thoughts with themselves
     row, sampled = step.row_tokens, step.thought_tokens + 1
     learned = text * text / 2 + thoughts * (row * text / 2 + row * (row + 1) / 2)
     only_forward = thoughts * (sampled * text / 2 + sampled * (sampled + 1) / 2)
-    return linear + 4 * shape.queries * shape.layers * step.texts * (3 * learned + only_forward)
+    return linear + 4 * shape.queries * shape.layers * step.texts * ((1 + backward) * learned + only_forward)
 
 
 def reading_flops(shape: Shape, tokens: float, span: int) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.params import BaseModel
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -36,7 +36,7 @@ def pretrained_tokenizer(params: BaseModel) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(params.path, revision=params.revision)
     except Exception as error:  # transformers, huggingface_hub and tokenizers each raise their own
-        raise UserError(f"no tokenizer at {params.path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no tokenizer at {params.path}: {reason(error)}") from error
     if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # what transformers makes where files are missing
         raise UserError(f"no tokenizer at {params.path}: its files are missing")
     if not tokenizer.is_fast:

@@ -3,6 +3,7 @@
 What the real graph writes from these parameters is measured in docs/results.md; here the commands are real.
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -27,6 +28,8 @@ import yaml
 train = yaml.safe_load(Path("params.yaml").read_text())["train"]
 length, lookahead = train["thought_tokens"], train["lookahead"]
 Path("results/compare").mkdir(parents=True, exist_ok=True)
+with open({log!r}, "a") as log:
+    log.write(f"start {{length}} {{lookahead}}\n")
 time.sleep({seconds})
 if (length, lookahead) == {broken}:
     sys.exit("error: this one breaks")
@@ -42,14 +45,17 @@ GRAPH = {
     "stages": {"compare": {"cmd": "python -m stages.toy", "deps": ["stages/toy.py"], "params": ["train"], "outs": OUTS}}
 }
 GRID = {"methods": ["quiet_star", "no_thought"], "thought_tokens": [1, 3], "lookaheads": [1, 2], "seeds": [1]}
-ARMS = 5
+ALL = ["1 1", "1 2", "3 1", "3 2", "5 2"]  # no_thought has the shipped length and lookahead
+ARMS = len(ALL)
 
 
 class Project:
-    """A clone with the toy graph; ``ran`` are the arms whose stage has ended well, in order."""
+    """A clone with the toy graph; ``ran`` are the arms whose stage has ended well, ``started`` all that began."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **environment: str):
         self.folder = folder
+        self.environment = ENVIRONMENT | environment
+        folder.mkdir()
         for name in ("pipeline", "tasks"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("params.yaml", ".gitignore", ".dvcignore"):
@@ -73,28 +79,35 @@ class Project:
         self.git("commit", "-qam", "a change")
 
     def git(self, *words: str) -> str:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return self.call("git", *identity, *words)
+        return self.call("git", "-c", "user.name=a", "-c", "user.email=a@b", *words)
 
     def call(self, *words: str) -> str:
-        done = subprocess.run(words, cwd=self.folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout
 
-    def ablations(self) -> subprocess.Popen[str]:
+    def ablations(self, *options: str) -> subprocess.Popen[str]:
         """`python -m pipeline.ablations grid.yaml`, started."""
-        words = [sys.executable, "-m", "pipeline.ablations", "grid.yaml"]
+        words = [sys.executable, "-m", "pipeline.ablations", "grid.yaml", *options]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(words, cwd=self.folder, env=ENVIRONMENT, text=True, **pipes)
+        return subprocess.Popen(words, cwd=self.folder, env=self.environment, text=True, **pipes)
 
-    def finish(self) -> tuple[int, str, str]:
-        process = self.ablations()
+    def finish(self, *options: str) -> tuple[int, str, str]:
+        process = self.ablations(*options)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     @property
     def ran(self) -> list[str]:
-        return self.log.read_text().splitlines() if self.log.exists() else []
+        return self._logged("end ")
+
+    @property
+    def started(self) -> list[str]:
+        return self._logged("start ")
+
+    def _logged(self, mark: str) -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
 
     @property
     def table(self) -> pd.DataFrame:
@@ -127,7 +140,7 @@ ENVIRONMENT = os.environ | {
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
-    made = Project(tmp_path / "project") if (tmp_path / "project").mkdir() is None else None
+    made = Project(tmp_path / "project")
     yield made
     made.kill_all()
 
@@ -143,7 +156,7 @@ def test_every_arm_is_an_experiment_and_nothing_is_run_twice(project: Project):
     before = project.git("status", "--porcelain", "--untracked-files=no")
     code, out, err = project.finish()
     assert code == 0 and err == "" and f"all {ARMS} arms are done" in out
-    assert sorted(project.ran) == ["1 1", "1 2", "3 1", "3 2", "5 2"]  # no_thought has the shipped length and lookahead
+    assert sorted(project.ran) == ALL
     assert project.accuracies() == {(1, 1): 0.1, (1, 2): 0.1, (3, 1): 0.3, (3, 2): 0.3}
     assert project.table.query("method == 'base' and measure == 'accuracy'")["mean"].tolist() == [0.05]
     assert (project.table["state"] == "done").all()
@@ -179,6 +192,7 @@ def test_an_arm_that_fails_is_named_and_shown_and_run_again_once_mended(project:
 
     again = project.finish()  # nothing has changed: that arm alone is tried again, and fails again
     assert again[0] == 1 and len(project.ran) == ARMS - 1
+    assert project.started.count("3 2") == 2 and len(project.started) == ARMS + 1
     project.stage()
     project.commit()
     assert project.finish()[0] == 0 and project.accuracies()[(3, 2)] == 0.3
@@ -195,8 +209,8 @@ def test_killed_halfway_it_does_only_what_is_missing(project: Project):
     assert len(done) < ARMS and not (project.folder / "results/grid.csv").exists()
     code, out, err = project.finish()
     assert code == 0, (out, err)
-    assert project.ran[: len(done)] == done
-    assert len(project.ran) <= ARMS + 1  # of the last one before the kill DVC may not have made its commit
+    assert set(project.ran) == set(ALL)
+    assert all(project.ran.count(arm) == 1 for arm in done[:-1])  # of the last one DVC may not have made its commit
     assert set(project.table["state"]) == {"done"} and len(project.accuracies()) == 4
 
 
@@ -213,15 +227,52 @@ def test_killed_alone_its_worker_goes_on_and_a_second_call_waits_for_it(project:
 
 
 def test_stopped_by_hand_it_leaves_nothing_running(project: Project):
+    """Not the stage either, which DVC alone would leave running for its five minutes."""
+    project.stage(seconds=300)
+    project.commit()
+    process = project.ablations()
+    wait_for(lambda: project.started)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == ""
+    wait_for(lambda: not project.processes(), seconds=30)
+    project.stage()
+    assert project.finish()[0] == 0 and set(project.ran) == set(ALL)
+
+
+def test_a_commit_while_arms_run_does_not_lose_them(project: Project):
     project.stage(seconds=2)
     project.commit()
     process = project.ablations()
     wait_for(lambda: len(project.ran) == 1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
-    wait_for(lambda: not project.processes())
-    assert project.finish()[0] == 0 and len(project.ran) <= ARMS + 1
+    project.git("commit", "-q", "--allow-empty", "-m", "meanwhile")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert len(project.ran) == ARMS and set(project.table["state"]) == {"done"}
+
+
+def test_two_at_a_time_with_changes_and_no_author_known_to_git(tmp_path: Path):
+    """As on a fresh machine: DVC commits the changes in the workspace, for which git wants a name."""
+    home = tmp_path / "home"
+    home.mkdir()
+    names = {f"GIT_{who}_{what}": "" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    project = Project(tmp_path / "project", HOME=str(home), GIT_CONFIG_NOSYSTEM="1")
+    for name in names:
+        del project.environment[name]
+    project.stage(seconds=3, shift=0.2)
+    try:
+        code, _, err = project.finish("--jobs", "2")
+    finally:
+        project.kill_all()
+    assert code == 0, err
+    assert project.accuracies()[(3, 1)] == 0.5
+    lines = project.log.read_text().splitlines()
+    assert any(one.startswith("start") and other.startswith("start") for one, other in itertools.pairwise(lines))
+
+
+def test_no_job_at_a_time_is_refused(project: Project):
+    code, _, err = project.finish("--jobs", "0")
+    assert code == 1 and err == "error: --jobs is 0, but must be at least 1\n"
 
 
 def test_changed_code_does_not_change_what_is_queued_already(project: Project):
@@ -248,6 +299,7 @@ def test_changed_code_does_not_change_what_is_queued_already(project: Project):
         ({"seeds": ["one"]}, "seeds"),
         ({"lengths": [1]}, "lengths"),
         ({"options": ["scale=huge"]}, "scale=huge"),
+        ({"options": ["train.steps=[1"]}, "train.steps"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_refused_before_anything_is_queued(grid: dict, told: str, project: Project):

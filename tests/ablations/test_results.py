@@ -1,0 +1,86 @@
+"""The arms' figures in words and as a figure: what failed is never left out."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.ablations.figure import write_figure
+from pipeline.ablations.results import COLUMNS, in_words
+
+ARMS = {(1, 1): 0.1, (1, 2): 0.2, (5, 1): 0.5, (5, 2): 0.6}
+
+
+def rows(failed: tuple[tuple[int, int], ...] = (), lengths: tuple[int, ...] = (1, 5)) -> pd.DataFrame:
+    found = []
+    for length in lengths:
+        for lookahead in (1, 2):
+            arm = {"experiment": f"arm-{length}-{lookahead}", "method": "quiet_star"}
+            arm |= {"thought_tokens": length, "lookahead": lookahead}
+            if (length, lookahead) in failed:
+                found.append(arm | {"state": "failed"})
+                continue
+            mean = ARMS[length, lookahead]
+            figures = {
+                "state": "done",
+                "seeds": 1,
+                "n": 10,
+                "mean": mean,
+                "ci_low": mean - 0.05,
+                "ci_high": mean + 0.05,
+            }
+            found += [arm | figures | {"task": "rings", "measure": measure} for measure in ("accuracy", "prob")]
+    base = {"experiment": "", "state": "done", "method": "base", "task": "rings", "seeds": 1, "n": 10}
+    found += [base | {"measure": m, "mean": 0.05, "ci_low": 0.0, "ci_high": 0.1} for m in ("accuracy", "prob")]
+    whole = {"thought_tokens": "Int64", "lookahead": "Int64", "seeds": "Int64", "n": "Int64"}
+    return pd.DataFrame(found).reindex(columns=COLUMNS).astype(whole)
+
+
+def words(some: pd.DataFrame) -> list[str]:
+    return in_words(some, "about", Path("grid.svg")).splitlines()
+
+
+def test_a_table_of_lengths_and_lookaheads():
+    shown = words(rows())
+    table = shown.index("| thought tokens | lookahead 1 | lookahead 2 |")
+    assert shown[table + 2] == "| 1 | 0.100 [0.050, 0.150] | 0.200 [0.150, 0.250] |"
+    assert shown[table + 3] == "| 5 | 0.500 [0.450, 0.550] | 0.600 [0.550, 0.650] |"
+    assert "base 0.050 [0.000, 0.100]" in shown and not any("failed" in line for line in shown)
+    assert "![Accuracy against thought length](grid.svg)" in shown
+
+
+def test_the_chart_has_a_line_a_lookahead_in_the_order_of_lengths():
+    shown = words(rows(lengths=(5, 1)))
+    start = shown.index("```mermaid")
+    assert shown[start + 1 : start + 8] == [
+        "xychart-beta",
+        '  title "rings"',
+        '  x-axis "thought tokens" [1, 5]',
+        '  y-axis "accuracy" 0 --> 1',
+        "  line [0.100, 0.500]",
+        "  line [0.200, 0.600]",
+        "  line [0.050, 0.050]",
+    ]
+    assert "Lines, in this order: lookahead 1; lookahead 2; base." in shown
+
+
+@pytest.mark.parametrize("failed", [((5, 1),), ((5, 1), (5, 2)), ((1, 2), (5, 2)), tuple(ARMS)])
+def test_every_arm_that_failed_is_named_and_has_its_cell(failed: tuple[tuple[int, int], ...], tmp_path: Path):
+    shown = words(rows(failed))
+    told = next(line for line in shown if line.startswith("**"))
+    assert told.startswith(f"**{len(failed)} of 4 arms failed:**")
+    for length, lookahead in failed:
+        assert f"arm-{length}-{lookahead}" in told
+    if len(failed) < len(ARMS):
+        for length, lookahead in failed:
+            line = next(line for line in shown if line.startswith(f"| {length} |"))
+            assert line.split(" | ")[lookahead].strip(" |") == "failed"
+    write_figure(rows(failed), tmp_path / "grid.svg")
+    figure = (tmp_path / "grid.svg").read_text()
+    assert all(f"arm-{length}-{lookahead}" in figure for length, lookahead in failed)
+
+
+def test_the_figure_is_the_same_bytes_again(tmp_path: Path):
+    for name in ("one.svg", "two.svg"):
+        write_figure(rows(), tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
