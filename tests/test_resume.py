@@ -108,13 +108,12 @@ def test_other_parameters_and_stages_have_rows_of_their_own(root: Path):
 
 def test_everything_that_can_change_a_row_is_in_its_name(root: Path, monkeypatch: pytest.MonkeyPatch):
     code, data = root / "code", root / "data"
-    monkeypatch.setattr(resume, "CODE", code)
     for path in (code / "a.py", code / "b/c.py", data / "x", data / "y/z", root / "file"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("1")
 
     def name(seed: int = 1) -> str:
-        return fingerprint({"seed": seed, "temperature": 0.9}, [data, root / "file"])
+        return fingerprint({"seed": seed, "temperature": 0.9}, [data, root / "file"], code)
 
     names = [name(), name(seed=2)]
     for path in (code / "a.py", code / "b/c.py", data / "x", data / "y/z", root / "file"):
