@@ -126,7 +126,7 @@ def test_everything_that_can_change_a_row_is_in_its_name(root: Path, monkeypatch
         names.append(name())
     assert len(set(names)) == len(names)
     (code / "d.pyc").write_text("compiled")
-    assert name() == names[-1] == fingerprint({"temperature": 0.9, "seed": 1}, [data, root / "file"])
+    assert name() == names[-1] == fingerprint({"temperature": 0.9, "seed": 1}, [data, root / "file"], code)
 
 
 def test_a_copy_of_the_inputs_elsewhere_has_the_same_name(root: Path):

@@ -29,7 +29,7 @@ PENDING = {QUEUED, RUNNING}
 POLL_SECONDS = 3
 GRACE_POLLS = 10  # in which a worker may start, or put down what it has finished
 STARTS = 5  # of workers that end at once
-LOG_LINES = 2
+STAGE_FAILED = "ERROR: failed to reproduce"  # as DVC logs it
 
 States = dict[str, str | None]  # by an arm's name; None of one that nobody has asked for yet
 
@@ -161,9 +161,11 @@ def reason(arm: Arm) -> str:
 
 
 def _complaint(log: str) -> str:
+    """What a stage said last of what is wrong; else the log's last line that says more than that a stage failed."""
     lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
-    told = [line for line in lines if line.lower().startswith("error")]
-    return "; ".join((told or lines)[-LOG_LINES:]) or "nothing was logged"
+    own = [line for line in lines if line.startswith("error: ")]
+    more = [line for line in lines if not line.startswith(STAGE_FAILED)]
+    return next(iter((own or more or lines)[-1:]), "nothing was logged")
 
 
 def _give_up(names: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ train = yaml.safe_load(Path("params.yaml").read_text())["train"]
 length, lookahead = train["thought_tokens"], train["lookahead"]
 Path("results/compare").mkdir(parents=True, exist_ok=True)
 with open({log!r}, "a") as log:
-    log.write(f"start {{length}} {{lookahead}}\n")
+    log.write(f"start {{length}} {{lookahead}}\\n")
 time.sleep({seconds})
 if (length, lookahead) == {broken}:
     sys.exit("error: this one breaks")
@@ -38,7 +38,7 @@ rows += [("micro", "accuracy", "base", 1, 10, 0.05, 0.0, 0.1), ("micro", "prob",
 lines = ["task,measure,arm,seeds,n,mean,ci_low,ci_high", *(",".join(map(str, row)) for row in rows)]
 Path("results/compare/figures.csv").write_text("\\n".join(lines) + "\\n")
 with open({log!r}, "a") as log:
-    log.write(f"{{length}} {{lookahead}}\\n")
+    log.write(f"end {{length}} {{lookahead}}\\n")
 """
 OUTS = [{"results/compare/figures.csv": {"cache": False}}]
 GRAPH = {
@@ -155,7 +155,7 @@ def wait_for(what: object, seconds: float = 90) -> None:
 def test_every_arm_is_an_experiment_and_nothing_is_run_twice(project: Project):
     before = project.git("status", "--porcelain", "--untracked-files=no")
     code, out, err = project.finish()
-    assert code == 0 and err == "" and f"all {ARMS} arms are done" in out
+    assert (code, err) == (0, "") and f"all {ARMS} arms are done" in out
     assert sorted(project.ran) == ALL
     assert project.accuracies() == {(1, 1): 0.1, (1, 2): 0.1, (3, 1): 0.3, (3, 2): 0.3}
     assert project.table.query("method == 'base' and measure == 'accuracy'")["mean"].tolist() == [0.05]
