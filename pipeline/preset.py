@@ -36,9 +36,9 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
     try:
         with initialize_config_dir(str(PRESETS), version_base=None):
             config = compose("preset", overrides=groups)
-        values = OmegaConf.from_dotlist([a for a in arguments if a not in groups])
+        values = _values([a for a in arguments if a not in groups])
         flat = _flat(OmegaConf.merge(OmegaConf.to_container(config), values))
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise errors.UserError(errors.reason(error)) from error
     if root is not None:
         flat |= {k: str(Path(root) / v) for k, v in flat.items() if k.startswith("corpus.hub.") and k.endswith(".path")}
@@ -48,6 +48,13 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
     for name, value in flat.items():
         _check_readable(name, value)
     return flat
+
+
+def _values(words: list[str]) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist(words)
+    except YAMLError as error:
+        raise errors.UserError(f"not every value can be read in {' '.join(words)}: {errors.reason(error)}") from error
 
 
 def known() -> list[str]:

@@ -63,9 +63,19 @@ def wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[st
     try:
         return _wait(arms, jobs, tell)
     except BaseException:
-        _dvc("queue", "stop", "--kill")
-        _give_up([name for name, state in states(arms).items() if state == RUNNING])
+        _stop(arms)
         raise
+
+
+def _stop(arms: Sequence[Arm]) -> None:
+    """End the workers and what they run: first no more arms, then the one at work, for as long as there is one."""
+    _dvc("queue", "stop")
+    withdraw(arms)
+    for _ in range(GRACE_POLLS):
+        _give_up([name for name, state in states(arms).items() if state == RUNNING])
+        if not _workers():
+            break
+        time.sleep(POLL_SECONDS / 3)
 
 
 def _queue_up(arm: Arm, again: bool) -> None:

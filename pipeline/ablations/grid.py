@@ -48,7 +48,8 @@ def read_grid(path: Path) -> Grid:
     try:
         grid = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Grid), OmegaConf.load(path)))
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a grid: {reason(error)}") from error
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{path} is not a grid: {f'{key}: ' if key else ''}{reason(error)}") from error
     for axis in ("methods", "thought_tokens", "lookaheads", "seeds"):
         values = getattr(grid, axis)
         if not values or len(set(values)) < len(values):
