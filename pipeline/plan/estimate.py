@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from transformers import AutoConfig
-
-from pipeline.params import LONGEST_TEXT, BaseModel, HubSplit, Params
+from pipeline.base_model import scratch_config
+from pipeline.params import BaseModel, HubSplit, Params
 from pipeline.plan.memory import FLOAT, Memory, training_memory
 from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
 from pipeline.plan.work import Step, reading_flops, training_flops, watching_flops
@@ -59,20 +58,7 @@ def estimate(params: Params) -> Estimate:
 def _base_shape(base: BaseModel, vocabulary: int) -> Shape:
     if base.source == "hub":
         return hub_shape(base.path, base.revision)
-    scratch = base.scratch
-    config = AutoConfig.for_model(
-        scratch.architecture,
-        vocab_size=vocabulary,
-        hidden_size=scratch.hidden_size,
-        intermediate_size=scratch.ffn_size,
-        num_hidden_layers=scratch.layers,
-        num_attention_heads=scratch.heads,
-        num_key_value_heads=scratch.key_value_heads,
-        head_dim=scratch.hidden_size // scratch.heads,
-        max_position_embeddings=LONGEST_TEXT,
-        tie_word_embeddings=scratch.tied_embeddings,
-    )
-    return shape_from(config)
+    return shape_from(scratch_config(base.scratch, vocabulary, end=0))
 
 
 def _flops(params: Params, shape: Shape, step: Step) -> dict[str, float]:
