@@ -1,10 +1,14 @@
-"""The guard against running another copy of the code than the workspace's."""
+"""How a command ends: the guard against another copy's code, Ctrl-C, exceptions in one line."""
 
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from pipeline import errors
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,3 +22,21 @@ def test_code_from_elsewhere_is_refused(tmp_path: Path):
     assert ran.returncode == 1
     assert ran.stderr.startswith("error: the code in use is ") and "Traceback" not in ran.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml"]
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_a_command_as_a_shell_expects(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        errors.run(interrupted)
+    assert end.value.code == 130
+
+
+@pytest.mark.parametrize(
+    "error, told", [(ValueError("one\ntwo"), "one"), (ValueError(), "ValueError"), (ValueError("\n"), "ValueError")]
+)
+def test_an_exception_in_one_line(error: Exception, told: str):
+    assert errors.reason(error) == told

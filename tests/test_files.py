@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.files import BATCH_ROWS, batches, new_path, read_rows, write_json, write_rows, write_table
+from pipeline.files import BATCH_ROWS, arrow_table, batches, new_path, read_rows, write_json, write_rows, write_table
 
 SCHEMA = pa.schema({"n": pa.int64()})
 
@@ -93,3 +93,30 @@ def test_a_missing_or_broken_file(content: bytes | None, tmp_path: Path):
         path.write_bytes(content)
     with pytest.raises(UserError, match="rows.parquet"):
         list(read_rows(path))
+
+
+def test_arrow_rows_are_the_same_bytes_and_stay_on_the_disk(tmp_path: Path):
+    count = 2 * BATCH_ROWS + 3
+    for name in ("one.arrow", "other.arrow"):
+        assert write_rows(tmp_path / name, ({"n": i} for i in range(count)), SCHEMA) == count
+    before = pa.total_allocated_bytes()
+    table = arrow_table(tmp_path / "one.arrow")
+    assert pa.total_allocated_bytes() - before < 8 * count / 10
+    assert table["n"].to_pylist() == list(range(count))
+    assert (tmp_path / "one.arrow").read_bytes() == (tmp_path / "other.arrow").read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no arrow at all", b"\xff\xff\xff\xff"])
+def test_a_missing_or_broken_arrow_file(content: bytes | None, tmp_path: Path):
+    if content is not None:
+        (tmp_path / "rows.arrow").write_bytes(content)
+    with pytest.raises(UserError, match="rows.arrow is missing or not an Arrow file"):
+        arrow_table(tmp_path / "rows.arrow")
+
+
+def test_an_arrow_file_that_is_cut_short(tmp_path: Path):
+    write_rows(tmp_path / "rows.arrow", ({"n": i} for i in range(BATCH_ROWS + 1)), SCHEMA)
+    whole = (tmp_path / "rows.arrow").read_bytes()
+    (tmp_path / "rows.arrow").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="rows.arrow"):
+        arrow_table(tmp_path / "rows.arrow")
