@@ -18,6 +18,7 @@ from pipeline.report.method import Method, read_method
 from pipeline.report.reading import read_metrics, read_text
 from pipeline.report.trained import training_facts, training_sentence
 
+PLAN = "\nplan:"  # the last section of params.yaml, which no run depends on: this stage does not either
 PACKAGES = ("torch", "transformers", "datasets", "dvc", "hydra-core", "pandas")
 FORMATS = (
     comparisons.arm_name,
@@ -63,7 +64,7 @@ def _what_was_trained(paths: ReportInputs, method: Method) -> dict:
         "facts": training_facts(train, given, method),
         "in_words": training_sentence(train, given, method),
         "seed": given.train.seed,
-        "params": text,
+        "params": text.partition(PLAN)[0].rstrip(),
     }
 
 

@@ -343,3 +343,8 @@ def test_a_line_does_not_break_inside_a_figure(inputs: ReportInputs, tmp_path: P
     write_report(inputs, tmp_path / "out")
     html = (tmp_path / "out/index.html").read_text(encoding="utf-8")
     assert "[+77.0,\N{NO-BREAK SPACE}+83.0]" in html and "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.023" in html
+
+
+def test_the_parameters_are_on_the_page_but_not_the_plans(page: Page):
+    """No stage depends on the section `plan`, so no output may."""
+    assert "policy_weight: 100.0" in page.text and "device_memory" not in page.text
