@@ -44,8 +44,8 @@ OUTS = [{"results/compare/figures.csv": {"cache": False}}]
 GRAPH = {
     "stages": {"compare": {"cmd": "python -m stages.toy", "deps": ["stages/toy.py"], "params": ["train"], "outs": OUTS}}
 }
-GRID = {"methods": ["quiet_star"], "thought_tokens": [1, 3, 4], "lookaheads": [1], "seeds": [1]}
-ALL = ["1 1", "3 1", "4 1"]
+GRID = {"methods": ["quiet_star"], "thought_tokens": [1, 3], "lookaheads": [1], "seeds": [1]}
+ALL = ["1 1", "3 1"]
 ARMS = len(ALL)
 
 
@@ -153,7 +153,7 @@ def wait_for(what: object, seconds: float = 90) -> None:
 
 
 def test_every_arm_is_an_experiment_and_nothing_is_run_twice(project: Project):
-    """The whole of a small grid; the tests below are content with three arms."""
+    """The whole of a small grid; the tests below are content with two arms."""
     grid = {"methods": ["quiet_star", "no_thought"], "thought_tokens": [1, 3], "lookaheads": [1, 2]}
     (project.folder / "grid.yaml").write_text(yaml.safe_dump(GRID | grid))
     project.commit()
@@ -186,7 +186,7 @@ def test_an_arm_that_fails_is_named_and_shown_and_run_again_once_mended(project:
     assert "this one breaks" in err and "Traceback" not in err
     failed = project.table.query("state == 'failed'")
     assert failed[["thought_tokens", "lookahead"]].to_numpy().tolist() == [[3, 1]] and failed["mean"].isna().all()
-    assert project.accuracies() == {(1, 1): 0.1, (4, 1): 0.4}
+    assert project.accuracies() == {(1, 1): 0.1}
     words = (project.folder / "results/grid.md").read_text()
     assert f"**1 of {ARMS} arms failed:** quiet_star-k3-a1-" in words and "| 3 | failed |" in words
     assert "failed: quiet_star-k3-a1-" in (project.folder / "results/grid.svg").read_text()
@@ -240,17 +240,6 @@ def test_stopped_by_hand_it_leaves_nothing_running(project: Project):
     wait_for(lambda: not project.processes(), seconds=30)
     project.stage()
     assert project.finish()[0] == 0 and set(project.ran) == set(ALL)
-
-
-def test_a_commit_while_arms_run_does_not_lose_them(project: Project):
-    project.stage(seconds=2)
-    project.commit()
-    process = project.ablations()
-    wait_for(lambda: len(project.ran) == 1)
-    project.git("commit", "-q", "--allow-empty", "-m", "meanwhile")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert len(project.ran) == ARMS and set(project.table["state"]) == {"done"}
 
 
 def test_two_at_a_time_with_changes_and_no_author_known_to_git(tmp_path: Path):
