@@ -165,7 +165,7 @@ def test_a_column_that_is_not_text(project: Path):
 
 def test_an_empty_split(project: Path):
     folder = local_hub.jsonl(project / "blank", "train", [{"text": " "}, {"text": "\n"}])
-    refused(replaced(project, "train", folder, "train", columns="text"), "corpus", "has no text")
+    refused(replaced(project, "train", folder, "train", columns="text"), "corpus", "has no text", resumed=True)
     pd.DataFrame({"text": pd.Series([], dtype=str)}).to_parquet(folder / "train.parquet")
     (folder / "train.jsonl").unlink()
     refused(project, "corpus", "blank")

@@ -38,7 +38,7 @@ def write_texts(sources: Mapping[str, HubSplit], seed: int, scratches: Mapping[s
     The splits have seeds of their own, so that two of one data set are not the same choice.
     """
     for source in sources.values():  # before hours of downloading one, whether all can be read
-        next(hub.rows(source, hub.columns_of(source)))
+        hub.check(source)
     for split, source in sources.items():
         files = list(_stretches(split, source, zlib.crc32(f"{seed}/{split}".encode()), scratches[split]))
         if not write_tables(out / f"{split}.arrow", map(arrow_table, files), TEXT):

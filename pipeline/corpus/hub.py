@@ -63,6 +63,13 @@ def columns_of(source: HubSplit) -> list[str]:
     return (source.columns or DEFAULT_COLUMNS).split("+")
 
 
+def check(source: HubSplit) -> None:
+    """Raise UserError where the first row cannot be read or is no text."""
+    columns = columns_of(source)
+    row = next(rows(source, columns))
+    _document([row[name] for name in columns], source)
+
+
 def _open(source: HubSplit, seed: int | None = None, state: dict | None = None) -> IterableDataset:
     path = str(Path(source.path).expanduser()) if looks_local(source.path) else source.path
     if looks_local(source.path) and not Path(path).exists():
