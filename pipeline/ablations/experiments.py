@@ -40,10 +40,9 @@ def queue_up(arms: Sequence[Arm]) -> None:
     A call before may have been killed in the middle: what it has finished is kept, what its workers still run goes on,
     and what nobody runs any more is queued again.
     """
-    found = states(arms)
     if not _workers():
-        _give_up([name for name, state in found.items() if state == RUNNING])
-        found = states(arms)
+        _give_up(arms)
+    found = states(arms)
     for arm in arms:
         if found[arm.name] in (None, FAILED):
             _queue_up(arm, again=found[arm.name] == FAILED)
@@ -72,7 +71,7 @@ def _stop(arms: Sequence[Arm]) -> None:
     _dvc("queue", "stop")
     withdraw(arms)
     for _ in range(GRACE_POLLS):
-        _give_up([name for name, state in states(arms).items() if state == RUNNING])
+        _give_up(arms)
         if not _workers():
             break
         time.sleep(POLL_SECONDS / 3)
@@ -104,7 +103,7 @@ def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[s
             starts += 1
             _start(jobs, starts)
         elif idle > GRACE_POLLS:
-            _give_up([name for name, state in found.items() if state == RUNNING])
+            _give_up(arms)
         time.sleep(POLL_SECONDS if pending else POLL_SECONDS / 10)
     return {name: state or FAILED for name, state in known.items()}
 
@@ -178,20 +177,22 @@ def _complaint(log: str) -> str:
     return next(iter((own or more or lines)[-1:]), "nothing was logged")
 
 
-def _give_up(names: Sequence[str]) -> None:
+def _give_up(arms: Sequence[Arm]) -> None:
     """End what runs of these arms, with its stages, and have DVC note that it failed.
 
     DVC itself would signal the number that a process once had, and leave the stage below it running.
     """
+    names = {arm.name for arm in arms}
     with _queue() as queue:
-        for entry in [entry for entry in queue.iter_active() if entry.name in names]:
+        running = [entry for entry in queue.iter_active() if entry.name in names]
+        for entry in running:
             _end(queue.get_infofile_path(entry.stash_rev))
             about = queue.proc.get(entry.stash_rev)
             if about is not None and about.returncode is None:
                 about.returncode = -1
                 queue.proc[entry.stash_rev] = about
-    for name in names:
-        _dvc("queue", "kill", name)
+    for entry in running:
+        _dvc("queue", "kill", entry.name)
 
 
 def _end(word: str) -> None:

@@ -62,7 +62,8 @@ def arms(grid: Grid) -> list[Arm]:
     baseline = git("rev-parse", "HEAD")
     if git("rev-parse", "--is-shallow-repository") == "true":
         raise UserError("this clone has no history, in which DVC loses experiments: `git fetch --unshallow`")
-    return [_arm(grid, baseline, *point) for point in _points(grid)]
+    code = _code_digest()
+    return [_arm(grid, baseline, code, *point) for point in _points(grid)]
 
 
 def git(*words: str) -> str:
@@ -81,7 +82,7 @@ def _points(grid: Grid) -> Iterator[tuple[str, int | None, int | None]]:
             yield from product([method], grid.thought_tokens, grid.lookaheads)
 
 
-def _arm(grid: Grid, baseline: str, method: str, thought_tokens: int | None, lookahead: int | None) -> Arm:
+def _arm(grid: Grid, baseline: str, code: str, method: str, thought_tokens: int | None, lookahead: int | None) -> Arm:
     """Its first seed is the run's own, the others are baselines of the same method: `compare` takes all together."""
     seed, *others = grid.seeds
     values: dict[str, object] = {"train.method": method, "train.seed": seed}
@@ -90,17 +91,22 @@ def _arm(grid: Grid, baseline: str, method: str, thought_tokens: int | None, loo
         values |= {"train.thought_tokens": thought_tokens, "train.lookahead": lookahead}
     changes = preset.options([*grid.options, *preset.words(values)])
     sizes = "" if thought_tokens is None else f"-k{thought_tokens}-a{lookahead}"
-    name = f"{method}{sizes}-{_fingerprint(baseline, changes)}"
+    name = f"{method}{sizes}-{_fingerprint(baseline, code, changes)}"
     return Arm(name, method, thought_tokens, lookahead, changes, baseline)
 
 
-def _fingerprint(baseline: str, changes: dict[str, object]) -> str:
-    """Eight digits for commit, parameters, graph and code: experiments that share a name share their results."""
-    digest = hashlib.sha256(f"{baseline}\n{params.load(changes=changes)}".encode())
+def _fingerprint(baseline: str, code: str, changes: dict[str, object]) -> str:
+    """Eight digits for commit, code and parameters: experiments that share a name share their results."""
+    return hashlib.sha256(f"{baseline}\n{code}\n{params.load(changes=changes)}".encode()).hexdigest()[:8]
+
+
+def _code_digest() -> str:
+    """Of the graph and of every file of code that a stage depends on."""
+    digest = hashlib.sha256()
     stages = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))["stages"].values()
     code = sorted({dep for stage in stages for dep in stage["deps"] if dep.startswith(CODE)})
     tracked = git("ls-files", "-z", "--", *code).split("\0")
     for path in (GRAPH, *map(Path, sorted(filter(None, tracked)))):
         if path.is_file():
             digest.update(f"\n{path}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:8]
+    return digest.hexdigest()

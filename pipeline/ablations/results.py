@@ -37,6 +37,7 @@ def table(arms: Sequence[Arm], states: Mapping[str, str]) -> pd.DataFrame:
 
 def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
     """The table as Markdown that GitHub shows: what failed first, then a table and a chart of each task."""
+    rows = rows.assign(column=_columns(rows))
     parts = ["# Ablations", about, *_failures(rows), f"![Accuracy against thought length]({figure.name})"]
     for (measure, task), some in rows.dropna(subset="task").groupby(["measure", "task"], sort=True):
         parts += [f"## {MEASURES[measure]}, {task}", _grid(some, rows), *_others(some)]
@@ -55,7 +56,7 @@ def _failures(rows: pd.DataFrame) -> list[str]:
 
 def _grid(some: pd.DataFrame, rows: pd.DataFrame) -> str:
     """Thought lengths down, methods and lookaheads across: also those of which every arm failed."""
-    every, grid = _in_grid(rows), _in_grid(some)
+    every, grid = rows.dropna(subset="thought_tokens"), some.dropna(subset="thought_tokens")
     cells = {(row["thought_tokens"], row["column"]): _cell(row) for _, row in grid.iterrows()}
     columns = list(dict.fromkeys(every["column"]))
     lines = [["thought tokens", *columns], ["---"] * (1 + len(columns))]
@@ -64,14 +65,11 @@ def _grid(some: pd.DataFrame, rows: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if columns else ""
 
 
-def _in_grid(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of arms with a thought length, with the name of their ``column``."""
-    grid = rows.dropna(subset="thought_tokens")
+def _columns(rows: pd.DataFrame) -> list[str]:
+    """The column that each row is in, by its lookahead and, where there are several methods with one, its method."""
     several = rows.dropna(subset="thought_tokens")["method"].nunique() > 1
-    names = [
-        f"{m + ', ' if several else ''}lookahead {a}" for m, a in zip(grid["method"], grid["lookahead"], strict=True)
-    ]
-    return grid.assign(column=names)
+    pairs = zip(rows["method"], rows["lookahead"], strict=True)
+    return [f"{method + ', ' if several else ''}lookahead {lookahead}" for method, lookahead in pairs]
 
 
 def _others(some: pd.DataFrame) -> list[str]:
@@ -85,7 +83,7 @@ def _cell(row: pd.Series) -> str:
 
 def _chart(some: pd.DataFrame, task: str) -> str:
     """A line chart in Mermaid, which GitHub draws wherever it shows Markdown; a line needs every point."""
-    grid = _in_grid(some).sort_values("thought_tokens")
+    grid = some.dropna(subset="thought_tokens").sort_values("thought_tokens")
     lengths = sorted(grid["thought_tokens"].unique())
     lines = {}
     for name, line in grid.groupby("column"):

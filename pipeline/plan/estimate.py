@@ -39,14 +39,12 @@ def estimate(params: Params) -> Estimate:
     shape = with_thoughts(_base_shape(params.base_model, tokenize.vocabulary))
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead)
     passes = train.steps * train.accumulation
-    scratch = params.base_model.scratch
-    pretraining = scratch.steps * scratch.batch_size * tokenize.pretrain_span
     return Estimate(
         shape=shape,
         step=step,
         text_tokens=passes * step.positions,
         thought_tokens=passes * step.thoughts * step.thought_tokens,
-        pretraining_tokens=pretraining if params.base_model.source == "scratch" else 0,
+        pretraining_tokens=_pretraining_tokens(params),
         flops=_flops(params, shape, step),
         memory=training_memory(
             shape, step, params.plan.devices, train.positions, train.checkpointing, train.precision == "bfloat16"
@@ -62,27 +60,29 @@ def _base_shape(base: BaseModel, vocabulary: int) -> Shape:
 
 
 def _flops(params: Params, shape: Shape, step: Step) -> dict[str, float]:
-    train, scratch = params.train, params.base_model.scratch
-    span = params.tokenize.span
+    span, methods, seeds = params.tokenize.span, params.baseline.methods, len(params.baseline.seeds)
     found = {}
-    if params.base_model.source == "scratch":
-        tokens = scratch.steps * scratch.batch_size * params.tokenize.pretrain_span
+    if tokens := _pretraining_tokens(params):
         found["base_model"] = 3 * reading_flops(shape, tokens, params.tokenize.pretrain_span)
-    runs = dict.fromkeys(params.baseline.methods, params.baseline.seeds)
-    found["train"] = _trained(train.method, params, shape, step)
-    if runs:
-        found["baseline"] = sum(len(seeds) * _trained(method, params, shape, step) for method, seeds in runs.items())
+    found["train"] = _trained(params.train.method, params, shape, step)
+    if methods and seeds:
+        found["baseline"] = seeds * sum(_trained(method, params, shape, step) for method in methods)
     thinking = step.thought_tokens + 2  # passes of one token each
     asked = _asked(params.evaluate.questions, params) * (WAYS * span + ANSWER_TOKENS * thinking)
-    found["evaluate"] = reading_flops(shape, asked * (1 + sum(map(len, runs.values()))), span)
+    found["evaluate"] = reading_flops(shape, asked * (1 + len(methods) * seeds), span)
     cot = params.chain_of_thought
     length, written = span + cot.new_tokens, cot.new_tokens + cot.answer_tokens
-    read = (
-        2 * 2 * length + written * (1 + thinking) + written
-    )  # both ways: read twice, written with thoughts and without
+    # with thoughts and without: the prompt and what was written are read twice, and one way thinks before each token
+    read = 2 * 2 * length + written * (1 + thinking) + written
     found["chain_of_thought"] = reading_flops(shape, _asked(cot.questions, params) * cot.samples * read, length)
     found["perplexity"] = reading_flops(shape, params.perplexity.texts * span * (1 + thinking), span)
     return found
+
+
+def _pretraining_tokens(params: Params) -> int:
+    scratch = params.base_model.scratch
+    from_scratch = params.base_model.source == "scratch"
+    return scratch.steps * scratch.batch_size * params.tokenize.pretrain_span if from_scratch else 0
 
 
 def _asked(questions: int | None, params: Params) -> int:

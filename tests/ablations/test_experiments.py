@@ -92,6 +92,14 @@ class Project:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(words, cwd=self.folder, env=self.environment, text=True, **pipes)
 
+    def begin(self, seconds: float) -> subprocess.Popen[str]:
+        """The same with a stage that takes its time, as far as the first arm's."""
+        self.stage(seconds=seconds)
+        self.commit()
+        process = self.ablations()
+        wait_for(lambda: self.started)
+        return process
+
     def finish(self, *options: str) -> tuple[int, str, str]:
         process = self.ablations(*options)
         out, err = process.communicate(timeout=300)
@@ -201,25 +209,22 @@ def test_an_arm_that_fails_is_named_and_shown_and_run_again_once_mended(project:
 
 
 def test_killed_halfway_it_does_only_what_is_missing(project: Project):
-    project.stage(seconds=3)
-    project.commit()
-    process = project.ablations()
-    wait_for(lambda: len(project.ran) == 1)
+    (project.folder / "grid.yaml").write_text(yaml.safe_dump(GRID | {"thought_tokens": [1, 3, 4]}))
+    process = project.begin(seconds=3)
+    wait_for(lambda: len(project.ran) == 2)
     project.kill_all()
     process.communicate()
     done = project.ran
-    assert len(done) < ARMS and not (project.folder / "results/grid.csv").exists()
+    assert len(done) == 2 and not (project.folder / "results/grid.csv").exists()
     code, out, err = project.finish()
     assert code == 0, (out, err)
-    assert set(project.ran) == set(ALL)
+    assert set(project.ran) == {"1 1", "3 1", "4 1"}
     assert all(project.ran.count(arm) == 1 for arm in done[:-1])  # of the last one DVC may not have made its commit
-    assert set(project.table["state"]) == {"done"} and len(project.accuracies()) == ARMS
+    assert set(project.table["state"]) == {"done"} and len(project.accuracies()) == 3
 
 
 def test_killed_alone_its_worker_goes_on_and_a_second_call_waits_for_it(project: Project):
-    project.stage(seconds=2)
-    project.commit()
-    process = project.ablations()
+    process = project.begin(seconds=2)
     wait_for(lambda: len(project.ran) == 1)
     process.kill()
     process.communicate()
@@ -230,10 +235,7 @@ def test_killed_alone_its_worker_goes_on_and_a_second_call_waits_for_it(project:
 
 def test_stopped_by_hand_it_leaves_nothing_running(project: Project):
     """Not the stage either, which DVC alone would leave running for its five minutes."""
-    project.stage(seconds=300)
-    project.commit()
-    process = project.ablations()
-    wait_for(lambda: project.started)
+    process = project.begin(seconds=300)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == ""

@@ -80,6 +80,13 @@ def test_every_arm_that_failed_is_named_and_has_its_cell(failed: tuple[tuple[int
     assert all(f"arm-{length}-{lookahead}" in figure for length, lookahead in failed)
 
 
+def test_a_method_whose_every_arm_failed_does_not_hide_another():
+    pauses = rows(tuple(ARMS)).dropna(subset="thought_tokens").assign(method="pause")
+    shown = words(pd.concat([rows(), pauses], ignore_index=True))
+    cells = next(line for line in shown if line.startswith("| 5 |")).strip("| ").split(" | ")
+    assert cells == ["5", "0.500 [0.450, 0.550]", "0.600 [0.550, 0.650]", "failed", "failed"]
+
+
 def test_the_figure_is_the_same_bytes_again(tmp_path: Path):
     for name in ("one.svg", "two.svg"):
         write_figure(rows(), tmp_path / name)
