@@ -1,5 +1,6 @@
 """The model that learns to think: pretrained here on the corpus, or one that exists."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -8,9 +9,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
-from pipeline.errors import UserError
+from pipeline.checkpoint import checkpoints
+from pipeline.errors import UserError, reason
 from pipeline.files import new_path, write_table
-from pipeline.loop import CheckedTrainer, Log, Spans, read_tokenizer, training_arguments
+from pipeline.inputs import Spans, pick_device, read_tokenizer
+from pipeline.loop import CheckedTrainer, logged, training_arguments
 from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
 from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
@@ -27,9 +30,17 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
     keep_memory()
     tokenizer = read_tokenizer(tokens / "tokenizer")
     if params.source == "hub":
-        model, rows = _load(params), pd.DataFrame(columns=["step", *STEPS_COLUMNS])
-    else:
-        model, rows = _pretrain(params, tokens, tokenizer)
+        _write(_load(params), pd.DataFrame(columns=["step", *STEPS_COLUMNS]), tokenizer, out, log)
+        return
+    inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
+    about = {"seed": params.seed, "device": pick_device("auto")} | asdict(params.scratch)
+    with checkpoints("base_model", about, inputs) as folder:
+        _write(*_pretrain(params, tokens, tokenizer, folder), tokenizer, out, log)
+
+
+def _write(
+    model: PreTrainedModel, rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, out: Path, log: Path
+) -> None:
     _check(model, len(tokenizer))
     with new_path(out) as folder:
         model.save_pretrained(folder)
@@ -46,7 +57,7 @@ def _load(params: BaseModel) -> PreTrainedModel:
             dtype="float32",
         )
     except Exception as error:  # transformers, huggingface_hub and safetensors each raise their own
-        raise UserError(f"no usable model at {params.path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no usable model at {params.path}: {reason(error)}") from error
 
 
 def _check(model: PreTrainedModel, vocabulary: int) -> None:
@@ -60,16 +71,16 @@ def _check(model: PreTrainedModel, vocabulary: int) -> None:
 
 
 def _pretrain(
-    params: BaseModel, tokens: Path, tokenizer: PreTrainedTokenizerBase
+    params: BaseModel, tokens: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> tuple[PreTrainedModel, pd.DataFrame]:
     set_seed(params.seed)
     scratch = params.scratch
     model = AutoModelForCausalLM.from_config(scratch_config(scratch, len(tokenizer), tokenizer.eos_token_id))
     spans = Spans(tokens / "pretrain.arrow")
-    log = Log(spans.mean_length)
-    with training_arguments(
+    arguments = training_arguments(
         "auto",
         params.seed,
+        folder,
         max_steps=scratch.steps,
         per_device_train_batch_size=scratch.batch_size,
         learning_rate=scratch.learning_rate,
@@ -81,11 +92,11 @@ def _pretrain(
         logging_steps=LOG_STEPS,
         eval_strategy="steps",
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
-    ) as arguments:
-        heldout = Spans(tokens / "heldout.arrow", HELDOUT_SPANS)
-        PretrainTrainer(model=model, args=arguments, train_dataset=spans, eval_dataset=heldout, callbacks=[log]).train()
-    rows = log.table(STEPS_COLUMNS, needed="loss").set_index("step")
-    rows["heldout_loss"] = log.table(["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
+    )
+    heldout = Spans(tokens / "heldout.arrow", HELDOUT_SPANS)
+    log = PretrainTrainer(arguments, folder, model=model, train_dataset=spans, eval_dataset=heldout).run()
+    rows = logged(log, STEPS_COLUMNS, needed="loss").set_index("step")
+    rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
     return model.to("cpu"), rows.reset_index()
 
 

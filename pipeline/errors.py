@@ -1,11 +1,16 @@
 """A user's mistake, told in one line: what is wrong and what to do."""
 
+import ctypes
 import logging
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
+PR_SET_PDEATHSIG = 1
 
 
 class UserError(Exception):
@@ -20,20 +25,32 @@ def reason(error: Exception) -> str:
 def run(stage: Callable[[], None]) -> None:
     """Run a stage's main function; a user's mistake ends it with one line on standard error and no traceback."""
     _show_log()
+    _end_with_parent()
     try:
         _check_workspace()
         stage()
     except UserError as error:
-        _close_progress_bars()
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        _exit(" ".join(str(error).split()))
     except KeyboardInterrupt:
         _close_progress_bars()
         sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno is None:  # not the system's own complaint (a full disk, a missing permission)
             raise
-        _close_progress_bars()
-        sys.exit(f"error: {error.strerror}: {error.filename or 'while writing'}")
+        _exit(f"{error.strerror}: {error.filename or 'while writing'}")
+
+
+def _exit(message: str) -> None:
+    _close_progress_bars()
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(2)  # where all processes fail alike, the first one tells, and the others are ended meanwhile
+    sys.exit(f"error: {message}")
+
+
+def _end_with_parent() -> None:
+    """A stage that DVC runs ends when DVC is killed, and can be run again at once: Linux then sends it a signal."""
+    if sys.platform.startswith("linux") and "DVC_STAGE" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _show_log() -> None:

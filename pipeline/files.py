@@ -21,14 +21,19 @@ RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers 
 
 @contextmanager
 def new_path(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file or a folder to; takes its place when the block ends without an error."""
+    """A path beside ``path`` to write a file or a folder to; takes its place when the block ends without an error.
+
+    It is on the disk by then, so that not even a power cut leaves half of it.
+    """
     part = path.with_name(f"{path.name}.part")
     _remove(part)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part
+        sync(part)
         _remove(path)
         part.rename(path)
+        sync(path.parent, inside=False)
     except Exception as error:
         number = RUST_OS_ERROR.search(str(error))
         if number is None or isinstance(error, OSError):
@@ -36,6 +41,16 @@ def new_path(path: Path) -> Iterator[Path]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     finally:
         _remove(part)
+
+
+def sync(path: Path, inside: bool = True) -> None:
+    """Wait until a file, or a folder and all that is ``inside``, is on the disk."""
+    for one in [path, *(path.rglob("*") if inside else [])]:
+        file = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def _remove(path: Path) -> None:

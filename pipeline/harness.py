@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError, run
 from pipeline.files import batches
-from pipeline.loop import read_tokenizer
+from pipeline.inputs import read_tokenizer
 from pipeline.prompts import before_end, before_stop, left_padded
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype

@@ -1,134 +1,143 @@
-"""What both training stages share: the data set, the HF Trainer's settings, the log, the checks."""
+"""What both training stages share: the order of texts, the HF Trainer's settings, the log, the checks."""
 
-import math
+import logging
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import chain, count, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainingArguments
 
-from pipeline.errors import UserError
-from pipeline.files import arrow_table
+from pipeline.checkpoint import HALF, Checkpoints, last_checkpoint, processes
+from pipeline.errors import UserError, reason
+from pipeline.inputs import pick_device
 
-IGNORED = -100
-
-
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a stage wrote to ``folder``. Raises UserError where there is none."""
-    if not folder.is_dir():  # transformers would look for a hub model of this name
-        raise UserError(f"the folder {folder} is missing: run `dvc repro` to make it again")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers each raise their own
-        raise UserError(f"{folder} holds no usable tokenizer: run `dvc repro` to make it again") from error
+log = logging.getLogger(__name__)
 
 
-class Spans(Dataset):
-    """Spans of token ids (`pipeline.tokens`) as a model's inputs; padding is neither attended to nor a label.
+class TextOrder(Sampler):
+    """The numbers of the texts of all of a run's steps: each epoch in an order of its own, the last one cut short.
 
-    They stay on the disk until they are used.
+    It depends on the seed alone, not on how many texts a process or a pass takes.
     """
 
-    def __init__(self, path: Path, rows: int | None = None):
-        table = arrow_table(path).slice(0, rows)
-        if not len(table):
-            raise UserError(f"{path} has no spans")
-        self._ids = table["input_ids"]
-        self._lengths = table["length"].to_numpy()
+    def __init__(self, texts: int, wanted: int, seed: int):
+        self._texts, self._wanted, self._seed = texts, wanted, seed
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return self._wanted
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = torch.tensor(self._ids[index].values.to_numpy(), dtype=torch.long)
-        mask = torch.arange(len(ids)) < int(self._lengths[index])
-        return {
-            "input_ids": ids,
-            "attention_mask": mask.long(),
-            "labels": ids.masked_fill(~mask, IGNORED),
-            "text_keys": torch.tensor(index),
-        }
+    def __iter__(self) -> Iterator[int]:
+        return islice(chain.from_iterable(map(self._epoch, count())), self._wanted)
 
-    @property
-    def mean_length(self) -> float:
-        """Tokens of a span that are not padding, on average."""
-        return float(self._lengths.mean())
-
-
-class Log(TrainerCallback):
-    """Every row that the Trainer logs, with its step, and the text tokens trained on a second."""
-
-    def __init__(self, tokens_per_text: float) -> None:
-        self.rows: list[dict] = []
-        self.speed: list[dict] = []
-        self._tokens_per_text = tokens_per_text
-        self._since = (0.0, 0)
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._since = (time.perf_counter(), 0)
-
-    def on_log(self, args, state, control, logs, **kwargs) -> None:
-        if "train_runtime" not in logs:  # the summary at the end holds nothing but times
-            self.rows.append({"step": state.global_step, **logs})
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        now, (since, step) = time.perf_counter(), self._since
-        if state.global_step % max(1, int(args.logging_steps)) == 0:
-            texts = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            tokens = (state.global_step - step) * texts * self._tokens_per_text
-            self.speed.append({"step": state.global_step, "tokens_per_second": round(tokens / (now - since), 1)})
-            self._since = (now, state.global_step)
-
-    def table(self, columns: list[str], needed: str) -> pd.DataFrame:
-        """The logged rows that have ``needed``, one a step, with these columns; blank where a row lacks one."""
-        rows = {row["step"]: row for row in self.rows if needed in row}
-        return pd.DataFrame(rows.values()).reindex(columns=["step", *columns])
+    def _epoch(self, number: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self._seed + number)
+        return torch.randperm(self._texts, generator=generator).tolist()
 
 
 class CheckedTrainer(Trainer):
-    """The HF Trainer, stopping at the first loss that is not a number."""
+    """The HF Trainer, with our order of texts and our checkpoints, refusing steps that would poison the weights.
 
-    def training_step(self, *args, **kwargs) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        check_loss(loss.item(), self.state.global_step + 1)
-        return loss
+    ``folder`` is where checkpoints are; a run goes on from the last one there. A step whose loss or gradient is not
+    finite raises UserError before the optimizer sees it or, where fewer than ``skipped_steps`` were, is left out.
+    """
+
+    def __init__(self, args: TrainingArguments, folder: Path, skipped_steps: int = 0, **kwargs: object):
+        self._folder = folder
+        self._allowed = skipped_steps
+        self._texts: list[Tensor] = []  # of the step, and whether each of its losses is finite
+        self._finite: list[Tensor] = []
+        self._clock = (time.perf_counter(), 0)
+        super().__init__(args=args, callbacks=[Checkpoints(folder)], **kwargs)
+
+    def run(self) -> list[dict]:
+        """Train to the end, from the last checkpoint if there is one. Returns every row that was logged."""
+        checkpoint = last_checkpoint(self._folder)
+        if checkpoint is not None:
+            log.info("going on from %s", checkpoint)
+        self.args.eval_on_start &= checkpoint is None  # it is in the checkpoint's log
+        self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        return self.state.log_history
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TextOrder:
+        args, texts = self.args, len(self.train_dataset)
+        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return TextOrder(texts, args.max_steps * step, args.data_seed)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: object) -> Tensor:
+        loss = super().training_step(model, inputs, *args)
+        self._texts.append(inputs["text_keys"])
+        self._finite.append(loss.isfinite())
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # what is logged; a loss that is no number stops or skips the step
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
+        """The gradient's norm, clipped; 0 and no gradient where the step must be skipped."""
+        norm = super()._clip_grad_norm(model)
+        finite = torch.stack(self._finite).all() & norm.isfinite().to(self.args.device)
+        texts = torch.cat(self._texts)
+        self._texts, self._finite = [], []
+        if self.accelerator.reduce(finite.float(), "mean") == 1:
+            return norm
+        self._skip(float(norm), self.accelerator.gather(texts).tolist())
+        model.zero_grad()
+        return torch.zeros_like(norm)
+
+    def _skip(self, norm: float, texts: list[int]) -> None:
+        """Leave this step out. Raises UserError where no more may be."""
+        step, skipped = self.state.global_step + 1, sum("skipped" in row for row in self.state.log_history)
+        told = f"step {step}: the loss or the gradient (norm {norm:.4g}) is not finite, with texts {_listed(texts)}"
+        if skipped >= self._allowed:
+            raise UserError(
+                f"{told}; the last good checkpoint is {last_checkpoint(self._folder) or 'none yet'}: lower the "
+                "learning rate, the policy weight or the meta-token scale, or check the base model"
+            )
+        log.warning("%s: skipped (%d of at most %d)", told, skipped + 1, self._allowed)
+        self.state.log_history.append({"step": step, "skipped": True})
+
+    def _save_checkpoint(self, *args: object) -> None:
+        try:
+            super()._save_checkpoint(*args)
+        except Exception as error:  # torch and safetensors tell of a full disk in errors of their own
+            shutil.rmtree(self._folder / f"{HALF}{self.state.global_step}", ignore_errors=True)
+            raise UserError(f"no checkpoint could be written to {self._folder}: {reason(error)}") from error
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a row, with the steps a second since the last one where it is about training steps."""
+        if "loss" in logs:
+            now, (since, step) = time.perf_counter(), self._clock
+            self._clock = now, self.state.global_step
+            logs = {**logs, "steps_per_second": (self.state.global_step - step) / (now - since)}
+        super().log(logs, start_time)
 
 
-def check_loss(loss: float, step: int) -> None:
-    """Raise UserError where the loss is not a number."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step}: lower the learning rate or the meta-token scale, or check the base "
-            "model"
-        )
+def _listed(texts: list[int], most: int = 32) -> str:
+    return ", ".join(map(str, texts[:most])) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
-@contextmanager
-def training_arguments(device: str, seed: int, **settings: object) -> Iterator[TrainingArguments]:
-    """The Trainer's settings, with a scratch folder for as long as the block lasts; nothing is saved or reported."""
-    with TemporaryDirectory() as folder:
-        yield TrainingArguments(
-            output_dir=folder,
-            use_cpu=pick_device(device) == "cpu",
-            seed=seed,
-            data_seed=seed,
-            save_strategy="no",
-            report_to=[],
-            remove_unused_columns=False,
-            logging_nan_inf_filter=False,
-            dataloader_pin_memory=False,
-            **settings,
-        )
+def logged(rows: list[dict], columns: list[str], needed: str) -> pd.DataFrame:
+    """The logged ``rows`` that have ``needed``, one a step, with these columns; blank where a row lacks one."""
+    kept = {row["step"]: row for row in rows if needed in row}
+    return pd.DataFrame(kept.values()).reindex(columns=["step", *columns])
 
 
-def pick_device(device: str) -> str:
-    """``cuda`` or ``cpu``, from those or ``auto``. Raises UserError where a GPU is asked for and there is none."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, but no CUDA GPU is usable here: set it to auto or cpu")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+def training_arguments(device: str, seed: int, folder: Path, **settings: object) -> TrainingArguments:
+    """The Trainer's settings; what it writes, checkpoints alone, goes to ``folder``."""
+    cpu = pick_device(device) == "cpu"
+    return TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and processes() > 1 else None,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",  # `Checkpoints` says when
+        report_to=[],
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=False,
+        **settings,
+    )

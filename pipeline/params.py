@@ -120,6 +120,7 @@ METHODS = ("quiet_star", "pause", "no_thought")
 @dataclass
 class Train:
     seed: int = a_seed()
+    launcher: str = MISSING
     method: str = one_of(*METHODS)
     thought_tokens: int = at_least(1)
     lookahead: int = at_least(1)
@@ -136,6 +137,7 @@ class Train:
     warmup_steps: int = at_least(0)
     weight_decay: float = at_least(0)
     gradient_clip: float = above(0)
+    skipped_steps: int = at_least(0)
     log_steps: int = at_least(1)
     evaluation_steps: int = at_least(1)
     evaluation_texts: int = at_least(1)

@@ -71,19 +71,31 @@ def unfinished(
     inside it; a run with anything else changed starts afresh. Raises UserError while another process is at the same
     work: killing `dvc` alone leaves its stage running.
     """
-    folder = Path(os.environ.get("DVC_ROOT", ".")) / FOLDER / stage / fingerprint(params, inputs, code, libraries)
+    folder = scratch_folder(stage, params, inputs, code, libraries)
     with _locked(folder):
         scratch = Scratch(folder / ROWS)
         try:
             yield scratch
         except BaseException:
             scratch.close()
-            if not (folder / ROWS).stat().st_size:  # nothing was done that another run could go on from
+            if not _has_work(folder):
                 _remove(folder)
             raise
         scratch.close()
         _remove(folder)
         _prune(folder.parent)
+
+
+def scratch_folder(
+    stage: str, params: Mapping, inputs: Sequence[Path], code: Path = CODE, libraries: Sequence[str] = LIBRARIES
+) -> Path:
+    """Where `unfinished` keeps the work of a stage, for other processes of the same run."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / FOLDER / stage / fingerprint(params, inputs, code, libraries)
+
+
+def _has_work(folder: Path) -> bool:
+    """Whether anything was done that another run could go on from."""
+    return any(path.name != LOCK and (path.is_dir() or path.stat().st_size) for path in folder.iterdir())
 
 
 def fingerprint(

@@ -2,22 +2,27 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline import errors, params
+from pipeline.launch import launch
 from pipeline.training import write_trained
 
 
 def main() -> None:
     method, seed = sys.argv[1:]
-    write_trained(
-        replace(params.load().train, method=method, seed=int(seed)),
+    train = replace(params.load().train, method=method, seed=int(seed))
+    run = partial(
+        write_trained,
+        train,
         base=Path("models/base"),
         tokens=Path("data/tokens"),
         probe=Path("data/corpus/texts/probe.parquet"),
         out=Path(f"models/baseline/{method}-{seed}"),
         results=Path(f"results/train/{method}-{seed}"),
     )
+    launch(train.launcher, __spec__.name, run)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -98,7 +99,7 @@ class Finished:
 
 def copy_project(folder: Path, **changes: object) -> Path:
     """The code and tasks with the smoke preset, made smaller still, and ``changes`` (``__`` is a dot) on top."""
-    for name in ("pipeline", "stages", "tasks"):
+    for name in ("pipeline", "stages", "tasks", "launchers"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "params.yaml", folder)
     values = preset.options(["scale=smoke"]) | TINY
@@ -128,19 +129,19 @@ def run_as_module(folder: Path, stage: str) -> Finished:
     return Finished(done.returncode, done.stderr)
 
 
-def run_stage(folder: Path, stage: str) -> Finished:
-    """The same in a fork."""
+def run_stage(folder: Path, stage: str, prepare: Callable[[], None] | None = None) -> Finished:
+    """The same in a fork, in which ``prepare`` (a function of a test's module) is called first."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     with tempfile.NamedTemporaryFile("r", suffix=".err") as stderr:
-        process = context.Process(target=_main, args=(folder, stage, stderr.name))
+        process = context.Process(target=_main, args=(folder, stage, stderr.name, prepare))
         with mock.patch.dict(os.environ, ENVIRONMENT):  # the first start makes the process that the rest fork from
             process.start()
         process.join()
         return Finished(process.exitcode, stderr.read())
 
 
-def _main(folder: Path, stage: str, stderr: str) -> None:
+def _main(folder: Path, stage: str, stderr: str, prepare: Callable[[], None] | None) -> None:
     os.dup2(os.open(stderr, os.O_WRONLY), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.chdir(folder)
@@ -149,6 +150,8 @@ def _main(folder: Path, stage: str, stderr: str) -> None:
     sys.path.insert(0, str(folder))
     name, *arguments = stage.split()
     sys.argv = [name, *arguments]
+    if prepare is not None:
+        prepare()
     runpy.run_module(f"stages.{name}", run_name="__main__")
 
 

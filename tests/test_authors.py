@@ -15,7 +15,7 @@ from transformers import MistralConfig, PreTrainedTokenizerBase
 
 from pipeline.authors import VARIANT, from_authors, from_their_counts, main
 from pipeline.errors import UserError
-from pipeline.loop import read_tokenizer
+from pipeline.inputs import read_tokenizer
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.trained import load_trained

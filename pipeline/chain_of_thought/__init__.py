@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline.chain_of_thought.samples import Asker
 from pipeline.chain_of_thought.votes import metrics_of, points_of, votes_of
 from pipeline.files import write_json, write_table
-from pipeline.loop import pick_device, read_tokenizer
+from pipeline.inputs import pick_device, read_tokenizer
 from pipeline.params import ChainOfThought
 from pipeline.resume import Scratch, unfinished
 from pipeline.tasks import read_tasks

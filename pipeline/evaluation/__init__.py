@@ -6,7 +6,7 @@ import pandas as pd
 
 from pipeline.evaluation.direct import Asked, Scored, encode_all, score
 from pipeline.files import write_json, write_table
-from pipeline.loop import pick_device, read_tokenizer
+from pipeline.inputs import pick_device, read_tokenizer
 from pipeline.params import Evaluate
 from pipeline.statistics import interval, mcnemar
 from pipeline.tasks import Question, Task, read_tasks

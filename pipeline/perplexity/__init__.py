@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.files import write_json, write_table
-from pipeline.loop import Spans, pick_device, read_tokenizer
+from pipeline.inputs import Spans, pick_device, read_tokenizer
 from pipeline.params import Perplexity
 from pipeline.perplexity.density import density_table
 from pipeline.perplexity.extremes import extremes_table

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.loop import Spans
+from pipeline.inputs import Spans
 
 EACH = 10  # passages, and thoughts, a side
 EXCERPT = 400  # characters

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
-from pipeline.loop import Spans
+from pipeline.inputs import Spans
 from pipeline.params import Perplexity
 from pipeline.perplexity.kinds import TokenReader
 from pipeline.thought.model import QuietStarForCausalLM

@@ -11,7 +11,7 @@ from pipeline.thought import generation, step
 from pipeline.thought.decoder import Decoder, build_decoder, check_decoder, embedding_of
 from pipeline.thought.layout import Layout, ahead
 from pipeline.thought.mixing import MixingHead
-from pipeline.thought.objective import Losses
+from pipeline.thought.objective import Counts, Losses, counts_of
 from pipeline.thought.sampler import Sampling, Thoughts, sample_thoughts
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from pipeline.thought.views import OwnTokens, TextView
@@ -144,6 +144,11 @@ class QuietStarForCausalLM(PreTrainedModel):
         return Layout(self.config.thought_tokens, self.config.lookahead)
 
     @property
+    def lookahead(self) -> int:
+        """A; 1 without thoughts, which predicts the next token only."""
+        return self.config.lookahead if self.has_thoughts else 1
+
+    @property
     def decoder(self) -> Decoder:
         return Decoder(self.base)
 
@@ -180,6 +185,7 @@ class QuietStarForCausalLM(PreTrainedModel):
         sampling: Sampling | None = None,
         text_keys: Tensor | None = None,
         positions: Tensor | None = None,
+        counts: Counts | None = None,
         engine: Engine = DEFAULT_ENGINE,
     ) -> QuietStarOutput:
         """Train on ``labels`` (B, N; -100 is ignored), or predict the next token at every position without them.
@@ -187,6 +193,8 @@ class QuietStarForCausalLM(PreTrainedModel):
         ``positions`` (P,): predict after these only; what others think would not matter to them.
         ``thought_ids`` (B, R, N, K) replaces sampling. ``sampling`` is at temperature 1 when training and greedy
         otherwise, unless given; ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
+        ``counts``: what the loss's means are taken over, where these texts are only some of a step's (`counts_of` them
+        unless given): the losses of all of a step's texts then add up to the step's.
         ``engine``: how it is computed, which changes speed and memory and nothing else.
         Raises ValueError for ``thought_ids`` where the method samples none.
         """
@@ -196,10 +204,12 @@ class QuietStarForCausalLM(PreTrainedModel):
         hidden, text = self.decoder.read(input_ids, attention_mask, engine.attention)
         if labels is None:
             return self._predict(hidden, text, input_ids, thought_ids, sampling, text_keys, positions)
+        if counts is None:
+            counts = counts_of(labels, self.lookahead)
         if not self.has_thoughts:
-            losses = step.learn_text(self, hidden, labels)
+            losses = step.learn_text(self, hidden, labels, counts)
             return QuietStarOutput(losses.total, losses)
-        learned = step.learn(self, hidden, text, input_ids, labels, thought_ids, sampling, text_keys, engine)
+        learned = step.learn(self, hidden, text, input_ids, labels, thought_ids, sampling, text_keys, counts, engine)
         return QuietStarOutput(learned.losses.total, learned.losses, weight=learned.weight, thoughts=learned.thoughts)
 
     def _predict(

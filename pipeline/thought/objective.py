@@ -1,6 +1,7 @@
 """Learn: how much each prediction counts, the reward of a thought and REINFORCE (paper, section 4.4)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,22 +31,46 @@ class Losses:
     log_probs: Tensor
 
 
+class Counts(NamedTuple):
+    """What a step's means are taken over, as integers; a step's are the sums of its micro-batches' and processes'.
+
+    ``targets`` (A,): true tokens that are predicted at each distance. ``thoughts`` (): positions whose thoughts are
+    rewarded, B * (N-1-A). Of those that are not padding, which is what is logged: ``tokens`` () and ``rewards`` ().
+    """
+
+    targets: Tensor
+    thoughts: Tensor
+    tokens: Tensor
+    rewards: Tensor
+
+
+def counts_of(labels: Tensor, lookahead: int) -> Counts:
+    """The `Counts` of the texts with these ``labels`` (B, N)."""
+    rewarded = labels[:, : rewarded_positions(labels.shape[1], lookahead)]
+    return Counts(
+        targets=(lookahead_targets(labels, lookahead) != IGNORED).sum((0, 1)),
+        thoughts=torch.tensor(rewarded.numel(), device=labels.device),
+        tokens=(labels != IGNORED).sum(),
+        rewards=(rewarded != IGNORED).sum(),
+    )
+
+
 def lookahead_targets(labels: Tensor, lookahead: int) -> Tensor:
     """Targets (B, N, A): x_{i+1+k} for k < A, ``IGNORED`` past the end, of ``labels`` (B, N)."""
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     return ahead(following, lookahead, fill=IGNORED)
 
 
-def base_weights(targets: Tensor, dtype: torch.dtype) -> Tensor:
+def base_weights(targets: Tensor, counts: Counts, dtype: torch.dtype) -> Tensor:
     """What each base cross-entropy (B, N) counts in the base loss, their mean: of ``targets`` (B, N, A)."""
     real = (targets[..., 0] != IGNORED).to(dtype)
-    return real / real.sum().clamp(min=1)
+    return real / counts.targets[0].to(dtype).clamp(min=1)
 
 
-def talk_weights(targets: Tensor, rationales: int, dtype: torch.dtype) -> Tensor:
+def talk_weights(targets: Tensor, rationales: int, counts: Counts, dtype: torch.dtype) -> Tensor:
     """What each talk cross-entropy (B, R, N, A) counts in the talk loss, the mean over k of the means over the rest."""
     real = (targets != IGNORED).to(dtype)
-    weights = real / (targets.shape[-1] * rationales * real.sum((0, 1)).clamp(min=1))
+    weights = real / (targets.shape[-1] * rationales * counts.targets.to(dtype).clamp(min=1))
     return weights.unsqueeze(1).expand(-1, rationales, -1, -1)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.thought.head import Group, HeadLosses, exact_dtype
 from pipeline.thought.layout import ahead
 from pipeline.thought.objective import (
+    Counts,
     Losses,
     advantages,
     base_weights,
@@ -76,6 +77,7 @@ def learn(
     thought_ids: Tensor | None,
     sampling: Sampling,
     text_keys: Tensor | None,
+    counts: Counts,
     engine: Engine,
 ) -> Learned:
     """The loss of ``labels`` (B, N) given the text's states ``hidden`` (B, N, D); as `QuietStarForCausalLM.forward`."""
@@ -88,19 +90,19 @@ def learn(
         thoughts = Thoughts(torch.cat([t.ids for t in some], 2), torch.cat([t.entropy for t in some], 2))
     ids = thought_ids if thoughts is None else thoughts.ids
     rows = model.embed_thoughts(_range(hidden, slice(0, input_ids.shape[1])), ids, input_ids, model.layout)
-    losses = _SliceLosses(model, text, labels, ids, rows.shape[1], sampled=thoughts is not None)
+    losses = _SliceLosses(model, text, labels, ids, rows.shape[1], counts, sampled=thoughts is not None)
     total, reports = sum_over(slices, losses.run, rows, [hidden, *text.tensors()], list(model.parameters()))
     report = Report(**{f.name: torch.cat([getattr(r, f.name) for r in reports], dim=2) for f in fields(Report)})
     return Learned(losses.summary(losses.head.attach(total), report), report.weight, thoughts)
 
 
-def learn_text(model: "QuietStarForCausalLM", hidden: Tensor, labels: Tensor) -> Losses:
+def learn_text(model: "QuietStarForCausalLM", hidden: Tensor, labels: Tensor, counts: Counts) -> Losses:
     """Continued pretraining: the base loss of ``labels`` (B, N) given the text's states ``hidden`` (B, N, D).
 
     The talk loss, that of the method's own prediction, is the same; what belongs to thoughts is empty (R = 0).
     """
     targets, head = lookahead_targets(labels, 1)[..., 0], HeadLosses(model.decoder.head)
-    weights = base_weights(targets.unsqueeze(-1), exact_dtype(hidden))
+    weights = base_weights(targets.unsqueeze(-1), counts, exact_dtype(hidden))
     loss, (nll,) = head.losses([Group(hidden, targets, lambda _: weights)])
     base, none = (nll * weights).sum(), nll.new_zeros(len(labels), 0, 0, 0)
     return Losses(
@@ -130,6 +132,7 @@ class _SliceLosses:
         labels: Tensor,
         ids: Tensor | None,
         rationales: int,
+        counts: Counts,
         sampled: bool,
     ):
         config, dtype = model.config, exact_dtype(model.start_embedding)
@@ -137,9 +140,9 @@ class _SliceLosses:
         self.head = HeadLosses(model.decoder.head)
         self._targets = lookahead_targets(labels, config.lookahead)
         self._rewarded = rewarded_positions(labels.shape[1], config.lookahead)
-        self._base_weights = base_weights(self._targets, dtype)
-        self._talk_weights = talk_weights(self._targets, rationales, dtype)
-        self._policy_terms = max(len(labels) * rationales * self._rewarded * config.thought_tokens, 1)
+        self._base_weights = base_weights(self._targets, counts, dtype)
+        self._talk_weights = talk_weights(self._targets, rationales, counts, dtype)
+        self._policy_terms = (counts.thoughts * rationales * config.thought_tokens).double().clamp(min=1)
 
     def run(self, part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, Report]:
         """The slice's share of the loss, from its rows' embeddings (B, R, p, T, D).
@@ -165,11 +168,12 @@ class _SliceLosses:
     def summary(self, total: Tensor, report: Report) -> Losses:
         """The whole loss and its parts."""
         base_nll = report.base_nll[:, 0]
+        gain = (report.advantage.unsqueeze(-1) * report.log_probs).sum()
         return Losses(
             total=total,
             base=(base_nll * self._base_weights).sum(),
             talk=(report.talk_nll * self._talk_weights).sum(),
-            policy=-(report.advantage.unsqueeze(-1) * report.log_probs).sum() / self._policy_terms,
+            policy=-(gain / self._policy_terms).to(gain.dtype),
             base_nll=base_nll,
             talk_nll=report.talk_nll,
             reward=report.reward,

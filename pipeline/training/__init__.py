@@ -1,14 +1,17 @@
 """Quiet-STaR training: from a base model and spans of text to a model that thinks."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
+from pipeline.checkpoint import checkpoints, is_main, processes
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
-from pipeline.loop import Log, Spans, pick_device, read_tokenizer, training_arguments
+from pipeline.inputs import Spans, pick_device, read_tokenizer
+from pipeline.loop import logged, training_arguments
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.trained import check_room, load_base
@@ -17,11 +20,31 @@ from pipeline.training.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, HeldOut, Qu
 
 
 def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Path, results: Path) -> None:
-    """Train on ``tokens``/train.arrow; write the model and its tokenizer to ``out``, the log to ``results``."""
-    if params.attention == "flex" and pick_device(params.device) == "cpu":
+    """Train on ``tokens``/train.arrow; write the model and its tokenizer to ``out``, the log to ``results``.
+
+    Killed and run again, it goes on from its last checkpoint and writes the same bytes (`pipeline.checkpoint`). Every
+    process of a distributed run calls this; one of them writes.
+    """
+    device = pick_device(params.device)
+    if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
-    keep_memory()
-    set_seed(params.seed)
+    inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
+    with checkpoints(f"train/{out.name}", asdict(params) | {"device": device}, inputs) as folder:
+        keep_memory()
+        set_seed(params.seed)
+        trainer = _trainer(params, base, tokens, probe, folder)
+        rows = trainer.run()
+        if params.steps % params.evaluation_steps:
+            trainer.evaluate()
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        if is_main():
+            _write(trainer, weights, read_tokenizer(base), out)
+            _write_log(params, rows, trainer, results)
+        trainer.accelerator.wait_for_everyone()
+
+
+def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path) -> QuietStarTrainer:
+    """The trainer with its model and data. Raises UserError for inputs that cannot be trained on."""
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
     spans = Spans(tokens / "train.arrow")
@@ -31,21 +54,27 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     if asked is not None:
         check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
     heldout = HeldOut(Spans(tokens / "heldout.arrow", params.evaluation_texts), asked)
-    log = Log(spans.mean_length)
-    with training_arguments(params.device, params.seed, **_settings(params)) as arguments:
-        trainer = QuietStarTrainer(params, heldout, arguments, model=model, train_dataset=spans, callbacks=[log])
-        trainer.train()
-        if params.steps % params.evaluation_steps:
-            trainer.evaluate()
+    arguments = training_arguments(params.device, params.seed, folder, **_settings(params))
+    return QuietStarTrainer(params, heldout, arguments, folder=folder, model=model, train_dataset=spans)
+
+
+def _write(trainer: QuietStarTrainer, weights: dict, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """One folder that a single process can load, however the training was spread out."""
     with new_path(out) as folder:
-        model.to("cpu").save_pretrained(folder)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
-    watched = log.table([f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
+
+
+def _write_log(params: Train, rows: list[dict], trainer: QuietStarTrainer, results: Path) -> None:
+    watched = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
     watched = watched.rename(columns=lambda name: name.removeprefix("eval_"))
-    write_table(results / "steps.csv", log.table(STEP_COLUMNS, needed="base_loss"))
+    tokens = params.accumulation * params.batch_size * trainer.train_dataset.mean_length  # of a step
+    speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
+    speed["tokens_per_second"] = (speed.pop("steps_per_second") * tokens).round(1)
+    write_table(results / "steps.csv", logged(rows, STEP_COLUMNS, needed="base_loss"))
     write_table(results / "heldout.csv", watched)
-    write_table(results / "speed.csv", pd.DataFrame(log.speed))
-    write_json(results / "metrics.json", _summary(params, watched, model, spans.mean_length))
+    write_table(results / "speed.csv", speed)
+    write_json(results / "metrics.json", _summary(params, watched, trainer.model, params.steps * tokens))
 
 
 def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
@@ -68,12 +97,22 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     )
 
 
+def _passes(params: Train) -> int:
+    """How many of a step's passes are this process's. Raises UserError where they cannot be shared out evenly."""
+    if params.accumulation % processes():
+        raise UserError(
+            f"train.accumulation is {params.accumulation}, but {processes()} processes share an optimizer step's "
+            f"passes: make it a multiple of {processes()} (and train.batch_size smaller, for as many texts a step)"
+        )
+    return params.accumulation // processes()
+
+
 def _settings(params: Train) -> dict:
     return {
         "max_steps": params.steps,
         "per_device_train_batch_size": params.batch_size,
         "per_device_eval_batch_size": params.batch_size,
-        "gradient_accumulation_steps": params.accumulation,
+        "gradient_accumulation_steps": _passes(params),
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": params.warmup_steps,
         "max_grad_norm": params.gradient_clip,
@@ -86,7 +125,7 @@ def _settings(params: Train) -> dict:
     }
 
 
-def _summary(params: Train, watched: pd.DataFrame, model: QuietStarForCausalLM, mean_length: float) -> dict:
+def _summary(params: Train, watched: pd.DataFrame, model: QuietStarForCausalLM, text_tokens: float) -> dict:
     first, last = watched.iloc[0], watched.iloc[-1]
     share = None
     if watched["working_share"].notna().all():
@@ -94,7 +133,7 @@ def _summary(params: Train, watched: pd.DataFrame, model: QuietStarForCausalLM, 
     return {
         "method": params.method,
         "steps": params.steps,
-        "text_tokens": round(params.steps * params.accumulation * params.batch_size * mean_length),
+        "text_tokens": round(text_tokens),
         "parameters": sum(p.numel() for p in model.parameters()),
         "working_share": share,
         "heldout": {

@@ -1,15 +1,23 @@
 """Quiet-STaR in the HF Trainer: its loss, its two learning rates, and what it logs."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from pipeline.loop import IGNORED, CheckedTrainer, Spans, check_loss
+from pipeline.errors import UserError
+from pipeline.inputs import IGNORED, Spans
+from pipeline.loop import CheckedTrainer
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
+from pipeline.thought.objective import Counts, counts_of
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.probe import Probe
@@ -29,38 +37,66 @@ class HeldOut:
 
 
 class QuietStarTrainer(CheckedTrainer):
-    """Trains a `QuietStarForCausalLM`; a thought's draws depend on the seed, the step and the text's index."""
+    """Trains a `QuietStarForCausalLM`; a thought's draws depend on the seed, the step and the text's index.
+
+    The means of a step's losses are over all of its texts, whatever passes and processes they are spread over.
+    """
 
     def __init__(self, params: Train, heldout: HeldOut, args: TrainingArguments, **kwargs: object):
         self._params = params
         self._heldout = heldout
-        self._parts: list[dict[str, float]] = []
+        self._parts: list[tuple[int, dict[str, Tensor]]] = []  # a pass's step, and its share of what is logged
         self._engine = Engine(params.attention, params.positions)
-        super().__init__(args=args, eval_dataset=heldout.spans, **kwargs)
+        super().__init__(args, skipped_steps=params.skipped_steps, eval_dataset=heldout.spans, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the Trainer then leaves it to us to share the loss out over passes
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the mixing head's own learning rate; only matrices decay."""
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self._params), fused=True)
         return self.optimizer
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Counts]:
+        """This process's passes of a step, and what the step's means are over."""
+        batches = list(islice(epoch_iterator, num_batches))
+        parts = [counts_of(batch["labels"], self.model.lookahead) for batch in batches]
+        return batches, self.accelerator.reduce(Counts(*map(sum, zip(*parts, strict=True))), "sum")
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        seed = self._params.seed * SEEDS_APART + self.state.global_step
-        output = model(**inputs, sampling=Sampling(seed=seed), engine=self._engine)
-        self._parts.append(_parts(output, inputs["labels"]))
-        return (output.loss, output) if return_outputs else output.loss
+        seed, step = self._params.seed * SEEDS_APART, self.state.global_step
+        output = model(**inputs, sampling=Sampling(seed=seed + step), counts=num_items_in_batch, engine=self._engine)
+        self._parts.append((step, _parts(output, inputs["labels"], num_items_in_batch)))
+        loss = output.loss * self.args.world_size  # gradients are averaged over processes, not added up
+        return (loss, output) if return_outputs else loss
+
+    def _skip(self, norm: float, texts: list[int]) -> None:
+        super()._skip(norm, texts)
+        self._parts = [part for part in self._parts if part[0] != self.state.global_step]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._parts:
-            logs = {**logs, **{name: _mean([part[name] for part in self._parts]) for name in self._parts[0]}}
-            self._parts.clear()
+            logs = {**logs, **self._means()}
         super().log(logs, start_time)
+
+    def _means(self) -> dict[str, float]:
+        """The means over the steps since the last row, of all processes."""
+        steps, parts = zip(*self._parts, strict=True)
+        self._parts = []
+        shares = torch.stack([torch.stack(list(part.values())) for part in parts]).sum(0)
+        means = self.accelerator.reduce(shares, "sum") / len(set(steps))
+        return dict(zip(parts[0], means.tolist(), strict=True))
 
     @torch.no_grad()
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Held-out base and talk loss in nats, and the share of sampled thoughts that hold the working."""
         self.model.eval()
         metrics = self._watched()
-        check_loss(metrics["eval_talk_loss"], self.state.global_step)
+        if not math.isfinite(metrics["eval_talk_loss"]):
+            raise UserError(
+                f"the held-out loss is {metrics['eval_talk_loss']} after step {self.state.global_step}: lower the "
+                "learning rate or the meta-token scale, or check the base model"
+            )
         self.log(metrics)
         self.model.train()
         return metrics
@@ -72,10 +108,22 @@ class QuietStarTrainer(CheckedTrainer):
             parts = self.model(**inputs, sampling=Sampling(seed=self._params.seed), engine=self._engine).losses
             losses["eval_base_loss"].append(parts.base.item())
             losses["eval_talk_loss"].append(parts.talk.item())
-        metrics = {name: _mean(values) for name, values in losses.items()}
+        metrics = {name: sum(values) / len(values) for name, values in losses.items()}
         if self._heldout.probe is not None:
-            metrics["eval_working_share"] = self._heldout.probe.share(self.model, self._params.seed)
+            with gathered(self.model):
+                metrics["eval_working_share"] = self._heldout.probe.share(self.model, self._params.seed)
         return metrics
+
+
+@contextmanager
+def gathered(model: torch.nn.Module) -> Iterator[None]:
+    """FSDP2 gathers what is in no layer (embeddings, head, mixing head) for the model's own forward pass only."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    yield
+    model.reshard()
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
@@ -95,23 +143,26 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
     ]
 
 
-def _parts(output: QuietStarOutput, labels: Tensor) -> dict[str, float]:
-    """What a step logs of what its method has; means are over positions that are not padding."""
+@torch.no_grad()
+def _parts(output: QuietStarOutput, labels: Tensor, counts: Counts) -> dict[str, Tensor]:
+    """These texts' share of what a step logs of what its method has; means are over positions that are not padding."""
     losses, real = output.losses, labels != IGNORED
-    parts = {"base_loss": losses.base.item(), "talk_loss": losses.talk.item()}
+    parts = {"base_loss": losses.base, "talk_loss": losses.talk}
     if output.weight is None:
         return parts
-    rewarded = real[:, : losses.reward.shape[2]].unsqueeze(1).expand_as(losses.reward)
-    parts["reward"] = losses.reward[rewarded].mean().item()
-    parts["mixing_weight"] = output.weight.detach().transpose(1, 2)[real].mean().item()
+    rewarded, rewards = real[:, : losses.reward.shape[2]], losses.reward.transpose(1, 2)
+    parts["reward"] = _share(rewards, rewarded, counts.rewards)
+    parts["mixing_weight"] = _share(output.weight.transpose(1, 2), real, counts.tokens)
     if output.thoughts is None:
         return parts
+    positive = (losses.advantage.transpose(1, 2) > 0).to(rewards.dtype)
     return parts | {
-        "policy_loss": losses.policy.item(),
-        "positive_advantages": (losses.advantage[rewarded] > 0).float().mean().item(),
-        "thought_entropy": output.thoughts.entropy.transpose(1, 2)[real].mean().item(),
+        "policy_loss": losses.policy,
+        "positive_advantages": _share(positive, rewarded, counts.rewards),
+        "thought_entropy": _share(output.thoughts.entropy.transpose(1, 2), real, counts.tokens),
     }
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _share(values: Tensor, where: Tensor, count: Tensor) -> Tensor:
+    """What ``values`` (B, N, ...) at the positions ``where`` (B, N) add to the mean over ``count`` positions."""
+    return values[where].flatten(1).mean(1).sum() / count.clamp(min=1)

@@ -23,7 +23,7 @@ from pipeline.corpus.microworld import documents  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.evaluation.direct import ANSWER_TOKENS, Asked, encode_all, score  # noqa: E402
 from pipeline.harness import QuietStarLM, usable_device  # noqa: E402
-from pipeline.loop import read_tokenizer  # noqa: E402
+from pipeline.inputs import read_tokenizer  # noqa: E402
 from pipeline.tasks import Question, read_task  # noqa: E402
 from pipeline.thought.generation import TEXT_STEP  # noqa: E402
 from pipeline.thought.model import QuietStarForCausalLM  # noqa: E402

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.files import write_rows, write_table
-from pipeline.loop import Spans
+from pipeline.inputs import Spans
 from pipeline.perplexity.extremes import EXCERPT, extremes_table
 from pipeline.tokens import SPANS
 from tests.perplexity.fake_tokens import random_tokens

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import UserError
 from pipeline.files import write_rows
-from pipeline.loop import Spans
+from pipeline.inputs import Spans
 from pipeline.params import Perplexity
 from pipeline.perplexity.kinds import TokenReader
 from pipeline.perplexity.tokens import token_table

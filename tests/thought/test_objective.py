@@ -14,6 +14,7 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import (
     advantages,
     base_weights,
+    counts_of,
     lookahead_targets,
     rewarded_positions,
     talk_weights,
@@ -96,7 +97,8 @@ def mean(values: list[float]) -> float:
 @given(SMALL, TOKENS, SMALL, SMALL)
 def test_the_losses_are_means_over_real_targets(texts, tokens, lookahead, rationales):
     """The talk loss is a mean over k of means, each over the texts, thoughts and positions that have a target."""
-    targets = lookahead_targets(some_labels(texts, tokens), lookahead)
+    labels = some_labels(texts, tokens)
+    targets, counts = lookahead_targets(labels, lookahead), counts_of(labels, lookahead)
     base, talk = normal(texts, tokens), normal(texts, rationales, tokens, lookahead, seed=1)
     where = [(b, i, k) for b in range(texts) for i in range(tokens) for k in range(lookahead) if targets[b, i, k] >= 0]
     expected_base = mean([base[b, i].item() for b, i, k in where if k == 0])
@@ -104,18 +106,21 @@ def test_the_losses_are_means_over_real_targets(texts, tokens, lookahead, ration
         mean([talk[b, r, i, k].item() for b, i, k in where if k == step for r in range(rationales)])
         for step in range(lookahead)
     ]
-    assert (base * base_weights(targets, DOUBLE)).sum().item() == pytest.approx(expected_base, abs=1e-12)
-    found = talk * talk_weights(targets, rationales, DOUBLE)
+    assert (base * base_weights(targets, counts, DOUBLE)).sum().item() == pytest.approx(expected_base, abs=1e-12)
+    found = talk * talk_weights(targets, rationales, counts, DOUBLE)
     assert found.sum((0, 1, 2)).tolist() == pytest.approx([value / lookahead for value in by_step], abs=1e-12)
 
 
 def test_means_count_real_targets_only():
-    targets = lookahead_targets(torch.tensor([[0, 4, IGNORED, 2], [0, IGNORED, IGNORED, IGNORED]]), 1)
+    labels = torch.tensor([[0, 4, IGNORED, 2], [0, IGNORED, IGNORED, IGNORED]])
+    targets, counts = lookahead_targets(labels, 1), counts_of(labels, 1)
+    assert [count.tolist() for count in counts] == [[2], 4, 4, 3]
     nll = torch.tensor([[1.0, 5.0, 3.0, 7.0], [9.0, 9.0, 9.0, 9.0]])
-    assert (nll * base_weights(targets, torch.float32)).sum(1).tolist() == [2.0, 0.0]
-    assert talk_weights(targets, 2, torch.float32)[0, :, :, 0].tolist() == [[0.25, 0.0, 0.25, 0.0]] * 2
-    assert not base_weights(targets[1:], torch.float32).any()
-    assert not talk_weights(targets[1:], 2, torch.float32).any()
+    assert (nll * base_weights(targets, counts, torch.float32)).sum(1).tolist() == [2.0, 0.0]
+    assert talk_weights(targets, 2, counts, torch.float32)[0, :, :, 0].tolist() == [[0.25, 0.0, 0.25, 0.0]] * 2
+    none = counts_of(labels[1:], 1)
+    assert not base_weights(targets[1:], none, torch.float32).any()
+    assert not talk_weights(targets[1:], 2, none, torch.float32).any()
 
 
 def log_probabilities(model: QuietStarForCausalLM, ids: Tensor, thoughts: Tensor) -> Tensor:

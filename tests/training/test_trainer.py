@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 from pipeline import params
 from pipeline.errors import UserError
 from pipeline.files import write_rows
-from pipeline.loop import Log, Spans, training_arguments
+from pipeline.inputs import Spans
+from pipeline.loop import logged, training_arguments
 from pipeline.thought.model import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.thought.objective import counts_of
 from pipeline.tokens import SPANS
 from pipeline.training import _settings as trainer_settings
 from pipeline.training.trainer import LOSS_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer, parameter_groups
@@ -40,6 +42,11 @@ TRAIN = replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def spans(tmp_path: Path) -> Spans:
     """Eight spans of ten tokens, the last one padded."""
@@ -50,14 +57,16 @@ def spans(tmp_path: Path) -> Spans:
     return Spans(tmp_path / "spans.arrow")
 
 
-def trained(spans: Spans, settings: params.Train = TRAIN, seed: int = 0) -> tuple[QuietStarForCausalLM, Log]:
+def trainer(model: QuietStarForCausalLM, spans: Spans, settings: params.Train = TRAIN) -> QuietStarTrainer:
+    folder = Path("checkpoints")
+    arguments = training_arguments("cpu", settings.seed, folder, **trainer_settings(settings))
+    return QuietStarTrainer(settings, HeldOut(spans, None), arguments, folder=folder, model=model, train_dataset=spans)
+
+
+def trained(spans: Spans, settings: params.Train = TRAIN, seed: int = 0) -> tuple[QuietStarForCausalLM, list[dict]]:
+    """The model, and the rows that were logged."""
     model = quiet_star(LLAMA, seed, policy_weight=settings.policy_weight, method=settings.method)
-    log = Log(spans.mean_length)
-    with training_arguments("cpu", settings.seed, **trainer_settings(settings)) as arguments:
-        QuietStarTrainer(
-            settings, HeldOut(spans, None), arguments, model=model, train_dataset=spans, callbacks=[log]
-        ).train()
-    return model, log
+    return model, trainer(model, spans, settings).run()
 
 
 def weights(model: QuietStarForCausalLM) -> torch.Tensor:
@@ -74,14 +83,14 @@ def test_spans_are_what_was_written(spans: Spans):
 
 def test_the_log_has_every_column_at_every_step(spans: Spans):
     _, log = trained(spans)
-    steps = log.table(STEP_COLUMNS, needed="base_loss")
+    steps = logged(log, STEP_COLUMNS, needed="base_loss")
     assert list(steps.columns) == ["step", *STEP_COLUMNS] and list(steps["step"]) == [1, 2]
     assert steps.notna().all().all()
     total = 0.5 * steps["base_loss"] + 0.5 * steps["talk_loss"] + TRAIN.policy_weight * steps["policy_loss"]
     assert steps["loss"].to_numpy() == pytest.approx(total.to_numpy(), rel=1e-3)
     assert steps["positive_advantages"].between(0, 1).all() and (steps["thought_entropy"] > 0).all()
-    assert [row["step"] for row in log.speed] == [1, 2] and all(row["tokens_per_second"] > 0 for row in log.speed)
-    assert list(log.table(["eval_talk_loss"], needed="eval_base_loss")["step"]) == [0, 1, 2]
+    assert (logged(log, ["steps_per_second"], needed="base_loss")["steps_per_second"] > 0).all()
+    assert list(logged(log, ["eval_talk_loss"], needed="eval_base_loss")["step"]) == [0, 1, 2]
 
 
 NOT_LOGGED = {
@@ -95,7 +104,7 @@ NOT_LOGGED = {
 def test_a_method_logs_what_it_has(method: str, spans: Spans):
     """Every other column is blank at every step, and the parts that are there make up the loss."""
     _, log = trained(spans, replace(TRAIN, method=method))
-    steps = log.table(STEP_COLUMNS, needed="base_loss")
+    steps = logged(log, STEP_COLUMNS, needed="base_loss")
     blank = steps.isna()
     assert list(steps["step"]) == [1, 2] and list(steps.columns[blank.any()]) == NOT_LOGGED[method]
     assert (blank.all() == blank.any()).all()
@@ -104,7 +113,7 @@ def test_a_method_logs_what_it_has(method: str, spans: Spans):
     assert steps["loss"].to_numpy() == pytest.approx(total.to_numpy(), rel=1e-3)
     if method == NO_THOUGHT:
         assert steps["talk_loss"].equals(steps["base_loss"])
-    watched = log.table(["eval_base_loss", "eval_talk_loss"], needed="eval_base_loss")
+    watched = logged(log, ["eval_base_loss", "eval_talk_loss"], needed="eval_base_loss")
     assert list(watched["step"]) == [0, 1, 2] and watched.notna().all().all()
 
 
@@ -118,7 +127,7 @@ def test_training_changes_every_part_of_the_model(method: str, spans: Spans):
 @ALL_METHODS
 def test_the_loss_falls(method: str, spans: Spans):
     _, log = trained(spans, replace(TRAIN, steps=30, policy_weight=0.0, method=method))
-    losses = log.table(LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
+    losses = logged(log, LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
     assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
 
 
@@ -189,12 +198,11 @@ def test_the_same_seed_gives_the_same_weights(spans: Spans):
 
 
 def thoughts_at(spans: Spans, seed: int, step: int) -> torch.Tensor:
-    settings = replace(TRAIN, seed=seed)
-    with training_arguments("cpu", seed, **trainer_settings(settings)) as arguments:
-        trainer = QuietStarTrainer(settings, HeldOut(spans, None), arguments, model=quiet_star(LLAMA))
-    trainer.state.global_step = step
+    one = trainer(quiet_star(LLAMA), spans, replace(TRAIN, seed=seed))
+    one.state.global_step = step
     inputs = {name: torch.stack([spans[i][name] for i in (2, 5)]) for name in spans[0]}
-    return trainer.compute_loss(trainer.model, inputs, return_outputs=True)[1].thoughts.ids
+    counts = counts_of(inputs["labels"], one.model.lookahead)
+    return one.compute_loss(one.model, inputs, True, counts)[1].thoughts.ids
 
 
 def test_thoughts_are_drawn_anew_at_every_step_and_seed(spans: Spans):
@@ -209,15 +217,13 @@ def test_the_policy_weight_matters(spans: Spans):
 
 
 def test_two_passes_of_half_a_batch_are_one_of_a_whole(spans: Spans):
-    """Where no text is padded the mean of the halves' losses is the loss, and draws do not depend on the batch."""
-    whole = Spans.__new__(Spans)
-    whole._ids, whole._lengths = spans._ids[:4], spans._lengths[:4]
-    one, log = trained(whole, replace(TRAIN, steps=1))
-    other, other_log = trained(whole, replace(TRAIN, steps=1, batch_size=2, accumulation=2))
-    assert weights(one) == pytest.approx(weights(other), abs=1e-3)
-    name = "talk_loss"
-    losses = [some.table([name], needed=name)[name].iloc[0] for some in (log, other_log)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    """Means are over all of a step's tokens, though one half has padding; draws do not depend on the batch."""
+    _, log = trained(spans, replace(TRAIN, steps=1, batch_size=8))
+    for passes in (2, 8):
+        _, other = trained(spans, replace(TRAIN, steps=1, batch_size=8 // passes, accumulation=passes))
+        for name in [*LOSS_COLUMNS, "thought_entropy", "grad_norm"]:
+            values = [logged(some, [name], needed="base_loss")[name].iloc[0] for some in (log, other)]
+            assert values[1] == pytest.approx(values[0], rel=1e-5, abs=1e-8), name
 
 
 @pytest.mark.parametrize(
@@ -232,11 +238,9 @@ def test_two_passes_of_half_a_batch_are_one_of_a_whole(spans: Spans):
     ids=str,
 )
 def test_how_it_is_computed_changes_no_loss(spans: Spans, engine: dict):
-    whole = Spans.__new__(Spans)  # no padding: two halves' losses are the whole's
-    whole._ids, whole._lengths = spans._ids[:4], spans._lengths[:4]
-    (_, plain), (_, other) = trained(whole), trained(whole, replace(TRAIN, **engine))
+    (_, plain), (_, other) = trained(spans), trained(spans, replace(TRAIN, **engine))
     for name in LOSS_COLUMNS:
-        losses = [log.table([name], needed=name)[name].to_numpy() for log in (plain, other)]
+        losses = [logged(log, [name], needed=name)[name].to_numpy() for log in (plain, other)]
         assert losses[1] == pytest.approx(losses[0], rel=2e-3, abs=1e-5), name
 
 
@@ -246,7 +250,7 @@ def test_bfloat16_is_close_to_float32(method: str, spans: Spans):
     (model, half), (_, single) = trained(spans, replace(settings, precision="bfloat16")), trained(spans, settings)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     for name in ("base_loss", "talk_loss"):
-        losses = [log.table([name], needed=name)[name].iloc[0] for log in (half, single)]
+        losses = [logged(log, [name], needed=name)[name].iloc[0] for log in (half, single)]
         assert losses[0] == pytest.approx(losses[1], rel=0.05)
         assert losses[0] != losses[1]
 
@@ -275,10 +279,9 @@ def test_both_rates_warm_up(spans: Spans):
     """From 0 in equal steps, each to its own."""
     model = quiet_star(LLAMA, policy_weight=5.0)
     settings = replace(TRAIN, steps=3, warmup_steps=4)
-    with training_arguments("cpu", 1, **trainer_settings(settings)) as arguments:
-        trainer = QuietStarTrainer(settings, HeldOut(spans, None), arguments, model=model, train_dataset=spans)
-        trainer.train()
-    rates = {round(group["lr"], 6) for group in trainer.optimizer.param_groups}
+    one = trainer(model, spans, settings)
+    one.run()
+    rates = {round(group["lr"], 6) for group in one.optimizer.param_groups}
     assert rates == {round(0.01 * 3 / 4, 6), round(0.02 * 3 / 4, 6)}
 
 
@@ -287,14 +290,54 @@ def test_both_rates_warm_up(spans: Spans):
 def test_a_loss_that_is_not_a_number_stops_the_run(name: str, value: float, spans: Spans):
     model = quiet_star(LLAMA)
     model.get_parameter(name).data.fill_(value)
-    with training_arguments("cpu", 1, **trainer_settings(TRAIN)) as arguments:
-        trainer = QuietStarTrainer(TRAIN, HeldOut(spans, None), arguments, model=model, train_dataset=spans)
-        with pytest.raises(UserError, match="the loss is"):
-            trainer.train()
+    with pytest.raises(UserError, match="the held-out loss is nan after step 0"):
+        trainer(model, spans).run()
 
 
 def test_every_row_is_logged_once(spans: Spans):
     """Also the last step, which is watched whether or not its turn has come."""
     _, log = trained(spans, replace(TRAIN, steps=3, evaluation_steps=2))
-    assert list(log.table(["eval_base_loss"], needed="eval_base_loss")["step"]) == [0, 2, 3]
-    pd.testing.assert_index_equal(log.table(LOSS_COLUMNS, needed="loss").index, pd.RangeIndex(3))
+    assert list(logged(log, ["eval_base_loss"], needed="eval_base_loss")["step"]) == [0, 2, 3]
+    pd.testing.assert_index_equal(logged(log, LOSS_COLUMNS, needed="loss").index, pd.RangeIndex(3))
+
+
+def poisoned(spans: Spans, step: int, settings: params.Train, value: float = math.nan) -> QuietStarTrainer:
+    """A trainer whose loss and gradient are not finite at this step."""
+    one = trainer(quiet_star(LLAMA), spans, settings)
+    compute = one.compute_loss
+
+    def spoil(model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: object = None):
+        loss = compute(model, inputs, False, num_items_in_batch)
+        return loss * value if one.state.global_step + 1 == step else loss
+
+    one.compute_loss = spoil
+    return one
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_never_reaches_the_weights(spans: Spans, value: float):
+    one = poisoned(spans, 3, replace(TRAIN, steps=4), value)
+    with pytest.raises(UserError, match=r"step 3: .*not finite, with texts \d, \d, \d, \d; .*checkpoint is none yet"):
+        one.run()
+    assert one.state.global_step == 2 and weights(one.model).isfinite().all()
+
+
+def test_a_step_may_be_skipped_and_counts_and_changes_nothing_else(spans: Spans, caplog: pytest.LogCaptureFixture):
+    settings = replace(TRAIN, steps=4, skipped_steps=1, weight_decay=0.5)
+    before = poisoned(spans, 3, replace(settings, steps=2))
+    before.run()
+    one = poisoned(spans, 3, replace(settings, steps=3))
+    rows = one.run()
+    assert torch.equal(weights(one.model), weights(before.model))
+    assert list(logged(rows, LOSS_COLUMNS, needed="base_loss")["step"]) == [1, 2]
+    assert "step 3" in caplog.text and "skipped (1 of at most 1)" in caplog.text
+    after = poisoned(spans, 3, settings)
+    assert after.run() and not torch.equal(weights(after.model), weights(before.model))
+
+
+def test_no_more_steps_are_skipped_than_allowed(spans: Spans):
+    one = poisoned(spans, 3, replace(TRAIN, steps=4, skipped_steps=1))
+    spoil = one.compute_loss
+    one.compute_loss = lambda *args, **kwargs: spoil(*args, **kwargs) * (math.nan if one.state.global_step == 1 else 1)
+    with pytest.raises(UserError, match="step 3"):
+        one.run()

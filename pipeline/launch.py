@@ -1,0 +1,72 @@
+"""Training in one process, or in several that `accelerate launch` starts on this machine and, with others, on many."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from yaml import YAMLError
+
+from pipeline.errors import UserError, reason
+
+SINGLE = "single"
+# where this machine is one of several: the same names as torchrun's and most clusters'
+MACHINES = {"num_machines": "NNODES", "machine_rank": "NODE_RANK", "main_process_ip": "MASTER_ADDR"}
+MACHINES |= {"main_process_port": "MASTER_PORT"}
+
+
+def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
+    """Run ``stage`` here or, in each of the processes that the file ``launcher`` describes, ``python -m module``.
+
+    Raises UserError for a file that is none of accelerate's, and for a process that was killed. A process that ends
+    with a message of its own ends this one with the same exit code.
+    """
+    if launcher == SINGLE or "LOCAL_RANK" in os.environ:
+        stage()
+        return
+    arguments = launch_command_parser().parse_args([*_options(launcher), "-m", module, *sys.argv[1:]])
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would print a table of tracebacks
+    try:
+        launch_command(arguments)
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        if first.exitcode > 0:  # it has said why
+            sys.exit(first.exitcode)
+        raise UserError(
+            f"process {first.global_rank} was ended by signal {-first.exitcode}: `dvc repro` goes on from the last "
+            "checkpoint"
+        ) from error
+
+
+def _options(launcher: str) -> Iterator[str]:
+    """`accelerate launch`'s options: the file, and what it leaves to each machine."""
+    config = _config(launcher)
+    yield from ("--config_file", launcher)
+    for option, variable in MACHINES.items():
+        if variable in os.environ:
+            yield from (f"--{option}", os.environ[variable])
+    if "num_processes" not in config:
+        machines = int(os.environ.get("NNODES", config.get("num_machines", 1)))
+        yield from ("--num_processes", str(machines * torch.cuda.device_count()))
+
+
+def _config(launcher: str) -> dict:
+    if not Path(launcher).is_file():
+        raise UserError(f"train.launcher is {launcher}, but must be single or a file such as launchers/node.yaml")
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(launcher))
+    except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:
+        raise UserError(f"{launcher} is not readable YAML: {reason(error)}") from error
+    if not isinstance(config, dict) or "distributed_type" not in config:
+        raise UserError(f"{launcher} is no configuration for `accelerate launch`: it names no distributed_type")
+    if "num_processes" not in config and not torch.cuda.is_available():
+        raise UserError(
+            f"{launcher} runs a process a GPU, but no CUDA GPU is usable here: set train.launcher to single"
+        )
+    return config

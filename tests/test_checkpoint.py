@@ -1,0 +1,179 @@
+"""Training that is killed, wherever that is, ends with the bytes of a run that was not."""
+
+import importlib
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import last_checkpoint
+from tests.stage_runner import run_stage, set_params
+
+OUTS = {
+    "base_model": ("models/base", "results/base_model"),
+    "train": ("models/quiet_star", "results/train"),
+    "baseline pause 1": ("models/baseline/pause-1", "results/train/pause-1"),
+    "baseline no_thought 1": ("models/baseline/no_thought-1", "results/train/no_thought-1"),
+}
+LENGTHS = {"base_model.scratch.steps": 200, "train.steps": 8, "train.evaluation_steps": 3, "train.accumulation": 2}
+# where a run is killed: which call of which function
+LOSS = ("pipeline.training.trainer", "QuietStarTrainer.compute_loss")
+SYNC = ("pipeline.checkpoint", "sync")
+PUBLISH = ("pipeline.checkpoint", "Checkpoints._publish")
+SAVE = ("transformers", "Trainer._save_optimizer_and_scheduler")
+TIDY = ("pipeline.checkpoint", "shutil.rmtree")
+LAST = ("pipeline.training", "write_json")
+MOMENTS = {
+    "in a step": (LOSS, 8),
+    "between two passes of a step": (LOSS, 11),
+    "while the first checkpoint is written": (SAVE, 1),
+    "while a later checkpoint is written": (SAVE, 3),
+    "before a checkpoint is whole": (PUBLISH, 4),
+    "before its name is on the disk": (SYNC, 4),
+    "before the one before it is gone": (TIDY, 2),
+    "while the outputs are written": (LAST, 1),
+}
+
+
+def often() -> None:
+    """A checkpoint at every step that is logged."""
+    module = importlib.import_module("pipeline.checkpoint")
+    module.LEAST_SECONDS = module.LEAST_SHARE = 0
+
+
+def doomed(module: str, name: str, call: int) -> None:
+    """Kill this process, as `kill -9` does, at this ``call`` of a function."""
+    often()
+    *path, last = name.split(".")
+    owner = importlib.import_module(module)
+    for part in path:
+        owner = getattr(owner, part)
+    function, left = getattr(owner, last), call
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    setattr(owner, last, counted)
+
+
+@pytest.fixture(scope="module")
+def project(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with enough steps to be killed in."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("long") / "project")
+    set_params(folder, LENGTHS)
+    for stage in OUTS:
+        done = run_stage(folder, stage)
+        assert done.code == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(project: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of the run without the outputs of a stage, as DVC leaves it before it runs one."""
+
+    def make(stage: str) -> Path:
+        folder = shutil.copytree(project, tmp_path / "project")
+        for file in outputs(folder, stage):
+            (folder / file).unlink()
+        return folder
+
+    return make
+
+
+def outputs(folder: Path, stage: str) -> dict[str, bytes]:
+    """All files of the stage's outputs but the one with times in it."""
+    files = [f for out in OUTS[stage] for f in sorted((folder / out).glob("*")) if f.is_file()]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "speed.csv"}
+
+
+def scratches(folder: Path) -> list[Path]:
+    return [lock.parent for lock in (folder / ".resume").rglob("lock")]
+
+
+def ends_alike(folder: Path, stage: str, project: Path) -> None:
+    done = run_stage(folder, stage)
+    assert done.code == 0, done.stderr
+    assert outputs(folder, stage) == outputs(project, stage)
+    assert scratches(folder) == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_it_goes_on_to_the_same_bytes(moment: str, copy: Callable, project: Path):
+    folder = copy("train")
+    place, call = MOMENTS[moment]
+    assert run_stage(folder, "train", partial(doomed, *place, call)).code == -signal.SIGKILL
+    (scratch,) = scratches(folder)
+    assert (last_checkpoint(scratch) is None) == (moment == "while the first checkpoint is written")
+    ends_alike(folder, "train", project)
+
+
+@pytest.mark.parametrize("stage", ["baseline pause 1", "baseline no_thought 1"])
+def test_baselines_go_on_too(stage: str, copy: Callable, project: Path):
+    folder = copy(stage)
+    assert run_stage(folder, stage, partial(doomed, *LOSS, 11)).code == -signal.SIGKILL
+    ends_alike(folder, stage, project)
+
+
+@pytest.mark.parametrize("call", [60, 120])
+def test_pretraining_goes_on_too(call: int, copy: Callable, project: Path):
+    """Killed after one checkpoint, at step 50, and in a later epoch."""
+    folder = copy("base_model")
+    place = ("pipeline.base_model", "PretrainTrainer.compute_loss")
+    assert run_stage(folder, "base_model", partial(doomed, *place, call)).code == -signal.SIGKILL
+    (scratch,) = scratches(folder)
+    assert last_checkpoint(scratch).name == f"step-{call // 50 * 50}"
+    ends_alike(folder, "base_model", project)
+
+
+def test_killed_again_and_again(copy: Callable, project: Path):
+    folder = copy("train")
+    for _ in range(3):
+        assert run_stage(folder, "train", partial(doomed, *LOSS, 5)).code == -signal.SIGKILL
+    (scratch,) = scratches(folder)
+    assert last_checkpoint(scratch).name == "step-6"
+    ends_alike(folder, "train", project)
+
+
+def test_one_checkpoint_is_kept_and_it_is_on_the_disk(copy: Callable):
+    folder = copy("train")
+    run_stage(folder, "train", partial(doomed, *LOSS, 13))
+    (scratch,) = scratches(folder)
+    names = sorted(path.name for path in scratch.iterdir())
+    assert names == ["lock", "rows.jsonl", "step-6"]
+    state = torch.load(scratch / "step-6/optimizer.pt", weights_only=True)
+    assert state["state"] and (scratch / "step-6/model.safetensors").is_file()
+    assert (scratch / "step-6/rng_state.pth").is_file() and (scratch / "step-6/scheduler.pt").is_file()
+
+
+def test_other_parameters_start_afresh_and_then_nothing_is_left(copy: Callable, project: Path):
+    folder = copy("train")
+    run_stage(folder, "train", partial(doomed, *LOSS, 13))
+    set_params(folder, {"train.learning_rate": 0.002})
+    done = run_stage(folder, "train")
+    assert done.code == 0 and "going on from" not in done.stderr
+    assert outputs(folder, "train") != outputs(project, "train")
+    assert scratches(folder) == []
+
+
+def test_other_inputs_start_afresh(copy: Callable):
+    folder = copy("train")
+    run_stage(folder, "train", partial(doomed, *LOSS, 13))
+    readme = folder / "models/base/generation_config.json"
+    readme.write_text(readme.read_text() + "\n")
+    done = run_stage(folder, "train", partial(doomed, *LOSS, 1))
+    assert "going on from" not in done.stderr and len(scratches(folder)) == 2
+
+
+def test_it_says_that_it_goes_on(copy: Callable):
+    folder = copy("train")
+    run_stage(folder, "train", partial(doomed, *LOSS, 13))
+    assert "going on from .resume/train/quiet_star/" in run_stage(folder, "train").stderr
