@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
+from pipeline.learned import limit_learning, save_trained
 from pipeline.loop import Log, Spans, pick_device, read_tokenizer, training_arguments
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
@@ -38,7 +39,7 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
         if params.steps % params.evaluation_steps:
             trainer.evaluate()
     with new_path(out) as folder:
-        model.to("cpu").save_pretrained(folder)
+        save_trained(model.to("cpu"), params, base, folder)
         tokenizer.save_pretrained(folder)
     watched = log.table([f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
     watched = watched.rename(columns=lambda name: name.removeprefix("eval_"))
@@ -53,7 +54,7 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     meta_token = tokenizer(params.meta_token_text, add_special_tokens=False)["input_ids"]
     if not meta_token:
         raise UserError(f"train.meta_token_text {params.meta_token_text!r} has no token in this tokenizer")
-    return QuietStarForCausalLM.from_base(
+    model = QuietStarForCausalLM.from_base(
         load_base(base),
         meta_token_ids=meta_token,
         method=params.method,
@@ -66,6 +67,8 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    limit_learning(model, params)
+    return model
 
 
 def _settings(params: Train) -> dict:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from pipeline.errors import optional
 from pipeline.loop import IGNORED, CheckedTrainer, Spans, check_loss
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
@@ -40,7 +41,7 @@ class QuietStarTrainer(CheckedTrainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the mixing head's own learning rate; only matrices decay."""
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self._params), fused=True)
+        self.optimizer = _adamw(parameter_groups(self.model, self._params), self._params.optimizer)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -83,6 +84,8 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     tokens = set(map(id, model.meta_tokens()))
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decays = parameter.ndim > 1 and id(parameter) not in tokens
         groups.setdefault((name.startswith("mixing_head."), decays), []).append(parameter)
     return [
@@ -93,6 +96,14 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
         }
         for (mixing, matrix), members in groups.items()
     ]
+
+
+def _adamw(groups: list[dict], kind: str) -> torch.optim.Optimizer:
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    with optional("bitsandbytes", f"train.optimizer is {kind}"):
+        from bitsandbytes.optim import AdamW8bit
+    return AdamW8bit(groups)
 
 
 def _parts(output: QuietStarOutput, labels: Tensor) -> dict[str, float]:
