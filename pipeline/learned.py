@@ -24,7 +24,7 @@ LEARNED = TENSORS, ABOUT = "learned.safetensors", "learned.json"
 
 @dataclass(frozen=True)
 class Learned:
-    """``base``: the base model's folder, seen from this one. ``lora``: as `params.Lora`; None where there are no adapters."""
+    """``base``: the base model's folder, seen from this one. ``lora``: as `params.Lora`, None without adapters."""
 
     base: str
     lora: dict | None
@@ -45,14 +45,14 @@ def limit_learning(model: QuietStarForCausalLM, params: Train) -> None:
 
 
 def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, folder: Path) -> None:
-    """Write the model to ``folder``: whole, adapters merged, or only what it learned on the model in ``base``."""
+    """Write the model to ``folder``: whole, or only what it learned on the model in ``base``. Merges its adapters."""
     lora = asdict(params.lora) if params.adapt == "lora" else None
     if params.saved == "learned":
         _save_learned(model, Learned(os.path.relpath(base, folder), lora), folder)
-        return
     if lora is not None:
         merge_adapters(model.base)
-    model.save_pretrained(folder)
+    if params.saved == "whole":
+        model.save_pretrained(folder)
 
 
 def _save_learned(model: QuietStarForCausalLM, about: Learned, folder: Path) -> None:

@@ -102,8 +102,8 @@ def _adamw(groups: list[dict], kind: str) -> torch.optim.Optimizer:
     if kind == "adamw":
         return torch.optim.AdamW(groups, fused=True)
     with optional("bitsandbytes", f"train.optimizer is {kind}"):
-        from bitsandbytes.optim import AdamW8bit
-    return AdamW8bit(groups)
+        import bitsandbytes
+    return bitsandbytes.optim.AdamW8bit(groups)
 
 
 def _parts(output: QuietStarOutput, labels: Tensor) -> dict[str, float]:

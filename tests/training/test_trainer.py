@@ -1,6 +1,7 @@
 """Quiet-STaR training on a tiny model: what it optimises, logs and refuses."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -298,3 +299,25 @@ def test_every_row_is_logged_once(spans: Spans):
     _, log = trained(spans, replace(TRAIN, steps=3, evaluation_steps=2))
     assert list(log.table(["eval_base_loss"], needed="eval_base_loss")["step"]) == [0, 2, 3]
     pd.testing.assert_index_equal(log.table(LOSS_COLUMNS, needed="loss").index, pd.RangeIndex(3))
+
+
+def test_moments_in_8_bits(spans: Spans):
+    """A matrix of 4,096 numbers is the smallest that bitsandbytes does so with."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
+    model = quiet_star({**LLAMA, "hidden_size": 64})
+    settings, log = replace(TRAIN, optimizer="adamw_8bit", steps=30, policy_weight=0.0), Log(spans.mean_length)
+    with training_arguments("cpu", 1, **trainer_settings(settings)) as arguments:
+        heldout = HeldOut(spans, None)
+        trainer = QuietStarTrainer(settings, heldout, arguments, model=model, train_dataset=spans, callbacks=[log])
+        trainer.train()
+    state = {name: trainer.optimizer.state[value] for name, value in model.mixing_head.named_parameters()}
+    assert state["0.weight"]["state1"].dtype == state["0.weight"]["state2"].dtype == torch.uint8
+    assert state["0.bias"]["state1"].dtype == torch.float32
+    losses = log.table(LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
+    assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
+
+
+def test_8_bits_without_bitsandbytes(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"train\.optimizer is adamw_8bit, which needs bitsandbytes: pip install"):
+        trained(spans, replace(TRAIN, optimizer="adamw_8bit"))
