@@ -11,10 +11,9 @@ from transformers.pytorch_utils import Conv1D
 
 
 def add_adapters(base: PreTrainedModel, rank: int, alpha: float, modules: Sequence[str] | None = None) -> None:
-    """Freeze ``base`` and put adapters of ``rank``, times ``alpha`` / rank, that change nothing until they are trained
-    on its linear layers with the names ``modules``; None: on all but the LM head.
+    """Freeze ``base`` and put adapters on its linear layers with the names ``modules``; None: on all but the LM head.
 
-    Raises ValueError for a name that no such layer has, and ModuleNotFoundError without peft.
+    They are of ``rank``, scaled by ``alpha`` / rank, and change nothing until they are trained. Raises ValueError for a name that no such layer has, and ModuleNotFoundError without peft.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -24,9 +23,7 @@ def add_adapters(base: PreTrainedModel, rank: int, alpha: float, modules: Sequen
         if name not in known:
             raise ValueError(f"no linear layer of the decoder is called {name}: there are {', '.join(sorted(known))}")
     transposed = any(isinstance(layer, Conv1D) for _, layer in layers)
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=sorted(modules or known), fan_in_fan_out=transposed, bias="none"
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(modules or known), fan_in_fan_out=transposed)
     base.requires_grad_(False)
     inject_adapter_in_model(config, base.base_model)
 
