@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 def add_adapters(base: PreTrainedModel, rank: int, alpha: float, modules: Sequence[str] | None = None) -> None:
     """Freeze ``base`` and put adapters on its linear layers with the names ``modules``; None: on all but the LM head.
 
-    They are of ``rank``, scaled by ``alpha`` / rank, and change nothing until they are trained. Raises ValueError for a name that no such layer has, and ModuleNotFoundError without peft.
+    They are of ``rank``, scaled by ``alpha`` / rank, and change nothing until they are trained.
+    Raises ValueError for a name that no such layer has, and ModuleNotFoundError without peft.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
