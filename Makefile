@@ -21,7 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $$($(BIN)/python -c 'import tomllib; \
 	  p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	  print(*p["dependencies"], *sum(p["optional-dependencies"].values(), []))' | sed 's/>=[0-9.]*//g')
+	  extras = p["optional-dependencies"]; del extras["8bit"]; \
+	  print(*p["dependencies"], *sum(extras.values(), []))' | sed 's/>=[0-9.]*//g')
 	@touch $@
 
 repro: setup ## run the whole pipeline (dvc repro); what is cached is not run again

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
@@ -20,6 +21,17 @@ class UserError(Exception):
 def reason(error: Exception) -> str:
     """An exception of a library, in one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+@contextmanager
+def optional(package: str, why: str) -> Iterator[None]:
+    """Raise UserError where the block imports ``package``, an optional one, and it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise UserError(f"{why}, which needs {package}: pip install {package}") from error
 
 
 def run(stage: Callable[[], None]) -> None:

@@ -106,6 +106,12 @@ class CheckedTrainer(Trainer):
             shutil.rmtree(self._folder / f"{HALF}{self.state.global_step}", ignore_errors=True)
             raise UserError(f"no checkpoint could be written to {self._folder}: {reason(error)}") from error
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Of the weights only those that learn: adapters without the base model below them."""
+        learned = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        state = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, {name: value for name, value in state.items() if name in learned})
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a row, with the steps a second since the last one where it is about training steps."""
         if "loss" in logs:

@@ -118,6 +118,13 @@ METHODS = ("quiet_star", "pause", "no_thought")
 
 
 @dataclass
+class Lora:
+    rank: int = at_least(1)
+    alpha: float = above(0)
+    modules: list[str] | None = None
+
+
+@dataclass
 class Train:
     seed: int = a_seed()
     launcher: str = MISSING
@@ -146,6 +153,10 @@ class Train:
     positions: int | None = at_least(1, default=None)
     checkpointing: bool = MISSING
     precision: str = one_of("float32", "bfloat16")
+    adapt: str = one_of("whole", "lora", "frozen")
+    lora: Lora = field(default_factory=Lora)
+    saved: str = one_of("whole", "learned")
+    optimizer: str = one_of("adamw", "adamw_8bit")
 
 
 @dataclass
@@ -270,6 +281,7 @@ def _problems(params: Params) -> Iterator[str]:
     yield from _out_of_bounds(params, "")
     yield from _impossible_sizes(params)
     yield from _impossible_lists(params)
+    yield from _impossible_learning(params)
     if params.base_model.source == "hub" and not params.base_model.path:
         yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
     for split in ("pretrain", "train", "heldout"):
@@ -324,6 +336,21 @@ def _impossible_lists(params: Params) -> Iterator[str]:
             yield f"baseline.methods has {method}, but a method is one of {_listed(METHODS)}"
     if not all(0 <= seed < 2**32 for seed in params.baseline.seeds):
         yield f"baseline.seeds is {params.baseline.seeds}, but a seed must be at least 0 and at most {2**32 - 1}"
+
+
+def _impossible_learning(params: Params) -> Iterator[str]:
+    train, baseline = params.train, params.baseline
+    if train.adapt == "whole" and train.saved == "learned":
+        yield "train.saved is learned, but with train.adapt whole that is the whole model: set one of them"
+    if train.lora.modules == []:
+        yield "train.lora.modules is empty: name linear layers, or null for all of them"
+    if train.adapt == "frozen":
+        for name, some in (("train.method", [train.method]), ("baseline.methods", baseline.methods)):
+            if "no_thought" in some:
+                yield (
+                    f"{name} has no_thought, which has nothing to learn on a frozen base model (train.adapt): "
+                    "take it out, or set train.adapt to lora"
+                )
 
 
 def _impossible_sizes(params: Params) -> Iterator[str]:

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError
+from pipeline.learned import base_of, load_learned
 from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
 
 
@@ -25,11 +26,17 @@ def load_plain(folder: Path) -> QuietStarForCausalLM:
 
 
 def load_trained(folder: Path) -> QuietStarForCausalLM:
-    """The model in ``folder``, ready to predict. Raises UserError where there is none, or another kind of model."""
+    """The model in ``folder``, ready to predict, adapters merged where it holds some.
+
+    Raises UserError where there is none, or another kind of model, or its base model is not there.
+    """
     keep_memory()
     config = _config(folder)
     if config.get("model_type") != QuietStarConfig.model_type:
         raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
+    base = base_of(folder)
+    if base is not None:
+        return load_learned(folder, load_base(base)).eval()
     try:
         model, loading = QuietStarForCausalLM.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

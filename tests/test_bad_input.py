@@ -316,6 +316,21 @@ def test_a_gpu_where_there_is_none(stage: str, project: Path):
     refused(project, stage, "cuda")
 
 
+def test_adapters_on_layers_that_there_are_not(project: Path):
+    set_params(project, {"train.adapt": "lora", "train.lora.modules": ["q_proj", "query"]})
+    refused(project, "train", "train.lora.modules: no linear layer of the decoder is called query: there are down_proj")
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "chain_of_thought", "perplexity", "release"])
+def test_what_was_learned_without_its_base_model(stage: str, project: Path):
+    set_params(project, {"train.adapt": "frozen", "train.saved": "learned", "baseline.methods": ["pause"]})
+    run_stages(project, ("train",))
+    shutil.rmtree(project / "models/base")
+    refused(
+        project, stage, "models/quiet_star holds only what was trained: the model that it was trained on must be in"
+    )
+
+
 @pytest.mark.parametrize("rate", [1e30, 1e4])
 def test_a_learning_rate_at_which_the_weights_blow_up(rate: float, project: Path):
     set_params(project, {"train.learning_rate": rate, "train.steps": 6, "train.policy_weight": 1e30})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.checkpoint import last_checkpoint
 from tests.stage_runner import run_stage, set_params
@@ -132,6 +133,19 @@ def test_pretraining_goes_on_too(call: int, copy: Callable, project: Path):
     (scratch,) = scratches(folder)
     assert last_checkpoint(scratch).name == f"step-{call // 50 * 50}"
     ends_alike(folder, "base_model", project)
+
+
+def test_adapters_go_on_too_and_their_checkpoints_hold_no_base(copy: Callable, project: Path):
+    folder = copy("train")
+    set_params(folder, {"train.adapt": "lora", "train.saved": "learned"})
+    assert run_stage(folder, "train").code == 0
+    whole = outputs(folder, "train")
+    assert run_stage(folder, "train", partial(doomed, *LOSS, 11)).code == -signal.SIGKILL
+    (scratch,) = scratches(folder)
+    assert {name for name in load_file(last_checkpoint(scratch) / "model.safetensors") if "base_layer" in name} == set()
+    done = run_stage(folder, "train")
+    assert done.code == 0 and "going on from" in done.stderr
+    assert outputs(folder, "train") == whole
 
 
 def test_killed_again_and_again(copy: Callable, project: Path):

@@ -81,6 +81,14 @@ def refused_file(path: Path, changes: dict[str, object]) -> str:
         ("base_model.scratch.learning_rate", math.nan),
         ("report.passages", 0),
         ("train.method", "thinking"),
+        ("train.adapt", "half"),
+        ("train.saved", "learned"),
+        ("train.saved", "adapters"),
+        ("train.optimizer", "sgd"),
+        ("train.lora.rank", 0),
+        ("train.lora.alpha", 0.0),
+        ("train.lora.modules", []),
+        ("train.lora.modules", "q_proj"),
         ("tasks.files", []),
         ("tasks.files", "tasks/gsm8k.yaml"),
         ("baseline.methods", ["pause", "thinking"]),
@@ -102,6 +110,14 @@ def refused_file(path: Path, changes: dict[str, object]) -> str:
 )
 def test_a_value_that_cannot_be_is_refused_by_name(name: str, value: object):
     assert name in refused({name: value})
+
+
+@pytest.mark.parametrize("name, value", [("train.method", "no_thought"), ("baseline.methods", ["pause", "no_thought"])])
+def test_nothing_to_learn_on_a_frozen_base_model(name: str, value: object):
+    changes = {"train.adapt": "frozen", "baseline.methods": ["pause"]}
+    assert params.load(SHIPPED, changes).train.adapt == "frozen"
+    assert refused(changes | {name: value}).startswith(f"{SHIPPED}: {name} has no_thought, which has nothing to learn")
+    assert params.load(SHIPPED, changes | {name: value, "train.adapt": "lora"})
 
 
 @pytest.mark.parametrize("section", ["corpus", "corpus.microworld", "corpus.hub.train", "train", "base_model.scratch"])

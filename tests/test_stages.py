@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from pipeline.files import arrow_table
 from tests.local_hub import model_folder, sources
@@ -152,6 +155,39 @@ def test_every_architecture_from_scratch_trains(architecture: str, finished: Pat
     shutil.copytree(finished, project)
     set_params(project, {"base_model.scratch.architecture": architecture})
     run_stages(project, ("base_model", "train"))
+
+
+def adapted(finished: Path, folder: Path, **changes: str) -> Path:
+    """The finished project, everything after its base model run again."""
+    shutil.copytree(finished, folder)
+    set_params(folder, {f"train.{name}": value for name, value in changes.items()})
+    run_stages(folder, STAGES[STAGES.index("train") :])
+    return folder
+
+
+def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_path: Path):
+    """From training to the release."""
+    whole, small = (adapted(finished, tmp_path / saved, adapt="lora", saved=saved) for saved in ("whole", "learned"))
+    weights = {path.parent.name for path in (small / "models").rglob("learned.safetensors")}
+    assert weights == {"quiet_star", "pause-1", "no_thought-1"}
+    kept, trained = (small / f"models/{name}/model.safetensors" for name in ("base", "quiet_star"))
+    assert not trained.exists() and kept.read_bytes() == (finished / "models/base/model.safetensors").read_bytes()
+    for name in ("models/release/model.safetensors", "results/train/steps.csv", "results/train/metrics.json"):
+        assert (small / name).read_bytes() == (whole / name).read_bytes(), name
+    one, other = (pd.read_parquet(run / "results/evaluate/predictions.parquet")["prob"] for run in (whole, small))
+    assert one.to_numpy() == pytest.approx(other.to_numpy(), rel=1e-4)
+    assert AutoModelForCausalLM.from_pretrained(small / "models/release").config.method == "quiet_star"
+
+
+def test_a_frozen_base_model(finished: Path, tmp_path: Path):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    set_params(project, {"train.adapt": "frozen", "train.saved": "learned", "baseline.methods": ["pause"]})
+    stages = ("train", "baseline pause 1", "evaluate", "evaluate_baseline pause 1", "perplexity", "release")
+    run_stages(project, stages)
+    base = load_file(project / "models/base/model.safetensors")
+    released = load_file(project / "models/release/model.safetensors")
+    assert all(torch.equal(value, released[f"base.{name}"]) for name, value in base.items())
 
 
 def test_packed_spans_train(finished: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from pipeline.chain_of_thought.samples import Asker
 from pipeline.chain_of_thought.votes import metrics_of, points_of, votes_of
 from pipeline.files import write_json, write_table
 from pipeline.inputs import pick_device, read_tokenizer
+from pipeline.learned import base_of
 from pipeline.params import ChainOfThought
 from pipeline.resume import Scratch, unfinished
 from pipeline.tasks import read_tasks
@@ -29,8 +30,9 @@ def write_chain_of_thought(params: ChainOfThought, trained: Path, tasks: Path, r
     Of the tasks in ``tasks``, those whose file says how reasoning is asked for. Killed and run again, it samples only
     what is missing and writes the same bytes (`pipeline.resume`).
     """
-    device = pick_device(params.device)
-    with unfinished("chain_of_thought", asdict(params) | {"device": device}, [trained, tasks]) as scratch:
+    device, base = pick_device(params.device), base_of(trained)
+    inputs = [trained, tasks] if base is None else [trained, base, tasks]
+    with unfinished("chain_of_thought", asdict(params) | {"device": device}, inputs) as scratch:
         asker = Asker(params, load_trained(trained).to(device), read_tokenizer(trained))
         table = sample_table(asker, tasks, scratch)
         points = points_of(table)

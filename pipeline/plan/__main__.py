@@ -33,6 +33,7 @@ def main() -> None:
 
 def _size(found: Estimate) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{found.shape.parameters:,}"
+    yield "parameters that learn", f"{found.learned:,}"
     yield "tokens of pretraining", f"{found.pretraining_tokens:,}"
     yield "tokens of text in training", f"{found.text_tokens:,}"
     yield "tokens of thoughts in training", f"{found.thought_tokens:,}"
@@ -88,8 +89,10 @@ def advice(found: Estimate, every: Params) -> str:
     train, memory = every.train, found.memory
     states = memory.weights + memory.gradients + memory.optimizer
     if states > every.plan.device_memory * GIGA:
+        lora = ", or set train.adapt to lora" if train.adapt == "whole" else ""
         return (
             f"weights, gradients and optimizer alone are {states / GIGA:.1f} GB; take a smaller model or more devices"
+            + lora
         )
     if train.batch_size > 1:
         return "lower train.batch_size and raise train.accumulation"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.base_model import scratch_config
 from pipeline.params import BaseModel, HubSplit, Params
-from pipeline.plan.memory import FLOAT, Memory, training_memory
+from pipeline.plan.memory import FLOAT, Memory, learned_numbers, training_memory
 from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
 from pipeline.plan.work import Step, reading_flops, training_flops, watching_flops
 
@@ -20,6 +20,7 @@ class Estimate:
     """What a run takes; operations by stage, bytes by kind."""
 
     shape: Shape
+    learned: int  # numbers of it that training changes, or of adapters on it
     step: Step
     text_tokens: int  # that training reads, padding included
     thought_tokens: int  # that training samples
@@ -41,14 +42,13 @@ def estimate(params: Params) -> Estimate:
     passes = train.steps * train.accumulation
     return Estimate(
         shape=shape,
+        learned=learned_numbers(shape, train),
         step=step,
         text_tokens=passes * step.positions,
         thought_tokens=passes * step.thoughts * step.thought_tokens,
         pretraining_tokens=_pretraining_tokens(params),
         flops=_flops(params, shape, step),
-        memory=training_memory(
-            shape, step, params.plan.devices, train.positions, train.checkpointing, train.precision == "bfloat16"
-        ),
+        memory=training_memory(shape, step, params.plan.devices, train),
         disk=_disk(params, shape),
     )
 
@@ -106,8 +106,7 @@ def _trained(method: str, params: Params, shape: Shape, step: Step) -> float:
 
 
 def _disk(params: Params, shape: Shape) -> dict[str, float]:
-    models = 2 + len(params.baseline.methods) * len(params.baseline.seeds)  # the base's and each that is trained
-    found = {"models": (COPIES * models + 1) * shape.parameters * FLOAT}  # the release shares its cache
+    found = {"models": _saved_numbers(params, shape) * FLOAT}
     if params.base_model.source == "hub":
         found["hub cache"] = shape.parameters * FLOAT / 2
     documents = _documents(params)
@@ -118,6 +117,14 @@ def _disk(params: Params, shape: Shape) -> dict[str, float]:
         tokens += count * (params.plan.document_bytes / TEXT_BYTES if packed else params.tokenize.span)
     found["tokens"] = COPIES * TOKEN_BYTES * tokens
     return found
+
+
+def _saved_numbers(params: Params, shape: Shape) -> int:
+    """Of the base model, of each that is trained and of the release, which shares the cache of a whole one."""
+    trained = 1 + len(params.baseline.methods) * len(params.baseline.seeds)
+    if params.train.saved == "learned":
+        return COPIES * (2 * shape.parameters + trained * learned_numbers(shape, params.train))
+    return (COPIES * (1 + trained) + 1) * shape.parameters
 
 
 def _documents(params: Params) -> dict[str, int]:

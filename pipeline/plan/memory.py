@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from pipeline.params import Train
 from pipeline.plan.shape import Shape
 from pipeline.plan.work import Step
 from pipeline.thought.head import CHUNK_LOGITS
 
 FLOAT = 4  # weights, gradients, optimizer and losses are float32 whatever the precision
-OPTIMIZER = 2  # numbers a parameter: AdamW's two moments
+OPTIMIZER = 2  # numbers a parameter that learns: AdamW's two moments
+MOMENT = {"adamw": FLOAT, "adamw_8bit": 1}  # bytes of each
 HALF = 0.6  # of the activations' bytes under autocast to bfloat16: norms and residuals stay float32
 # fitted to the peaks in docs/benchmarks.md (tests/plan): layers' worth that the backward pass of one layer works on,
 # with what the forward pass has kept of it or with it computed again, and copies of a chunk's logits in the head
@@ -29,14 +31,12 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
 
-def training_memory(
-    shape: Shape, step: Step, devices: int, positions: int | None, checkpointing: bool, bfloat16: bool
-) -> Memory:
+def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> Memory:
     """At a pass's peak; weights, gradients and optimizer are shared out over the devices (FSDP2), which a step's texts
-    are not. ``positions`` of each text think at a time."""
-    share = shape.parameters * FLOAT / devices
-    sums = 1 if positions is None or positions >= step.tokens else 2  # the slices' gradients beside the parameters' own
-    thinking = min(positions or step.tokens, step.tokens)
+    are not."""
+    learned, checkpointing, bfloat16 = learned_numbers(shape, train), train.checkpointing, train.precision == "bfloat16"
+    thinking = min(train.positions or step.tokens, step.tokens)
+    sums = 1 if thinking == step.tokens else 2  # the slices' gradients beside the parameters' own
     thoughts = step.texts * thinking * step.rationales
     rows = step.positions + thoughts * step.row_tokens
     size = FLOAT * (HALF if bfloat16 else 1)
@@ -47,8 +47,22 @@ def training_memory(
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4
     cast = shape.parameters * 2 / devices if bfloat16 else 0
     activations = shape.layers * kept + working * layer + mixing + _sampling(shape, thoughts, step, size) + cast
-    head = HEAD_COPIES * CHUNK_LOGITS * FLOAT + shape.hidden * shape.vocab * FLOAT  # its weight's gradient apart
-    return Memory(share, sums * share, OPTIMIZER * share, activations, head)
+    apart = shape.hidden * shape.vocab if train.adapt == "whole" else 0  # the gradient of the head's weight
+    return Memory(
+        weights=shape.parameters * FLOAT / devices,
+        gradients=sums * learned * FLOAT / devices,
+        optimizer=OPTIMIZER * learned * MOMENT[train.optimizer] / devices,
+        activations=activations,
+        head=HEAD_COPIES * CHUNK_LOGITS * FLOAT + apart * FLOAT,
+    )
+
+
+def learned_numbers(shape: Shape, train: Train) -> int:
+    """How many numbers are trained; adapters on all linear layers, whichever ``train.lora.modules`` names."""
+    if train.adapt == "whole":
+        return shape.parameters
+    adapters = train.lora.rank * sum(inputs + outputs for inputs, outputs in shape.linears)
+    return shape.mixing_head + (adapters if train.adapt == "lora" else 0)
 
 
 def layer_numbers(shape: Shape) -> int:

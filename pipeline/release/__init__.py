@@ -6,7 +6,9 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import new_path
+from pipeline.learned import LEARNED, base_of
 from pipeline.release.card import CardInputs, model_card
+from pipeline.trained import load_trained
 
 CARD = "README.md"
 
@@ -14,16 +16,20 @@ CARD = "README.md"
 def write_release(trained: Path, about: CardInputs, out: Path) -> None:
     """Write the folder ``out``: the files of ``trained``, weights as hard links where that works, and the card.
 
-    The same inputs give the same bytes. Raises UserError where there is no trained model, or a file is malformed.
+    Where ``trained`` holds only what was learned, the whole model is written, adapters merged. The same inputs give the
+    same bytes. Raises UserError where there is no trained model, or no base model for it, or a file is malformed.
     """
     if not (trained / "config.json").is_file():
         raise UserError(f"{trained} holds no trained model: run `dvc repro train`")
     card = model_card(about)
     with new_path(out) as folder:
-        for source in sorted(path for path in trained.rglob("*") if path.is_file()):
+        if base_of(trained) is not None:
+            load_trained(trained).save_pretrained(folder)
+        for source in sorted(path for path in trained.rglob("*") if path.is_file() and path.name not in LEARNED):
             target = folder / source.relative_to(trained)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _take(source, target)
+            if not target.exists():  # the whole model has its own configuration
+                _take(source, target)
         (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 

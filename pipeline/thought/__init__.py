@@ -4,6 +4,7 @@ Read in this order: `layout` (what a thought row is), `attention` (what it may s
 `views` (how a decoder's layers are made to look so), `head` (losses without logits), `decoder` (any transformers
 decoder), `sampler` (think), `mixing` (talk), `objective` (learn), `slices` (some positions at a time), `step` (one
 training step), `model` (all of it as a `PreTrainedModel`), `generation` (one thought at a time).
+`adapters` stands apart: less of the decoder to train.
 
 Shapes, everywhere in this package:
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
@@ -11,6 +12,7 @@ from pipeline.checkpoint import checkpoints, is_main, processes
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
 from pipeline.inputs import Spans, pick_device, read_tokenizer
+from pipeline.learned import limit_learning, save_trained
 from pipeline.loop import logged, training_arguments
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
@@ -36,10 +38,10 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
         rows = trainer.run()
         if params.steps % params.evaluation_steps:
             trainer.evaluate()
-        weights = trainer.accelerator.get_state_dict(trainer.model)
+        whole = _whole_model(trainer, params, base)
         if is_main():
-            _write(trainer, weights, read_tokenizer(base), out)
-            _write_log(params, rows, trainer, results)
+            _write_model(whole, params, base, out)
+            _write_log(params, rows, whole, trainer.train_dataset, results)
         trainer.accelerator.wait_for_everyone()
 
 
@@ -58,23 +60,33 @@ def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path)
     return QuietStarTrainer(params, heldout, arguments, folder=folder, model=model, train_dataset=spans)
 
 
-def _write(trainer: QuietStarTrainer, weights: dict, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """One folder that a single process can load, however the training was spread out."""
+def _whole_model(trainer: QuietStarTrainer, params: Train, base: Path) -> QuietStarForCausalLM:
+    """The trained model, in one process's memory however it was spread out: in the main process's."""
+    if not isinstance(trainer.model, FSDPModule):
+        return trainer.model.to("cpu")
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # in all processes: each sends its part
+    model = thinking_model(params, base, read_tokenizer(base))
+    if is_main():
+        model.load_state_dict(weights)
+    return model
+
+
+def _write_model(model: QuietStarForCausalLM, params: Train, base: Path, out: Path) -> None:
     with new_path(out) as folder:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
+        save_trained(model, params, base, folder)
+        read_tokenizer(base).save_pretrained(folder)
 
 
-def _write_log(params: Train, rows: list[dict], trainer: QuietStarTrainer, results: Path) -> None:
+def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, spans: Spans, results: Path) -> None:
     watched = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
     watched = watched.rename(columns=lambda name: name.removeprefix("eval_"))
-    tokens = params.accumulation * params.batch_size * trainer.train_dataset.mean_length  # of a step
+    tokens = params.accumulation * params.batch_size * spans.mean_length  # of a step
     speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
     speed["tokens_per_second"] = (speed.pop("steps_per_second") * tokens).round(1)
     write_table(results / "steps.csv", logged(rows, STEP_COLUMNS, needed="base_loss"))
     write_table(results / "heldout.csv", watched)
     write_table(results / "speed.csv", speed)
-    write_json(results / "metrics.json", _summary(params, watched, trainer.model, params.steps * tokens))
+    write_json(results / "metrics.json", _summary(params, watched, model, params.steps * tokens))
 
 
 def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
@@ -82,7 +94,7 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     meta_token = tokenizer(params.meta_token_text, add_special_tokens=False)["input_ids"]
     if not meta_token:
         raise UserError(f"train.meta_token_text {params.meta_token_text!r} has no token in this tokenizer")
-    return QuietStarForCausalLM.from_base(
+    model = QuietStarForCausalLM.from_base(
         load_base(base),
         meta_token_ids=meta_token,
         method=params.method,
@@ -95,6 +107,8 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    limit_learning(model, params)
+    return model
 
 
 def _passes(params: Train) -> int:

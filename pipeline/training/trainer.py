@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, optional
 from pipeline.inputs import IGNORED, Spans
 from pipeline.loop import CheckedTrainer
 from pipeline.params import Train
@@ -52,7 +52,7 @@ class QuietStarTrainer(CheckedTrainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the mixing head's own learning rate; only matrices decay."""
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self._params), fused=True)
+        self.optimizer = _adamw(parameter_groups(self.model, self._params), self._params.optimizer)
         return self.optimizer
 
     def get_batch_samples(
@@ -131,6 +131,8 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     tokens = set(map(id, model.meta_tokens()))
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decays = parameter.ndim > 1 and id(parameter) not in tokens
         groups.setdefault((name.startswith("mixing_head."), decays), []).append(parameter)
     return [
@@ -141,6 +143,14 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
         }
         for (mixing, matrix), members in groups.items()
     ]
+
+
+def _adamw(groups: list[dict], kind: str) -> torch.optim.Optimizer:
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    with optional("bitsandbytes", f"train.optimizer is {kind}"):
+        import bitsandbytes
+    return bitsandbytes.optim.AdamW8bit(groups)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,20 @@ from transformers import GPT2Config, LlamaConfig
 
 from pipeline import params, preset
 from pipeline.errors import UserError
+from pipeline.learned import limit_learning
 from pipeline.params import Params
 from pipeline.plan.__main__ import duration, warnings
 from pipeline.plan.estimate import estimate
-from pipeline.plan.memory import training_memory
+from pipeline.plan.memory import learned_numbers, training_memory
 from pipeline.plan.shape import KNOWN, hub_shape, shape_from, shape_of, with_thoughts
 from pipeline.plan.work import Step, reading_flops, training_flops
 from tests.local_hub import model_folder
-from tests.thought.tiny import LLAMA, quiet_star
+from tests.thought.tiny import GPT2, LLAMA, quiet_star
 
 ROOT = Path(__file__).parent.parent.parent
 PAPER = ["model=mistral-7b", "data=openwebmath", "scale=paper"]
 GIGA = 1e9
+TRAIN = params.load(ROOT / "params.yaml").train
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +118,7 @@ def test_memory_against_measured_steps(
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
     shape = with_thoughts(shape_from(LlamaConfig(vocab_size=vocab, tie_word_embeddings=False, **sizes, **heads)))
     step = Step(texts=1, tokens=tokens, rationales=2, thought_tokens=thought_tokens, lookahead=4)
-    found = training_memory(shape, step, 1, positions, checkpointing, bfloat16=False)
+    found = training_memory(shape, step, 1, replace(TRAIN, positions=positions, checkpointing=checkpointing))
     assert found.total == pytest.approx(peak * GIGA, rel=0.15)
 
 
@@ -127,8 +130,32 @@ def test_gpt2s_matrices_are_counted_though_they_are_no_linear_layers():
 def test_slices_keep_their_gradients_apart():
     shape = shape_of(quiet_star(LLAMA).base)
     step = Step(texts=1, tokens=64, rationales=2, thought_tokens=3, lookahead=2)
-    whole, some = (training_memory(shape, step, 1, positions, False, False) for positions in (64, 8))
+    whole, some = (training_memory(shape, step, 1, replace(TRAIN, positions=positions)) for positions in (64, 8))
     assert some.gradients == 2 * whole.gradients and some.activations < whole.activations
+
+
+@pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("adapt", ["whole", "lora", "frozen"])
+def test_what_learns_is_counted_as_it_is_trained(adapt: str, base: dict):
+    train, model = replace(TRAIN, adapt=adapt), quiet_star(base)
+    shape = with_thoughts(shape_of(model.base))
+    limit_learning(model, train)
+    assert learned_numbers(shape, train) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_what_does_not_learn_has_no_gradient_and_no_moments():
+    """The paper's model with adapters on one GPU, by hand: 4096 wide, 1024 keys, 14336 in the feed-forward layer."""
+    words = [*PAPER, "hardware=gpu", "train.adapt=lora", "train.saved=learned", "train.positions=64"]
+    found = estimate(planned(*words))
+    learned = 16 * 32 * (4 * 4096 + 2 * 4096 + 2 * 1024 + 3 * (4096 + 14336)) + 3 * 4096 * 4096 + 5 * 4096
+    assert found.learned == learned
+    assert (found.memory.gradients, found.memory.optimizer) == (2 * 4 * learned, 2 * 4 * learned)
+    assert found.memory.weights == pytest.approx(7.29e9 * 4, rel=0.01)
+    assert found.disk["models"] == 2 * 4 * (2 * found.shape.parameters + 3 * learned)
+    in_8_bits = estimate(planned(*words, "train.optimizer=adamw_8bit")).memory
+    assert (in_8_bits.gradients, in_8_bits.optimizer) == (2 * 4 * learned, 2 * learned)
+    small = told(*words, "plan.device_memory=20")
+    assert "alone are 30.6 GB; take a smaller model or more devices\n" in small
 
 
 def test_reading_is_a_third_of_training_without_thoughts():
@@ -149,7 +176,10 @@ def test_what_fits_is_not_warned_of():
 @pytest.mark.parametrize(
     "words, warning",
     [
-        ([*PAPER, "hardware=gpu"], "optimizer alone are 116.7 GB"),
+        (
+            [*PAPER, "hardware=gpu"],
+            "116.7 GB; take a smaller model or more devices, or set train.adapt to lora",
+        ),
         (["plan.device_memory=0.3"], "lower train.batch_size and raise train.accumulation"),
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
         (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),

@@ -1,6 +1,7 @@
 """Quiet-STaR training on a tiny model: what it optimises, logs and refuses."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -341,3 +342,22 @@ def test_no_more_steps_are_skipped_than_allowed(spans: Spans):
     one.compute_loss = lambda *args, **kwargs: spoil(*args, **kwargs) * (math.nan if one.state.global_step == 1 else 1)
     with pytest.raises(UserError, match="step 3"):
         one.run()
+
+
+def test_moments_in_8_bits(spans: Spans):
+    """A matrix of 4,096 numbers is the smallest that bitsandbytes does so with."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
+    model = quiet_star({**LLAMA, "hidden_size": 64})
+    one = trainer(model, spans, replace(TRAIN, optimizer="adamw_8bit", steps=30, policy_weight=0.0))
+    log = one.run()
+    state = {name: one.optimizer.state[value] for name, value in model.mixing_head.named_parameters()}
+    assert state["0.weight"]["state1"].dtype == state["0.weight"]["state2"].dtype == torch.uint8
+    assert state["0.bias"]["state1"].dtype == torch.float32
+    losses = logged(log, LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
+    assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
+
+
+def test_8_bits_without_bitsandbytes(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"train\.optimizer is adamw_8bit, which needs bitsandbytes: pip install"):
+        trained(spans, replace(TRAIN, optimizer="adamw_8bit"))

@@ -1,0 +1,219 @@
+"""What is trained of a model, and the folder that holds only that."""
+
+import copy
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from pipeline.errors import UserError
+from pipeline.files import write_rows
+from pipeline.inputs import Spans
+from pipeline.learned import ABOUT, LEARNED, TENSORS, limit_learning, save_trained
+from pipeline.params import Lora, Train
+from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.tokens import SPANS
+from pipeline.trained import load_trained
+from pipeline.training.trainer import parameter_groups
+from tests.thought.tiny import GPT2, LLAMA, VOCABULARY, error, quiet_star, random_ids
+from tests.training.test_trainer import TRAIN, trainer
+
+WHOLE = replace(TRAIN, steps=3)
+LORA = replace(WHOLE, adapt="lora", lora=Lora(rank=4, alpha=8.0), saved="learned")
+FROZEN = replace(WHOLE, adapt="frozen", saved="learned")
+FAMILIES = pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2"])
+KINDS = pytest.mark.parametrize("settings", [LORA, FROZEN], ids=["lora", "frozen"])
+# each method with what it can learn by
+ARMS = pytest.mark.parametrize(
+    "settings",
+    [
+        replace(some, method=method)
+        for some in (LORA, FROZEN)
+        for method in (QUIET_STAR, PAUSE, NO_THOUGHT)
+        if (some, method) != (FROZEN, NO_THOUGHT)
+    ],
+    ids=lambda some: f"{some.adapt}, {some.method}",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def spans(tmp_path: Path) -> Spans:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
+    write_rows(tmp_path / "spans.arrow", [{"input_ids": row, "length": 10} for row in ids], SPANS)
+    return Spans(tmp_path / "spans.arrow")
+
+
+def limited(settings: Train, base: dict = LLAMA) -> QuietStarForCausalLM:
+    model = quiet_star(base, method=settings.method)
+    limit_learning(model, settings)
+    return model
+
+
+def trained(settings: Train, spans: Spans, base: dict = LLAMA) -> QuietStarForCausalLM:
+    model = limited(settings, base)
+    trainer(model, spans, settings).run()
+    return model.eval()
+
+
+def tensors(model: QuietStarForCausalLM) -> dict[str, Tensor]:
+    """By the names that they have where nothing is adapted."""
+    return {name.replace(".base_layer", ""): value for name, value in model.named_parameters()}
+
+
+@FAMILIES
+@ARMS
+def test_training_leaves_the_base_as_it_is_and_changes_all_else(base: dict, settings: Train, spans: Spans):
+    start, model = quiet_star(base, method=settings.method), trained(settings, spans, base)
+    after = tensors(model)
+    for name, value in start.base.named_parameters(prefix="base"):
+        assert torch.equal(after[name], value), name
+    before = tensors(limited(settings, base))
+    learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    still = [name for name, value in learned.items() if torch.equal(before[name], value)]
+    assert still == []
+    assert any("lora_" in name for name in after) == (settings.adapt == "lora")
+
+
+@ARMS
+def test_the_optimizer_has_only_what_learns(settings: Train):
+    model = limited(settings)
+    listed = [parameter for group in parameter_groups(model, settings) for parameter in group["params"]]
+    learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sorted(map(id, listed)) == sorted(map(id, learns)) and len(learns) < len(list(model.parameters()))
+
+
+def saved(model: QuietStarForCausalLM, settings: Train, base: dict, folder: Path) -> Path:
+    """The folder with the trained model; that of its base model is beside it."""
+    quiet_star(base, method=settings.method).base.save_pretrained(folder / "base")
+    (folder / "trained").mkdir()
+    save_trained(copy.deepcopy(model), settings, folder / "base", folder / "trained")
+    return folder / "trained"
+
+
+def predictions(model: QuietStarForCausalLM) -> Tensor:
+    with torch.no_grad():
+        return model(random_ids(2, 9)).logits
+
+
+@FAMILIES
+@ARMS
+def test_a_folder_with_what_was_learned_is_read_as_the_whole_one(base, settings, spans: Spans, tmp_path: Path):
+    model = trained(settings, spans, base)
+    beside = predictions(model)
+    small = load_trained(saved(model, settings, base, tmp_path / "small"))
+    whole = load_trained(saved(model, replace(settings, saved="whole"), base, tmp_path / "whole"))
+    assert not small.training
+    assert small.state_dict().keys() == whole.state_dict().keys()
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in small.state_dict().items())
+    assert error(predictions(small), predictions(whole)) < 1e-6  # sums depend on where weights lie in memory
+    assert error(predictions(small), beside) < 1e-5
+
+
+@KINDS
+def test_it_holds_what_was_learned_and_no_more(settings: Train, spans: Spans, tmp_path: Path):
+    model = trained(settings, spans)
+    folder = saved(model, settings, LLAMA, tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"config.json", *LEARNED}
+    expected = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert load_file(folder / TENSORS).keys() == expected
+    about = json.loads((folder / ABOUT).read_text())
+    assert about["base"] == "../base" and str(tmp_path) not in (folder / ABOUT).read_text()
+    assert about["lora"] == ({"rank": 4, "alpha": 8.0, "modules": None} if settings is LORA else None)
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+@KINDS
+def test_it_is_small(settings: Train, tmp_path: Path):
+    base = LLAMA | {"vocab_size": 4000, "num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 256}
+    model = limited(settings, base)
+    small = saved(model, settings, base, tmp_path / "small")
+    whole = saved(model, replace(settings, saved="whole"), base, tmp_path / "whole")
+    assert size(small) < 0.2 * size(whole)
+
+
+def test_transformers_does_not_take_it_for_a_whole_model(tmp_path: Path):
+    folder = saved(limited(LORA), LORA, LLAMA, tmp_path)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What was learned by adapters, its base model beside it."""
+    return saved(limited(LORA), LORA, LLAMA, tmp_path)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_trained(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_its_base_model(folder: Path):
+    base = folder.parent / "base"
+    shutil.rmtree(base)
+    assert f"must be in {base}" in refused(folder)
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 32}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}], ids=str)
+def test_on_a_base_model_of_another_shape(change: dict, folder: Path):
+    quiet_star(LLAMA | change).base.save_pretrained(folder.parent / "base")
+    assert "does not fit its base model" in refused(folder)
+
+
+def test_on_a_base_model_of_another_architecture(folder: Path):
+    quiet_star(GPT2).base.save_pretrained(folder.parent / "base")
+    assert "does not fit its base model" in refused(folder)
+
+
+@pytest.mark.parametrize("lora", [{"rank": 2}, {"modules": ["q_proj"]}, {"modules": ["query"]}, {"ranks": 4}], ids=str)
+def test_with_other_adapters_than_it_says(lora: dict, folder: Path):
+    about = json.loads((folder / ABOUT).read_text())
+    (folder / ABOUT).write_text(json.dumps(about | {"lora": about["lora"] | lora}))
+    assert "does not fit its base model" in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"base": "../base"}'])
+def test_broken_about(text: str, folder: Path):
+    (folder / ABOUT).write_text(text)
+    assert ABOUT in refused(folder)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"broken"])
+def test_broken_tensors(content: bytes | None, folder: Path):
+    (folder / TENSORS).unlink()
+    if content is not None:
+        (folder / TENSORS).write_bytes(content)
+    refused(folder)
+
+
+def test_a_layer_that_there_is_not():
+    with pytest.raises(UserError, match=r"train\.lora\.modules: no linear layer of the decoder is called query"):
+        limited(replace(LORA, lora=Lora(4, 8.0, ["query"])))
+
+
+def test_without_peft(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"train\.adapt is lora, which needs peft: pip install peft"):
+        limited(LORA)
+    assert "which needs peft: pip install peft" in refused(folder)
+    for settings in (FROZEN, WHOLE):
+        one = tmp_path / settings.adapt
+        assert load_trained(saved(limited(settings), replace(settings, saved="whole"), LLAMA, one))
