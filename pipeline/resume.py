@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from pipeline.errors import UserError
 
@@ -23,37 +24,53 @@ CODE = Path(__file__).parent
 LIBRARIES = ("torch", "transformers")  # that a row may depend on, unless a stage names others
 
 
+class Rows(Sequence[dict]):
+    """Rows of JSON values in a file, a line each, read from the disk as they are asked for: in memory are 8 bytes each.
+
+    ``file`` is open for reading and writing. What follows its last whole row, as a kill leaves it, is cut off.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._ends = file, array("q", [0])
+        for line in file:
+            if line.endswith(b"\n"):
+                self._ends.append(self._ends[-1] + len(line))
+        file.truncate(self._ends[-1])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> dict:
+        number = range(len(self))[number]
+        self._file.seek(self._ends[number])
+        return json.loads(self._file.read(self._ends[number + 1] - self._ends[number]))
+
+    def extend(self, rows: Iterable[Mapping]) -> None:
+        self._file.seek(self._ends[-1])
+        for row in rows:
+            self._ends.append(self._ends[-1] + self._file.write(json.dumps(row).encode() + b"\n"))
+        self._file.flush()
+
+
 class Scratch:
-    """Rows of a run that may be killed; ``rows`` are those that runs before it had finished, in their order.
+    """``rows`` that a run which may be killed has finished, those of runs before it first.
 
     ``folder`` is for files that rows tell of: what no row tells of may be half-written.
     """
 
     def __init__(self, path: Path):
         self.folder = path.parent
-        self.rows, size = _whole_rows(path)
-        self._file = path.open("ab")
-        self._file.truncate(size)
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        self.rows = Rows(self._file)
 
     def add(self, rows: Sequence[Mapping]) -> None:
         """Keep these rows, of JSON values: they are on the disk when this returns."""
-        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        self._file.flush()
+        self.rows.extend(rows)
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
-
-
-def _whole_rows(path: Path) -> tuple[list[dict], int]:
-    """The rows before one that a kill has cut short, and how many bytes they are."""
-    rows, size = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        if not line.endswith(b"\n"):
-            break
-        rows.append(json.loads(line))
-        size += len(line)
-    return rows, size
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Both are paired: the same questions, or texts, are drawn for both sides of a dif
 """
 
 from collections.abc import Iterator
-from math import comb, sqrt
+from math import sqrt
 
 import numpy as np
 
@@ -66,5 +66,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     Only questions that one way alone has right tell them apart (McNemar 1947): a fair coin each, if they are alike.
     """
     one, other = int((first & ~second).sum()), int((~first & second).sum())
-    tail = sum(comb(one + other, k) for k in range(min(one, other) + 1))
+    tail = term = 1  # the sum of the binomial coefficients up to the smaller number, and the last of them
+    for k in range(min(one, other)):
+        term = term * (one + other - k) // (k + 1)
+        tail += term
     return min(1.0, 2 * tail / 2 ** (one + other))

@@ -61,10 +61,10 @@ def test_rows_are_there_for_the_next_run_and_gone_after_it(root: Path):
     leave(ROWS[:1])
     leave(ROWS[1:])
     with unfinished("s", {"seed": 1}, []) as scratch:
-        assert scratch.rows == ROWS
+        assert list(scratch.rows) == ROWS
     assert folders(root) == 0
     with unfinished("s", {"seed": 1}, []) as scratch:
-        assert scratch.rows == []
+        assert list(scratch.rows) == []
 
 
 def test_a_row_cut_short_is_dropped_and_written_over(tmp_path: Path):
@@ -74,7 +74,7 @@ def test_a_row_cut_short_is_dropped_and_written_over(tmp_path: Path):
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         scratch = Scratch(path)
-        assert scratch.rows == ROWS[: whole[:cut].count(b"\n")]
+        assert list(scratch.rows) == ROWS[: whole[:cut].count(b"\n")]
         scratch.add(ROWS[len(scratch.rows) :])
         scratch.close()
         assert path.read_bytes() == whole
@@ -100,10 +100,10 @@ def test_other_parameters_and_stages_have_rows_of_their_own(root: Path):
     leave(ROWS)
     leave([], seed=2)
     with pytest.raises(KilledError), unfinished("other", {"seed": 1}, []) as scratch:
-        assert scratch.rows == []
+        assert list(scratch.rows) == []
         raise KilledError
     with unfinished("s", {"seed": 2}, []) as scratch:
-        assert scratch.rows == []
+        assert list(scratch.rows) == []
 
 
 def test_everything_that_can_change_a_row_is_in_its_name(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -149,7 +149,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(held: subprocess.Po
     held.kill()
     held.wait()
     with unfinished("s", {"seed": 1}, []) as scratch:
-        assert scratch.rows == [{"index": 0}]
+        assert list(scratch.rows) == [{"index": 0}]
         with pytest.raises(UserError, match=f"^process {os.getpid()} is at"):
             leave(ROWS)
 
@@ -164,7 +164,7 @@ def test_a_run_that_ends_well_removes_what_nobody_is_at(held: subprocess.Popen, 
     held.kill()
     held.wait()
     with unfinished("s", {"seed": 1}, []) as scratch:
-        assert scratch.rows == [{"index": 0}]
+        assert list(scratch.rows) == [{"index": 0}]
 
 
 def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -181,7 +181,7 @@ def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Pat
     leave(ROWS)
     assert len(calls) == 2
     with unfinished("s", {"seed": 1}, []) as scratch:
-        assert scratch.rows == ROWS
+        assert list(scratch.rows) == ROWS
 
 
 @pytest.mark.parametrize("rows", [[], [{"index": 1}]], ids=["nothing done", "something done"])
@@ -192,4 +192,4 @@ def test_a_run_that_fails_leaves_only_what_another_can_go_on_from(rows: list[dic
         raise ValueError("bad")
     assert bool([path for path in (root / ".resume").rglob("*") if path.is_file()]) == bool(rows)
     with unfinished("stage", {}, []) as scratch:
-        assert scratch.rows == rows
+        assert list(scratch.rows) == rows

@@ -1,84 +1,157 @@
 """Does thinking help to answer? Each task's questions, with thoughts and without, and by the model before training."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
 
-from pipeline.evaluation.direct import Asked, Scored, encode_all, score
-from pipeline.files import write_json, write_table
+from pipeline.evaluation.direct import Asked, score
+from pipeline.evaluation.encoding import Encodings
+from pipeline.files import write_json, write_rows
 from pipeline.inputs import pick_device, read_tokenizer
+from pipeline.learned import base_of
 from pipeline.params import Evaluate
+from pipeline.resume import Rows, Scratch, unfinished
 from pipeline.statistics import interval, mcnemar
-from pipeline.tasks import Question, Task, read_tasks
+from pipeline.tasks import read_tasks
 from pipeline.thought.sampler import Sampling
 from pipeline.trained import load_plain, load_trained
 
 WAYS = ("base", "no_thought", "thought")
+PREDICTIONS = pa.schema(
+    {
+        "task": pa.string(),
+        "index": pa.int64(),
+        "prompt": pa.string(),
+        "answer": pa.string(),
+        "way": pa.string(),
+        "predicted": pa.string(),
+        "correct": pa.bool_(),
+        "prob": pa.float64(),
+        "thought": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a ``model`` ("" for the trained one) answers to a task's questions: ``rows`` from the ``first`` on."""
+
+    task: str
+    model: str
+    questions: Encodings
+    rows: Rows
+    first: int
+
+    def __iter__(self) -> Iterator[dict]:
+        """The rows (`direct.score`), in the questions' order."""
+        return (self.rows[self.first + place] for place in self.questions.places)
+
+    def ways(self) -> dict[str, str]:
+        """The names of the ways in a row: the only one of a model beside the trained one has the name of that model."""
+        return {way: self.model or way for way in ("thought", "no_thought") if way in self.rows[self.first]}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which questions one way of answering has right, and the right answers' probabilities, both (n,)."""
+
+    correct: np.ndarray
+    prob: np.ndarray
 
 
 def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: Path, results: Path) -> None:
     """Ask the model in ``trained``, and the one in ``base`` from which it was trained, every question of ``tasks``.
 
-    Writes a row a question and way (predictions.parquet), and the means with their intervals (metrics.json).
+    Writes a row a question and way (predictions.parquet), and the means with their intervals (metrics.json). Killed and
+    run again, it asks only what is missing and writes the same bytes (`pipeline.resume`).
     """
-    tokenizer, device = read_tokenizer(trained), pick_device(params.device)
-    sampling = Sampling(params.thought_temperature, params.seed)
-    asked = {"": Asked(load_trained(trained).to(device), tokenizer, sampling, params.batch_size)}
-    if base is not None:
-        asked["base"] = Asked(load_plain(base).to(device), tokenizer, sampling, params.batch_size)
-    tables = [
-        _predictions(one, task, questions[: params.questions], name, model)
-        for name, (task, questions) in read_tasks(tasks).items()
-        for model, one in asked.items()
-    ]
-    predictions = pd.concat(tables, ignore_index=True)
-    write_table(results / "predictions.parquet", predictions)
-    write_json(
-        results / "metrics.json",
-        {str(task): summary(rows, params) for task, rows in predictions.groupby("task", sort=False)},
-    )
+    device = pick_device(params.device)
+    inputs = [path for path in (trained, base or base_of(trained), tasks) if path is not None]
+    about = asdict(params) | {"device": device}
+    with unfinished(f"evaluate/{trained.name}", about, inputs) as scratch, ExitStack() as stack:
+        asked = _asked(params, trained, base, device)
+        parts = list(_parts(params, asked, tasks, scratch, stack))
+        write_rows(results / "predictions.parquet", _predictions(parts), PREDICTIONS)
+        write_json(results / "metrics.json", _metrics(parts, params))
 
 
-def _predictions(asked: Asked, task: Task, questions: list[Question], name: str, model: str) -> pd.DataFrame:
-    """A row a question and way; the only way of another ``model`` than the trained one has that model's name."""
-    rows = []
-    for row in score(asked, encode_all(task, questions, asked.tokenizer), task, f"{name} {model}".strip()):
-        question = questions[row["index"]]
-        about = {"task": name, "index": row["index"], "prompt": question.prompt, "answer": question.answer}
-        for way in asked.ways:
-            thought = row["thought_text"] if way == "thought" else ""
-            rows.append({**about, "way": model or way, **_answer(row[way], question), "thought": thought})
-    return pd.DataFrame(rows)
+def _asked(params: Evaluate, trained: Path, base: Path | None, device: str) -> dict[str, Asked]:
+    """The models that are asked, by name (`Part`)."""
+    tokenizer, sampling = read_tokenizer(trained), Sampling(params.thought_temperature, params.seed)
+    models = {"": load_trained(trained)} | ({} if base is None else {"base": load_plain(base)})
+    return {name: Asked(model.to(device), tokenizer, sampling, params.batch_size) for name, model in models.items()}
 
 
-def _answer(scored: Scored, question: Question) -> dict:
-    right = scored.predicted == question.answer
-    return {"predicted": scored.predicted, "correct": right, "prob": scored.prob}
+def _parts(
+    params: Evaluate, asked: Mapping[str, Asked], tasks: Path, scratch: Scratch, stack: ExitStack
+) -> Iterator[Part]:
+    """Every model's answers to every task, one after the other in ``scratch``; ``stack`` closes the work files."""
+    first = 0
+    for name, (task, questions) in read_tasks(tasks).items():
+        file = stack.enter_context(TemporaryFile(dir=scratch.folder))  # noqa: SIM115  (the stack closes it)
+        encodings = Encodings(task, islice(questions, params.questions), asked[""].tokenizer, file)
+        for model, one in asked.items():
+            for rows in score(one, encodings, task, f"{name} {model}".strip(), len(scratch.rows) - first):
+                scratch.add(rows)
+            yield Part(name, model, encodings, scratch.rows, first)
+            first += len(encodings)
 
 
-def summary(predictions: pd.DataFrame, params: Evaluate) -> dict:
+def _predictions(parts: Iterable[Part]) -> Iterator[dict]:
+    """A row a question and way."""
+    for part in parts:
+        ways = part.ways()
+        for encoded, row in zip(part.questions, part, strict=True):
+            question = encoded.question
+            about = {"task": part.task, "index": row["index"], "prompt": question.prompt, "answer": question.answer}
+            for way, name in ways.items():
+                yield {**about, "way": name, **row[way], "thought": row["thought_text"] if way == "thought" else ""}
+
+
+def _metrics(parts: Iterable[Part], params: Evaluate) -> dict[str, dict]:
+    """Each task's `summary`."""
+    by_task: dict[str, dict[str, Answers]] = {}
+    for part in parts:
+        by_task.setdefault(part.task, {}).update(_answers(part))
+    return {task: summary(answers, params) for task, answers in by_task.items()}
+
+
+def _answers(part: Part) -> dict[str, Answers]:
+    ways, n = part.ways(), len(part.questions)
+    answers = {way: Answers(np.empty(n, bool), np.empty(n)) for way in ways}
+    for i, row in enumerate(part):
+        for way, some in answers.items():
+            some.correct[i], some.prob[i] = row[way]["correct"], row[way]["prob"]
+    return {ways[way]: some for way, some in answers.items()}
+
+
+def summary(answers: Mapping[str, Answers], params: Evaluate) -> dict:
     """A task's means by way; of thought minus no thought the intervals, and McNemar's p-value of the accuracy."""
-    by_way = {way: predictions[predictions["way"] == way].sort_values("index") for way in WAYS}
-    metrics: dict = {"n": int(predictions["index"].nunique())}
-    for way, rows in by_way.items():
-        if len(rows):
-            metrics[way] = {"prob": float(rows["prob"].mean()), "accuracy": float(rows["correct"].mean())}
-    if "thought" in metrics:
-        metrics["difference"] = _difference(by_way["thought"], by_way["no_thought"], params)
+    metrics: dict = {"n": len(answers["no_thought"].prob)}
+    for way in WAYS:
+        if way in answers:
+            metrics[way] = {"prob": float(answers[way].prob.mean()), "accuracy": float(answers[way].correct.mean())}
+    if "thought" in answers:
+        metrics["difference"] = _difference(answers["thought"], answers["no_thought"], params)
     return metrics
 
 
-def _difference(thought: pd.DataFrame, without: pd.DataFrame, params: Evaluate) -> dict:
-    right, right_without = thought["correct"].to_numpy(bool), without["correct"].to_numpy(bool)
-    accuracy = right.astype(float) - right_without
-    prob = thought["prob"].to_numpy() - without["prob"].to_numpy()
+def _difference(thought: Answers, without: Answers, params: Evaluate) -> dict:
+    accuracy = thought.correct.astype(float) - without.correct
+    prob = thought.prob - without.prob
     low, high = interval(accuracy, None, params.bootstrap_samples, params.seed)
     prob_low, prob_high = interval(prob, None, params.bootstrap_samples, params.seed)
     return {
         "accuracy": float(accuracy.mean()),
         "ci_low": low,
         "ci_high": high,
-        "p_value": mcnemar(right, right_without),
+        "p_value": mcnemar(thought.correct, without.correct),
         "prob": float(prob.mean()),
         "prob_ci_low": prob_low,
         "prob_ci_high": prob_high,

@@ -12,41 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.errors import UserError
-from pipeline.files import batches
-from pipeline.prompts import before_stop, left_padded, prompt_ids, ways
-from pipeline.tasks.questions import Question, number_in
+from pipeline.evaluation.encoding import Encoded, Encodings
+from pipeline.prompts import before_stop, left_padded, ways
+from pipeline.tasks.questions import number_in
 from pipeline.tasks.spec import NUMBER, Task
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.trained import check_room
 
 ANSWER_TOKENS = 12  # of a number that is written out; as the paper reads numbers after a chain of thought
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A question as token ids. ``legal``: for each answer token the ids that an answer could have there, its own too.
-
-    An answer token that is not of a legal kind (a sign, a lone space) has none: it is given, not asked for.
-    """
-
-    index: int
-    question: Question
-    prompt_ids: list[int]
-    answer_ids: list[int]
-    legal: list[list[int]]
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.answer_ids)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a model makes of a question: the right answer's restricted probability, and the answer that it gives."""
-
-    prob: float
-    predicted: str
 
 
 @dataclass(frozen=True)
@@ -66,58 +40,21 @@ class Asked:
         return left_padded(rows, self.tokenizer.pad_token_id, self.model.device)
 
 
-def encode_all(task: Task, questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """The questions in tokens. Raises UserError where the tokenizer cannot tell answers apart."""
-    numbers = number_tokens(tokenizer, task.legal) if task.kind == NUMBER else []
-    return [encode(index, question, tokenizer, numbers) for index, question in enumerate(questions)]
+def score(asked: Asked, questions: Encodings, task: Task, name: str, done: int = 0) -> Iterator[list[dict]]:
+    """A batch of questions' rows at a time, the shortest first (`Encodings.order`), without the first ``done`` rows.
 
-
-def encode(index: int, question: Question, tokenizer: PreTrainedTokenizerBase, numbers: list[int]) -> Encoded:
-    """The question in tokens; ``numbers`` are the tokens that a number may be made of (`number_tokens`)."""
-    prompt, answer = _continued(tokenizer, question.prompt, question.answer)
-    if not question.labels:
-        known = set(numbers)
-        legal = [numbers if token in known else [] for token in answer]
-        if not any(legal):
-            raise UserError(f"this tokenizer has no number token in the answer {question.answer!r}")
-        return Encoded(index, question, prompt, answer, legal)
-    ids = [_continued(tokenizer, question.prompt, label)[1] for label in question.labels]
-    if len({tuple(label[:-1]) for label in ids}) > 1 or len({label[-1] for label in ids}) < len(ids):
-        raise UserError(
-            f"this tokenizer does not tell the choices {', '.join(question.labels)} apart by one token: "
-            "a larger tokenize.vocabulary may"
-        )
-    return Encoded(index, question, prompt, answer, [[]] * (len(answer) - 1) + [[label[-1] for label in ids]])
-
-
-def _continued(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """The ids of the prompt and those that " answer" adds to it."""
-    before, whole = prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, f"{prompt} {answer}")
-    if whole[: len(before)] != before:
-        return before, tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
-    return before, whole[len(before) :]
-
-
-def number_tokens(tokenizer: PreTrainedTokenizerBase, legal: str) -> list[int]:
-    """The ids of all tokens that are nothing but ``legal`` characters, with or without a space before them."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    texts = [tokenizer.convert_tokens_to_string([piece]).strip() if piece else "" for piece in pieces]
-    return [i for i, text in enumerate(texts) if text and set(text) <= set(legal)]
-
-
-def score(asked: Asked, questions: Sequence[Encoded], task: Task, name: str) -> list[dict]:
-    """Each question's scores by way, and ``thought_text``, the thought before the answer; in the questions' order.
-
-    A choice is answered by the likeliest label, a number by greedy decoding: the first number that is written.
+    A row has index, thought_text (the thought before the answer) and, by way, predicted, correct and prob. A choice is
+    answered by the likeliest label, a number by greedy decoding: the first number that is written. A batch of which
+    some rows are missing is asked as a whole, so that rounding, which hangs on its padding, is that of a whole run.
     """
-    needed = max(map(len, questions)) + (ANSWER_TOKENS if task.kind == NUMBER else 0)
+    needed = questions.longest + (ANSWER_TOKENS if task.kind == NUMBER else 0)
     check_room(asked.model, needed + asked.model.config.thought_tokens + 2, f"a question of {name}")
-    rows: list[dict] = []
     with tqdm(total=len(questions), desc=name, unit=" questions", mininterval=2) as progress:
-        for batch in batches(sorted(questions, key=len), asked.batch_size):
-            rows.extend(_score_batch(asked, batch, task))
+        for start in range(0, len(questions), asked.batch_size):
+            batch = questions.order[start : start + asked.batch_size]
+            if start + len(batch) > done:
+                yield list(_score_batch(asked, [questions[i] for i in batch], task))[max(0, done - start) :]
             progress.update(len(batch))
-    return sorted(rows, key=lambda row: row["index"])
 
 
 @torch.no_grad()
@@ -136,7 +73,9 @@ def _score_batch(asked: Asked, batch: list[Encoded], task: Task) -> Iterator[dic
             row["thought_text"] = tokenizer.decode(thoughts[i, -len(q.answer_ids)])
         for way in asked.ways:
             own = logits[way][i, -len(q.answer_ids) :]
-            row[way] = Scored(probability(q, own), written[way][i] if written else _likeliest(q, own))
+            predicted = written[way][i] if written else _likeliest(q, own)
+            right = predicted == q.question.answer
+            row[way] = {"predicted": predicted, "correct": right, "prob": probability(q, own)}
         yield row
 
 

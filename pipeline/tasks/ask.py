@@ -5,18 +5,21 @@ import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from pipeline.corpus.hub import looks_local, rows
 from pipeline.errors import UserError
-from pipeline.files import new_path, write_table
+from pipeline.files import new_path, write_rows
 from pipeline.params import HubSplit, Tasks
 from pipeline.tasks.questions import NUMBER_TEXT, Question, number_in
 from pipeline.tasks.spec import NUMBER, Task, read_task
 
 FOLDER = Path("tasks")
+QUESTIONS = pa.schema(
+    {"prompt": pa.string(), "answer": pa.string(), "labels": pa.list_(pa.string()), "reasoning_prompt": pa.string()}
+)
 
 
 def _present(value: object) -> object:
@@ -42,8 +45,8 @@ def write_tasks(params: Tasks, out: Path) -> None:
             if (folder / f"{path.stem}.yaml").exists():
                 raise UserError(f"tasks.files: two files have the name {path.stem}: a task is known by its file's name")
             task = read_task(path)
-            rows = pd.DataFrame(vars(question) for question in questions(task, params.root))
-            write_table(folder / f"{path.stem}.parquet", rows)
+            rows = (vars(question) for question in questions(task, params.root))
+            write_rows(folder / f"{path.stem}.parquet", rows, QUESTIONS)
             shutil.copy(path, folder / f"{path.stem}.yaml")
 
 

@@ -1,16 +1,15 @@
 """From documents to spans of token ids, and the tokenizer that does it."""
 
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow as pa
-from datasets import Dataset
+from datasets import IterableDataset
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
-from pipeline.files import arrow_table, batches, new_path, write_tables
+from pipeline.files import batches, new_path, write_tables
 from pipeline.params import BaseModel, Tokenize
 from pipeline.tokens import documents, spans
 from pipeline.tokens.tokenizer import pretrained_tokenizer, train_tokenizer
@@ -24,30 +23,25 @@ def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path
     """Write the tokenizer (a folder) and the spans of the pretrain, train and heldout texts (Arrow) to ``out``."""
     from_scratch = base_model.source == "scratch"
     if from_scratch:
-        tokenizer = train_tokenizer(_texts(texts / "pretrain.arrow"), params.vocabulary)
+        learned_from = documents.read(texts / "pretrain.arrow").take(TOKENIZER_DOCUMENTS)
+        tokenizer = train_tokenizer((row["text"] for row in learned_from), params.vocabulary)
     else:
         tokenizer = pretrained_tokenizer(base_model)
     with new_path(out) as folder:
         tokenizer.save_pretrained(folder / "tokenizer")
         for split in ("pretrain", "train", "heldout"):
-            with TemporaryDirectory(dir=folder) as work:
-                rows = _spans(split, params, tokenizer, documents.read(texts / f"{split}.arrow"), Path(work))
-                tables = (_table(some) for some in batches(rows, SPANS_AT_ONCE))
-                found = write_tables(folder / f"{split}.arrow", tables, SPANS)
+            rows = _spans(split, params, tokenizer, documents.read(texts / f"{split}.arrow"))
+            tables = (_table(some) for some in batches(rows, SPANS_AT_ONCE))
+            found = write_tables(folder / f"{split}.arrow", tables, SPANS)
             if not found and (from_scratch or split != "pretrain"):
                 parameter = "tokenize.pretrain_span" if split == "pretrain" else "tokenize.span"
                 raise UserError(f"the {split} text is too short for one span: more documents, or a smaller {parameter}")
 
 
-def _texts(path: Path) -> Iterable[str]:
-    texts = (text.as_py() for batch in arrow_table(path).to_batches() for text in batch["text"])
-    return islice(texts, TOKENIZER_DOCUMENTS)
-
-
 def _spans(
-    split: str, params: Tokenize, tokenizer: PreTrainedTokenizerBase, texts: Dataset, work: Path
+    split: str, params: Tokenize, tokenizer: PreTrainedTokenizerBase, texts: IterableDataset
 ) -> Iterable[spans.Span]:
-    ids = documents.encoded(texts, tokenizer, split, work)
+    ids = tqdm(documents.encoded(texts, tokenizer), desc=f"tokenize {split}", unit=" documents", mininterval=2)
     if split == "pretrain":
         return spans.packed(ids, params.pretrain_span)
     if params.packed:

@@ -1,6 +1,8 @@
 """Direct evaluation against a slow computation: one question at a time, no padding, no batch, no cache."""
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from pipeline.corpus.microworld import documents
 from pipeline.errors import UserError
-from pipeline.evaluation.direct import ANSWER_TOKENS, Asked, encode, encode_all, number_tokens, probability, score
+from pipeline.evaluation.direct import ANSWER_TOKENS, Asked, probability, score
+from pipeline.evaluation.encoding import Encodings, encode, number_tokens
 from pipeline.tasks.ask import questions
 from pipeline.tasks.questions import Question, number_in
 from pipeline.tasks.spec import Task, read_task
@@ -128,6 +131,10 @@ def slow_answer(predict: Predict, tokenizer: PreTrainedTokenizerFast, question: 
     return number_in(tokenizer.decode(written).split("\n")[0]) or ""
 
 
+def encode_all(task: Task, asked: Sequence[Question], tokenizer: PreTrainedTokenizerFast) -> Encodings:
+    return Encodings(task, asked, tokenizer, BytesIO())
+
+
 def scores(
     model: QuietStarForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -137,7 +144,7 @@ def scores(
     sampling: Sampling = GREEDY,
 ) -> list[dict]:
     one = Asked(model, tokenizer, sampling, batch_size)
-    rows = score(one, encode_all(task, asked, tokenizer), task, "test")
+    rows = sorted(chain(*score(one, encode_all(task, asked, tokenizer), task, "test")), key=lambda row: row["index"])
     assert [row["index"] for row in rows] == list(range(len(asked)))
     return rows
 
@@ -153,8 +160,8 @@ def check(
     for row, question in zip(rows, asked, strict=True):
         assert set(row) == {"index", "thought_text", *predicts}
         for way, predict in predicts.items():
-            assert row[way].prob == pytest.approx(slow_probability(predict, tokenizer, question), **near), question
-            assert row[way].predicted == slow_answer(predict, tokenizer, question), (way, question)
+            assert row[way]["prob"] == pytest.approx(slow_probability(predict, tokenizer, question), **near), question
+            assert row[way]["predicted"] == slow_answer(predict, tokenizer, question), (way, question)
 
 
 @KINDS
@@ -165,8 +172,10 @@ def test_scores_are_those_of_one_question_at_a_time(
     model = thinker(tokenizer, base)
     rows = scores(model, tokenizer, task, asked)
     check(rows, {"thought": thoughtful(model), "no_thought": without(model)}, tokenizer, asked, rel=5e-5)
-    assert max(abs(row["thought"].prob - row["no_thought"].prob) for row in rows) > 1e-4  # the ways are told apart
-    assert len({row[way].predicted for row in rows for way in ("thought", "no_thought")} - {""}) > 1
+    assert (
+        max(abs(row["thought"]["prob"] - row["no_thought"]["prob"]) for row in rows) > 1e-4
+    )  # the ways are told apart
+    assert len({row[way]["predicted"] for row in rows for way in ("thought", "no_thought")} - {""}) > 1
 
 
 @KINDS
@@ -174,7 +183,7 @@ def test_pauses_are_scored_as_thoughts_are(tokenizer: PreTrainedTokenizerFast, t
     model = thinker(tokenizer, method=PAUSE)
     rows = scores(model, tokenizer, task, asked)
     check(rows, {"thought": thoughtful(model), "no_thought": without(model)}, tokenizer, asked, rel=5e-5)
-    assert any(row["thought"].prob != row["no_thought"].prob for row in rows)
+    assert any(row["thought"]["prob"] != row["no_thought"]["prob"] for row in rows)
     assert {row["thought_text"] for row in rows} == {""}  # nobody sampled them
 
 
@@ -207,8 +216,8 @@ def test_the_batch_size_changes_nothing(
     for a, b in zip(one, other, strict=True):
         assert a["thought_text"] == b["thought_text"]
         for way in ("thought", "no_thought"):
-            assert a[way].prob == pytest.approx(b[way].prob, rel=1e-4)
-            assert a[way].predicted == b[way].predicted
+            assert a[way]["prob"] == pytest.approx(b[way]["prob"], rel=1e-4)
+            assert a[way]["predicted"] == b[way]["predicted"]
 
 
 def test_another_seed_draws_other_thoughts(tokenizer: PreTrainedTokenizerFast):
@@ -231,8 +240,8 @@ def test_a_model_that_knows_nothing_gives_every_choice_its_share(tokenizer: PreT
     model = thinker(tokenizer)
     model.base.lm_head.weight.data.zero_()
     for row, question in zip(scores(model, tokenizer, CHOICE, CHOICES), CHOICES, strict=True):
-        assert row["thought"].prob == row["no_thought"].prob == 1 / len(question.labels)
-        assert row["thought"].predicted == question.labels[0]
+        assert row["thought"]["prob"] == row["no_thought"]["prob"] == 1 / len(question.labels)
+        assert row["thought"]["predicted"] == question.labels[0]
     assert {len(question.labels) for question in CHOICES} == {2, 3, 4, 5}
 
 
@@ -244,8 +253,8 @@ def test_a_model_that_knows_nothing_gives_every_number_token_its_share(tokenizer
         answer = tokenizer(f"{question.prompt} {question.answer}")["input_ids"]
         asked = sum(i in numbers for i in answer[len(tokenizer(question.prompt)["input_ids"]) :])
         assert 1 <= asked <= len(question.answer)
-        assert row["thought"].prob == pytest.approx(len(numbers) ** -asked, rel=1e-12)
-        assert row["thought"].predicted == row["no_thought"].predicted == ""  # it writes its first token for ever
+        assert row["thought"]["prob"] == pytest.approx(len(numbers) ** -asked, rel=1e-12)
+        assert row["thought"]["predicted"] == row["no_thought"]["predicted"] == ""  # it writes its first token for ever
 
 
 REAL = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data at {SHARED}")
@@ -263,10 +272,10 @@ def test_real_questions(tokenizer: PreTrainedTokenizerFast, name: str):
     ways = {"thought": thoughtful(model, everywhere=False), "no_thought": without(model)}
     check(rows, ways, tokenizer, asked, rel=0, abs=1e-6)
     for way in ways:
-        means = [sum(row[way].prob for row in some) / len(some) for some in (rows, rough)]
+        means = [sum(row[way]["prob"] for row in some) / len(some) for some in (rows, rough)]
         assert means[0] == pytest.approx(means[1], abs=1e-6)
-        assert [row[way].predicted for row in rows] == [row[way].predicted for row in rough]
-    assert len({row["thought"].predicted for row in rows}) > 1
+        assert [row[way]["predicted"] for row in rows] == [row[way]["predicted"] for row in rough]
+    assert len({row["thought"]["predicted"] for row in rows}) > 1
 
 
 def test_number_tokens_are_all_tokens_that_are_numbers(tokenizer: PreTrainedTokenizerFast):
@@ -317,7 +326,7 @@ def writes(tokenizer: PreTrainedTokenizerFast, text: str, monkeypatch: pytest.Mo
         return torch.cat([input_ids, torch.tensor([ids[:max_new_tokens]])], dim=1)
 
     monkeypatch.setattr(model, "generate", generate)
-    return scores(model, tokenizer, task, [Question("Q: What?\nA:", "7", [])])[0]["thought"].predicted
+    return scores(model, tokenizer, task, [Question("Q: What?\nA:", "7", [])])[0]["thought"]["predicted"]
 
 
 @pytest.mark.parametrize(
@@ -371,7 +380,7 @@ def test_an_end_token_that_a_tokenizer_adds_is_no_part_of_a_prompt():
     ending._tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     assert ending("A:")["input_ids"][-1] == ending.eos_token_id
     for task, asked in ((NUMBER, NUMBERS), (CHOICE, CHOICES)):
-        assert encode_all(task, asked, ending) == encode_all(task, asked, bare)
+        assert list(encode_all(task, asked, ending)) == list(encode_all(task, asked, bare))
 
 
 def test_an_answer_that_merges_with_its_prompt():

@@ -1,6 +1,7 @@
 """What an evaluation writes: a row a question and way, and each task's means, differences and p-value."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.evaluation import summary, write_evaluation
+from pipeline.evaluation import Answers, summary, write_evaluation
 from pipeline.params import Evaluate, Tasks
 from pipeline.statistics import interval
 from pipeline.tasks import read_tasks
@@ -23,13 +24,9 @@ COLUMNS = ["task", "index", "prompt", "answer", "way", "predicted", "correct", "
 DIFFERENCE = {"accuracy", "ci_low", "ci_high", "p_value", "prob", "prob_ci_low", "prob_ci_high"}
 
 
-def answers(**ways: tuple[list[bool], list[float]]) -> pd.DataFrame:
+def answers(**ways: tuple[list[bool], list[float]]) -> dict[str, Answers]:
     """Of each way, which questions were right and the right answer's probability."""
-    tables = [
-        pd.DataFrame({"index": range(len(right)), "way": way, "correct": right, "prob": prob})
-        for way, (right, prob) in ways.items()
-    ]
-    return pd.concat(tables, ignore_index=True)
+    return {way: Answers(np.array(right), np.array(prob)) for way, (right, prob) in ways.items()}
 
 
 RIGHT_WITHOUT = [True, False, False, True, True, False, False, False]
@@ -38,21 +35,19 @@ RIGHT_THINKING = [False, True, True, True, True, False, False, False]
 
 def test_the_summary_pairs_the_questions():
     """Two questions won and one lost of eight: one more right in all."""
-    table = answers(thought=(RIGHT_THINKING, [0.3] * 8), no_thought=(RIGHT_WITHOUT, [0.1] * 8))
-    for rows in (table, table.sample(frac=1, random_state=3)):  # whatever their order
-        metrics = summary(rows, PARAMS)
-        assert metrics["n"] == 8 and list(metrics) == ["n", "no_thought", "thought", "difference"]
-        assert metrics["no_thought"] == {"prob": pytest.approx(0.1), "accuracy": 3 / 8}
-        assert metrics["thought"] == {"prob": pytest.approx(0.3), "accuracy": 4 / 8}
-        difference = metrics["difference"]
-        assert set(difference) == DIFFERENCE
-        assert difference["accuracy"] == pytest.approx(1 / 8) and difference["prob"] == pytest.approx(0.2)
-        # the same gain at every question: paired, there is nothing uncertain about it
-        assert difference["prob_ci_low"] == pytest.approx(0.2) == difference["prob_ci_high"]
-        differences = np.array(RIGHT_THINKING, float) - np.array(RIGHT_WITHOUT, float)
-        assert (difference["ci_low"], difference["ci_high"]) == interval(differences, None, 2000, 1)
-        assert difference["ci_low"] < 0 < difference["ci_high"]
-        assert difference["p_value"] == 1.0  # a fair coin lands on the same side twice of three, or oftener, always
+    metrics = summary(answers(thought=(RIGHT_THINKING, [0.3] * 8), no_thought=(RIGHT_WITHOUT, [0.1] * 8)), PARAMS)
+    assert metrics["n"] == 8 and list(metrics) == ["n", "no_thought", "thought", "difference"]
+    assert metrics["no_thought"] == {"prob": pytest.approx(0.1), "accuracy": 3 / 8}
+    assert metrics["thought"] == {"prob": pytest.approx(0.3), "accuracy": 4 / 8}
+    difference = metrics["difference"]
+    assert set(difference) == DIFFERENCE
+    assert difference["accuracy"] == pytest.approx(1 / 8) and difference["prob"] == pytest.approx(0.2)
+    # the same gain at every question: paired, there is nothing uncertain about it
+    assert difference["prob_ci_low"] == pytest.approx(0.2) == difference["prob_ci_high"]
+    differences = np.array(RIGHT_THINKING, float) - np.array(RIGHT_WITHOUT, float)
+    assert (difference["ci_low"], difference["ci_high"]) == interval(differences, None, 2000, 1)
+    assert difference["ci_low"] < 0 < difference["ci_high"]
+    assert difference["p_value"] == 1.0  # a fair coin lands on the same side twice of three, or oftener, always
 
 
 def test_the_p_value_is_mcnemars():
@@ -62,9 +57,8 @@ def test_the_p_value_is_mcnemars():
 
 
 def test_the_model_before_training_is_another_way():
-    table = answers(base=([True] + [False] * 7, [0.2] * 8), no_thought=(RIGHT_WITHOUT, [0.1] * 8))
-    table = pd.concat([answers(thought=(RIGHT_THINKING, [0.3] * 8)), table])
-    metrics = summary(table, PARAMS)
+    ways = {"thought": (RIGHT_THINKING, [0.3] * 8), "no_thought": (RIGHT_WITHOUT, [0.1] * 8)}
+    metrics = summary(answers(base=([True] + [False] * 7, [0.2] * 8), **ways), PARAMS)
     assert list(metrics) == ["n", "base", "no_thought", "thought", "difference"]
     assert metrics["base"] == {"prob": pytest.approx(0.2), "accuracy": 1 / 8}
 
@@ -77,7 +71,7 @@ def test_a_run_without_thoughts_has_no_difference(base: bool):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Questions of two tasks, a base model and a model of each method, trained on nothing."""
     root = tmp_path_factory.mktemp("evaluation")
     base = model_folder(root / "base")
@@ -95,7 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(ROOT)
         files = ["tasks/gsm8k.yaml", "tasks/commonsense_qa.yaml"]
         write_tasks(Tasks(files, root=str(root / "hub")), root / "tasks")
-    return root
+        patch.setenv("DVC_ROOT", str(root))
+        yield root
 
 
 def evaluated(folder: Path, method: str, results: Path, base: bool = True, **changes: object) -> tuple:
@@ -117,9 +112,9 @@ def test_a_row_a_question_and_way(folder: Path, method: str, ways: list[str], tm
     rows, metrics = evaluated(folder, method, tmp_path)
     assert list(rows.columns) == COLUMNS
     assert not rows.duplicated(["task", "index", "way"]).any()
-    read = read_tasks(folder / "tasks")
+    read = {name: list(questions) for name, (_, questions) in read_tasks(folder / "tasks").items()}
     assert list(metrics) == list(read) == ["commonsense_qa", "gsm8k"]
-    for name, (_, questions) in read.items():
+    for name, questions in read.items():
         for way in ways:
             some = rows[(rows["task"] == name) & (rows["way"] == way)]
             assert list(some["index"]) == list(range(5))

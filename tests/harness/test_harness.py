@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -21,7 +23,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from pipeline import harness  # noqa: E402
 from pipeline.corpus.microworld import documents  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
-from pipeline.evaluation.direct import ANSWER_TOKENS, Asked, encode_all, score  # noqa: E402
+from pipeline.evaluation.direct import ANSWER_TOKENS, Asked, score  # noqa: E402
+from pipeline.evaluation.encoding import Encodings  # noqa: E402
 from pipeline.harness import QuietStarLM, usable_device  # noqa: E402
 from pipeline.inputs import read_tokenizer  # noqa: E402
 from pipeline.tasks import Question, read_task  # noqa: E402
@@ -209,8 +212,9 @@ FIRST_NUMBER = {
 def our_answers(folder: Path, task: str, questions: list[Question], think: bool) -> list[str]:
     asked = Asked(load_trained(folder), read_tokenizer(folder), Sampling(0.0), batch_size=3)
     about = read_task(ROOT / f"tasks/{task}.yaml")
-    rows = score(asked, encode_all(about, questions, asked.tokenizer), about, task)
-    return [row["thought" if think else "no_thought"].predicted for row in rows]
+    found = chain(*score(asked, Encodings(about, questions, asked.tokenizer, BytesIO()), about, task))
+    rows = sorted(found, key=lambda row: row["index"])
+    return [row["thought" if think else "no_thought"]["predicted"] for row in rows]
 
 
 @pytest.mark.parametrize("think", [True, False])

@@ -1,6 +1,7 @@
 """The table of every held-out token's losses."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from pipeline.inputs import Spans
 from pipeline.params import Perplexity
 from pipeline.perplexity.kinds import TokenReader
 from pipeline.perplexity.tokens import token_table
+from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.tokens import SPANS
@@ -38,11 +40,16 @@ def random_spans(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Spans:
     return Spans(folder / "spans.arrow")
 
 
+def table_of(params: Perplexity, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerFast, spans: Spans):
+    with TemporaryDirectory() as folder:
+        return token_table(params, model, tokenizer, spans, Scratch(Path(folder) / "rows"))
+
+
 @TOKENIZERS
 @torch.no_grad()
 def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     model, spans = tiny_model(tokenizer), random_spans(tmp_path, tokenizer)
-    table = token_table(PARAMS, model, tokenizer, spans)
+    table = table_of(PARAMS, model, tokenizer, spans)
     assert list(table.columns) == COLUMNS and list(table.index) == list(range(sum(n - 1 for n in LENGTHS)))
     reader = TokenReader(tokenizer)
     for text, n in enumerate(LENGTHS):
@@ -62,9 +69,7 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_batch_size_changes_nothing(temperature: float, tmp_path: Path):
     model, spans = tiny_model(BYTE_LEVEL), random_spans(tmp_path, BYTE_LEVEL)
-    tables = [
-        token_table(Perplexity(1, 3, size, temperature, 10, "cpu"), model, BYTE_LEVEL, spans) for size in (1, 2, 3)
-    ]
+    tables = [table_of(Perplexity(1, 3, size, temperature, 10, "cpu"), model, BYTE_LEVEL, spans) for size in (1, 2, 3)]
     pd.testing.assert_frame_equal(tables[0], tables[1], rtol=1e-4)
     pd.testing.assert_frame_equal(tables[0], tables[2], rtol=1e-4)
 
@@ -72,7 +77,7 @@ def test_the_batch_size_changes_nothing(temperature: float, tmp_path: Path):
 @torch.no_grad()
 def test_thoughts_are_drawn_from_the_seed(tmp_path: Path):
     model, spans = tiny_model(BYTE_LEVEL), random_spans(tmp_path, BYTE_LEVEL)
-    table = token_table(Perplexity(5, 3, 2, 1.0, 10, "cpu"), model, BYTE_LEVEL, spans)
+    table = table_of(Perplexity(5, 3, 2, 1.0, 10, "cpu"), model, BYTE_LEVEL, spans)
     for text, n in enumerate(LENGTHS):
         ids, key = spans[text]["input_ids"][:n], spans[text]["text_keys"][None]
         output = model(ids[None], sampling=Sampling(1.0, 5), text_keys=key)
@@ -85,7 +90,7 @@ def test_tokens_and_kinds_are_those_of_the_whole_text(tokenizer: PreTrainedToken
     text = " trains What is the learning (A) 12\n  do not ask"
     ids = tokenizer(text)["input_ids"]
     write_rows(tmp_path / "spans.arrow", [{"input_ids": ids, "length": len(ids)}], SPANS)
-    table = token_table(PARAMS, tiny_model(tokenizer), tokenizer, Spans(tmp_path / "spans.arrow"))
+    table = table_of(PARAMS, tiny_model(tokenizer), tokenizer, Spans(tmp_path / "spans.arrow"))
     assert TokenReader(tokenizer).text(ids[0]) + "".join(table["token"]) == text
     assert table["kind"].iloc[0] == "word middle"  # it goes on with the token before it, which has no row
     word = text.index("learning")
@@ -98,7 +103,7 @@ def test_tokens_and_kinds_are_those_of_the_whole_text(tokenizer: PreTrainedToken
 
 @pytest.mark.parametrize("method", ["pause", "no_thought"])
 def test_a_method_that_samples_no_thoughts(method: str, tmp_path: Path):
-    table = token_table(PARAMS, tiny_model(BYTE_LEVEL, method), BYTE_LEVEL, random_spans(tmp_path, BYTE_LEVEL))
+    table = table_of(PARAMS, tiny_model(BYTE_LEVEL, method), BYTE_LEVEL, random_spans(tmp_path, BYTE_LEVEL))
     assert list(table.columns) == COLUMNS and (table["thought"] == "").all()
     same = (table["nll_no_thought"] == table["nll_thought"]).all() and (table["weight"] == 0).all()
     assert same == (method == "no_thought")
@@ -109,4 +114,4 @@ def test_losses_that_are_not_numbers_are_refused(tmp_path: Path):
     with torch.no_grad():
         model.end_embedding.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        token_table(PARAMS, model, BYTE_LEVEL, random_spans(tmp_path, BYTE_LEVEL))
+        table_of(PARAMS, model, BYTE_LEVEL, random_spans(tmp_path, BYTE_LEVEL))

@@ -56,9 +56,9 @@ def test_the_vocabulary_is_not_exceeded(vocabulary: int):
     assert (trained.pad_token, trained.eos_token) == (PAD, END)
 
 
-def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, folder: Path, processes: int = 1) -> list[list[int]]:
+def ids_of(texts: list[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[list[int]]:
     write_rows(folder / "texts.arrow", ({"text": text} for text in texts), TEXT)
-    found = encoded(read(folder / "texts.arrow"), tokenizer, "some", folder, processes)
+    found = encoded(read(folder / "texts.arrow"), tokenizer)
     return [ids.tolist() for ids in found]
 
 
@@ -69,13 +69,13 @@ def test_a_document_ends_with_one_end_token(tokenizer: PreTrainedTokenizerFast, 
             assert ids[-1] == one.eos_token_id and ids.count(one.eos_token_id) == 1
 
 
-def test_the_number_of_processes_changes_nothing(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+def test_a_documents_ids_are_those_of_its_text_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    """More than a batch of them, also where the tokenizer's file asks for cutting and padding."""
     texts = list(documents("pretrain", 2500, 1, 2, 0.5))
-    for name in ("one", "three"):
-        (tmp_path / name).mkdir()
-    one = ids_of(texts, tokenizer, tmp_path / "one")
-    assert [tokenizer.decode(ids) for ids in one[:50]] == [text + END for text in texts[:50]]
-    assert one == ids_of(texts, tokenizer, tmp_path / "three", processes=3)
+    expected = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=99)
+    assert ids_of(texts, tokenizer, tmp_path) == expected
 
 
 def arrays(some: list[list[int]]) -> list[np.ndarray]:

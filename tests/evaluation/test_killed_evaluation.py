@@ -1,0 +1,85 @@
+"""After `kill -9` an evaluation goes on, by batch of questions, to the same bytes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import evaluation
+from pipeline.evaluation import direct, write_evaluation
+from pipeline.params import Evaluate
+from tests.chain_of_thought.asking import tasks_folder, trained_folder
+from tests.killing import run_and_kill
+from tests.local_hub import model_folder
+
+PARAMS = Evaluate(seed=1, batch_size=3, thought_temperature=1.0, bootstrap_samples=20, device="cpu")
+BATCHES = 2 * 3 + 2 * 3 + 2 * 1  # two models; two tasks of 7 questions in batches of 3, one of 2 questions
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    trained_folder(tmp_path / "model")
+    model_folder(tmp_path / "base")
+    tasks_folder(tmp_path / "tasks")
+    return tmp_path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many questions each batch has that a model is asked."""
+    sizes, score_batch = [], direct._score_batch
+    monkeypatch.setattr(
+        direct, "_score_batch", lambda one, batch, task: sizes.append(len(batch)) or score_batch(one, batch, task)
+    )
+    return sizes
+
+
+def paths(folder: Path, out: str) -> list[Path]:
+    return [folder / name for name in ("model", "base", "tasks", out)]
+
+
+def write(folder: Path, out: str, params: Evaluate = PARAMS) -> dict[str, bytes]:
+    write_evaluation(params, *paths(folder, out))
+    return {path.name: path.read_bytes() for path in (folder / out).iterdir()}
+
+
+@pytest.mark.parametrize("adds", [1, 5, 8, BATCHES])
+def test_killed_and_run_again_it_asks_the_rest_to_the_same_bytes(folder: Path, asked: list[int], adds: int):
+    whole = write(folder, "whole")
+    assert len(whole) == 2 and len(asked) == BATCHES
+    sizes = asked.copy()
+    asked.clear()
+    run_and_kill("pipeline.evaluation.write_evaluation", PARAMS, paths(folder, "killed"), adds)
+    assert not (folder / "killed").exists()
+    assert write(folder, "killed") == whole
+    assert asked == sizes[adds:]
+    assert list((folder / ".resume/evaluate/model").iterdir()) == []
+
+
+def test_a_batch_that_was_being_kept_is_asked_as_a_whole(folder: Path, asked: list[int]):
+    whole = write(folder, "whole")
+    sizes = asked.copy()
+    asked.clear()
+    run_and_kill("pipeline.evaluation.write_evaluation", PARAMS, paths(folder, "killed"), 2)
+    (rows,) = (folder / ".resume").rglob("rows.jsonl")
+    lines = rows.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6
+    rows.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    assert write(folder, "killed") == whole
+    assert asked == sizes[1:]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_changed_parameters_start_afresh(folder: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch):
+    other = replace(PARAMS, seed=2)
+    expected = write(folder, "other", other)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(evaluation, "write_json", full_disk)
+        write(folder, "out")
+    asked.clear()
+    assert write(folder, "out", other) == expected
+    assert len(asked) == BATCHES

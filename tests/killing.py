@@ -1,0 +1,47 @@
+"""Real processes that are killed with `kill -9` after they have kept some rows."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.stage_runner import ROOT
+
+STOPPING = """
+import json, sys, time
+from pathlib import Path
+from pipeline import params
+from {module} import {function}
+from pipeline.resume import Scratch
+add, left = Scratch.add, {adds}
+def add_and_stop(self, rows):
+    global left
+    add(self, rows)
+    left -= 1
+    if not left:
+        print("stopped", flush=True)
+        time.sleep(600)
+Scratch.add = add_and_stop
+{function}(params.{params}(**json.loads(sys.argv[1])), *map(Path, sys.argv[2:]))
+"""
+
+
+def run_and_kill(function: str, params: object, paths: list[Path], adds: int) -> None:
+    """Call ``function`` (module.name) with these parameters and paths, and kill it after ``adds`` calls of add."""
+    module, _, name = function.rpartition(".")
+    code = STOPPING.format(module=module, function=name, params=type(params).__name__, adds=adds)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(asdict(params)), *map(str, paths)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "stopped\n"
+    finally:
+        process.kill()
+        process.wait()

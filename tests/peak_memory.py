@@ -1,0 +1,66 @@
+"""The peak memory of a stage on a corpus of any size: `python -m tests.peak_memory tokenize 20000` prints it in MB."""
+
+import random
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+from omegaconf import OmegaConf
+
+from pipeline.evaluation import write_evaluation
+from pipeline.files import write_rows
+from pipeline.params import BaseModel, Evaluate, Scratch, Tokenize
+from pipeline.tokens import write_tokens
+from tests.chain_of_thought.asking import byte_tokenizer, tiny_model
+
+TEXT = pa.schema({"text": pa.string()})
+QUESTION = pa.schema(
+    {"prompt": pa.string(), "answer": pa.string(), "labels": pa.list_(pa.string()), "reasoning_prompt": pa.string()}
+)
+LABELS = list("ABCDE")
+TASK = {"title": "t", "source": "none", "version": 1, "data": {"path": "p", "split": "s"}, "kind": "choice"}
+TASK |= {"prompt": "{{ q }}", "answer": "a", "choices": "c"}
+WORDS = ["What", "is", "the", "learning", "and", "stand", "in", "a", "row", "bridge", "morning", "closed", "apples"]
+
+
+def texts(count: int, characters: int) -> Iterator[str]:
+    for i in range(count):
+        text = " ".join(random.Random(i).choices(WORDS, k=characters // 4))
+        yield text[:characters]
+
+
+def tokenize(count: int, folder: Path) -> None:
+    """Documents of 2,000 characters to pretrain on."""
+    for split, some in (("pretrain", count), ("train", 100), ("heldout", 100)):
+        write_rows(folder / f"texts/{split}.arrow", ({"text": text} for text in texts(some, 2000)), TEXT)
+    params = Tokenize(seed=1, vocabulary=300, pretrain_span=128, span=48)
+    write_tokens(params, BaseModel(seed=1, source="scratch", scratch=Scratch()), folder / "texts", folder / "tokens")
+
+
+def evaluate(count: int, folder: Path) -> None:
+    """Questions of 300 characters, with thoughts and without."""
+    rows = (
+        {"prompt": f"Q: {text}\nA:", "answer": LABELS[i % 5], "labels": LABELS, "reasoning_prompt": text}
+        for i, text in enumerate(texts(count, 300))
+    )
+    write_rows(folder / "tasks/t.parquet", rows, QUESTION)
+    OmegaConf.save(OmegaConf.create(TASK), folder / "tasks/t.yaml")
+    tokenizer = byte_tokenizer()
+    tiny_model(tokenizer).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    params = Evaluate(seed=1, batch_size=32, thought_temperature=0.0, bootstrap_samples=100, device="cpu")
+    write_evaluation(params, folder / "model", None, folder / "tasks", folder / "results")
+
+
+def main() -> None:
+    stage, count = sys.argv[1:]
+    with TemporaryDirectory() as folder:
+        {"tokenize": tokenize, "evaluate": evaluate}[stage](int(count), Path(folder))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+if __name__ == "__main__":
+    main()
