@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import new_path, write_table
 from pipeline.loop import CheckedTrainer, Log, Spans, read_tokenizer, training_arguments
 from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
@@ -46,7 +46,7 @@ def _load(params: BaseModel) -> PreTrainedModel:
             dtype="float32",
         )
     except Exception as error:  # transformers, huggingface_hub and safetensors each raise their own
-        raise UserError(f"no usable model at {params.path}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no usable model at {params.path}: {reason(error)}") from error
 
 
 def _check(model: PreTrainedModel, vocabulary: int) -> None:

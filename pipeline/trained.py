@@ -6,7 +6,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.allocator import keep_memory
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
 
 
@@ -33,7 +33,7 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     try:
         model, loading = QuietStarForCausalLM.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the weights in {folder} cannot be read: {reason(error)}") from error
     wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in {folder} are not those of its config.json: {sorted(map(str, wrong))[0]}")
