@@ -245,7 +245,10 @@ def _problems(params: Params) -> Iterator[str]:
     if params.base_model.source == "hub" and not params.base_model.path:
         yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
     for split in ("pretrain", "train", "heldout"):
-        columns = getattr(params.corpus.hub, split).columns
+        source = getattr(params.corpus.hub, split)
+        if not source.path:
+            yield f"corpus.hub.{split}.path is empty: name a hub data set or a local folder"
+        columns = source.columns
         if columns is not None and columns.count("+") > 1:
             yield f"corpus.hub.{split}.columns is {columns}, but must name one column, or two with a + between"
     if not params.train.meta_token_text:

@@ -31,12 +31,16 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     if config.get("model_type") != QuietStarConfig.model_type:
         raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
     try:
-        model, loading = QuietStarForCausalLM.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+        model, loading = QuietStarForCausalLM.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
+        )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(f"the weights in {folder} cannot be read: {reason(error)}") from error
     wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in {folder} are not those of its config.json: {sorted(map(str, wrong))[0]}")
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"the weights in {folder} are not all finite numbers: train again, with a lower learning rate")
     return model.eval()
 
 

@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar, get_args, get_type_hints
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml.constructor import ConstructorError
 
 from pipeline.errors import UserError, reason
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1  # what numpy and torch can count to
 DEEPEST = 20  # levels of sections and lists in a file
 TAG = "tag:yaml.org,2002:"
 KINDS = {TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge", "value")}
@@ -38,16 +39,26 @@ def load(path: Path, schema: type[T], changes: Mapping[str, object] | None = Non
     Raises FileNotFoundError where there is none, UserError for one that does not say what a ``schema`` has.
     """
     given = read(path)
-    for problem in _not_sections(schema, given):
+    for name, value in (changes or {}).items():
+        _set(given, name.split("."), value)
+    for problem in _misshapen(schema, given):
         raise UserError(f"{path}: {problem}")
     try:
-        config = OmegaConf.merge(_structured(schema), _literal(given))
-        for name, value in (changes or {}).items():
-            OmegaConf.update(config, name, _literal(value), force_add=False)
-        return OmegaConf.to_object(config)
+        return OmegaConf.to_object(OmegaConf.merge(_structured(schema), _literal(given)))
+    except MissingMandatoryValue as error:
+        raise UserError(f"{path}: {error.full_key} is missing") from error
+    except ConfigKeyError as error:
+        raise UserError(f"{path}: there is no key {error.full_key}") from error
     except (OmegaConfBaseException, ValueError) as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{path}: {f'{key}: ' if key else ''}{reason(error)}") from error
+
+
+def _set(given: object, names: list[str], value: object) -> None:
+    for name in names[:-1]:
+        given = given.setdefault(name, {}) if isinstance(given, dict) else None
+    if isinstance(given, dict):  # what is no section is told of when all is set
+        given[names[-1]] = value
 
 
 _structured = cache(OmegaConf.structured)  # half of the time; a merge copies it
@@ -119,16 +130,28 @@ def _refuse(node: yaml.Node, problem: str) -> None:
     raise ConstructorError(problem=problem, problem_mark=node.start_mark)
 
 
-def _not_sections(schema: type, given: object, name: str = "") -> Iterator[str]:
-    """Values where a section belongs: OmegaConf's own complaint does not say which."""
+def _misshapen(schema: type, given: object, name: str = "") -> Iterator[str]:
+    """Values of which OmegaConf's complaint has no name, or that it lets pass."""
     if not isinstance(given, Mapping):
-        yield f"{name or 'the whole file'} is {given}, but must be a section"
+        yield f"{name or 'the whole file'} is {given}, but must be a section" if name or given else "the file is empty"
         return
     for key, kind in get_type_hints(schema).items():
+        full, value = f"{name}.{key}".removeprefix("."), given.get(key)
         section = next((some for some in (kind, *get_args(kind)) if is_dataclass(some)), None)
-        absent = key not in given or (given[key] is None and section is not kind)
-        if section is not None and not absent:
-            yield from _not_sections(section, given[key], f"{name}.{key}".removeprefix("."))
+        if section is not None and key in given and not (value is None and section is not kind):
+            yield from _misshapen(section, value, full)
+        elif get_origin(kind) is list and key in given and not _is_flat_list(value):
+            yield f"{full} is {value}, but must be a list of single values"
+        elif any(isinstance(some, int) and abs(some) > LARGEST for some in _single(value)):
+            yield f"{full} is {value}, but must be at most {LARGEST}"
+
+
+def _single(value: object) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_flat_list(value: object) -> bool:
+    return isinstance(value, list) and not any(isinstance(some, list | dict) for some in value)
 
 
 def _literal(value: object) -> object:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -128,19 +129,20 @@ def run_as_module(folder: Path, stage: str) -> Finished:
     return Finished(done.returncode, done.stderr)
 
 
-def run_stage(folder: Path, stage: str) -> Finished:
-    """The same in a fork."""
+def run_stage(folder: Path, stage: str, environment: Mapping[str, str] | None = None) -> Finished:
+    """The same in a fork, with these variables on top of the environment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     with tempfile.NamedTemporaryFile("r", suffix=".err") as stderr:
-        process = context.Process(target=_main, args=(folder, stage, stderr.name))
+        process = context.Process(target=_main, args=(folder, stage, stderr.name, environment or {}))
         with mock.patch.dict(os.environ, ENVIRONMENT):  # the first start makes the process that the rest fork from
             process.start()
         process.join()
         return Finished(process.exitcode, stderr.read())
 
 
-def _main(folder: Path, stage: str, stderr: str) -> None:
+def _main(folder: Path, stage: str, stderr: str, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
     os.dup2(os.open(stderr, os.O_WRONLY), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.chdir(folder)

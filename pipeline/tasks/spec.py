@@ -69,6 +69,8 @@ def read_task(path: Path) -> Task:
 
 def _problems(task: Task) -> list[str]:
     problems = [f"{name} is empty" for name in ("prompt", "answer") if not getattr(task, name)]
+    if not task.data.path:
+        problems.append("data.path is empty: name a hub data set or a local folder")
     if task.chain_of_thought and not task.chain_of_thought.prompt:
         problems.append("chain_of_thought.prompt is empty")
     if task.kind not in KINDS:
