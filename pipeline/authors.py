@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MistralConfig, PreTrainedTokenizerBase
 
-from pipeline.errors import UserError, run
+from pipeline.errors import UserError, reason, run
 from pipeline.files import new_path
 from pipeline.params import BaseModel
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
@@ -135,7 +135,7 @@ def read_weights(paths: list[Path]) -> dict[str, Tensor]:
         try:
             state |= load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{path} cannot be read: {reason(error)}") from error
     return state
 
 

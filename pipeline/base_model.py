@@ -50,14 +50,22 @@ def _write(
 
 def _load(params: BaseModel) -> PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             params.path,
             revision=params.revision,
             use_safetensors=True,
             dtype="float32",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told of below
         )
     except Exception as error:  # transformers, huggingface_hub and safetensors each raise their own
         raise UserError(f"no usable model at {params.path}: {reason(error)}") from error
+    made_up = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if made_up:
+        raise UserError(f"the weights in {params.path} are not those of its config.json: {min(map(str, made_up))}")
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"the weights in {params.path} are not all finite numbers")
+    return model
 
 
 def _check(model: PreTrainedModel, vocabulary: int) -> None:

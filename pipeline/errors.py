@@ -12,10 +12,16 @@ from pathlib import Path
 
 INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
 PR_SET_PDEATHSIG = 1
+LONGEST = 1000  # characters of a message: a bad value may be a whole file
 
 
 class UserError(Exception):
-    """Something that the user can put right. Its text is one line; a stage prints it and ends with exit code 1."""
+    """Something that the user can put right, in one printable line; a stage prints it and ends with exit code 1."""
+
+    def __init__(self, text: str):
+        line = " ".join(text.split())
+        shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
+        super().__init__(shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…")
 
 
 def reason(error: Exception) -> str:
@@ -42,7 +48,7 @@ def run(stage: Callable[[], None]) -> None:
         _check_workspace()
         stage()
     except UserError as error:
-        _exit(" ".join(str(error).split()))
+        _exit(str(error))
     except KeyboardInterrupt:
         _close_progress_bars()
         sys.exit(INTERRUPTED)

@@ -107,7 +107,7 @@ def read_rows(path: Path) -> Iterator[dict]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_ROWS):
                 yield from batch.to_pylist()
-    except (FileNotFoundError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is missing or not a Parquet file: run `dvc repro` to make it again") from error
 
 

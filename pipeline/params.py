@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import MISSING
 
+from pipeline import typed_yaml
 from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
@@ -243,37 +242,12 @@ def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) 
     Raises UserError, in one line, for what cannot be run.
     """
     try:
-        schema, given = OmegaConf.structured(Params), OmegaConf.load(path)
-        for problem in _not_sections(schema, given):
-            raise UserError(f"{path}: {problem}")
-        config = OmegaConf.merge(schema, given)
-        for name, value in (changes or {}).items():
-            OmegaConf.update(config, name, value, force_add=False)
-        params = OmegaConf.to_object(config)
+        params = typed_yaml.load(path, Params, changes)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run from the project's root") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {_first_line(error)}") from error
-    except (YAMLError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable YAML: {error}") from error
     for problem in _problems(params):
         raise UserError(f"{path}: {problem}")
     return params
-
-
-def _not_sections(schema: DictConfig, given: object, name: str = "") -> Iterator[str]:
-    """Values where a section belongs: OmegaConf's own complaint does not say which."""
-    if not isinstance(given, DictConfig) or given._is_none():
-        yield f"{name or 'the whole file'} is {given}, but must be a section"
-        return
-    for key, section in schema.items_ex(resolve=False):
-        if isinstance(section, DictConfig) and key in given:
-            yield from _not_sections(section, given._get_node(key), f"{name}.{key}".removeprefix("."))
-
-
-def _first_line(error: OmegaConfBaseException) -> str:
-    key = f"{error.full_key}: " if error.full_key else ""
-    return key + str(error).splitlines()[0]
 
 
 def _problems(params: Params) -> Iterator[str]:
@@ -285,7 +259,10 @@ def _problems(params: Params) -> Iterator[str]:
     if params.base_model.source == "hub" and not params.base_model.path:
         yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
     for split in ("pretrain", "train", "heldout"):
-        columns = getattr(params.corpus.hub, split).columns
+        source = getattr(params.corpus.hub, split)
+        if not source.path:
+            yield f"corpus.hub.{split}.path is empty: name a hub data set or a local folder"
+        columns = source.columns
         if columns is not None and columns.count("+") > 1:
             yield f"corpus.hub.{split}.columns is {columns}, but must name one column, or two with a + between"
     if not params.train.meta_token_text:

@@ -14,11 +14,10 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from pipeline import errors, params
+from pipeline import errors, params, typed_yaml
 
 PARSER = OverridesParser.create()
 PRESETS = Path(__file__).parent / "presets"
@@ -33,13 +32,7 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
     for group in groups:
         if group not in known():
             raise errors.UserError(f"there is no preset {group}: there are {', '.join(known())}")
-    try:
-        with initialize_config_dir(str(PRESETS), version_base=None):
-            config = compose("preset", overrides=groups)
-        values = _values([a for a in arguments if a not in groups])
-        flat = _flat(OmegaConf.merge(OmegaConf.to_container(config), values))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise errors.UserError(errors.reason(error)) from error
+    flat = _flat(_composed(groups)) | _flat(dict(map(_value, (a for a in arguments if a not in groups))))
     if root is not None:
         flat |= {k: str(Path(root) / v) for k, v in flat.items() if k.startswith("corpus.hub.") and k.endswith(".path")}
         flat |= _rooted_defaults(flat, root) | {"tasks.root": root}
@@ -50,11 +43,25 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
     return flat
 
 
-def _values(words: list[str]) -> DictConfig:
+def _composed(groups: list[str]) -> dict:
+    for group in groups:
+        typed_yaml.read(PRESETS / f"{group.replace('=', '/')}.yaml")  # Hydra has a traceback for one that is no YAML
     try:
-        return OmegaConf.from_dotlist(words)
-    except YAMLError as error:
-        raise errors.UserError(f"not every value can be read in {' '.join(words)}: {errors.reason(error)}") from error
+        with initialize_config_dir(str(PRESETS), version_base=None):
+            return OmegaConf.to_container(compose("preset", overrides=groups), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise errors.UserError(errors.reason(error)) from error
+
+
+def _value(word: str) -> tuple[str, object]:
+    """The name and the value in ``name=value``, as `dvc exp run` reads it."""
+    try:
+        override = PARSER.parse_override(word)
+    except HydraException as error:
+        raise errors.UserError(f"{word} cannot be read as name=value: {errors.reason(error)}") from error
+    if override.is_sweep_override():
+        raise errors.UserError(f"{word} is several values to `dvc exp run`: write it into params.yaml")
+    return word.partition("=")[0], override.value()
 
 
 def known() -> list[str]:
@@ -74,13 +81,10 @@ def _rooted_defaults(flat: dict[str, object], root: str) -> dict[str, object]:
     return {name: str(Path(root) / path) for name, path in names.items() if name not in flat}
 
 
-def _flat(config: DictConfig, prefix: str = "") -> dict[str, object]:
+def _flat(values: Mapping, prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, DictConfig):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, ListConfig) else value
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 

@@ -6,7 +6,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.allocator import keep_memory
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.learned import base_of, load_learned
 from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
 
@@ -38,12 +38,16 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     if base is not None:
         return load_learned(folder, load_base(base)).eval()
     try:
-        model, loading = QuietStarForCausalLM.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+        model, loading = QuietStarForCausalLM.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
+        )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the weights in {folder} cannot be read: {reason(error)}") from error
     wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in {folder} are not those of its config.json: {sorted(map(str, wrong))[0]}")
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"the weights in {folder} are not all finite numbers: train again, with a lower learning rate")
     return model.eval()
 
 

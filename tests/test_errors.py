@@ -40,3 +40,30 @@ def test_ctrl_c_ends_a_command_as_a_shell_expects(monkeypatch: pytest.MonkeyPatc
 )
 def test_an_exception_in_one_line(error: Exception, told: str):
     assert errors.reason(error) == told
+
+
+def test_only_a_users_mistake_hides_the_traceback():
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        errors.run(broken)
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [("first\n  second", "first second"), ("a\x1b[31mb\x00", "a\ufffd[31mb\ufffd"), ("x" * 5000, "x" * 1000 + "…")],
+)
+def test_a_message_is_one_printable_line(text: str, told: str):
+    def refuse() -> None:
+        raise errors.UserError(text)
+
+    with pytest.raises(SystemExit) as end:
+        errors.run(refuse)
+    assert end.value.code == f"error: {told}"
+
+
+def test_a_complaint_of_the_system_names_the_file(tmp_path: Path):
+    with pytest.raises(SystemExit) as end:
+        errors.run(lambda: (tmp_path / "nothing").read_text())
+    assert end.value.code == f"error: No such file or directory: {tmp_path / 'nothing'}"

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parent.parent
 STAGES: dict[str, dict] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PACKAGE = ROOT / "pipeline/__init__.py"
-CANNOT_CHANGE_OUTPUTS = {"pipeline/__init__.py", "pipeline/params.py", "pipeline/errors.py"}
+CANNOT_CHANGE_OUTPUTS = {"pipeline/__init__.py", "pipeline/params.py", "pipeline/typed_yaml.py", "pipeline/errors.py"}
 AFTER_TRAINING = {"evaluate", "compare", "chain_of_thought", "perplexity", "report", "release"}
 BASELINES = {"baseline", "evaluate_baseline"}
 

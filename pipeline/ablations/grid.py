@@ -8,12 +8,9 @@ from itertools import product
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from pipeline import params, preset
-from pipeline.errors import UserError, reason
+from pipeline import params, preset, typed_yaml
+from pipeline.errors import UserError
 
 WITHOUT_THOUGHTS = ("no_thought",)  # methods to which thought length and lookahead mean nothing: one arm each
 GRAPH = Path("dvc.yaml")
@@ -46,10 +43,9 @@ class Arm:
 def read_grid(path: Path) -> Grid:
     """The grid in ``path``. Raises UserError, in one line, for a file that is none or leaves an axis empty."""
     try:
-        grid = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Grid), OmegaConf.load(path)))
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(f"{path} is not a grid: {f'{key}: ' if key else ''}{reason(error)}") from error
+        grid = typed_yaml.load(path, Grid)
+    except FileNotFoundError as error:
+        raise UserError(f"the grid {path} is missing") from error
     for axis in ("methods", "thought_tokens", "lookaheads", "seeds"):
         values = getattr(grid, axis)
         if not values or len(set(values)) < len(values):

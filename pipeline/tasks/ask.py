@@ -10,7 +10,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from pipeline.corpus.hub import looks_local, rows
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import new_path, write_rows
 from pipeline.params import HubSplit, Tasks
 from pipeline.tasks.questions import NUMBER_TEXT, Question, number_in
@@ -70,7 +70,9 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
             raise UserError(f"task {task.title}, question {index}: {error}") from error
         except Exception as error:  # whatever an expression of a task file may do to a row
             columns = ", ".join(row)
-            raise UserError(f"task {task.title}, question {index}: {error}; its columns are {columns}") from error
+            raise UserError(
+                f"task {task.title}, question {index}: {reason(error)}; its columns are {columns}"
+            ) from error
 
 
 def _asker(task: Task) -> Callable[[dict], Question]:
@@ -83,7 +85,7 @@ def _asker(task: Task) -> Callable[[dict], Question]:
             for e in (task.answer, task.choices, task.labels)
         )
     except TemplateError as error:
-        raise UserError(f"task {task.title}: {error}") from error
+        raise UserError(f"task {task.title}: {reason(error)}") from error
 
     def ask(row: dict) -> Question:
         right = answer(**row)

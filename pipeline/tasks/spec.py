@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
+from pipeline import typed_yaml
 from pipeline.errors import UserError
 
 NUMBER, CHOICE = KINDS = ("number", "choice")
@@ -60,33 +59,18 @@ class Task:
 def read_task(path: Path) -> Task:
     """The task in a YAML file. Raises UserError, in one line, where it is missing or says what no task can."""
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(given, dict):
-            raise UserError(f"task file {path} is not readable YAML: it has no keys")
-        task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Task), _literal(given)))
+        task = typed_yaml.load(path, Task)
     except FileNotFoundError as error:
         raise UserError(f"the task file {path} is missing") from error
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"task file {path}: {key}{str(error).splitlines()[0]}") from error
-    except (yaml.YAMLError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"task file {path} is not readable YAML: {' '.join(str(error).split())}") from error
     for problem in _problems(task):
-        raise UserError(f"task file {path}: {problem}")
+        raise UserError(f"{path}: {problem}")
     return task
-
-
-def _literal(value: object) -> object:
-    """The file's values with their ``${`` as text: a task file is data, and OmegaConf would read the environment."""
-    if isinstance(value, dict):
-        return {key: _literal(some) for key, some in value.items()}
-    if isinstance(value, list):
-        return [_literal(some) for some in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def _problems(task: Task) -> list[str]:
     problems = [f"{name} is empty" for name in ("prompt", "answer") if not getattr(task, name)]
+    if not task.data.path:
+        problems.append("data.path is empty: name a hub data set or a local folder")
     if task.chain_of_thought and not task.chain_of_thought.prompt:
         problems.append("chain_of_thought.prompt is empty")
     if task.kind not in KINDS:

@@ -138,7 +138,7 @@ def test_a_key_that_there_is_not(changes: dict, named: str, tmp_path: Path):
         ({"version": "one"}, "version"),
         ({"title": None}, "title"),
         ({"prompt": ["Q"]}, "prompt"),
-        ({"data": "a/b"}, "Data"),
+        ({"data": "a/b"}, "data is a/b, but must be a section"),
         ({"data": None}, "data"),
         ({"stop": "."}, "stop"),
         ({"stop": None}, "stop"),

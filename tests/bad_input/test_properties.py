@@ -1,0 +1,144 @@
+"""Whatever a parameter or a row of data is, it is taken or refused by name."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import params
+from pipeline.corpus import hub
+from pipeline.errors import UserError
+from pipeline.tasks import ask
+from pipeline.tasks.questions import Question, number_in
+from pipeline.tasks.spec import read_task
+
+ROOT = Path(__file__).parent.parent.parent
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
+ANY_NUMBER = st.integers() | st.floats()
+SCALARS = st.none() | st.booleans() | ANY_NUMBER | st.text()
+VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=5), SCALARS, max_size=3)
+MORE = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner))
+
+
+def names(section: dict, prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from names(value, f"{prefix}{key}.")
+
+
+def with_value(name: str, value: object) -> dict:
+    changed = copy.deepcopy(SHIPPED)
+    *sections, key = name.split(".")
+    inner = changed
+    for section in sections:
+        inner = inner[section]
+    inner[key] = value
+    return changed
+
+
+def told(path: Path, content: dict) -> str:
+    """The complaint about a file with this content; "" where it is taken."""
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8", errors="replace")
+    try:
+        params.load(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=400, deadline=None)
+@given(name=st.sampled_from(sorted(names(SHIPPED))), value=MORE)
+def test_any_value_of_a_parameter_is_taken_or_refused_by_name(name: str, value: object, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    message = told(path, with_value(name, value))
+    assert message.isprintable()
+    assert not message or any(part in message for part in (name.rpartition(".")[2], "not readable YAML"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(name=st.sampled_from(sorted(names(SHIPPED))))
+def test_every_parameter_is_needed_or_may_be_nothing(name: str, tmp_path_factory):
+    """What is null in effect may be left out; of the rest a file without it is refused by the parameter's name."""
+    changed = with_value(name, None)
+    *sections, key = name.split(".")
+    inner = changed
+    for section in sections:
+        inner = inner[section]
+    del inner[key]
+    message = told(tmp_path_factory.getbasetemp() / "params.yaml", changed)
+    assert not message or key in message
+    value = SHIPPED
+    for part in name.split("."):
+        value = value[part]
+    assert message or value is None or name.startswith("corpus.hub.")
+
+
+@settings(max_examples=200, deadline=None)
+@given(prompt=st.text(alphabet="\\${}ab.:'\" ") | st.text())
+def test_a_text_in_a_task_file_is_what_it_says(prompt: str, tmp_path_factory):
+    """Also `${...}`, with any number of backslashes before it."""
+    path = tmp_path_factory.getbasetemp() / "task.yaml"
+    task = yaml.safe_load((ROOT / "tasks/gsm8k.yaml").read_text()) | {"prompt": prompt}
+    path.write_text(yaml.safe_dump(task))
+    try:
+        assert read_task(path).prompt == prompt
+    except UserError as error:
+        assert "prompt" in str(error) or "YAML" in str(error)
+
+
+ROW = {"question": SCALARS, "answer": SCALARS, "choices": VALUES, "answerKey": SCALARS}
+
+
+def asked(task_file: str, row: dict, monkeypatch: pytest.MonkeyPatch) -> Question | str:
+    """The row as a question, or the complaint about it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(ask, "rows", lambda source: iter([row]))
+        try:
+            (question,) = ask.questions(read_task(ROOT / task_file), None)
+        except UserError as error:
+            return str(error)
+    return question
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=st.fixed_dictionaries({}, optional=ROW), number=st.none() | ANY_NUMBER | st.text())
+def test_a_row_is_a_question_with_a_number_or_is_refused(row: dict, number: object):
+    for some in (row, row | {"question": "Why?", "answer": f"#### {number}"}):
+        found = asked("tasks/gsm8k.yaml", some, pytest.MonkeyPatch())
+        if isinstance(found, str):
+            assert found.isprintable() and "question 0" in found
+        else:
+            assert found.prompt and number_in(found.answer) == found.answer
+
+
+CHOICES = st.fixed_dictionaries({"label": st.lists(SCALARS), "text": st.lists(SCALARS)})
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=st.fixed_dictionaries({}, optional=ROW | {"choices": CHOICES}))
+def test_a_row_is_a_question_with_a_label_or_is_refused(row: dict):
+    found = asked("tasks/commonsense_qa.yaml", row, pytest.MonkeyPatch())
+    if isinstance(found, str):
+        assert found.isprintable() and "question 0" in found
+    else:
+        assert found.prompt and found.answer in found.labels
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=st.lists(st.fixed_dictionaries({}, optional={"question": SCALARS, "answer": SCALARS}), max_size=4))
+def test_rows_are_documents_or_are_refused(rows: list[dict]):
+    source = params.HubSplit("own", None, "train", None, "question+answer")
+    try:
+        found = [
+            hub._document([r["question"], r["answer"]], source)
+            for r in hub._checked(iter(rows), source, ("question", "answer"))
+        ]
+    except UserError as error:
+        assert "data set own" in str(error) and str(error).isprintable()
+    else:
+        assert found == [f"Q: {row['question']}\nA: {row['answer']}" for row in rows] and found
