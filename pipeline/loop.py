@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
@@ -78,6 +79,7 @@ class CheckedTrainer(Trainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
         """The gradient's norm, clipped; 0 and no gradient where the step must be skipped."""
         norm = super()._clip_grad_norm(model)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = torch.stack(self._finite).all() & norm.isfinite().to(self.args.device)
         texts = torch.cat(self._texts)
         self._texts, self._finite = [], []

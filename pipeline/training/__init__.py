@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -64,7 +65,8 @@ def _whole_model(trainer: QuietStarTrainer, params: Train, base: Path) -> QuietS
     """The trained model, in one process's memory however it was spread out: in the main process's."""
     if not isinstance(trainer.model, FSDPModule):
         return trainer.model.to("cpu")
-    weights = trainer.accelerator.get_state_dict(trainer.model)  # in all processes: each sends its part
+    gathered = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(trainer.model, options=gathered)  # in all processes: each sends its part
     model = thinking_model(params, base, read_tokenizer(base))
     if is_main():
         model.load_state_dict(weights)

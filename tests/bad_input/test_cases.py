@@ -23,10 +23,14 @@ def contents(folder: Path) -> dict[str, bytes | str]:
     return {name: content for name, content in found.items() if "__pycache__" not in name}
 
 
+def set_variables(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+
+
 def refused(project: Path, case: Case) -> str:
     """What the stage says, in its one line; it must end with code 1 and leave every file as it was."""
     before = contents(project)
-    done = run_stage(project, case.stage, partial(os.environ.update, case.environment))
+    done = run_stage(project, case.stage, partial(set_variables, dict(case.environment)))
     assert done.code == 1, done.stderr
     assert len(done.complaint) == 1 and done.complaint[0].startswith("error: "), done.stderr
     after = contents(project)
