@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,12 +12,14 @@ import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from yaml import YAMLError
 
 from pipeline.errors import UserError, reason
 
 SINGLE = "single"
+LOST = 75  # the exit code of a process that another one has left alone
 # where this machine is one of several: the same names as torchrun's and most clusters'
 MACHINES = {"num_machines": "NNODES", "machine_rank": "NODE_RANK", "main_process_ip": "MASTER_ADDR"}
 MACHINES |= {"main_process_port": "MASTER_PORT"}
@@ -27,21 +31,39 @@ def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
     Raises UserError for a file that is none of accelerate's, and for a process that was killed. A process that ends
     with a message of its own ends this one with the same exit code.
     """
-    if launcher == SINGLE or "LOCAL_RANK" in os.environ:
+    if launcher == SINGLE:
         stage()
-        return
-    arguments = launch_command_parser().parse_args([*_options(launcher), "-m", module, *sys.argv[1:]])
+    elif "LOCAL_RANK" in os.environ:
+        _run_one(stage)
+    else:
+        _run_all(launch_command_parser().parse_args([*_options(launcher), "-m", module, *sys.argv[1:]]))
+
+
+def _run_one(stage: Callable[[], None]) -> None:
+    """Run ``stage`` in one of several processes; it ends without a word where another one has."""
+    try:
+        stage()
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        sys.exit(LOST)
+
+
+def _run_all(arguments: Namespace) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would print a table of tracebacks
     try:
         launch_command(arguments)
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        if first.exitcode > 0:  # it has said why
-            sys.exit(first.exitcode)
-        raise UserError(
-            f"process {first.global_rank} was ended by signal {-first.exitcode}: `dvc repro` goes on from the last "
-            "checkpoint"
-        ) from error
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        for rank, code in codes.items():
+            if code < 0 and code != -signal.SIGTERM:  # which the others are ended by
+                raise UserError(
+                    f"process {rank} was ended by signal {-code}: `dvc repro` goes on from the last checkpoint"
+                ) from error
+        told = [code for code in codes.values() if code > 0 and code != LOST]
+        if told:
+            sys.exit(told[0])
+        raise UserError("a process has ended: `dvc repro` goes on from the last checkpoint") from error
 
 
 def _options(launcher: str) -> Iterator[str]:

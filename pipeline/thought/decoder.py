@@ -51,7 +51,7 @@ class Decoder:
     def run(self, embeddings: Tensor, position_ids: Tensor, view: View) -> Tensor:
         """Last hidden states (B, L, D) of tokens with these embeddings (B, L, D) and position ids (B, L)."""
         output = self._base.base_model(
-            inputs_embeds=embeddings, position_ids=position_ids, use_cache=False, view=view, return_dict=True
+            inputs_embeds=embeddings, position_ids=position_ids, use_cache=False, look=view.attend, return_dict=True
         )
         return output.last_hidden_state
 

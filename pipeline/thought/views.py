@@ -6,7 +6,7 @@ argument: `TextView` for a pass over the text, which keeps every layer's keys an
 rows, which read those. The text's keys are stored once, never repeated for a thought.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -171,14 +171,15 @@ def quiet_star_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    view: View | None = None,
+    look: Callable[..., Tensor] | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, H, L, C), key and value (B, G, L, C) -> (B, L, H, C).
 
+    ``look`` is a view's `attend`, not the view: FSDP2 hands layers copies of the dataclasses that it finds.
     Raises ValueError for attention that a view cannot express, so that no model runs with something left out.
     """
-    if view is None:
+    if look is None:
         raise ValueError("a Quiet-STaR decoder is run through pipeline.thought.decoder, which says what it may see")
     if s_aux is not None or attention_mask is not None:
         raise ValueError(f"{type(module).__name__} uses attention sinks or a mask of its own, which is not supported")
@@ -187,7 +188,7 @@ def quiet_star_attention(
     if torch.is_autocast_enabled(device):  # rotary embeddings give float32 queries and keys, but not values
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     with torch.autocast(device, enabled=False):
-        output = view.attend(module.layer_idx, query, key, value, style)
+        output = look(module.layer_idx, query, key, value, style)
     return output.transpose(1, 2), None
 
 

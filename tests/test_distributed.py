@@ -1,0 +1,140 @@
+"""Two processes train as one does: the same gradients, losses and model; and one that dies is told of and resumed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.stage_runner import ENVIRONMENT, ROOT, run_stages, set_params
+from tests.test_checkpoint import outputs, scratches
+
+FSDP = "ACCELERATE_USE_FSDP"
+SHIPPED = yaml.safe_load((ROOT / "launchers/node.yaml").read_text())["fsdp_config"]
+SHARDED = {FSDP: "true", "FSDP_VERSION": "2"} | {
+    name.upper(): str(value).lower() if isinstance(value, bool) else str(value) for name, value in SHIPPED.items()
+}
+WAYS = pytest.mark.parametrize("way", [{}, SHARDED], ids=["whole models", "sharded"])
+METHODS = pytest.mark.parametrize("method", ["quiet_star", "pause", "no_thought"])
+
+
+@pytest.fixture(scope="module")
+def project(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project that trains for 20 steps of two passes, among them padded texts."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("distributed") / "project")
+    changes = {"train.steps": 20, "train.evaluation_steps": 7, "train.accumulation": 2, "train.batch_size": 2}
+    set_params(folder, changes | {"base_model.scratch.layers": 2, "tokenize.span": 40})
+    run_stages(folder, ("tokenize", "base_model"))
+    return folder
+
+
+def start(folder: Path, processes: int, way: dict[str, str]) -> subprocess.Popen:
+    """`stages.train` in so many processes."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    own = {"PROJECT": str(folder), "GRADIENTS": str(folder / "gradients.pt"), "PYTHONPATH": f"{folder}:{ROOT}"}
+    environment = {**os.environ, **ENVIRONMENT, **way, **own, "ACCELERATE_USE_CPU": "true"}
+    log = (folder / "log").open("w")
+    return subprocess.Popen([*run, "-m", "tests.rank"], cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def trained(project: Path, folder: Path, processes: int, way: dict[str, str], **changes: object) -> Path:
+    shutil.copytree(project, folder)
+    set_params(folder, {name.replace("__", "."): value for name, value in changes.items()})
+    process = start(folder, processes, way)
+    assert process.wait(120) == 0, (folder / "log").read_text()[-3000:]
+    return folder
+
+
+def far(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one - other).norm() / one.norm().clamp(min=1e-12)).item()
+
+
+@WAYS
+@METHODS
+def test_two_processes_train_as_one(method: str, way: dict[str, str], project: Path, tmp_path: Path):
+    one = trained(project, tmp_path / "one", 1, {}, train__method=method)
+    two = trained(project, tmp_path / "two", 2, way, train__method=method)
+    expected, found = (torch.load(folder / "gradients.pt", weights_only=True) for folder in (one, two))
+    assert expected.keys() == found.keys()
+    assert max(far(expected[name], found[name]) for name in expected) < 1e-5
+    steps = [pd.read_csv(folder / "results/train/steps.csv") for folder in (one, two)]
+    assert len(steps[0]) == 20 and steps[0]["base_loss"].nunique() == 20
+    pd.testing.assert_frame_equal(*steps, rtol=1e-5, atol=1e-6)
+    expected, found = (load_file(folder / "models/quiet_star/model.safetensors") for folder in (one, two))
+    assert expected.keys() == found.keys()
+    assert max(far(expected[name], found[name]) for name in expected) < 1e-4
+    names = [{path.name for path in (folder / "models/quiet_star").iterdir()} for folder in (one, two)]
+    assert names[0] == names[1]
+
+
+@WAYS
+def test_two_processes_killed_go_on_to_the_same_bytes(way: dict[str, str], project: Path, tmp_path: Path):
+    whole = trained(project, tmp_path / "whole", 2, way, train__steps=60)
+    folder = shutil.copytree(project, tmp_path / "killed")
+    set_params(folder, {"train.steps": 60})
+    shutil.rmtree(folder / "models/quiet_star")
+    process = start(folder, 2, way)
+    wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), process)
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.kill()
+    process.wait()
+    assert not (folder / "models/quiet_star").exists()
+    again = start(folder, 2, way)
+    assert again.wait(120) == 0, (folder / "log").read_text()[-3000:]
+    assert "going on from" in (folder / "log").read_text()
+    assert outputs(folder, "train") == outputs(whole, "train")
+    assert scratches(folder) == []
+
+
+def wait_for(happened, process: subprocess.Popen, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+
+
+def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that train."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "RANK" in child.environ()]
+
+
+def test_one_of_two_killed_ends_the_run_with_one_line(project: Path, tmp_path: Path):
+    """By the shipped launcher, as a user runs it."""
+    folder = shutil.copytree(project, tmp_path / "project")
+    set_params(folder, {"train.launcher": "launchers/cpus.yaml", "train.steps": 5000})
+    command, environment = [sys.executable, "-m", "stages.train"], {**os.environ, **ENVIRONMENT}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+        wait_for(lambda: "it/s" in (folder / "log").read_text() and len(ranks(process)) == 2, process)
+        ranks(process)[1].kill()
+        began = time.monotonic()
+        assert process.wait(60) == 1
+    assert time.monotonic() - began < 60
+    told = [line for line in (folder / "log").read_text().splitlines() if line.startswith(("error:", "Traceback"))]
+    assert told == ["error: process 1 was ended by signal 9: `dvc repro` goes on from the last checkpoint"]
+    assert not (folder / "models/quiet_star.part").exists()
+
+
+def test_killing_the_launcher_ends_the_processes(project: Path, tmp_path: Path):
+    folder = shutil.copytree(project, tmp_path / "project")
+    set_params(folder, {"train.launcher": "launchers/cpus.yaml", "train.steps": 5000})
+    environment = {**os.environ, **ENVIRONMENT, "DVC_STAGE": "train"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.train"], cwd=folder, env=environment, stdout=log, stderr=log
+        )
+        wait_for(lambda: "it/s" in (folder / "log").read_text() and len(ranks(process)) == 2, process)
+        left = ranks(process)
+        process.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(left, timeout=30)
+    assert alive == []
