@@ -153,5 +153,6 @@ def _training(paths: ReportInputs, method: Method) -> dict:
             *curves.step_curves(paths.train_steps, method),
             *curves.base_model_curves(paths.base_model_steps),
         ],
+        "warnings": curves.step_warnings(paths.train_steps),
         "versions": [("python", platform.python_version())] + [(name, version(name)) for name in PACKAGES],
     }

@@ -1,5 +1,6 @@
 """Quiet-STaR in the HF Trainer: its loss, its two learning rates, and what it logs."""
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from pipeline.checkpoint import is_main
 from pipeline.errors import UserError, optional
 from pipeline.inputs import IGNORED, Spans
 from pipeline.loop import CheckedTrainer
@@ -21,11 +23,14 @@ from pipeline.thought.objective import Counts, counts_of
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.probe import Probe
+from pipeline.watch import RULES, WINDOW, broken, sentence
 
 LOSS_COLUMNS = ["base_loss", "talk_loss", "policy_loss", "reward", "positive_advantages", "mixing_weight"]
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
 HELDOUT_COLUMNS = ["base_loss", "talk_loss", "working_share"]
 SEEDS_APART = 1_000_003  # between the draws of two runs' seeds: more than a run has steps
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,25 @@ class QuietStarTrainer(CheckedTrainer):
         self._parts = [part for part in self._parts if part[0] != self.state.global_step]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._parts:
+        trained = "loss" in logs and bool(self._parts)
+        if trained:
             logs = {**logs, **self._means()}
         super().log(logs, start_time)
+        if trained and is_main():
+            self._warn()
+
+    def _warn(self) -> None:
+        """Tell of every rule of `pipeline.watch` that is broken now and was not a step ago."""
+        near = 3 * WINDOW  # rows of held-out text are among them
+        first, last = (
+            [row for row in some if "base_loss" in row]
+            for some in (self.state.log_history[:near], self.state.log_history[-near:])
+        )
+        if len(last) <= WINDOW:
+            return
+        start, before, now = map(_column_means, (first[:WINDOW], last[-WINDOW - 1 : -1], last[-WINDOW:]))
+        for rule in set(broken(start, now)) - set(broken(start, before)):
+            log.warning(sentence(rule, last[-1]["step"], start[rule.watched], now[rule.watched]))
 
     def _means(self) -> dict[str, float]:
         """The means over the steps since the last row, of all processes."""
@@ -124,6 +145,12 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
     model.unshard()
     yield
     model.reshard()
+
+
+def _column_means(rows: list[dict]) -> dict[str, float]:
+    """The means of what all rows have and is watched."""
+    names = [name for name in dict.fromkeys(rule.watched for rule in RULES) if name in rows[0]]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:

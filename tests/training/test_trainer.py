@@ -361,3 +361,17 @@ def test_8_bits_without_bitsandbytes(spans: Spans, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"train\.optimizer is adamw_8bit, which needs bitsandbytes: pip install"):
         trained(spans, replace(TRAIN, optimizer="adamw_8bit"))
+
+
+def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: pytest.LogCaptureFixture):
+    one = trainer(quiet_star(LLAMA), spans)
+    well = {"loss": 1.0, "base_loss": 1.0, "reward": 0.1, "mixing_weight": 0.1, "thought_entropy": 1.0}
+    one.state.log_history = [{**well, "step": step, "reward": 0.1 if step < 30 else -1.0} for step in range(60)]
+    history, told = one.state.log_history, []
+    for step in range(1, 60):
+        caplog.clear()
+        one.state.log_history = history[:step]
+        one._warn()
+        told += [(step, record.message) for record in caplog.records]
+    ((step, message),) = told
+    assert 30 < step < 50 and "thoughts make the text after them less likely" in message
