@@ -12,6 +12,7 @@ from pathlib import Path
 
 INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
 PR_SET_PDEATHSIG = 1
+PATIENCE = 20  # seconds: ending a process that has torch in it takes some
 LONGEST = 1000  # characters of a message: a bad value may be a whole file
 
 
@@ -61,7 +62,7 @@ def run(stage: Callable[[], None]) -> None:
 def _exit(message: str) -> None:
     _close_progress_bars()
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(2)  # where all processes fail alike, the first one tells, and the others are ended meanwhile
+        time.sleep(PATIENCE)  # where all processes fail alike, the first one tells, and the others are ended meanwhile
     sys.exit(f"error: {message}")
 
 

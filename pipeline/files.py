@@ -29,18 +29,36 @@ def new_path(path: Path) -> Iterator[Path]:
     _remove(part)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield part
-        sync(part)
-        _remove(path)
-        part.rename(path)
-        sync(path.parent, inside=False)
-    except Exception as error:
-        number = RUST_OS_ERROR.search(str(error))
-        if number is None or isinstance(error, OSError):
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        with named(path):
+            yield part
+            sync(part)
+            _remove(path)
+            part.rename(path)
+            sync(path.parent, inside=False)
     finally:
         _remove(part)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Raise the system's errors (a full disk) in the block as OSError that names ``path`` where they name no file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = _system_error(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _system_error(error: Exception) -> int | None:
+    """The number of a system's error that does not name its file."""
+    if isinstance(error, OSError):
+        return error.errno if error.filename is None else None
+    found = RUST_OS_ERROR.search(str(error))
+    return int(found[1]) if found else None
 
 
 def sync(path: Path, inside: bool = True) -> None:

@@ -106,7 +106,9 @@ class CheckedTrainer(Trainer):
             super()._save_checkpoint(*args)
         except Exception as error:  # torch and safetensors tell of a full disk in errors of their own
             shutil.rmtree(self._folder / f"{HALF}{self.state.global_step}", ignore_errors=True)
-            raise UserError(f"no checkpoint could be written to {self._folder}: {reason(error)}") from error
+            raise UserError(
+                f"no checkpoint could be written to {self._folder} (is the disk full?): {reason(error)}"
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Of the weights only those that learn: adapters without the base model below them."""

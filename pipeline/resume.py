@@ -11,12 +11,13 @@ import os
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from pipeline.errors import UserError
+from pipeline.files import named
 
 FOLDER = ".resume"
 ROWS, LOCK = "rows.jsonl", "lock"
@@ -89,16 +90,16 @@ def unfinished(
     work: killing `dvc` alone leaves its stage running.
     """
     folder = scratch_folder(stage, params, inputs, code, libraries)
-    with _locked(folder):
-        scratch = Scratch(folder / ROWS)
+    with named(folder), _locked(folder) as lock:
         try:
-            yield scratch
+            lock.write(str(os.getpid()))
+            lock.flush()
+            with closing(Scratch(folder / ROWS)) as scratch:
+                yield scratch
         except BaseException:
-            scratch.close()
             if not _has_work(folder):
                 _remove(folder)
             raise
-        scratch.close()
         _remove(folder)
         _prune(folder.parent)
 
@@ -139,7 +140,8 @@ def _digests(path: Path, pattern: str) -> dict[str, str]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[TextIO]:
+    """The folder's lock file, emptied for the name of this process."""
     try:
         file = _lock(folder)
     except BlockingIOError:
@@ -147,9 +149,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{holder} is at the same work, in {folder}: wait until it has ended, or end it") from None
     with file:
         file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        yield file
 
 
 def _lock(folder: Path) -> TextIO:

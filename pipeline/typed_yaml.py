@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -136,11 +137,13 @@ def _misshapen(schema: type, given: object, name: str = "") -> Iterator[str]:
         yield f"{name or 'the whole file'} is {given}, but must be a section" if name or given else "the file is empty"
         return
     for key, kind in get_type_hints(schema).items():
-        full, value = f"{name}.{key}".removeprefix("."), given.get(key)
-        section = next((some for some in (kind, *get_args(kind)) if is_dataclass(some)), None)
-        if section is not None and key in given and not (value is None and section is not kind):
+        full, value, kinds = f"{name}.{key}".removeprefix("."), given.get(key), (kind, *get_args(kind))
+        if key not in given or (value is None and NoneType in kinds):
+            continue
+        section = next((some for some in kinds if is_dataclass(some)), None)
+        if section is not None:
             yield from _misshapen(section, value, full)
-        elif get_origin(kind) is list and key in given and not _is_flat_list(value):
+        elif list in map(get_origin, kinds) and not _is_flat_list(value):
             yield f"{full} is {value}, but must be a list of single values"
         elif any(isinstance(some, int) and abs(some) > LARGEST for some in _single(value)):
             yield f"{full} is {value}, but must be at most {LARGEST}"

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.checkpoint import last_checkpoint
+from tests.bad_input.spoil import small_disk
 from tests.stage_runner import run_stage, set_params
 
 OUTS = {
@@ -166,6 +167,21 @@ def test_one_checkpoint_is_kept_and_it_is_on_the_disk(copy: Callable):
     state = torch.load(scratch / "step-6/optimizer.pt", weights_only=True)
     assert state["state"] and (scratch / "step-6/model.safetensors").is_file()
     assert (scratch / "step-6/rng_state.pth").is_file() and (scratch / "step-6/scheduler.pt").is_file()
+
+
+@pytest.mark.parametrize("room, kept", [(20_000, None), (100_000, None), (300_000, "step-1")])
+def test_a_disk_too_full_for_a_checkpoint(room: int, kept: str | None, copy: Callable, project: Path):
+    """For its weights, for its optimizer or, beside the first one, for the second. With more room it goes on."""
+    folder = copy("train")
+    with small_disk(folder, ".resume", room):
+        done = run_stage(folder, "train", often)
+        (complaint,) = done.complaint
+        told = "error: no checkpoint could be written to .resume/train/quiet_star/"
+        assert done.code == 1 and complaint.startswith(told) and "(is the disk full?)" in complaint
+        assert [path.name for path in folder.glob(".resume/train/quiet_star/*/*-*")] == ([kept] if kept else [])
+        assert outputs(folder, "train") == {}
+        (folder / ".resume/filler").unlink()
+        ends_alike(folder, "train", project)
 
 
 def test_other_parameters_start_afresh_and_then_nothing_is_left(copy: Callable, project: Path):

@@ -54,6 +54,14 @@ def test_a_full_disk_that_only_a_text_tells_of(tmp_path: Path):
     assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path / "model")
 
 
+def test_a_full_disk_of_which_only_a_number_tells(tmp_path: Path):
+    """As pyarrow does; within a folder that is being written it is the inner path that is named."""
+    with pytest.raises(OSError) as error, new_path(tmp_path / "folder") as folder, new_path(folder / "rows.parquet"):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+    assert error.value.strerror == "No space left on device"
+    assert error.value.filename == str(tmp_path / "folder.part/rows.parquet")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_json_holds_finite_numbers_only(value: float, tmp_path: Path):
     with pytest.raises(ValueError):

@@ -94,6 +94,8 @@ def _read(data: IterableDataset, source: HubSplit) -> Iterator[dict]:
 
 def _unreadable(source: HubSplit, error: Exception) -> UserError:
     """Of any exception: every reader behind `datasets` has some of its own."""
+    if "BatchSize must be greater than 0" in str(error):  # what pyarrow says of a Parquet file without rows
+        return UserError(f"{describe(source)} has a Parquet file without rows: leave it out")
     return UserError(f"{describe(source)} cannot be read: {reason(error)}")
 
 

@@ -48,6 +48,7 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
 
 def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path) -> QuietStarTrainer:
     """The trainer with its model and data. Raises UserError for inputs that cannot be trained on."""
+    arguments = training_arguments(params.device, params.seed, folder, **_settings(params))
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
     spans = Spans(tokens / "train.arrow")
@@ -57,7 +58,6 @@ def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path)
     if asked is not None:
         check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
     heldout = HeldOut(Spans(tokens / "heldout.arrow", params.evaluation_texts), asked)
-    arguments = training_arguments(params.device, params.seed, folder, **_settings(params))
     return QuietStarTrainer(params, heldout, arguments, folder=folder, model=model, train_dataset=spans)
 
 

@@ -14,10 +14,7 @@ PROJECT = "PROJECT"  # the project's folder
 
 @dataclass(frozen=True)
 class Case:
-    """What is ``wrong`` (after `spoil`, and while `during` lasts), and the message with which ``stage`` ends.
-
-    ``keeps`` says that the stage may keep, in `.resume`, what it had done.
-    """
+    """What is ``wrong`` (after `spoil`, and while `during` lasts), and the message with which ``stage`` ends."""
 
     wrong: str
     stage: str
@@ -25,7 +22,6 @@ class Case:
     spoil: Spoil = lambda project: None
     during: Callable[[Path], AbstractContextManager] = lambda project: nullcontext()
     environment: Mapping[str, str] = field(default_factory=dict)
-    keeps: bool = False
 
     def tells(self, told: str, project: Path) -> bool:
         """Whether ``told`` is the message."""

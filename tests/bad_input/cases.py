@@ -193,6 +193,12 @@ PARAMETERS = [
         params(tasks__files=RINGS),
     ),
     Case(
+        "keys for a list",
+        "train",
+        "params.yaml: train.lora.modules is {'q_proj': 1}, but must be a list of single values",
+        params(train__lora__modules={"q_proj": 1}),
+    ),
+    Case(
         "a list in a list",
         "compare",
         "params.yaml: baseline.methods is [['pause']], but must be a list of single values",
@@ -295,7 +301,8 @@ PARAMETERS = [
     Case(
         "a policy at which the weights blow up",
         "train",
-        "the held-out loss is … after step …: lower the learning rate or the meta-token scale, or check the base model",
+        "step …: the loss or the gradient (norm …) is not finite, with texts …; the last good checkpoint is none yet: "
+        "lower the learning rate, the policy weight or the meta-token scale, or check the base model",
         params(train__learning_rate=1e4, train__steps=6, train__policy_weight=1e30),
     ),
     Case(
@@ -332,7 +339,7 @@ PARAMETERS = [
     Case(
         "a launcher for GPUs without one",
         "train",
-        "launchers/node.yaml runs a process a GPU, but no CUDA GPU is usable here: set it to single",
+        "launchers/node.yaml runs a process a GPU, but no CUDA GPU is usable here: set train.launcher to single",
         each(no_gpu, params(train__launcher="launchers/node.yaml")),
     ),
     Case(
@@ -419,21 +426,18 @@ CORPORA = [
         "corpus",
         "data set PROJECT/own, split train: column text is not text",
         each(spoil.train_rows({"text": "fine"}, {"text": None}), params(corpus__hub__train__columns="text")),
-        keeps=True,
     ),
     Case(
         "blank texts only",
         "corpus",
         "data set PROJECT/own, split train has no text",
         spoil.train_split("own/train.txt", b" \n \n"),
-        keeps=True,
     ),
     Case(
         "no rows",
         "corpus",
-        "data set PROJECT/own, split train cannot be read: …",
+        "data set PROJECT/own, split train has a Parquet file without rows: leave it out",
         each(spoil.train_rows({"text": ""}), spoil.no_rows("own/train.parquet")),
-        keeps=True,
     ),
     Case(
         "an empty folder",
@@ -941,6 +945,12 @@ INPUTS = [
         "data/tasks/micro_rings.parquet does not hold questions: run `dvc repro tasks` to make it again",
         spoil.rows("data/tasks/micro_rings.parquet", {"body": "What?"}),
     ),
+    Case(
+        "choices that begin with different tokens",
+        "evaluate",
+        "this tokenizer does not tell the choices A, the end apart by one token: a larger tokenize.vocabulary may",
+        spoil.rows("data/tasks/micro_animals.parquet", {"prompt": "?", "answer": "A", "labels": ["A", "the end"]}),
+    ),
 ]
 
 WEIGHTS, CONFIG = f"{QUIET_STAR}/model.safetensors", f"{QUIET_STAR}/config.json"
@@ -1210,6 +1220,8 @@ FULL = (
     ("perplexity", "results", lambda project: None),
     ("report", "results", lambda project: None),
     ("release", "models", lambda project: None),
+    ("train", ".resume", lambda project: None),
+    ("chain_of_thought", ".resume", lambda project: None),
 )
 READ_ONLY = (
     ("corpus", "data/corpus"),
@@ -1221,19 +1233,19 @@ READ_ONLY = (
     ("compare", "results/compare"),
     ("perplexity", "results/perplexity"),
     ("report", "results/report"),
+    ("train", ".resume/train/quiet_star"),
+    ("evaluate", ".resume/evaluate/quiet_star"),
 )
 
 
 def full(stage: str, where: str, change: spoil.Spoil) -> Case:
-    message = "…No space left on device…"
-    keeps = stage.split()[0] in ("evaluate", "evaluate_baseline", "chain_of_thought", "perplexity")
     during = partial(spoil.small_disk, path=where)
-    return Case(f"`{where}` is on a full disk", stage, message, change, during, keeps=keeps)
+    return Case(f"`{where}` is on a full disk", stage, f"No space left on device: {where}/…", change, during)
 
 
 def read_only(stage: str, where: str) -> Case:
     during = partial(spoil.immutable, path=where)
-    return Case(f"`{where}` cannot be written to", stage, "…Operation not permitted…", during=during)
+    return Case(f"`{where}` cannot be written to", stage, f"Operation not permitted: {where}/…", during=during)
 
 
 PLACES = [

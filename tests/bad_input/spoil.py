@@ -1,6 +1,7 @@
 """Ways to spoil a project that has run: each makes a function of its folder."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -220,8 +221,8 @@ def immutable(project: Path, path: str) -> Iterator[None]:
 
 
 @contextmanager
-def small_disk(project: Path, path: str) -> Iterator[None]:
-    """The folder is a file system with room for what is there and no more."""
+def small_disk(project: Path, path: str, room: int = 0) -> Iterator[None]:
+    """The folder is a file system with room for what is there and ``room`` bytes more."""
     kept = project / "kept"
     (project / path).rename(kept)
     (project / path).mkdir()
@@ -234,6 +235,7 @@ def small_disk(project: Path, path: str) -> Iterator[None]:
         with pytest.raises(OSError), (project / path / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(b"x" * 4096)
+        os.truncate(project / path / "filler", (project / path / "filler").stat().st_size - room)
         yield
     finally:
         subprocess.run(["umount", project / path], check=True)

@@ -108,6 +108,15 @@ def test_several_files_of_a_split(tmp_path: Path):
     assert len(texts(source(tmp_path))) == 30
 
 
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_parquet_file_without_rows(files: int, tmp_path: Path):
+    """`datasets` cannot read it, not even beside one that has rows."""
+    for i in range(files):
+        pd.DataFrame(ROWS).head(30 * i).to_parquet(tmp_path / f"train-0000{i}-of-0000{files}.parquet")
+    with pytest.raises(UserError, match="split train has a Parquet file without rows: leave it out"):
+        texts(source(tmp_path))
+
+
 @pytest.mark.parametrize(
     "path, local",
     [("./set", True), ("/data/set", True), ("~/set", True), ("a/b/c", True), ("openai/gsm8k", False), ("glue", False)],
