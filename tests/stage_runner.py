@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -114,13 +114,13 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
     OmegaConf.save(config, folder / "params.yaml")
 
 
-def run_as_module(folder: Path, stage: str) -> Finished:
-    """`python -m stages.<stage>` in ``folder``; ``stage`` may have arguments."""
+def run_as_module(folder: Path, stage: str, environment: Mapping[str, str] | None = None) -> Finished:
+    """`python -m stages.<stage>` in ``folder``; ``stage`` may have arguments. Its own ``environment`` comes on top."""
     name, *arguments = stage.split()
     done = subprocess.run(
         [sys.executable, "-m", f"stages.{name}", *arguments],
         cwd=folder,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, **(environment or {})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -138,3 +138,11 @@ def test_killing_the_launcher_ends_the_processes(project: Path, tmp_path: Path):
         process.send_signal(signal.SIGKILL)
         _, alive = psutil.wait_procs(left, timeout=30)
     assert alive == []
+
+
+def test_slices_of_positions_are_refused_where_the_model_is_sharded(project: Path, tmp_path: Path):
+    """Their gradients are taken inside the forward pass, where FSDP2 has no layer's weights but the one it is in."""
+    folder = shutil.copytree(project, tmp_path / "project")
+    set_params(folder, {"train.positions": 4})
+    assert start(folder, 1, SHARDED).wait(120) == 1
+    assert "error: train.positions is set, but a model shared out by FSDP" in (folder / "log").read_text()

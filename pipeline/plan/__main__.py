@@ -73,10 +73,10 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
     free = plan.disk * GIGA if plan.disk is not None else shutil.disk_usage(".").free
     if sum(found.disk.values()) > free:
         yield f"{sum(found.disk.values()) / GIGA:.1f} GB go to the disk, which has {free / GIGA:.1f} GB free"
-    if plan.devices > 1:
+    if plan.devices > 1 and train.launcher == "single":
         yield (
-            "this version trains on one device, which takes all passes of a step in turn: the memory and time of "
-            f"{plan.devices} are those of a launcher that shares them and the model's states out"
+            f"train.launcher is single, so one device takes all passes of a step in turn: the memory and time of "
+            f"{plan.devices} are those with launchers/node.yaml or nodes.yaml"
         )
     if train.precision == "bfloat16":
         yield "only training is in bfloat16: evaluation, chain of thought and perplexity run slower than plan.flops"

@@ -1,5 +1,6 @@
 """Quiet-STaR training: from a base model and spans of text to a model that thinks."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     device = pick_device(params.device)
     if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
+    if params.positions is not None and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise UserError("train.positions is set, but a model shared out by FSDP takes all positions at once: null")
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     with checkpoints(f"train/{out.name}", asdict(params) | {"device": device}, inputs) as folder:
         keep_memory()
