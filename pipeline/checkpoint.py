@@ -51,6 +51,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_sharded() -> bool:
+    """Whether the processes share the model's weights out among them (FSDP2)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 class Checkpoints(TrainerCallback):
     """Writes a checkpoint into ``folder`` now and then; the one before it is removed.
 

@@ -9,16 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
-from pipeline.checkpoint import HALF, Checkpoints, last_checkpoint, processes
+from pipeline.checkpoint import HALF, Checkpoints, is_sharded, last_checkpoint, processes
 from pipeline.errors import UserError, reason
 from pipeline.inputs import pick_device
 
 log = logging.getLogger(__name__)
+
+# of sharded weights under autocast: gathered in bfloat16, gradients added up in float32. accelerate's own would round
+# rotary embeddings, gradients and losses too
+BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 class TextOrder(Sampler):
@@ -64,6 +70,12 @@ class CheckedTrainer(Trainer):
         self.args.eval_on_start &= checkpoint is None  # it is in the checkpoint's log
         self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         return self.state.log_history
+
+    def _build_accelerator_args(self, **kwargs: object) -> dict:
+        arguments = super()._build_accelerator_args(**kwargs)
+        if is_sharded() and self.args.bf16:
+            arguments["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=BFLOAT16)
+        return arguments
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TextOrder:
         args, texts = self.args, len(self.train_dataset)

@@ -145,4 +145,4 @@ def test_slices_of_positions_are_refused_where_the_model_is_sharded(project: Pat
     folder = shutil.copytree(project, tmp_path / "project")
     set_params(folder, {"train.positions": 4})
     assert start(folder, 1, SHARDED).wait(120) == 1
-    assert "error: train.positions is set, but a model shared out by FSDP" in (folder / "log").read_text()
+    assert "error: train.positions is set, but weights that are shared out" in (folder / "log").read_text()

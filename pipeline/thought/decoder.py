@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pipeline.thought.attention.pick import pick
@@ -61,6 +62,8 @@ class Decoder:
         layer = self._base.get_output_embeddings()
         if not isinstance(layer, nn.Linear):
             raise UnsupportedDecoderError(f"{self._base.config.model_type}: its LM head is not a linear layer")
+        if isinstance(layer, FSDPModule):
+            layer.unshard()  # FSDP2 gathers a layer's weight for its forward pass only, which is never run
         softcap = getattr(self._base.config.get_text_config(), "final_logit_softcapping", None)
         return Head(layer.weight, layer.bias, softcap)
 

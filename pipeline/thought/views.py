@@ -1,7 +1,7 @@
 """What the decoder's attention layers look at (paper, section 4.2).
 
 `quiet_star_attention` is registered with transformers' attention interface, so any decoder that uses the interface
-runs unchanged. What it attends to is decided by the *view* that the caller hands to the decoder as a keyword
+runs unchanged. What it attends to is decided by the *view* whose `attend` the caller hands to the decoder as a keyword
 argument: `TextView` for a pass over the text, which keeps every layer's keys and values, and `ThoughtView` for thought
 rows, which read those. The text's keys are stored once, never repeated for a thought.
 """

@@ -1,6 +1,5 @@
 """Quiet-STaR training: from a base model and spans of text to a model that thinks."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
-from pipeline.checkpoint import checkpoints, is_main, processes
+from pipeline.checkpoint import checkpoints, is_main, is_sharded, processes
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
 from pipeline.inputs import Spans, pick_device, read_tokenizer
@@ -32,8 +31,10 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     device = pick_device(params.device)
     if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
-    if params.positions is not None and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise UserError("train.positions is set, but a model shared out by FSDP takes all positions at once: null")
+    if params.positions is not None and is_sharded():
+        raise UserError(
+            "train.positions is set, but weights that are shared out need all positions at once: make it null"
+        )
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     with checkpoints(f"train/{out.name}", asdict(params) | {"device": device}, inputs) as folder:
         keep_memory()
