@@ -38,7 +38,7 @@ def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path]) -> Iterator
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``; None where there is none."""
-    return max(folder.glob(f"{WHOLE}*"), key=_step, default=None)
+    return max(folder.glob(f"{WHOLE}*"), key=step_of, default=None)
 
 
 def is_main() -> bool:
@@ -88,11 +88,12 @@ class Checkpoints(TrainerCallback):
     def _publish(self, half: Path) -> None:
         sync(half)
         before = list(self._folder.glob(f"{WHOLE}*"))
-        half.rename(self._folder / f"{WHOLE}{_step(half)}")
+        half.rename(self._folder / f"{WHOLE}{step_of(half)}")
         sync(self._folder, inside=False)
         for old in before:
             shutil.rmtree(old)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was taken."""
     return int(checkpoint.name.rpartition("-")[2])

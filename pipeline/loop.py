@@ -16,11 +16,13 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
-from pipeline.checkpoint import HALF, Checkpoints, is_sharded, last_checkpoint, processes
+from pipeline.checkpoint import HALF, Checkpoints, is_sharded, last_checkpoint, processes, step_of
 from pipeline.errors import UserError, reason
 from pipeline.inputs import pick_device
 
 log = logging.getLogger(__name__)
+
+NUMBERS_AT_ONCE = 2**16  # as Python's integers, which take four times the memory of a tensor's
 
 # of sharded weights under autocast: gathered in bfloat16, gradients added up in float32. accelerate's own would round
 # rotary embeddings, gradients and losses too
@@ -42,9 +44,10 @@ class TextOrder(Sampler):
     def __iter__(self) -> Iterator[int]:
         return islice(chain.from_iterable(map(self._epoch, count())), self._wanted)
 
-    def _epoch(self, number: int) -> list[int]:
+    def _epoch(self, number: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + number)
-        return torch.randperm(self._texts, generator=generator).tolist()
+        for some in torch.randperm(self._texts, generator=generator).split(NUMBERS_AT_ONCE):
+            yield from some.tolist()
 
 
 class CheckedTrainer(Trainer):
@@ -67,7 +70,7 @@ class CheckedTrainer(Trainer):
         checkpoint = last_checkpoint(self._folder)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
-        self.args.eval_on_start &= checkpoint is None  # it is in the checkpoint's log
+            self._clock = (time.perf_counter(), step_of(checkpoint))
         self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         return self.state.log_history
 

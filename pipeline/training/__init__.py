@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
-from pipeline.checkpoint import checkpoints, is_main, is_sharded, processes
+from pipeline.checkpoint import checkpoints, is_main, is_sharded, last_checkpoint, processes
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
 from pipeline.inputs import Spans, pick_device, read_tokenizer
@@ -52,7 +52,8 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
 
 def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path) -> QuietStarTrainer:
     """The trainer with its model and data. Raises UserError for inputs that cannot be trained on."""
-    arguments = training_arguments(params.device, params.seed, folder, **_settings(params))
+    first = last_checkpoint(folder) is None  # else what was seen before the first step is in its log
+    arguments = training_arguments(params.device, params.seed, folder, eval_on_start=first, **_settings(params))
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
     spans = Spans(tokens / "train.arrow")
@@ -139,7 +140,6 @@ def _settings(params: Train) -> dict:
         "logging_steps": params.log_steps,
         "eval_strategy": "steps",
         "eval_steps": params.evaluation_steps,
-        "eval_on_start": True,
         "bf16": params.precision == "bfloat16",
         "gradient_checkpointing": params.checkpointing,
     }

@@ -60,7 +60,7 @@ def spans(tmp_path: Path) -> Spans:
 
 def trainer(model: QuietStarForCausalLM, spans: Spans, settings: params.Train = TRAIN) -> QuietStarTrainer:
     folder = Path("checkpoints")
-    arguments = training_arguments("cpu", settings.seed, folder, **trainer_settings(settings))
+    arguments = training_arguments("cpu", settings.seed, folder, eval_on_start=True, **trainer_settings(settings))
     return QuietStarTrainer(settings, HeldOut(spans, None), arguments, folder=folder, model=model, train_dataset=spans)
 
 
