@@ -30,16 +30,21 @@ def main() -> None:
     project = _clone(folder / "killed")
     began = time.monotonic()
     kills = run(project, options.kills, options.seed, options.longest)
+    about = _about(project, options.seed, time.monotonic() - began)
     went_on = [went_on_from(project, number, one.stage) for number, one in enumerate(kills, start=1)]
     problems = [*differences(project, reference), *surprises(kills, went_on)]
-    about = f"`python -m pipeline.chaos {' '.join(sys.argv[1:])}`, seed {options.seed}, commit {_commit()}."
-    about += f" {(time.monotonic() - began) / 60:.1f} minutes."
     with new_path(RESULTS) as part:
         part.write_text(in_words(kills, went_on, problems, about), encoding="utf-8")
     if problems:
         raise UserError(f"{'; '.join(problems)}: see {RESULTS} and {folder}")
-    print(f"{len(kills)} kills, and the same end as without: {RESULTS}")
     shutil.rmtree(folder)
+    print(f"{len(kills)} kills, and the same end as without: {RESULTS}")
+
+
+def _about(project: Path, seed: int, seconds: float) -> str:
+    commit = called(project, "git", "rev-parse", "--short", "HEAD").strip()
+    words = " ".join(["python -m pipeline.chaos", *sys.argv[1:]])
+    return f"`{words}`: commit {commit}, seed {seed}, {seconds / 60:.1f} minutes."
 
 
 def _options() -> argparse.Namespace:
@@ -48,7 +53,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of their moments and ways (default: %(default)s)")
-    parser.add_argument("--longest", type=float, default=40, help="seconds that a stage gets (default: %(default)s)")
+    parser.add_argument(
+        "--longest", type=float, default=60, help="seconds that a stage gets at most (default: %(default)s)"
+    )
     parser.add_argument("--reference", type=Path, help="a clone with an uninterrupted run; made if there is none")
     return parser.parse_args()
 
@@ -56,10 +63,6 @@ def _options() -> argparse.Namespace:
 def _clone(folder: Path) -> Path:
     subprocess.run(["git", "clone", "--quiet", ".", folder], check=True)
     return folder
-
-
-def _commit() -> str:
-    return called(Path(), "git", "rev-parse", "--short", "HEAD").strip()
 
 
 def _reference(folder: Path) -> Path:

@@ -26,9 +26,9 @@ def differences(project: Path, reference: Path) -> Iterator[str]:
     if changed != expected:
         yield f"changed are {changed.split()}, not {expected.split()}"
     left = [file for file in (project / FOLDER).rglob("*") if file.is_file()]
-    left += [file for file in project.rglob("*.part") if ".dvc" not in file.parts]
+    left += [part for part in project.rglob("*.part") if ".dvc" not in part.parts]
     left += [project / name for name in called(project, "git", "ls-files", "--others", "--exclude-standard").split()]
-    yield from (f"{file.relative_to(project)} is left over" for file in left)
+    yield from (f"{path.relative_to(project)} is left over" for path in left)
 
 
 def surprises(kills: Sequence[Kill], went_on: Sequence[str]) -> Iterator[str]:
@@ -45,7 +45,9 @@ def surprises(kills: Sequence[Kill], went_on: Sequence[str]) -> Iterator[str]:
 def in_words(kills: Sequence[Kill], went_on: Sequence[str], problems: Sequence[str], about: str) -> str:
     """A page: what was done, how it ended, a row a kill."""
     verdict = "; ".join(problems) or "dvc.lock equals that of an uninterrupted run, hash by hash; nothing is left over"
-    where = ", ".join(f"{name} {value}" for name, value in machine("cpu").items())
+    where = ", ".join(
+        str(value) if name == "device_name" else f"{name} {value}" for name, value in machine("cpu").items()
+    )
     lines = ["# Killed and run again", "", f"{about} Machine: {where}.", "", f"**{len(kills)} kills: {verdict}.**", ""]
     lines += ["| kill | stage | seconds into it | way | it had | run again, it went on from |"]
     lines += ["| ---: | --- | ---: | --- | --- | --- |"]
