@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro ablations ablations-ci ci-report ci-comment test lint show bench bench-cuda clean
+.PHONY: help setup repro ablations ablations-ci ci-report ci-comment chaos test lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ ci-report: setup ## the small grid's results and what differs from BASE (origin/
 
 ci-comment: ## put results/ci-report.md on the pull request PULL_REQUEST
 	@gh pr comment "$(PULL_REQUEST)" --body-file results/ci-report.md
+
+chaos: setup ## kill the pipeline twenty times, let it go on, compare the end with an uninterrupted run: results/chaos.md
+	@$(RUN) python -m pipeline.chaos --kills 20 --seed 1
 
 test: setup ## run the whole test suite
 	@echo "== pytest"

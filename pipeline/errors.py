@@ -1,9 +1,7 @@
 """A user's mistake, told in one line: what is wrong and what to do."""
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
-PR_SET_PDEATHSIG = 1
 PATIENCE = 20  # seconds: ending a process that has torch in it takes some
 LONGEST = 1000  # characters of a message: a bad value may be a whole file
 
@@ -44,7 +41,6 @@ def optional(package: str, why: str) -> Iterator[None]:
 def run(stage: Callable[[], None]) -> None:
     """Run a stage's main function; a user's mistake ends it with one line on standard error and no traceback."""
     _show_log()
-    _end_with_parent()
     try:
         _check_workspace()
         stage()
@@ -64,12 +60,6 @@ def _exit(message: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(PATIENCE)  # where all processes fail alike, the first one tells, and the others are ended meanwhile
     sys.exit(f"error: {message}")
-
-
-def _end_with_parent() -> None:
-    """A stage that DVC runs ends when DVC is killed, and can be run again at once: Linux then sends it a signal."""
-    if sys.platform.startswith("linux") and "DVC_STAGE" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _show_log() -> None:

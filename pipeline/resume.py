@@ -7,17 +7,21 @@ checkout whose name stands for everything that could change them: `.resume/STAGE
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from pipeline.errors import UserError
 from pipeline.files import named
+
+log = logging.getLogger(__name__)
 
 FOLDER = ".resume"
 ROWS, LOCK = "rows.jsonl", "lock"
@@ -33,9 +37,8 @@ class Rows(Sequence[dict]):
 
     def __init__(self, file: BinaryIO):
         self._file, self._ends = file, array("q", [0])
-        for line in file:
-            if line.endswith(b"\n"):
-                self._ends.append(self._ends[-1] + len(line))
+        for line in takewhile(_is_row, file):
+            self._ends.append(self._ends[-1] + len(line))
         file.truncate(self._ends[-1])
 
     def __len__(self) -> int:
@@ -51,6 +54,15 @@ class Rows(Sequence[dict]):
         for row in rows:
             self._ends.append(self._ends[-1] + self._file.write(json.dumps(row).encode() + b"\n"))
         self._file.flush()
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a row is whole: a power cut may leave zeros, and more behind them, where nothing was on the disk yet."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n")
 
 
 class Scratch:
@@ -95,6 +107,8 @@ def unfinished(
             lock.write(str(os.getpid()))
             lock.flush()
             with closing(Scratch(folder / ROWS)) as scratch:
+                if scratch.rows:
+                    log.info("going on from %d rows in %s", len(scratch.rows), folder)
                 yield scratch
         except BaseException:
             if not _has_work(folder):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import yaml
 from omegaconf import OmegaConf
 
 from pipeline import preset
@@ -105,6 +106,18 @@ def copy_project(folder: Path, **changes: object) -> Path:
     values = preset.options(["scale=smoke"]) | TINY
     set_params(folder, values | {name.replace("__", "."): value for name, value in changes.items()})
     return folder
+
+
+def make_repository(folder: Path, stages: tuple[str, ...], call: Callable[..., object]) -> None:
+    """A project copy under git and DVC, with these stages of the graph; ``call`` runs a command in the folder."""
+    for name in (".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {name: graph[name] for name in stages}}))
+    call(folder, "git", "init", "-q", "-b", "main")
+    call(folder, "dvc", "init", "-q")
+    call(folder, "git", "add", "-A")
+    call(folder, "git", "commit", "-qm", "start")
 
 
 def set_params(folder: Path, changes: dict[str, object]) -> None:

@@ -86,7 +86,7 @@ def test_a_stage_depends_on_the_other_files_of_its_packages(name: str):
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_runs_its_own_module(name: str):
     arguments = " ${item.method} ${item.seed}" if name in BASELINES else ""
-    assert STAGES[name]["cmd"] == f"python -m stages.{name}{arguments}"
+    assert STAGES[name]["cmd"] == f"exec python -m stages.{name}{arguments}"
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -57,11 +57,14 @@ def folders(root: Path) -> int:
     return len(list((root / ".resume/s").iterdir()))
 
 
-def test_rows_are_there_for_the_next_run_and_gone_after_it(root: Path):
+def test_rows_are_there_for_the_next_run_and_gone_after_it(root: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
     leave(ROWS[:1])
+    assert not caplog.messages
     leave(ROWS[1:])
     with unfinished("s", {"seed": 1}, []) as scratch:
         assert list(scratch.rows) == ROWS
+    assert [line.partition(" in ")[0] for line in caplog.messages] == [f"going on from {n} rows" for n in (1, 2)]
     assert folders(root) == 0
     with unfinished("s", {"seed": 1}, []) as scratch:
         assert list(scratch.rows) == []
@@ -78,6 +81,17 @@ def test_a_row_cut_short_is_dropped_and_written_over(tmp_path: Path):
         scratch.add(ROWS[len(scratch.rows) :])
         scratch.close()
         assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("rest", [b"", b"\n", b'dex": 1}\n{"index": 2}\n'], ids=["to the end", "a line", "rows behind"])
+def test_zeros_where_a_power_cut_came_first_are_dropped(rest: bytes, tmp_path: Path):
+    path = tmp_path / "rows"
+    Scratch(path).add(ROWS[:1])
+    path.write_bytes(path.read_bytes() + bytes(5000) + rest)
+    scratch = Scratch(path)
+    assert list(scratch.rows) == ROWS[:1]
+    scratch.add(ROWS[1:])
+    assert list(scratch.rows) == ROWS == list(Scratch(path).rows)
 
 
 def test_added_rows_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,20 +1,17 @@
 """What one clone has run, another takes from a DVC remote, a folder or S3, and then has nothing to run itself."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from moto.server import ThreadedMotoServer
 from omegaconf import OmegaConf
 
-from tests.stage_runner import ENVIRONMENT, copy_project
+from tests.stage_runner import ENVIRONMENT, copy_project, make_repository
 
-ROOT = Path(__file__).parent.parent
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "tester", "AWS_DEFAULT_REGION": "us-east-1"}
 WHO = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 PATHS = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
@@ -59,19 +56,12 @@ def make_bucket(endpoint: str) -> None:
 def project(folder: Path, remote: list[list[str]]) -> Path:
     """A clone, on little data, of the graph's first stages, with a bare repository beside it."""
     copy_project(folder)
-    for name in (".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, folder)
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    stages = {name: stage for name, stage in graph["stages"].items() if name in STAGES}
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    make_repository(folder, STAGES, call)
     bare = folder.parent / "bare.git"
     call(folder.parent, "git", "init", "-q", "--bare", "-b", "main", str(bare))
-    call(folder, "git", "init", "-q", "-b", "main")
-    call(folder, "dvc", "init", "-q")
     for words in remote:
         call(folder, "dvc", *words)
-    call(folder, "git", "add", "-A")
-    call(folder, "git", "commit", "-qm", "start")
+    call(folder, "git", "commit", "-qam", "a remote")
     call(folder, "git", "remote", "add", "origin", str(bare))
     return folder
 

@@ -39,7 +39,7 @@ def graph(project: Path) -> dict[str, dict]:
 
 
 def test_the_stages_that_run_here_are_those_of_the_graph(finished: Path):
-    assert set(graph(finished)) == {f"python -m stages.{stage}" for stage in STAGES}
+    assert set(graph(finished)) == {f"exec python -m stages.{stage}" for stage in STAGES}
 
 
 def test_every_output_of_the_graph_is_there_and_no_part_is_left(finished: Path):

@@ -1,0 +1,79 @@
+"""Kill the pipeline again and again, and see that nothing but time is lost: `python -m pipeline.chaos`.
+
+In a throw-away clone of the last commit, with a DVC cache of its own, `dvc repro` is killed at random moments of
+pretraining, training and evaluation and run again, until the kills are used up. Then its dvc.lock has to be that of an
+uninterrupted run. Writes results/chaos.md; the exit code is 1 if anything is not as it should be.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline import errors
+from pipeline.chaos.compare import differences, in_words, is_stale, surprises
+from pipeline.chaos.kills import begin, called
+from pipeline.chaos.run import run, went_on_from
+from pipeline.errors import UserError
+from pipeline.files import new_path
+
+RESULTS = Path("results/chaos.md")
+
+
+def main() -> None:
+    options = _options()
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    reference = options.reference or _reference(folder / "reference")
+    project = _clone(folder / "killed")
+    began = time.monotonic()
+    kills = run(project, options.kills, options.seed, options.longest)
+    about = _about(project, options.seed, time.monotonic() - began)
+    went_on = [went_on_from(project, number, one.stage) for number, one in enumerate(kills, start=1)]
+    problems = [*differences(project, reference), *surprises(kills, went_on)]
+    with new_path(RESULTS) as part:
+        part.write_text(in_words(kills, went_on, problems, about), encoding="utf-8")
+    if problems:
+        raise UserError(f"{'; '.join(problems)}: see {RESULTS} and {folder}")
+    shutil.rmtree(folder)
+    print(f"{len(kills)} kills, and the same end as without: {RESULTS}")
+
+
+def _about(project: Path, seed: int, seconds: float) -> str:
+    commit = called(project, "git", "rev-parse", "--short", "HEAD").strip()
+    words = " ".join(["python -m pipeline.chaos", *sys.argv[1:]])
+    return f"`{words}`: commit {commit}, seed {seed}, {seconds / 60:.1f} minutes."
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of their moments and ways (default: %(default)s)")
+    parser.add_argument(
+        "--longest", type=float, default=60, help="seconds that a stage gets at most (default: %(default)s)"
+    )
+    parser.add_argument("--reference", type=Path, help="a clone with an uninterrupted run; made if there is none")
+    return parser.parse_args()
+
+
+def _clone(folder: Path) -> Path:
+    subprocess.run(["git", "clone", "--quiet", ".", folder], check=True)
+    return folder
+
+
+def _reference(folder: Path) -> Path:
+    """A clone with an uninterrupted run's dvc.lock: the committed one, unless code or parameters have changed since."""
+    if is_stale(_clone(folder)):
+        print(f"dvc.lock is stale: an uninterrupted run first, in {folder}", flush=True)
+        log = folder.with_suffix(".log")
+        if begin(folder, log).wait():
+            raise UserError(f"the uninterrupted run failed: see {log}")
+    return folder
+
+
+if __name__ == "__main__":
+    errors.run(main)
