@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -33,14 +34,16 @@ class Spans(Dataset):
         table = arrow_table(path).slice(0, rows)
         if not len(table):
             raise UserError(f"{path} has no spans")
-        self._ids = table["input_ids"]
+        self._batches = table["input_ids"].chunks
+        self._starts = np.cumsum([0, *map(len, self._batches)])  # Arrow's own look-up goes through all batches
         self._lengths = table["length"].to_numpy()
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = torch.tensor(self._ids[index].values.to_numpy(), dtype=torch.long)
+        batch = np.searchsorted(self._starts, index, side="right") - 1
+        ids = torch.tensor(self._batches[batch][index - self._starts[batch]].values.to_numpy(), dtype=torch.long)
         mask = torch.arange(len(ids)) < int(self._lengths[index])
         return {
             "input_ids": ids,

@@ -7,6 +7,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from tests.stage_runner import ROOT
 
 STOPPING = """
@@ -35,7 +37,7 @@ def run_and_kill(function: str, params: object, paths: list[Path], adds: int) ->
     process = subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(asdict(params)), *map(str, paths)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # rounding depends on it
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -47,7 +47,7 @@ def _work(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
         yield f"time, {stage}", duration(flops / rate)
     yield f"time at {rate:.3g} a second", duration(found.seconds(rate))
     if every.plan.devices > 1:
-        yield f"time on {every.plan.devices} devices", duration(found.seconds(rate * every.plan.devices))
+        yield f"time on {every.plan.devices} devices", duration(found.seconds(rate, every.plan.devices))
 
 
 def _memory(found: Estimate) -> Iterator[tuple[str, str]]:
@@ -87,7 +87,7 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
 def advice(found: Estimate, every: Params) -> str:
     """The first setting that would make it fit and is not made yet."""
     train, memory = every.train, found.memory
-    states = memory.weights + memory.gradients + memory.optimizer
+    states = memory.weights + memory.gradients + memory.optimizer + memory.gathered
     if states > every.plan.device_memory * GIGA:
         lora = ", or set train.adapt to lora" if train.adapt == "whole" else ""
         return (
@@ -98,6 +98,8 @@ def advice(found: Estimate, every: Params) -> str:
         return "lower train.batch_size and raise train.accumulation"
     if not train.checkpointing:
         return "set train.checkpointing"
+    if every.plan.devices > 1:
+        return "take shorter spans, or set train.adapt to lora"
     if train.positions is None:
         return f"set train.positions below {every.tokenize.span}"
     return "lower train.positions"

@@ -12,6 +12,7 @@ TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token in a text, about
 COPIES = 2  # of everything that DVC keeps: the workspace's and the cache's
 WAYS = 3  # of answering: with thoughts, without, and the base model
+SHARED = ("train", "baseline")  # stages that a launcher shares out over devices
 ANSWER_TOKENS = 4  # where evaluation thinks, of a question
 
 
@@ -29,9 +30,10 @@ class Estimate:
     memory: Memory
     disk: dict[str, float]
 
-    def seconds(self, rate: float) -> float:
-        """All stages one after the other, at ``rate`` operations a second."""
-        return sum(self.flops.values()) / rate
+    def seconds(self, rate: float, devices: int = 1) -> float:
+        """All stages one after the other, at ``rate`` operations a second a device; training alone has several."""
+        shared = sum(self.flops.get(stage, 0) for stage in SHARED)
+        return (sum(self.flops.values()) - shared + shared / devices) / rate
 
 
 def estimate(params: Params) -> Estimate:

@@ -18,22 +18,24 @@ WORKING, WORKING_AGAIN, HEAD_COPIES = 2, 4, 2
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device."""
+    """Bytes on each device. ``gathered``: whole weights and gradients beside its shares of them."""
 
     weights: float
     gradients: float
     optimizer: float
+    gathered: float
     activations: float
     head: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+        return self.weights + self.gradients + self.optimizer + self.gathered + self.activations + self.head
 
 
 def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> Memory:
     """At a pass's peak; weights, gradients and optimizer are shared out over the devices (FSDP2), which a step's texts
-    are not."""
+    are not. Whole gradients stay until those of thoughts and of the text are added up, and whole weights from one pass
+    to the next (launchers/node.yaml)."""
     learned, checkpointing, bfloat16 = learned_numbers(shape, train), train.checkpointing, train.precision == "bfloat16"
     thinking = min(train.positions or step.tokens, step.tokens)
     sums = 1 if thinking == step.tokens else 2  # the slices' gradients beside the parameters' own
@@ -45,13 +47,14 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> Mem
     working = WORKING_AGAIN if checkpointing else WORKING
     # of every layer what is kept, of one what its backward pass works on, of the end what the mixing head reads
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4
-    cast = shape.parameters * 2 / devices if bfloat16 else 0
+    cast = shape.parameters * 2 if bfloat16 and devices == 1 else 0  # what is gathered is in bfloat16 already
     activations = shape.layers * kept + working * layer + mixing + _sampling(shape, thoughts, step, size) + cast
     apart = shape.hidden * shape.vocab if train.adapt == "whole" else 0  # the gradient of the head's weight
     return Memory(
         weights=shape.parameters * FLOAT / devices,
         gradients=sums * learned * FLOAT / devices,
         optimizer=OPTIMIZER * learned * MOMENT[train.optimizer] / devices,
+        gathered=(2 if bfloat16 else FLOAT) * (shape.parameters + learned) if devices > 1 else 0,
         activations=activations,
         head=HEAD_COPIES * CHUNK_LOGITS * FLOAT + apart * FLOAT,
     )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -135,7 +136,8 @@ class Project:
 
     def kill_all(self) -> None:
         for process in self.processes():
-            process.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):  # gone since it was listed
+                process.send_signal(signal.SIGKILL)
         psutil.wait_procs(self.processes(), timeout=10)
 
 

@@ -83,14 +83,13 @@ def test_mistral_against_arithmetic():
     assert found.memory.weights == found.memory.gradients == pytest.approx(states, rel=0.02)
     assert found.memory.optimizer == pytest.approx(2 * states, rel=0.02)
     # one text a device, 256 * (1 + 2 * 10) tokens, 2.4 bytes a number: what all layers keep, four layers' own work,
-    # what the mixing head reads, keys and values of text and thoughts, and the weights as bfloat16
+    # what the mixing head reads, keys and values of text and thoughts
     tokens = 256 * 21
     parts = [
         32 * tokens * 4096 * 2.4,
         4 * tokens * (6 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 14336) * 2.4,
         4 * 4096 * (256 + 512 * 4) * 4,
         2 * 1024 * 32 * (256 + 512 * 6) * 2.4,
-        7.24e9 * 2 / 8,
     ]
     assert found.memory.activations == pytest.approx(sum(parts), rel=0.2)
     assert found.disk["models"] == pytest.approx((2 * 4 + 1) * 7.24e9 * 4, rel=0.02)
@@ -125,6 +124,24 @@ def test_memory_against_measured_steps(
 def test_gpt2s_matrices_are_counted_though_they_are_no_linear_layers():
     shape = shape_from(GPT2Config(n_embd=16, n_layer=3, n_head=2, n_positions=32, vocab_size=50))
     assert shape.body == 3 * (16 * 48 + 16 * 16 + 2 * 16 * 64) and shape.ffn == 64
+
+
+def test_devices_share_states_and_gather_weights_and_gradients():
+    """The paper's model on a node, by hand: 16 bytes a parameter shared out, 2 + 2 gathered in bfloat16."""
+    one, eight = (estimate(planned(*PAPER, f"hardware={name}")) for name in ("gpu", "node"))
+    parameters = eight.shape.parameters
+    shared = eight.memory.weights + eight.memory.gradients + eight.memory.optimizer
+    assert shared == 16 * parameters / 8 and eight.memory.gathered == (2 + 2) * parameters
+    assert one.memory.gathered == 0 and one.memory.activations - eight.memory.activations == 2 * parameters
+    assert told(*PAPER, "hardware=node", "plan.disk=1000", "train.precision=float32").startswith("training takes 85.3")
+    adapters = estimate(planned(*PAPER, "hardware=node", "train.adapt=lora"))
+    assert adapters.memory.gathered == 2 * (parameters + adapters.learned)
+
+
+def test_only_training_is_shared_out():
+    one, eight = (estimate(planned(*PAPER, "hardware=node")).seconds(1e14, devices) for devices in (1, 8))
+    flops = estimate(planned(*PAPER, "hardware=node")).flops
+    assert one - eight == pytest.approx((flops["train"] + flops["baseline"]) / 1e14 * 7 / 8)
 
 
 def test_slices_keep_their_gradients_apart():
@@ -184,7 +201,7 @@ def test_what_fits_is_not_warned_of():
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
         (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),
         (["plan.disk=0.01"], "go to the disk"),
-        (["plan.devices=8", "train.accumulation=8"], "trains on one device"),
+        (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
     ],
 )

@@ -1,0 +1,117 @@
+"""Corpora of any size that take no room on the disk: their texts and token ids are holes in Arrow files, read as zeros.
+
+    python -m tests.simulate_data tokenize 40    # GB; texts are streamed and tokenized for a minute
+    python -m tests.simulate_data train 40       # spans are read in training's random order for a minute
+    python -m tests.simulate_data order 0.1      # thousands of millions of texts: numbers of their order for a minute
+
+Prints what was read, how fast, and the process's own memory (without pages of files) before and at its end.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.inputs import Spans
+from pipeline.loop import TextOrder
+from pipeline.tokens import SPANS, SPANS_AT_ONCE, documents
+from tests.chain_of_thought.asking import byte_tokenizer
+from tests.peak_memory import TEXT
+
+GIGA, MEGA = 1e9, 1e6
+INDEX_BYTES = 8
+SPAN, TEXT_BYTES = 256, 2000
+SECONDS = 60
+HOLE = 2**17  # bytes: buffers as long as this are left out
+
+
+class Sparse:
+    """A file to write to in which long buffers become holes."""
+
+    closed = False
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb")
+
+    def write(self, data: pa.Buffer | bytes) -> int:
+        if len(data) >= HOLE:
+            self._file.seek(len(data), 1)
+            return len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def sparse(path: Path, batch: pa.RecordBatch, size: float) -> Path:
+    """``batch`` again and again, ``size`` bytes in all."""
+    sink = Sparse(path)
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), batch.schema) as writer:
+        for _ in range(int(size / batch.nbytes)):
+            writer.write_batch(batch)
+    sink.close()
+    return path
+
+
+def rows_of(width: int, values: pa.Array) -> pa.Array:
+    """``values`` in rows of ``width``."""
+    return pa.ListArray.from_arrays(np.arange(0, len(values) + 1, width, dtype=np.int32), values)
+
+
+def spans(folder: Path, size: float) -> Iterator[int]:
+    ids = rows_of(SPAN, pa.array(np.zeros(SPANS_AT_ONCE * SPAN, np.int32)))
+    lengths = pa.array(np.full(SPANS_AT_ONCE, SPAN, np.int32))
+    found = Spans(sparse(folder / "spans.arrow", pa.record_batch([ids, lengths], schema=SPANS), size))
+    yield 0
+    for text in TextOrder(len(found), wanted=len(found), seed=1):
+        yield 4 * len(found[text]["input_ids"])
+
+
+def texts(folder: Path, size: float) -> Iterator[int]:
+    offsets = np.arange(0, (SPANS_AT_ONCE + 1) * TEXT_BYTES, TEXT_BYTES, dtype=np.int32)
+    column = pa.StringArray.from_buffers(SPANS_AT_ONCE, pa.py_buffer(offsets), pa.py_buffer(bytes(offsets[-1])))
+    path = sparse(folder / "texts.arrow", pa.record_batch([column], schema=TEXT), size)
+    yield 0
+    for _ in documents.encoded(documents.read(path), byte_tokenizer()):
+        yield TEXT_BYTES
+
+
+def order(folder: Path, size: float) -> Iterator[int]:
+    yield 0
+    for _ in TextOrder(int(size), wanted=int(size), seed=1):
+        yield INDEX_BYTES
+
+
+def own_memory() -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 / MEGA for line in lines if line.startswith("RssAnon"))
+
+
+def main() -> None:
+    kind, size = sys.argv[1], float(sys.argv[2]) * GIGA
+    before = own_memory()
+    with TemporaryDirectory(dir=".") as folder:
+        sizes = {"tokenize": texts, "train": spans, "order": order}[kind](Path(folder), size)
+        next(sizes)
+        began, count, read = time.monotonic(), 0, 0
+        for some in sizes:
+            count, read = count + 1, read + some
+            if time.monotonic() - began > SECONDS:
+                break
+        took, after = time.monotonic() - began, own_memory()
+    speed = f"{read / took / MEGA:.1f} MB/s"
+    print(f"{kind} {size / GIGA:g}: {count} in {took:.1f} s, {speed}, {before:.0f} MB at first, {after:.0f} MB at last")
+
+
+if __name__ == "__main__":
+    main()
