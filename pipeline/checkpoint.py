@@ -4,7 +4,6 @@ Checkpoints are the HF Trainer's: weights, optimizer, schedule, position in the 
 stage's scratch folder (`pipeline.resume`), and bear the name ``step-N`` once all of them is on the disk.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from accelerate.utils import broadcast
 from transformers import TrainerCallback
 
 from pipeline.files import sync
+from pipeline.processes import is_main
 from pipeline.resume import scratch_folder, unfinished
 
 LEAST_SECONDS = 10  # between two checkpoints
@@ -39,21 +39,6 @@ def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path]) -> Iterator
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``; None where there is none."""
     return max(folder.glob(f"{WHOLE}*"), key=step_of, default=None)
-
-
-def is_main() -> bool:
-    """Whether this is the only process, or the one of several that writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def processes() -> int:
-    """How many processes share the run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_sharded() -> bool:
-    """Whether the processes share the model's weights out among them (FSDP2)."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 class Checkpoints(TrainerCallback):

@@ -57,7 +57,7 @@ def run(stage: Callable[[], None]) -> None:
 
 def _exit(message: str) -> None:
     _close_progress_bars()
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(PATIENCE)  # where all processes fail alike, the first one tells, and the others are ended meanwhile
     sys.exit(f"error: {message}")
 

@@ -1,5 +1,6 @@
 """Writing outputs so that what is there is whole: nothing half-written is left behind."""
 
+import hashlib
 import json
 import os
 import re
@@ -122,6 +123,16 @@ def arrow_table(path: Path) -> pa.Table:
         return pa.ipc.open_stream(mapped).read_all()
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: an empty file cannot be mapped
         raise UserError(f"{path} is missing or not an Arrow file: run `dvc repro` to make it again") from error
+
+
+def digests(path: Path, pattern: str = "*") -> dict[str, str]:
+    """The SHA-256 digest of a file, or of every file in a folder whose name matches, by its path from there."""
+    found = {}
+    for one in [path] if path.is_file() else path.rglob(pattern):
+        if one.is_file():
+            with one.open("rb") as file:
+                found[one.relative_to(path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def read_rows(path: Path) -> Iterator[dict]:

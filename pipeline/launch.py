@@ -12,17 +12,19 @@ import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from yaml import YAMLError
 
 from pipeline.errors import UserError, reason
+from pipeline.processes import SINGLE, has_lost_another, is_launched
 
-SINGLE = "single"
+SEVERAL = ("MULTI_GPU", "FSDP")  # of accelerate's types those that start processes by torchrun's means
 LOST = 75  # the exit code of a process that another one has left alone
 # where this machine is one of several: the same names as torchrun's and most clusters'
 MACHINES = {"num_machines": "NNODES", "machine_rank": "NODE_RANK", "main_process_ip": "MASTER_ADDR"}
 MACHINES |= {"main_process_port": "MASTER_PORT"}
+NUMBERS = ("NNODES", "NODE_RANK", "MASTER_PORT")
 
 
 def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
@@ -33,7 +35,7 @@ def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
     """
     if launcher == SINGLE:
         stage()
-    elif "LOCAL_RANK" in os.environ:
+    elif is_launched():
         _run_one(stage)
     else:
         _run_all(launch_command_parser().parse_args([*_options(launcher), "-m", module, *sys.argv[1:]]))
@@ -44,7 +46,7 @@ def _run_one(stage: Callable[[], None]) -> None:
     try:
         stage()
     except RuntimeError as error:
-        if not isinstance(error, DistError) and "gloo" not in str(error):
+        if not has_lost_another(error):
             raise
         sys.exit(LOST)
 
@@ -64,18 +66,34 @@ def _run_all(arguments: Namespace) -> None:
         if told:
             sys.exit(told[0])
         raise UserError("a process has ended: `dvc repro` goes on from the last checkpoint") from error
+    except SignalException as error:  # Ctrl-C, or DVC was killed
+        sys.exit(128 + error.sigval)
+    except (ValueError, TypeError, ConnectionError, RuntimeError) as error:
+        raise UserError(f"{arguments.config_file} cannot be launched: {reason(error)}") from error
 
 
 def _options(launcher: str) -> Iterator[str]:
     """`accelerate launch`'s options: the file, and what it leaves to each machine."""
     config = _config(launcher)
+    machines = _machines(launcher, config)
     yield from ("--config_file", launcher)
     for option, variable in MACHINES.items():
         if variable in os.environ:
             yield from (f"--{option}", os.environ[variable])
     if "num_processes" not in config:
-        machines = int(os.environ.get("NNODES", config.get("num_machines", 1)))
         yield from ("--num_processes", str(machines * torch.cuda.device_count()))
+
+
+def _machines(launcher: str, config: dict) -> int:
+    """How many machines there are. Raises UserError where a variable says no number, or none where the first one is."""
+    for variable in NUMBERS:
+        value = os.environ.get(variable, "1")
+        if not value.isdecimal():
+            raise UserError(f"the environment variable {variable} is {value!r}, but must be a number")
+    machines = int(os.environ.get("NNODES", config.get("num_machines", 1)))
+    if machines > 1 and not os.environ.get("MASTER_ADDR", config.get("main_process_ip")):
+        raise UserError(f"{launcher} is for {machines} machines: set MASTER_ADDR to the first one's address on each")
+    return machines
 
 
 def _config(launcher: str) -> dict:
@@ -87,6 +105,13 @@ def _config(launcher: str) -> dict:
         raise UserError(f"{launcher} is not readable YAML: {reason(error)}") from error
     if not isinstance(config, dict) or "distributed_type" not in config:
         raise UserError(f"{launcher} is no configuration for `accelerate launch`: it names no distributed_type")
+    if config["distributed_type"] not in SEVERAL:
+        raise UserError(
+            f"{launcher} has distributed_type {config['distributed_type']}, but must have {' or '.join(SEVERAL)}: "
+            "for one process set train.launcher to single"
+        )
+    if config.get("use_cpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # accelerate itself would have each process take a GPU
     if "num_processes" not in config and not torch.cuda.is_available():
         raise UserError(
             f"{launcher} runs a process a GPU, but no CUDA GPU is usable here: set train.launcher to single"

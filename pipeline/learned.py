@@ -1,7 +1,7 @@
 """What of a model is trained, and a folder that holds only that: small, and put on its base model to be read.
 
-`learned.safetensors`: the trained tensors; `learned.json`: where the base model is, and the adapters' sizes. It is not
-`model.safetensors`, which transformers would take for the whole model and fill up with random weights.
+`learned.safetensors`: the trained tensors; `learned.json`: where the base model is, its digests, adapters' sizes. It is
+not `model.safetensors`, which transformers would take for the whole model and fill up with random weights.
 """
 
 import json
@@ -15,18 +15,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.errors import UserError, optional, reason
+from pipeline.files import digests
 from pipeline.params import Train
 from pipeline.thought.adapters import add_adapters, merge_adapters
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 
 LEARNED = TENSORS, ABOUT = "learned.safetensors", "learned.json"
+WEIGHTS = "*.safetensors"  # of a base model
 
 
 @dataclass(frozen=True)
 class Learned:
-    """``base``: the base model's folder, seen from this one. ``lora``: as `params.Lora`, None without adapters."""
+    """``base``: the base model's folder, seen from this one, and its weights' ``digests``. ``lora``: as `params.Lora`,
+    None without adapters.
+    """
 
     base: str
+    digests: dict[str, str]
     lora: dict | None
 
 
@@ -48,7 +53,7 @@ def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, folder:
     """Write the model to ``folder``: whole, or only what it learned on the model in ``base``. Merges its adapters."""
     lora = asdict(params.lora) if params.adapt == "lora" else None
     if params.saved == "learned":
-        _save_learned(model, Learned(os.path.relpath(base, folder), lora), folder)
+        _save_learned(model, Learned(os.path.relpath(base, folder), digests(base, WEIGHTS), lora), folder)
     if lora is not None:
         merge_adapters(model.base)
     if params.saved == "whole":
@@ -65,13 +70,16 @@ def _save_learned(model: QuietStarForCausalLM, about: Learned, folder: Path) -> 
 def base_of(folder: Path) -> Path | None:
     """The base model's folder that the model in ``folder`` is put on; None where it is whole, or where there is none.
 
-    Raises UserError where the base model is missing.
+    Raises UserError where the base model is missing, or another one.
     """
     if not (folder / ABOUT).is_file():
         return None
-    base = Path(os.path.normpath(folder / _about(folder).base))
+    about = _about(folder)
+    base = Path(os.path.normpath(folder / about.base))
     if not base.is_dir():
         raise UserError(f"{folder} holds only what was trained: the model that it was trained on must be in {base}")
+    if digests(base, WEIGHTS) != about.digests:
+        raise UserError(f"{folder} was trained on other weights than those in {base}")
     return base
 
 

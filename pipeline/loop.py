@@ -11,14 +11,16 @@ import pandas as pd
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
-from pipeline.checkpoint import HALF, Checkpoints, is_sharded, last_checkpoint, processes, step_of
+from pipeline.checkpoint import HALF, Checkpoints, last_checkpoint, step_of
 from pipeline.errors import UserError, reason
 from pipeline.inputs import pick_device
+from pipeline.processes import has_lost_another, is_sharded, processes, stand_alone
 
 log = logging.getLogger(__name__)
 
@@ -119,10 +121,13 @@ class CheckedTrainer(Trainer):
     def _save_checkpoint(self, *args: object) -> None:
         try:
             super()._save_checkpoint(*args)
-        except Exception as error:  # torch and safetensors tell of a full disk in errors of their own
+        except (Exception, CheckpointException) as error:  # torch and safetensors have their own for a full disk
+            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            if has_lost_another(cause):
+                raise cause from None
             shutil.rmtree(self._folder / f"{HALF}{self.state.global_step}", ignore_errors=True)
             raise UserError(
-                f"no checkpoint could be written to {self._folder} (is the disk full?): {reason(error)}"
+                f"no checkpoint could be written to {self._folder} (is the disk full?): {reason(cause)}"
             ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -150,10 +155,19 @@ def logged(rows: list[dict], columns: list[str], needed: str) -> pd.DataFrame:
     return pd.DataFrame(kept.values()).reindex(columns=["step", *columns])
 
 
+class OneDevice(TrainingArguments):
+    """Of a machine's GPUs a process uses one: the Trainer itself would split each batch over all (DataParallel)."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
 def training_arguments(device: str, seed: int, folder: Path, **settings: object) -> TrainingArguments:
     """The Trainer's settings; what it writes, checkpoints alone, goes to ``folder``."""
+    stand_alone()
     cpu = pick_device(device) == "cpu"
-    return TrainingArguments(
+    return OneDevice(
         output_dir=str(folder),
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and processes() > 1 else None,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from pipeline.errors import UserError
-from pipeline.files import named
+from pipeline.files import digests, named
 
 log = logging.getLogger(__name__)
 
@@ -136,21 +136,11 @@ def fingerprint(
     """A name for everything that could change a row: parameters, bytes of inputs and code, versions of libraries."""
     about = {
         "params": dict(params),
-        "inputs": [_digests(path, "*") for path in inputs],
-        "code": _digests(code, "*.py"),
+        "inputs": [digests(path, "*") for path in inputs],
+        "code": digests(code, "*.py"),
         "versions": [version(library) for library in libraries],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digests(path: Path, pattern: str) -> dict[str, str]:
-    """The digest of a file, or of every file in a folder, by its path from there."""
-    digests = {}
-    for one in [path] if path.is_file() else path.rglob(pattern):
-        if one.is_file():
-            with one.open("rb") as file:
-                digests[one.relative_to(path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
         raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
     base = base_of(folder)
     if base is not None:
-        return load_learned(folder, load_base(base)).eval()
+        return _checked(load_learned(folder, load_base(base)), folder)
     try:
         model, loading = QuietStarForCausalLM.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
@@ -46,6 +46,10 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in {folder} are not those of its config.json: {sorted(map(str, wrong))[0]}")
+    return _checked(model, folder)
+
+
+def _checked(model: QuietStarForCausalLM, folder: Path) -> QuietStarForCausalLM:
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise UserError(f"the weights in {folder} are not all finite numbers: train again, with a lower learning rate")
     return model.eval()

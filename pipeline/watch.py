@@ -3,6 +3,8 @@
 Each rule compares the means over the last `WINDOW` logged steps with those over the first ones.
 """
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -29,23 +31,37 @@ RULES = (
 )
 
 
-def broken(start: Mapping[str, float], now: Mapping[str, float]) -> list[Rule]:
-    """The rules that are broken, given the columns' means at the start and now; a missing column breaks none."""
-    return [rule for rule in RULES if rule.watched in now and rule.broken(start[rule.watched], now[rule.watched])]
+WATCHED = tuple(dict.fromkeys(rule.watched for rule in RULES))
+
+
+class Watch:
+    """Reads a training log, and tells of each rule once, at the first row where it is broken."""
+
+    def __init__(self):
+        self._last: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self._start: dict[str, float] = {}
+        self._told: set[Rule] = set()
+
+    def add(self, row: Mapping[str, float]) -> Iterator[str]:
+        """What to warn of after the next logged step; a column that it has not, or that is blank, breaks no rule."""
+        self._last.append(row)
+        if len(self._last) < WINDOW:
+            return
+        now = {name: sum(one.get(name, math.nan) for one in self._last) / WINDOW for name in WATCHED}
+        start = self._start = self._start or now
+        for rule in RULES:
+            if rule not in self._told and rule.broken(start[rule.watched], now[rule.watched]):
+                self._told.add(rule)
+                yield _sentence(rule, int(row["step"]), start[rule.watched], now[rule.watched])
 
 
 def warnings(steps: pd.DataFrame) -> Iterator[str]:
     """What a training log (a row a logged step) should be read with: each rule at the first step where it is broken."""
-    names = [name for name in dict.fromkeys(rule.watched for rule in RULES) if steps[name].notna().all()]
-    means = steps[names].rolling(WINDOW).mean()[WINDOW - 1 :]
-    told: set[Rule] = set()
-    for place, now in means.iterrows():
-        for rule in broken(means.iloc[0], now):
-            if rule not in told:
-                told.add(rule)
-                yield sentence(rule, int(steps["step"][place]), means.iloc[0][rule.watched], now[rule.watched])
+    watch = Watch()
+    for row in steps.to_dict("records"):
+        yield from watch.add(row)
 
 
-def sentence(rule: Rule, step: int, start: float, now: float) -> str:
+def _sentence(rule: Rule, step: int, start: float, now: float) -> str:
     name = rule.watched.replace("_", " ")
     return f"step {step}: {rule.told}: {name} {now:.3g} over the last {WINDOW} steps, {start:.3g} over the first"

@@ -95,6 +95,29 @@ def test_two_processes_killed_go_on_to_the_same_bytes(way: dict[str, str], proje
     assert scratches(folder) == []
 
 
+def test_another_number_of_processes_starts_afresh(project: Path, tmp_path: Path):
+    """Its bytes would be neither run's: rounding depends on the number."""
+    folder = shutil.copytree(project, tmp_path / "project")
+    set_params(folder, {"train.steps": 60})
+    process = start(folder, 2, {})
+    wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), process)
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.kill()
+    process.wait()
+    assert start(folder, 1, {}).wait(120) == 0, (folder / "log").read_text()[-3000:]
+    assert "going on from" not in (folder / "log").read_text()
+    assert scratches(folder) == []
+
+
+def test_a_clusters_variables_make_no_process_one_of_several(project: Path, tmp_path: Path):
+    """Some give them to every command, and the others would be waited for."""
+    alone, told = (shutil.copytree(project, tmp_path / name) for name in ("alone", "told"))
+    run_stages(alone, ("train",))
+    command, cluster = [sys.executable, "-m", "stages.train"], {"RANK": "1", "WORLD_SIZE": "4"}
+    subprocess.run(command, cwd=told, env={**os.environ, **ENVIRONMENT, **cluster}, check=True, timeout=120)
+    assert outputs(told, "train") == outputs(alone, "train")
+
+
 def wait_for(happened, process: subprocess.Popen, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not happened():
@@ -123,6 +146,20 @@ def test_one_of_two_killed_ends_the_run_with_one_line(project: Path, tmp_path: P
     told = [line for line in (folder / "log").read_text().splitlines() if line.startswith(("error:", "Traceback"))]
     assert told == ["error: process 1 was ended by signal 9: `dvc repro` goes on from the last checkpoint"]
     assert not (folder / "models/quiet_star.part").exists()
+
+
+def test_ctrl_c_ends_all_without_a_word(project: Path, tmp_path: Path):
+    folder = shutil.copytree(project, tmp_path / "project")
+    set_params(folder, {"train.launcher": "launchers/cpus.yaml", "train.steps": 5000})
+    command, environment = [sys.executable, "-m", "stages.train"], {**os.environ, **ENVIRONMENT}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: "it/s" in (folder / "log").read_text() and len(ranks(process)) == 2, process)
+        left = ranks(process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert psutil.wait_procs(left, timeout=5)[1] == []
+    assert not {"Traceback", "error:"} & {line.split(" ")[0] for line in (folder / "log").read_text().splitlines()}
 
 
 def test_killing_the_launcher_ends_the_processes(project: Path, tmp_path: Path):

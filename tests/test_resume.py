@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import resume
 from pipeline.errors import UserError
+from pipeline.files import digests
 from pipeline.resume import Scratch, fingerprint, unfinished
 from tests.stage_runner import ROOT
 
@@ -152,8 +153,8 @@ def test_a_copy_of_the_inputs_elsewhere_has_the_same_name(root: Path):
 
 
 def test_the_project_code_is_in_the_name():
-    digests = resume._digests(resume.CODE, "*.py")
-    assert {"resume.py", "thought/views.py", "chain_of_thought/samples.py"} <= digests.keys()
+    names = digests(resume.CODE, "*.py").keys()
+    assert {"resume.py", "thought/views.py", "chain_of_thought/samples.py"} <= names
 
 
 def test_a_second_process_is_refused_until_the_first_is_dead(held: subprocess.Popen, root: Path):

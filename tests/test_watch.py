@@ -1,5 +1,6 @@
 """Training that goes wrong is told of once, at the step where it does; training that goes well is not."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ WELL = {"thought_entropy": 2.0, "reward": 0.03, "mixing_weight": 0.1}
 WRONG = [
     ("thought_entropy", 0.1, "thoughts have become nearly always the same"),
     ("thought_entropy", 9.0, "thoughts have become noise"),
-    ("reward", -1.0, "thoughts make the text after them less likely"),
+    ("reward", -1.5, "thoughts make the text after them less likely"),
     ("mixing_weight", -0.5, "predictions are pushed away from what thoughts say"),
     ("mixing_weight", 1.0, "predictions without thoughts no longer count"),
 ]
@@ -50,7 +51,7 @@ def test_one_bad_step_is_no_warning():
 
 def test_a_method_without_a_column_is_not_judged_by_it():
     table = log("reward", -1.0)
-    table["thought_entropy"] = None
+    table["thought_entropy"] = math.nan  # as pandas reads a blank column
     assert len(list(warnings(table))) == 1
 
 

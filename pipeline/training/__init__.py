@@ -9,13 +9,14 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
-from pipeline.checkpoint import checkpoints, is_main, is_sharded, last_checkpoint, processes
+from pipeline.checkpoint import checkpoints, last_checkpoint
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
 from pipeline.inputs import Spans, pick_device, read_tokenizer
 from pipeline.learned import limit_learning, save_trained
 from pipeline.loop import logged, training_arguments
 from pipeline.params import Train
+from pipeline.processes import SINGLE, is_main, is_sharded, processes
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.trained import check_room, load_base
 from pipeline.training.probe import read_probe
@@ -36,13 +37,13 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
             "train.positions is set, but weights that are shared out need all positions at once: make it null"
         )
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
-    with checkpoints(f"train/{out.name}", asdict(params) | {"device": device}, inputs) as folder:
+    inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]
+    about = asdict(params) | {"device": device, "processes": processes()}
+    with checkpoints(f"train/{out.name}", about, inputs) as folder:
         keep_memory()
         set_seed(params.seed)
         trainer = _trainer(params, base, tokens, probe, folder)
         rows = trainer.run()
-        if params.steps % params.evaluation_steps:
-            trainer.evaluate()
         whole = _whole_model(trainer, params, base)
         if is_main():
             _write_model(whole, params, base, out)

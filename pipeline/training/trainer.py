@@ -13,17 +13,17 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from pipeline.checkpoint import is_main
 from pipeline.errors import UserError, optional
 from pipeline.inputs import IGNORED, Spans
 from pipeline.loop import CheckedTrainer
 from pipeline.params import Train
+from pipeline.processes import is_main
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.objective import Counts, counts_of
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.probe import Probe
-from pipeline.watch import RULES, WINDOW, broken, sentence
+from pipeline.watch import Watch
 
 LOSS_COLUMNS = ["base_loss", "talk_loss", "policy_loss", "reward", "positive_advantages", "mixing_weight"]
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
@@ -52,6 +52,8 @@ class QuietStarTrainer(CheckedTrainer):
         self._heldout = heldout
         self._parts: list[tuple[int, dict[str, Tensor]]] = []  # a pass's step, and its share of what is logged
         self._engine = Engine(params.attention, params.positions)
+        self._watch = Watch()
+        self._seen = 0  # rows of the log that the watch has
         super().__init__(args, skipped_steps=params.skipped_steps, eval_dataset=heldout.spans, **kwargs)
         self.model_accepts_loss_kwargs = True  # the Trainer then leaves it to us to share the loss out over passes
 
@@ -88,17 +90,13 @@ class QuietStarTrainer(CheckedTrainer):
             self._warn()
 
     def _warn(self) -> None:
-        """Tell of every rule of `pipeline.watch` that is broken now and was not a step ago."""
-        near = 3 * WINDOW  # rows of held-out text are among them
-        first, last = (
-            [row for row in some if "base_loss" in row]
-            for some in (self.state.log_history[:near], self.state.log_history[-near:])
-        )
-        if len(last) <= WINDOW:
-            return
-        start, before, now = map(_column_means, (first[:WINDOW], last[-WINDOW - 1 : -1], last[-WINDOW:]))
-        for rule in set(broken(start, now)) - set(broken(start, before)):
-            log.warning(sentence(rule, last[-1]["step"], start[rule.watched], now[rule.watched]))
+        """Tell of every rule of `pipeline.watch` that is broken for the first time."""
+        rows = self.state.log_history[self._seen :]  # after a resume also those of before
+        self._seen += len(rows)
+        for row in rows:
+            if "base_loss" in row:
+                for warning in self._watch.add(row):
+                    log.warning(warning)
 
     def _means(self) -> dict[str, float]:
         """The means over the steps since the last row, of all processes."""
@@ -120,6 +118,7 @@ class QuietStarTrainer(CheckedTrainer):
             )
         self.log(metrics)
         self.model.train()
+        self.control.should_evaluate = False  # done: else the Trainer does it once more after the last step
         return metrics
 
     def _watched(self) -> dict[str, float]:
@@ -145,12 +144,6 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
     model.unshard()
     yield
     model.reshard()
-
-
-def _column_means(rows: list[dict]) -> dict[str, float]:
-    """The means of what all rows have and is watched."""
-    names = [name for name in dict.fromkeys(rule.watched for rule in RULES) if name in rows[0]]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:

@@ -24,6 +24,7 @@ from tests.bad_input.spoil import (
 from tests.local_hub import commonsense_qa_rows
 
 RINGS = "tasks/microworld/micro_rings.yaml"
+CPUS = b"distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: 2\n"
 PARAMETERS = [
     Case("no such file", "corpus", "params.yaml is missing: run from the project's root", gone("params.yaml")),
     Case("a folder", "corpus", "params.yaml is not readable: Is a directory", folder("params.yaml")),
@@ -335,6 +336,42 @@ PARAMETERS = [
         "train",
         "mine.yaml is not readable YAML: …",
         each(holds("mine.yaml", b"distributed_type: [\n"), params(train__launcher="mine.yaml")),
+    ),
+    *(
+        Case(
+            f"a launcher {wrong}",
+            "train",
+            message,
+            each(holds("mine.yaml", content), params(train__launcher="mine.yaml")),
+            environment=environment,
+        )
+        for wrong, content, environment, message in (
+            (
+                "for one process",
+                b"distributed_type: 'NO'\n",
+                {},
+                "mine.yaml has distributed_type NO, but must have MULTI_GPU or FSDP: for one process set "
+                "train.launcher to single",
+            ),
+            (
+                "with a setting that accelerate does not know",
+                CPUS + b"processes: 2\n",
+                {},
+                "mine.yaml cannot be launched: …",
+            ),
+            (
+                "without the first machine's address",
+                CPUS + b"num_machines: 2\n",
+                {},
+                "mine.yaml is for 2 machines: set MASTER_ADDR to the first one's address on each",
+            ),
+            (
+                "with a number of machines that is none",
+                CPUS,
+                {"NNODES": "two"},
+                "the environment variable NNODES is 'two', but must be a number",
+            ),
+        )
     ),
     Case(
         "a launcher for GPUs without one",
@@ -1200,6 +1237,16 @@ CHECKPOINTS = [
             ),
         )
         for stage in ("chain_of_thought", "perplexity", "release")
+    ),
+    Case(
+        "what was learned, with weights that are no numbers",
+        "evaluate",
+        "the weights in models/quiet_star are not all finite numbers: train again, with a lower learning rate",
+        each(
+            params(train__adapt="frozen", train__saved="learned", baseline__methods=["pause"]),
+            spoil.ran("train"),
+            spoil.weights("models/quiet_star/learned.safetensors", nans),
+        ),
     ),
     trained_of("evaluate", "models/quiet_star holds a llama model, not a trained Quiet-STaR one"),
     trained_of("chain_of_thought", "models/quiet_star holds a llama model, not a trained Quiet-STaR one"),

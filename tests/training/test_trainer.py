@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch.distributed import DistError
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import AutoModelForCausalLM, Trainer
 
 from pipeline import params
 from pipeline.errors import UserError
@@ -20,6 +22,7 @@ from pipeline.thought.objective import counts_of
 from pipeline.tokens import SPANS
 from pipeline.training import _settings as trainer_settings
 from pipeline.training.trainer import LOSS_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer, parameter_groups
+from pipeline.watch import WINDOW
 from tests.thought.tiny import LLAMA, VOCABULARY, quiet_star
 
 ALL_METHODS = pytest.mark.parametrize("method", METHODS)
@@ -363,15 +366,43 @@ def test_8_bits_without_bitsandbytes(spans: Spans, monkeypatch: pytest.MonkeyPat
         trained(spans, replace(TRAIN, optimizer="adamw_8bit"))
 
 
+def test_of_several_gpus_a_process_uses_one(tmp_path: Path):
+    arguments = training_arguments("cpu", 1, tmp_path, per_device_train_batch_size=4)
+    arguments._n_gpu = 8  # as the Trainer's own settings count a machine's
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    "error, raised",
+    [
+        (CheckpointException("", {0: (OSError(28, "No space left on device"), None)}), UserError),
+        (OSError(28, "No space left on device"), UserError),
+        (CheckpointException("", {1: (DistError("another process has ended"), None)}), DistError),
+        (RuntimeError("[../gloo/transport] Connection closed by peer"), RuntimeError),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written(
+    error: BaseException, raised: type, spans: Spans, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(self: Trainer, *args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", fail)
+    with pytest.raises(raised, match="No space left|another process|closed by peer") as caught:
+        trainer(quiet_star(LLAMA), spans)._save_checkpoint()
+    assert type(caught.value) is raised
+
+
 def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: pytest.LogCaptureFixture):
     one = trainer(quiet_star(LLAMA), spans)
     well = {"loss": 1.0, "base_loss": 1.0, "reward": 0.1, "mixing_weight": 0.1, "thought_entropy": 1.0}
-    one.state.log_history = [{**well, "step": step, "reward": 0.1 if step < 30 else -1.0} for step in range(60)]
-    history, told = one.state.log_history, []
-    for step in range(1, 60):
+    heldout, told = [{"eval_base_loss": 1.0}, {"eval_base_loss": 1.0}], []
+    for step in range(60):
         caplog.clear()
-        one.state.log_history = history[:step]
+        row = {**well, "step": step, "reward": 0.1 if step < 30 or step % 2 else -3.0, "mixing_weight": 0.99}
+        one.state.log_history += [row, *heldout]
         one._warn()
         told += [(step, record.message) for record in caplog.records]
-    ((step, message),) = told
-    assert 30 < step < 50 and "thoughts make the text after them less likely" in message
+    (first, second) = told
+    assert first[0] == WINDOW - 1 and "predictions without thoughts no longer count" in first[1]
+    assert 30 < second[0] < 50 and "thoughts make the text after them less likely" in second[1]
