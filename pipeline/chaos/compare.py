@@ -1,6 +1,6 @@
 """What came out of a run that was killed, beside one that was not."""
 
-import re
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,11 +11,19 @@ from pipeline.chaos.kills import NO_STAGE, NOTHING, Kill, called
 from pipeline.resume import FOLDER
 
 LOCK = "dvc.lock"
+OUTS = ("data", "models", "results")
 
 
 def is_stale(clone: Path) -> bool:
-    """Whether code or parameters have changed since the clone's dvc.lock was made."""
-    return re.search('"(modified|new|changed command)"', called(clone, "dvc", "status", "--json")) is not None
+    """Whether code or parameters have changed since the clone's dvc.lock was made.
+
+    Not what stages read of each other, which a clone has in part or not at all.
+    """
+    told = json.loads(called(clone, "dvc", "status", "--json"))
+    changes = [change for stage in told.values() for change in stage]
+    deps = [change.get("changed deps", {}) for change in changes if isinstance(change, dict)]
+    ours = {path for some in deps for path, how in some.items() if how != "deleted" and Path(path).parts[0] not in OUTS}
+    return bool(ours) or "changed command" in changes
 
 
 def differences(project: Path, reference: Path) -> Iterator[str]:
