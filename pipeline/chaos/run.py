@@ -5,14 +5,13 @@ import time
 from pathlib import Path
 from random import Random
 
-from pipeline.chaos.kills import NO_STAGE, Kill, begin, called, kill, running
+from pipeline.chaos.kills import Kill, begin, called, kill, running
 from pipeline.errors import UserError
 
 # how many kills a stage gets for one of another, and within how many seconds of its beginning: about as its share of
 # the default run's time, and as long as it takes on two cores
 KILLS = {"base_model": (7, 60), "train": (4, 45), "baseline": (2, 40), "evaluate": (2, 9), "evaluate_baseline": (1, 8)}
-KILLS |= {"chain_of_thought": (1, 12), "perplexity": (1, 5)}
-OTHERS = (0, 3.0)  # of other stages: only those that are left over
+KILLS |= {"chain_of_thought": (1, 12), "perplexity": (1, 3)}  # the last one: all that are left
 WENT_ON = re.compile(r"going on from (?:(\d+ rows)|\S*/step-(\d+))")
 
 
@@ -30,7 +29,7 @@ def run(project: Path, kills: int, seed: int, longest: float) -> list[Kill]:
         while dvc.poll() is None:
             stage, _ = running(dvc)
             seen.add(stage)
-            if stage != NO_STAGE and round(share * _weight(seen)) > len(done):
+            if _weight({stage}) and round(share * _weight(seen)) > len(done):
                 break
             time.sleep(0.1)
         one = kill(project, dvc, random, min(longest, _kills(stage)[1]))
@@ -58,7 +57,7 @@ def _log(project: Path, number: int) -> Path:
 
 def _kills(stage: str) -> tuple[int, float]:
     """Of a stage in `KILLS`, or of one of a matrix (``baseline@pause-1``)."""
-    return KILLS.get(stage.partition("@")[0], OTHERS)
+    return KILLS.get(stage.partition("@")[0], (0, 0.0))
 
 
 def _weight(stages: set[str]) -> int:
