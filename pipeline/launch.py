@@ -42,7 +42,8 @@ def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
 
 
 def _run_one(stage: Callable[[], None]) -> None:
-    """Run ``stage`` in one of several processes; it ends without a word where another one has."""
+    """Run ``stage`` in one of several processes; it ends without a word where another one has, or at Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher's to tell of
     try:
         stage()
     except RuntimeError as error:
