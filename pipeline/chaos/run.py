@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 # the default run's time, and as long as it takes on two cores
 KILLS = {"base_model": (7, 60), "train": (4, 45), "baseline": (2, 40), "evaluate": (2, 9), "evaluate_baseline": (1, 8)}
 KILLS |= {"chain_of_thought": (1, 12), "perplexity": (1, 3)}  # the last one: all that are left
+STAGE = re.compile("Running stage '(.*)'")  # some run while a kill is waited for
 WENT_ON = re.compile(r"going on from (?:(\d+ rows)|\S*/step-(\d+))")
 
 
@@ -33,6 +34,7 @@ def run(project: Path, kills: int, seed: int, longest: float) -> list[Kill]:
                 break
             time.sleep(0.1)
         one = kill(project, dvc, random, min(longest, _kills(stage)[1]))
+        seen.update(STAGE.findall(_log(project, len(done)).read_text(errors="replace")))
         if one is None:
             break
         done.append(one)
