@@ -84,9 +84,7 @@ def test_two_processes_killed_go_on_to_the_same_bytes(way: dict[str, str], proje
     shutil.rmtree(folder / "models/quiet_star")
     process = start(folder, 2, way)
     wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), process)
-    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        one.kill()
-    process.wait()
+    kill_all(process)
     assert not (folder / "models/quiet_star").exists()
     again = start(folder, 2, way)
     assert again.wait(120) == 0, (folder / "log").read_text()[-3000:]
@@ -101,9 +99,7 @@ def test_another_number_of_processes_starts_afresh(project: Path, tmp_path: Path
     set_params(folder, {"train.steps": 60})
     process = start(folder, 2, {})
     wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), process)
-    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        one.kill()
-    process.wait()
+    kill_all(process)
     assert start(folder, 1, {}).wait(120) == 0, (folder / "log").read_text()[-3000:]
     assert "going on from" not in (folder / "log").read_text()
     assert scratches(folder) == []
@@ -116,6 +112,12 @@ def test_a_clusters_variables_make_no_process_one_of_several(project: Path, tmp_
     command, cluster = [sys.executable, "-m", "stages.train"], {"RANK": "1", "WORLD_SIZE": "4"}
     subprocess.run(command, cwd=told, env={**os.environ, **ENVIRONMENT, **cluster}, check=True, timeout=120)
     assert outputs(told, "train") == outputs(alone, "train")
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        one.kill()
+    process.wait()
 
 
 def wait_for(happened, process: subprocess.Popen, seconds: float = 60) -> None:

@@ -33,13 +33,19 @@ def names(section: dict, prefix: str = "") -> Iterator[str]:
             yield from names(value, f"{prefix}{key}.")
 
 
-def with_value(name: str, value: object) -> dict:
+def changeable(name: str) -> tuple[dict, dict, str]:
+    """A copy of the shipped parameters, the section in it that holds the one with this name, and its key there."""
     changed = copy.deepcopy(SHIPPED)
     *sections, key = name.split(".")
     inner = changed
     for section in sections:
         inner = inner[section]
-    inner[key] = value
+    return changed, inner, key
+
+
+def with_value(name: str, value: object) -> dict:
+    changed, section, key = changeable(name)
+    section[key] = value
     return changed
 
 
@@ -72,12 +78,8 @@ def may_be_left_out(name: str) -> bool:
 
 @pytest.mark.parametrize("name", sorted(names(SHIPPED)))
 def test_a_parameter_is_needed_unless_it_may_be_nothing(name: str, tmp_path: Path):
-    changed = copy.deepcopy(SHIPPED)
-    *sections, key = name.split(".")
-    inner = changed
-    for section in sections:
-        inner = inner[section]
-    del inner[key]
+    changed, section, key = changeable(name)
+    del section[key]
     message = told(tmp_path / "params.yaml", changed)
     assert message == "" if may_be_left_out(name) else key in message
 
