@@ -70,17 +70,20 @@ def _save_learned(model: QuietStarForCausalLM, about: Learned, folder: Path) -> 
 def base_of(folder: Path) -> Path | None:
     """The base model's folder that the model in ``folder`` is put on; None where it is whole, or where there is none.
 
-    Raises UserError where the base model is missing, or another one.
+    Raises UserError where the base model is missing. Whether it is the right one, `check_base` says.
     """
     if not (folder / ABOUT).is_file():
         return None
-    about = _about(folder)
-    base = Path(os.path.normpath(folder / about.base))
+    base = Path(os.path.normpath(folder / _about(folder).base))
     if not base.is_dir():
         raise UserError(f"{folder} holds only what was trained: the model that it was trained on must be in {base}")
-    if digests(base, WEIGHTS) != about.digests:
-        raise UserError(f"{folder} was trained on other weights than those in {base}")
     return base
+
+
+def check_base(folder: Path, base: Path) -> None:
+    """Read all of the weights in ``base``. Raises UserError where the model in ``folder`` was trained on others."""
+    if digests(base, WEIGHTS) != _about(folder).digests:
+        raise UserError(f"{folder} was trained on other weights than those in {base}")
 
 
 def load_learned(folder: Path, base: PreTrainedModel) -> QuietStarForCausalLM:

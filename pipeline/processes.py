@@ -31,8 +31,8 @@ def is_sharded() -> bool:
 
 def stand_alone() -> None:
     """Where no launcher has started this process, keep libraries from taking a cluster's variables for one's."""
-    for name in CLUSTER:
-        if not is_launched():
+    if not is_launched():
+        for name in CLUSTER:
             os.environ.pop(name, None)
 
 

@@ -136,7 +136,7 @@ def fingerprint(
     """A name for everything that could change a row: parameters, bytes of inputs and code, versions of libraries."""
     about = {
         "params": dict(params),
-        "inputs": [digests(path, "*") for path in inputs],
+        "inputs": [digests(path) for path in inputs],
         "code": digests(code, "*.py"),
         "versions": [version(library) for library in libraries],
     }

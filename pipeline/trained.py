@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError, reason
-from pipeline.learned import base_of, load_learned
+from pipeline.learned import base_of, check_base, load_learned
 from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
 
 
@@ -36,6 +36,7 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
         raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
     base = base_of(folder)
     if base is not None:
+        check_base(folder, base)
         return _checked(load_learned(folder, load_base(base)), folder)
     try:
         model, loading = QuietStarForCausalLM.from_pretrained(

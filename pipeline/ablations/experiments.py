@@ -30,6 +30,7 @@ POLL_SECONDS = 3
 GRACE_POLLS = 10  # in which a worker may start, or put down what it has finished
 STARTS = 5  # of workers that end at once
 STAGE_FAILED = "ERROR: failed to reproduce"  # as DVC logs it
+BUSY = "is busy, it is being blocked by"  # as DVC says of its list of queued arms while a worker takes one out
 
 States = dict[str, str | None]  # by an arm's name; None of one that nobody has asked for yet
 
@@ -40,12 +41,26 @@ def queue_up(arms: Sequence[Arm]) -> None:
     A call before may have been killed in the middle: what it has finished is kept, what its workers still run goes on,
     and what nobody runs any more is queued again.
     """
+    _end_idle_workers()
     if not _workers():
         _give_up(arms)
     found = states(arms)
     for arm in arms:
         if found[arm.name] in (None, FAILED):
             _queue_up(arm, again=found[arm.name] == FAILED)
+
+
+def _end_idle_workers() -> None:
+    """DVC's worker lives on for some 10 s without work: it may end just as it takes an arm, which then nobody runs."""
+    with _queue() as queue:
+        if any(True for _ in (*queue.iter_queued(), *queue.iter_active())):
+            return
+    for poll in range(GRACE_POLLS):
+        if not _workers():
+            break
+        if poll == 0:
+            _dvc("queue", "stop")
+        time.sleep(POLL_SECONDS / 3)
 
 
 def withdraw(arms: Sequence[Arm]) -> None:
@@ -81,22 +96,28 @@ def _queue_up(arm: Arm, again: bool) -> None:
     if again:
         _dvc("queue", "remove", arm.name)
     options = [word for value in preset.words(arm.params) for word in ("-S", value)]
-    done = _dvc("exp", "run", "--queue", "--name", arm.name, *options)
-    if done.returncode:
-        raise UserError(f"{arm.name} cannot be queued: {_complaint(done.stderr + done.stdout)}")
+    for _ in range(GRACE_POLLS):
+        done = _dvc("exp", "run", "--queue", "--name", arm.name, *options)
+        if done.returncode == 0:
+            return
+        if BUSY not in done.stderr:
+            break
+        time.sleep(POLL_SECONDS / 3)
+    raise UserError(f"{arm.name} cannot be queued: {_complaint(done.stderr + done.stdout)}")
 
 
 def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
     """Until nothing is pending in two looks: DVC's queue does not show an arm that moves from queued to running."""
     known: States = {}
+    judged: set[str] = set()
     quiet = idle = starts = 0
     while quiet < 2:
         found = states(arms)
         for name in (name for name, state in found.items() if state != known.get(name)):
             tell(f"{name}: {found[name]}")
             starts = 0
-        known = found
-        pending = PENDING & set(found.values())
+        known = found | dict.fromkeys(_run_again(arms, found, judged), QUEUED)
+        pending = PENDING & set(known.values())
         quiet = 0 if pending else quiet + 1
         idle = 0 if _workers() or not pending else idle + 1
         if idle and RUNNING not in pending:
@@ -106,6 +127,16 @@ def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[s
             _give_up(arms)
         time.sleep(POLL_SECONDS if pending else POLL_SECONDS / 10)
     return {name: state or FAILED for name, state in known.items()}
+
+
+def _run_again(arms: Sequence[Arm], found: States, judged: set[str]) -> list[str]:
+    """Queue what failed without a stage that did, each once: a worker was killed, or ended as it took the arm."""
+    failed = [arm for arm in arms if found[arm.name] == FAILED and arm.name not in judged]
+    judged |= {arm.name for arm in failed}
+    lost = [arm for arm in failed if not _ran(arm) and STAGE_FAILED not in _log(arm)]
+    for arm in lost:
+        _queue_up(arm, again=True)
+    return [arm.name for arm in lost]
 
 
 def _start(jobs: int, starts: int) -> None:
@@ -162,11 +193,17 @@ def read(arm: Arm, path: str) -> str:
 
 def reason(arm: Arm) -> str:
     """Why an arm failed: the last complaint in its log."""
+    return "it ran, but DVC has kept no commit of it" if _ran(arm) else _complaint(_log(arm))
+
+
+def _ran(arm: Arm) -> bool:
     with _queue() as queue:
-        if any(done.entry.name == arm.name and done.result is not None for done in queue.iter_done()):
-            return "it ran, but DVC has kept no commit of it"
+        return any(done.entry.name == arm.name and done.result is not None for done in queue.iter_done())
+
+
+def _log(arm: Arm) -> str:
     shown = _dvc("queue", "logs", arm.name)
-    return _complaint(shown.stderr if shown.returncode else shown.stdout)
+    return shown.stderr if shown.returncode else shown.stdout
 
 
 def _complaint(log: str) -> str:

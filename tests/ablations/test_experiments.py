@@ -4,6 +4,7 @@ What the real graph writes from these parameters is measured in docs/results.md;
 """
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -207,7 +208,9 @@ def test_an_arm_that_fails_is_named_and_shown_and_run_again_once_mended(project:
     assert project.started.count("3 1") == 2 and len(project.started) == ARMS + 1
     project.stage()
     project.commit()
-    assert project.finish()[0] == 0 and project.accuracies()[(3, 1)] == 0.3
+    code, out, err = project.finish()
+    assert code == 0, (out, err)
+    assert project.accuracies()[(3, 1)] == 0.3
 
 
 def test_killed_halfway_it_does_only_what_is_missing(project: Project):
@@ -233,6 +236,34 @@ def test_killed_alone_its_worker_goes_on_and_a_second_call_waits_for_it(project:
     code, out, err = project.finish()
     assert code == 0, (out, err)
     assert len(project.ran) == ARMS
+
+
+@pytest.mark.parametrize("killed", ["queue-worker", "exec-run"])
+def test_an_arm_that_dvc_loses_is_run_again(project: Project, killed: str):
+    """As where memory runs out: no stage has failed, so the arm has not."""
+    process = project.begin(seconds=20)
+    for one in [found for found in project.processes() if killed in found.cmdline()]:
+        for below in (*one.children(recursive=True), one):
+            below.kill()
+    project.stage()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, (out, err)
+    assert project.started == ["1 1", *project.ran] and sorted(project.ran) == ALL
+
+
+def test_where_dvc_is_busy_arms_are_queued_as_soon_as_it_is_not(project: Project):
+    """DVC refuses at once to queue an experiment while a worker takes another out."""
+    lock = project.folder / ".dvc/tmp/exps/rwlock"
+    lock.parent.mkdir(parents=True)
+    held = {"refs/exps/celery/stash": {"pid": os.getpid(), "cmd": "a worker"}}
+    lock.write_text(json.dumps({"read": {}, "write": held}))
+    process = project.ablations()
+    time.sleep(8)
+    assert process.poll() is None
+    lock.write_text(json.dumps({"read": {}, "write": {}}))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, (out, err)
+    assert sorted(project.ran) == ALL
 
 
 def test_stopped_by_hand_it_leaves_nothing_running(project: Project):
