@@ -53,13 +53,13 @@ def queue_up(arms: Sequence[Arm]) -> None:
 def _end_idle_workers() -> None:
     """DVC's worker lives on for some 10 s without work: it may end just as it takes an arm, which then nobody runs."""
     with _queue() as queue:
-        if any(True for _ in (*queue.iter_queued(), *queue.iter_active())):
-            return
-    for poll in range(GRACE_POLLS):
+        work = [*queue.iter_queued(), *queue.iter_active()]
+    if work or not _workers():
+        return
+    _dvc("queue", "stop")
+    for _ in range(GRACE_POLLS):
         if not _workers():
             break
-        if poll == 0:
-            _dvc("queue", "stop")
         time.sleep(POLL_SECONDS / 3)
 
 

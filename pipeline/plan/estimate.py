@@ -1,12 +1,12 @@
 """A run's tokens, operations, memory and disk, from its parameters alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.base_model import scratch_config
-from pipeline.params import BaseModel, HubSplit, Params
+from pipeline.params import BaseModel, HubSplit, Params, Train
 from pipeline.plan.memory import FLOAT, Memory, learned_numbers, training_memory
 from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
-from pipeline.plan.work import Step, reading_flops, training_flops, watching_flops
+from pipeline.plan.work import Step, adapting_flops, reading_flops, training_flops, watching_flops
 
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token in a text, about
@@ -99,12 +99,19 @@ def _trained(method: str, params: Params, shape: Shape, step: Step) -> float:
     passes = train.steps * train.accumulation
     watched = (2 + (train.steps - 1) // train.evaluation_steps) * train.evaluation_texts / step.texts
     if method == "no_thought":
-        return (3 * passes + watched) * reading_flops(shape, step.positions, step.tokens)
-    whole = passes * training_flops(shape, step) + watched * watching_flops(shape, step)
+        step = replace(step, rationales=0)
+    found = passes * pass_flops(shape, step, train) + watched * watching_flops(shape, step)
     if method == "pause":
         sampling = reading_flops(shape, step.thoughts * (step.thought_tokens + 1), step.tokens)
-        whole -= (passes + watched) * sampling
-    return whole
+        found -= (passes + watched) * sampling
+    return found
+
+
+def pass_flops(shape: Shape, step: Step, train: Train) -> float:
+    """Operations of one pass of training; adapters on all linear layers, whichever ``train.lora.modules`` names."""
+    if train.adapt == "whole":
+        return training_flops(shape, step)
+    return adapting_flops(shape, step, train.lora.rank if train.adapt == "lora" else 0)
 
 
 def _disk(params: Params, shape: Shape) -> dict[str, float]:

@@ -6,7 +6,7 @@ and over the thought itself.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.plan.shape import Shape
 from pipeline.thought.layout import Layout
@@ -51,23 +51,33 @@ def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float,
 
 def training_flops(shape: Shape, step: Step) -> float:
     """Operations of one pass of Quiet-STaR training that the method needs."""
-    return _flops(shape, step, backward=2)
+    return _linear_flops(shape, step, backward=2) + _attention_flops(shape, step, backward=2)
+
+
+def adapting_flops(shape: Shape, step: Step, rank: int) -> float:
+    """The same on frozen weights, which take no gradients, with adapters of ``rank`` on all linear layers; 0: none."""
+    adapters = [small for i, o in shape.linears for small in ((i, rank), (rank, o))]
+    own = _linear_flops(replace(shape, linears=tuple(adapters), vocab=0), step, backward=2)
+    return own + _linear_flops(shape, step, backward=1) + _attention_flops(shape, step, backward=2)
 
 
 def watching_flops(shape: Shape, step: Step) -> float:
     """The same without the backward pass: held-out texts that training is watched on."""
-    return _flops(shape, step, backward=0)
+    return _linear_flops(shape, step, backward=0) + _attention_flops(shape, step, backward=0)
 
 
-def _flops(shape: Shape, step: Step, backward: int) -> float:
+def _linear_flops(shape: Shape, step: Step, backward: int) -> float:
     """``backward``: operations backward for each forward one."""
-    linear = sum(2 * m * i * o * (there + backward * back) for m, i, o, there, back in products(shape, step))
+    return sum(2 * m * i * o * (there + backward * back) for m, i, o, there, back in products(shape, step))
+
+
+def _attention_flops(shape: Shape, step: Step, backward: int) -> float:
     text, thoughts = step.tokens, step.tokens * step.rationales
     # pairs of a query and a key: of the text with itself, of thoughts with half the text, of thoughts with themselves
     row, sampled = step.row_tokens, step.thought_tokens + 1
     learned = text * text / 2 + thoughts * (row * text / 2 + row * (row + 1) / 2)
     only_forward = thoughts * (sampled * text / 2 + sampled * (sampled + 1) / 2)
-    return linear + 4 * shape.queries * shape.layers * step.texts * ((1 + backward) * learned + only_forward)
+    return 4 * shape.queries * shape.layers * step.texts * ((1 + backward) * learned + only_forward)
 
 
 def reading_flops(shape: Shape, tokens: float, span: int) -> float:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from transformers import GPT2Config, LlamaConfig
 
 from pipeline import params, preset
@@ -14,12 +16,13 @@ from pipeline.errors import UserError
 from pipeline.learned import limit_learning
 from pipeline.params import Params
 from pipeline.plan.__main__ import duration, warnings
-from pipeline.plan.estimate import estimate
+from pipeline.plan.estimate import estimate, pass_flops
 from pipeline.plan.memory import learned_numbers, training_memory
 from pipeline.plan.shape import KNOWN, hub_shape, shape_from, shape_of, with_thoughts
 from pipeline.plan.work import Step, reading_flops, training_flops
+from pipeline.thought.step import Engine
 from tests.local_hub import model_folder
-from tests.thought.tiny import GPT2, LLAMA, quiet_star
+from tests.thought.tiny import GPT2, LLAMA, quiet_star, random_ids
 
 ROOT = Path(__file__).parent.parent.parent
 PAPER = ["model=mistral-7b", "data=openwebmath", "scale=paper"]
@@ -173,6 +176,34 @@ def test_what_does_not_learn_has_no_gradient_and_no_moments():
     assert (in_8_bits.gradients, in_8_bits.optimizer) == (2 * 4 * learned, 2 * learned)
     small = told(*words, "plan.device_memory=20")
     assert "alone are 30.6 GB; take a smaller model or more devices\n" in small
+
+
+class Count(TorchDispatchMode):
+    """Operations of the matrix products that torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function.overloadpacket)
+        self.flops += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
+@pytest.mark.parametrize("thought_tokens, lookahead, tokens", [(9, 4, 16), (3, 2, 32)])
+@pytest.mark.parametrize("adapt", ["whole", "lora", "frozen"])
+def test_operations_against_those_of_a_step(adapt: str, thought_tokens: int, lookahead: int, tokens: int):
+    """The engine finds ways round some of them, and the mixing head's own are not planned."""
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 16}
+    model = quiet_star(LLAMA | sizes, thought_tokens=thought_tokens, lookahead=lookahead)
+    shape, ids = shape_of(model.base), random_ids(2, tokens)
+    limit_learning(model, replace(TRAIN, adapt=adapt))
+    with Count() as counted:
+        model(ids, labels=ids, engine=Engine("blocked")).loss.backward()
+    step = Step(2, tokens, model.config.rationales, thought_tokens, lookahead)
+    assert pass_flops(shape, step, replace(TRAIN, adapt=adapt)) == pytest.approx(counted.flops, rel=0.03)
 
 
 def test_reading_is_a_third_of_training_without_thoughts():
