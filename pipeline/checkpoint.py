@@ -58,6 +58,9 @@ class Checkpoints(TrainerCallback):
             self._began = time.monotonic()
             control.should_save = True
 
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        self._began = time.monotonic()  # the Trainer evaluates first, and saves then
+
     def on_save(self, args, state, control, **kwargs) -> None:
         PartialState().wait_for_everyone()
         if is_main():

@@ -13,7 +13,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from yaml import YAMLError
 
 from pipeline.errors import UserError, reason
@@ -42,13 +42,17 @@ def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
 
 
 def _run_one(stage: Callable[[], None]) -> None:
-    """Run ``stage`` in one of several processes; it ends without a word where another one has, or at Ctrl-C."""
+    """Run ``stage`` in one of several processes; it ends without a word where another one has, or at Ctrl-C.
+
+    What it would have said is kept for the launcher, as all may have failed to reach each other.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher's to tell of
     try:
         stage()
     except RuntimeError as error:
         if not has_lost_another(error):
             raise
+        get_error_handler().record_exception(error)
         sys.exit(LOST)
 
 
@@ -66,11 +70,19 @@ def _run_all(arguments: Namespace) -> None:
         told = [code for code in codes.values() if code > 0 and code != LOST]
         if told:
             sys.exit(told[0])
-        raise UserError("a process has ended: `dvc repro` goes on from the last checkpoint") from error
+        raise UserError(
+            f"the processes lost each other ({_first_words(error)}): `dvc repro` goes on from the last checkpoint"
+        ) from error
     except SignalException as error:  # Ctrl-C, or DVC was killed
         sys.exit(128 + error.sigval)
-    except (ValueError, TypeError, ConnectionError, RuntimeError) as error:
+    except Exception as error:  # accelerate checks no value: what one leads to may be raised anywhere
         raise UserError(f"{arguments.config_file} cannot be launched: {reason(error)}") from error
+
+
+def _first_words(error: ChildFailedError) -> str:
+    """What the process that failed first has recorded."""
+    message = error.get_first_failure()[1].message
+    return next(iter(str(message["message"] if isinstance(message, dict) else message).splitlines()), "")
 
 
 def _options(launcher: str) -> Iterator[str]:
@@ -86,12 +98,15 @@ def _options(launcher: str) -> Iterator[str]:
 
 
 def _machines(launcher: str, config: dict) -> int:
-    """How many machines there are. Raises UserError where a variable says no number, or none where the first one is."""
+    """How many machines there are. Raises UserError where that is no number, or nothing says where the first one is."""
     for variable in NUMBERS:
         value = os.environ.get(variable, "1")
         if not value.isdecimal():
             raise UserError(f"the environment variable {variable} is {value!r}, but must be a number")
-    machines = int(os.environ.get("NNODES", config.get("num_machines", 1)))
+    machines = os.environ.get("NNODES", config.get("num_machines", 1))
+    if not str(machines).isdecimal() or int(machines) < 1:
+        raise UserError(f"{launcher} is for {machines} machines (num_machines, NNODES), but must be for at least 1")
+    machines = int(machines)
     if machines > 1 and not os.environ.get("MASTER_ADDR", config.get("main_process_ip")):
         raise UserError(f"{launcher} is for {machines} machines: set MASTER_ADDR to the first one's address on each")
     return machines
@@ -102,7 +117,7 @@ def _config(launcher: str) -> dict:
         raise UserError(f"train.launcher is {launcher}, but must be single or a file such as launchers/node.yaml")
     try:
         config = OmegaConf.to_container(OmegaConf.load(launcher))
-    except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:
+    except (YAMLError, OSError, ValueError, RecursionError, OmegaConfBaseException) as error:
         raise UserError(f"{launcher} is not readable YAML: {reason(error)}") from error
     if not isinstance(config, dict) or "distributed_type" not in config:
         raise UserError(f"{launcher} is no configuration for `accelerate launch`: it names no distributed_type")

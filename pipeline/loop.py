@@ -118,7 +118,18 @@ class CheckedTrainer(Trainer):
         log.warning("%s: skipped (%d of at most %d)", told, skipped + 1, self._allowed)
         self.state.log_history.append({"step": step, "skipped": True})
 
+    def _check_weights(self) -> None:
+        """Raises UserError where a finite step was so large that it has left weights that are not."""
+        finite = [_here(weights).isfinite().all() for weights in self.model.parameters() if weights.requires_grad]
+        if self.accelerator.reduce(torch.stack(finite).all().float(), "mean") < 1:
+            good = last_checkpoint(self._folder) or "none yet"
+            raise UserError(
+                f"step {self.state.global_step}: the weights are no longer finite; the last good checkpoint is {good}: "
+                "lower the learning rate"
+            )
+
     def _save_checkpoint(self, *args: object) -> None:
+        self._check_weights()
         try:
             super()._save_checkpoint(*args)
         except (Exception, CheckpointException) as error:  # torch and safetensors have their own for a full disk
@@ -143,6 +154,11 @@ class CheckedTrainer(Trainer):
             self._clock = now, self.state.global_step
             logs = {**logs, "steps_per_second": (self.state.global_step - step) / (now - since)}
         super().log(logs, start_time)
+
+
+def _here(weights: Tensor) -> Tensor:
+    """What of them is in this process."""
+    return weights.to_local() if isinstance(weights, DTensor) else weights
 
 
 def _listed(texts: list[int], most: int = 32) -> str:

@@ -5,13 +5,13 @@ import os
 from torch.distributed import DistError
 
 SINGLE = "single"  # the launcher that is none
-# what clusters tell every command, launched or not, and accelerate would wait for the others of
-CLUSTER = ("RANK", "WORLD_SIZE")
+# a launcher sets all; some clusters tell every command the first two, and accelerate would wait for the others
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 def is_launched() -> bool:
     """Whether a launcher has started this process."""
-    return "LOCAL_RANK" in os.environ
+    return all(name in os.environ for name in LAUNCHED)
 
 
 def is_main() -> bool:
@@ -32,7 +32,7 @@ def is_sharded() -> bool:
 def stand_alone() -> None:
     """Where no launcher has started this process, keep libraries from taking a cluster's variables for one's."""
     if not is_launched():
-        for name in CLUSTER:
+        for name in LAUNCHED:
             os.environ.pop(name, None)
 
 

@@ -13,10 +13,12 @@ import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, TextIO
+
+import torch
 
 from pipeline.errors import UserError
 from pipeline.files import digests, named
@@ -26,7 +28,8 @@ log = logging.getLogger(__name__)
 FOLDER = ".resume"
 ROWS, LOCK = "rows.jsonl", "lock"
 CODE = Path(__file__).parent
-LIBRARIES = ("torch", "transformers")  # that a row may depend on, unless a stage names others
+# that a row may depend on, unless a stage names others; the last two need not be installed
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
 
 
 class Rows(Sequence[dict]):
@@ -133,14 +136,22 @@ def _has_work(folder: Path) -> bool:
 def fingerprint(
     params: Mapping, inputs: Sequence[Path], code: Path = CODE, libraries: Sequence[str] = LIBRARIES
 ) -> str:
-    """A name for everything that could change a row: parameters, bytes of inputs and code, versions of libraries."""
+    """A name for everything that could change a row: parameters, bytes of inputs and code, versions, threads."""
     about = {
         "params": dict(params),
         "inputs": [digests(path) for path in inputs],
         "code": digests(code, "*.py"),
-        "versions": [version(library) for library in libraries],
+        "versions": [_version(library) for library in libraries],
+        "threads": torch.get_num_threads() if "torch" in libraries else None,  # rounding depends on them
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 @contextmanager

@@ -8,15 +8,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError, reason
 from pipeline.learned import base_of, check_base, load_learned
+from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
 
 
 def load_base(folder: Path) -> PreTrainedModel:
-    """The base model that a stage wrote to ``folder``. Raises UserError where there is none."""
+    """The base model that a stage wrote to ``folder``. Raises UserError where there is none that can think."""
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except Exception as error:  # transformers and safetensors each raise their own
         raise UserError(f"{folder} holds no usable model: run `dvc repro` to make it again") from error
+    _check_finite(model, folder)
+    try:
+        check_decoder(model)
+    except UnsupportedDecoderError as error:
+        raise UserError(f"the model in {folder} cannot think: {error}") from error
+    return model
 
 
 def load_plain(folder: Path) -> QuietStarForCausalLM:
@@ -35,9 +42,16 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     if config.get("model_type") != QuietStarConfig.model_type:
         raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
     base = base_of(folder)
-    if base is not None:
+    if base is None:
+        model = _whole(folder)
+    else:
         check_base(folder, base)
-        return _checked(load_learned(folder, load_base(base)), folder)
+        model = load_learned(folder, load_base(base))
+    _check_finite(model, folder)
+    return model.eval()
+
+
+def _whole(folder: Path) -> QuietStarForCausalLM:
     try:
         model, loading = QuietStarForCausalLM.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
@@ -47,13 +61,12 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in {folder} are not those of its config.json: {sorted(map(str, wrong))[0]}")
-    return _checked(model, folder)
+    return model
 
 
-def _checked(model: QuietStarForCausalLM, folder: Path) -> QuietStarForCausalLM:
+def _check_finite(model: PreTrainedModel, folder: Path) -> None:
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise UserError(f"the weights in {folder} are not all finite numbers: train again, with a lower learning rate")
-    return model.eval()
 
 
 def known_positions(model: QuietStarForCausalLM) -> int | None:

@@ -7,12 +7,13 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.checkpoint import last_checkpoint
+from pipeline.checkpoint import Checkpoints, last_checkpoint
 from tests.bad_input.spoil import small_disk
 from tests.stage_runner import run_stage, set_params
 
@@ -167,6 +168,40 @@ def test_one_checkpoint_is_kept_and_it_is_on_the_disk(copy: Callable):
     state = torch.load(scratch / "step-6/optimizer.pt", weights_only=True)
     assert state["state"] and (scratch / "step-6/model.safetensors").is_file()
     assert (scratch / "step-6/rng_state.pth").is_file() and (scratch / "step-6/scheduler.pt").is_file()
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(copy: Callable):
+    """A step with a finite loss and gradient may be too large; no run can go on from what it leaves."""
+    folder = copy("train")
+    set_params(folder, {"train.learning_rate": 1e39, "train.warmup_steps": 0})
+    done = run_stage(folder, "train", often)
+    told = (
+        "error: step 1: the weights are no longer finite; the last good checkpoint is none yet: lower the learning rate"
+    )
+    assert done.code == 1 and done.complaint == [told]
+    assert not list(folder.glob(".resume/train/quiet_star/*/step-*"))
+
+
+def test_the_time_between_checkpoints_goes_by_what_one_takes_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not by the evaluation, which the Trainer does between the step and the saving."""
+    now, control = 0.0, SimpleNamespace(should_save=False)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    callback = Checkpoints(tmp_path)
+
+    def saves(seconds: float) -> bool:
+        nonlocal now
+        now, control.should_save = seconds, False
+        callback.on_step_end(SimpleNamespace(logging_steps=1), state, control)
+        return control.should_save
+
+    state = SimpleNamespace(global_step=1, max_steps=9)
+    assert not saves(9) and saves(11)
+    now = 71
+    callback.on_evaluate(None, state, control)
+    now = 72
+    (tmp_path / "checkpoint-1").mkdir()
+    callback.on_save(None, state, control)
+    assert not saves(72 + 49) and saves(72 + 51)
 
 
 @pytest.mark.parametrize("room, kept", [(20_000, None), (100_000, None), (300_000, "step-1")])

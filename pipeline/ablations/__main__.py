@@ -26,7 +26,9 @@ def main() -> None:
     if arms(grid) != every:  # an arm is named after the code that it runs, which was queued just now
         experiments.withdraw(every)
         raise UserError("code or parameters have changed while they were queued: run this again")
-    states = experiments.wait(every, options.jobs, tell=lambda line: print(line, flush=True))
+    states = experiments.wait(
+        every, options.jobs, tell=lambda line: print(line, flush=True), unchanged=lambda: arms(grid) == every
+    )
     stem = RESULTS / options.grid.stem
     rows = results.table(every, states)
     write_table(stem.with_suffix(".csv"), rows)

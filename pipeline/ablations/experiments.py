@@ -69,13 +69,13 @@ def withdraw(arms: Sequence[Arm]) -> None:
         _dvc("queue", "remove", name)
 
 
-def wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
+def wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None], unchanged: Callable[[], bool]) -> dict[str, str]:
     """Run what is queued, ``jobs`` at a time; return what became of each arm, by name, and ``tell`` of every change.
 
-    Ends the workers when it is interrupted.
+    ``unchanged`` says whether code and parameters are still those of the arms. Ends the workers when it is interrupted.
     """
     try:
-        return _wait(arms, jobs, tell)
+        return _wait(arms, jobs, tell, unchanged)
     except BaseException:
         _stop(arms)
         raise
@@ -106,7 +106,7 @@ def _queue_up(arm: Arm, again: bool) -> None:
     raise UserError(f"{arm.name} cannot be queued: {_complaint(done.stderr + done.stdout)}")
 
 
-def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
+def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None], unchanged: Callable[[], bool]) -> dict[str, str]:
     """Until nothing is pending in two looks: DVC's queue does not show an arm that moves from queued to running."""
     known: States = {}
     judged: set[str] = set()
@@ -116,7 +116,7 @@ def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[s
         for name in (name for name, state in found.items() if state != known.get(name)):
             tell(f"{name}: {found[name]}")
             starts = 0
-        known = found | dict.fromkeys(_run_again(arms, found, judged), QUEUED)
+        known = found | dict.fromkeys(_run_again(arms, found, judged, unchanged), QUEUED)
         pending = PENDING & set(known.values())
         quiet = 0 if pending else quiet + 1
         idle = 0 if _workers() or not pending else idle + 1
@@ -129,11 +129,16 @@ def _wait(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[s
     return {name: state or FAILED for name, state in known.items()}
 
 
-def _run_again(arms: Sequence[Arm], found: States, judged: set[str]) -> list[str]:
-    """Queue what failed without a stage that did, each once: a worker was killed, or ended as it took the arm."""
+def _run_again(arms: Sequence[Arm], found: States, judged: set[str], unchanged: Callable[[], bool]) -> list[str]:
+    """Queue what failed without a stage that did, each once: a worker was killed, or ended as it took the arm.
+
+    Not with other code than the arm is named after: DVC queues what is in the workspace now.
+    """
     failed = [arm for arm in arms if found[arm.name] == FAILED and arm.name not in judged]
     judged |= {arm.name for arm in failed}
     lost = [arm for arm in failed if not _ran(arm) and STAGE_FAILED not in _log(arm)]
+    if lost and not unchanged():
+        return []
     for arm in lost:
         _queue_up(arm, again=True)
     return [arm.name for arm in lost]

@@ -56,7 +56,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--longest", type=float, default=60, help="seconds that a stage gets at most (default: %(default)s)"
     )
-    parser.add_argument("--reference", type=Path, help="a clone with an uninterrupted run; made if there is none")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        help="a clone with an uninterrupted run (.: this one, where dvc.lock is of another machine)",
+    )
     return parser.parse_args()
 
 

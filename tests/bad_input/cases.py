@@ -371,7 +371,29 @@ PARAMETERS = [
                 {"NNODES": "two"},
                 "the environment variable NNODES is 'two', but must be a number",
             ),
+            (
+                "for no machine",
+                CPUS,
+                {"NNODES": "0"},
+                "mine.yaml is for 0 machines (num_machines, NNODES), but must be for at least 1",
+            ),
+            (
+                "whose number of machines is a word",
+                CPUS + b"num_machines: two\n",
+                {},
+                "mine.yaml is for two machines (num_machines, NNODES), but must be for at least 1",
+            ),
+            ("with a port that there is not", CPUS, {"MASTER_PORT": "99999"}, "mine.yaml cannot be launched: …"),
+            ("with GPUs that are no list", CPUS + b"gpu_ids: 0\n", {}, "mine.yaml cannot be launched: …"),
+            ("nested too deep", b"[" * 20_000, {}, "mine.yaml is not readable YAML: …"),
         )
+    ),
+    Case(
+        "a launcher whose processes cannot reach each other",
+        "train",
+        "the processes lost each other (…nowhere…): `dvc repro` goes on from the last checkpoint",
+        params(train__launcher="launchers/cpus.yaml", train__accumulation=2),
+        environment={"GLOO_SOCKET_IFNAME": "nowhere"},
     ),
     Case(
         "a launcher for GPUs without one",
@@ -1218,6 +1240,15 @@ CHECKPOINTS = [
         "perplexity",
         "the weights in models/quiet_star are not all finite numbers: train again, with a lower learning rate",
         spoil.weights(WEIGHTS, nans),
+    ),
+    *(
+        Case(
+            "a base model with weights that are no numbers",
+            stage,
+            "the weights in models/base are not all finite numbers: train again, with a lower learning rate",
+            spoil.weights("models/base/model.safetensors", nans),
+        )
+        for stage in ("train", "baseline pause 1", "evaluate")
     ),
     Case(
         "a trained model with weights of another size",
