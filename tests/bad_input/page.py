@@ -11,8 +11,8 @@ HEAD = f"""# What a run says of bad input
 A mistake of a user ends a stage with exit code 1 and one line on standard error, `error: ` and the message below: no
 traceback, no half of an output, no changed cache. Each of the {len(CASES)} rows is a test
 (`tests/bad_input/cases.py`); those of full disks and of files that cannot be written to make a small disk and an
-immutable file, which takes root, and are skipped without. … stands for what depends on the machine or is a library's own text, PROJECT for the
-project's folder. This page is written by `python -m tests.bad_input`.
+immutable file, which takes root, and are skipped without. … stands for what depends on the machine or is a library's
+own text, PROJECT for the project's folder. This page is written by `python -m tests.bad_input`.
 """
 
 
