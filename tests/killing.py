@@ -1,12 +1,14 @@
-"""Real processes that are killed with `kill -9` after they have kept some rows."""
+"""Real processes that are killed with `kill -9`, some of them after they have kept some rows."""
 
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import torch
 
 from tests.stage_runner import ROOT
@@ -47,3 +49,16 @@ def run_and_kill(function: str, params: object, paths: list[Path], adds: int) ->
     finally:
         process.kill()
         process.wait()
+
+
+def kill_tree(process: psutil.Process) -> None:
+    """Kill everything below ``process``, and then it."""
+    for one in (*process.children(recursive=True), process):
+        with suppress(psutil.NoSuchProcess):  # ended since it was listed
+            one.kill()
+
+
+def checkpoint_often(project: Path) -> None:
+    """Have a copy of the project take a checkpoint at every row of the log."""
+    code = project / "pipeline/checkpoint.py"
+    code.write_text(code.read_text().replace("LEAST_SECONDS = 10", "LEAST_SECONDS = 0"))

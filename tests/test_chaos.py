@@ -13,6 +13,7 @@ import yaml
 from pipeline.chaos.compare import differences, is_stale, surprises
 from pipeline.chaos.kills import DVC, NO_STAGE, NOTHING, Kill, left, spoil
 from pipeline.resume import Scratch
+from tests.killing import checkpoint_often
 from tests.stage_runner import ENVIRONMENT, copy_project, make_repository, run_stages
 
 STAGES = ("base_model", "train")  # of the graph; their inputs are in git
@@ -32,8 +33,7 @@ def call(folder: Path, *words: str) -> str:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the dvc.lock of stages that nobody has killed. They keep a checkpoint of every logged step."""
     folder = copy_project(tmp_path_factory.mktemp("chaos") / "project", base_model__scratch__steps=600, train__steps=20)
-    code = folder / "pipeline/checkpoint.py"
-    code.write_text(code.read_text().replace("LEAST_SECONDS = 10", "LEAST_SECONDS = 0"))
+    checkpoint_often(folder)
     run_stages(folder, ("corpus", "tokenize"))
     make_repository(folder, STAGES, call)
     call(folder, "git", "add", "--force", "data")

@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.killing import checkpoint_often, kill_tree
 from tests.stage_runner import ENVIRONMENT, ROOT, run_stages, set_params
 from tests.test_checkpoint import outputs, scratches
 
@@ -140,8 +141,7 @@ def test_a_clusters_variables_make_no_process_one_of_several(project: Path, tmp_
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        one.kill()
+    kill_tree(psutil.Process(process.pid))
     process.wait()
 
 
@@ -170,8 +170,7 @@ def test_one_of_two_killed_ends_the_run_with_one_line_and_the_next_goes_on(proje
     whole, folder = (shutil.copytree(project, tmp_path / name) for name in ("whole", "killed"))
     for one in (whole, folder):
         set_params(one, {"train.launcher": "launchers/cpus.yaml", "train.steps": 200})
-        code = one / "pipeline/checkpoint.py"
-        code.write_text(code.read_text().replace("LEAST_SECONDS = 10", "LEAST_SECONDS = 0"))
+        checkpoint_often(one)
     shutil.rmtree(folder / "models/quiet_star")
     assert launched(whole).wait(120) == 0, (whole / "log").read_text()[-3000:]
     process = launched(folder)

@@ -20,6 +20,8 @@ import psutil
 import pytest
 import yaml
 
+from tests.killing import kill_tree
+
 ROOT = Path(__file__).parent.parent.parent
 # accuracy is a tenth of the thought length; more answers than that would be telling of the toy
 STAGE = """
@@ -242,26 +244,26 @@ def test_killed_alone_its_worker_goes_on_and_a_second_call_waits_for_it(project:
 def test_an_arm_that_dvc_loses_is_run_again(project: Project, killed: str):
     """As where memory runs out: no stage has failed, so the arm has not."""
     process = project.begin(seconds=6)
-    kill_tree(project, killed)
+    kill(project, killed)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, (out, err)
     assert project.started == ["1 1", *project.ran] and sorted(project.ran) == ALL
 
 
-def test_an_arm_that_dvc_loses_is_not_run_with_other_code(project: Path):
+def test_an_arm_that_dvc_loses_is_not_run_with_other_code(project: Project):
     """DVC would take what is in the workspace by then, under the name of the code before it."""
     process = project.begin(seconds=6)
-    kill_tree(project, "exec-run")
     project.stage(shift=0.5)
+    kill(project, "exec-run")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1 and err.startswith(f"error: 1 of {ARMS} arms failed: quiet_star-k1-a1-")
     assert project.started == ["1 1", "3 1"] and project.accuracies() == {(3, 1): 0.3}
 
 
-def kill_tree(project: Project, word: str) -> None:
+def kill(project: Project, word: str) -> None:
+    """The process with this word in its command, and what it has started."""
     for one in [found for found in project.processes() if word in found.cmdline()]:
-        for below in (*one.children(recursive=True), one):
-            below.kill()
+        kill_tree(one)
 
 
 def test_where_dvc_is_busy_arms_are_queued_as_soon_as_it_is_not(project: Project):
