@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,23 +33,33 @@ Scratch.add = add_and_stop
 """
 
 
-def run_and_kill(function: str, params: object, paths: list[Path], adds: int) -> None:
-    """Call ``function`` (module.name) with these parameters and paths, and kill it after ``adds`` calls of add."""
+@contextmanager
+def stopped(function: str, params: object, paths: list[Path], adds: int) -> Iterator[subprocess.Popen]:
+    """A process that calls ``function`` (module.name) with these parameters and paths and waits after ``adds`` calls
+    of add; it is killed when the block ends.
+    """
     module, _, name = function.rpartition(".")
     code = STOPPING.format(module=module, function=name, params=type(params).__name__, adds=adds)
     process = subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(asdict(params)), *map(str, paths)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # rounding depends on it
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # a part of the work's fingerprint
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
     try:
         assert process.stdout.readline() == "stopped\n"
+        yield process
     finally:
         process.kill()
         process.wait()
+
+
+def run_and_kill(function: str, params: object, paths: list[Path], adds: int) -> None:
+    """As `stopped`, killed as soon as it waits."""
+    with stopped(function, params, paths, adds):
+        pass
 
 
 def kill_tree(process: psutil.Process) -> None:

@@ -1,11 +1,6 @@
 """The stage writes what the contract says, and goes on after `kill -9` to the same bytes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -16,26 +11,9 @@ from pipeline.chain_of_thought import COLUMNS, write_chain_of_thought
 from pipeline.errors import UserError
 from pipeline.thought.model import QuietStarForCausalLM
 from tests.chain_of_thought.asking import params, tasks_folder, trained_folder
-from tests.stage_runner import ROOT
+from tests.killing import stopped
 
 FILES = ("samples.parquet", "votes.csv", "metrics.json")
-STOPPING = """
-import json, sys, time
-from pathlib import Path
-from pipeline.chain_of_thought import write_chain_of_thought
-from pipeline.params import ChainOfThought
-from pipeline.resume import Scratch
-add, left = Scratch.add, int(sys.argv[2])
-def add_and_stop(self, rows):
-    global left
-    add(self, rows)
-    left -= 1
-    if not left:
-        print("stopped", flush=True)
-        time.sleep(600)
-Scratch.add = add_and_stop
-write_chain_of_thought(ChainOfThought(**json.loads(sys.argv[1])), *map(Path, sys.argv[3:]))
-"""
 
 
 @pytest.fixture
@@ -87,24 +65,11 @@ def test_tasks_that_ask_for_no_reasoning_are_absent(folder: Path):
 
 def test_killed_and_run_again_it_does_the_rest_to_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     batches, whole = 7, write(folder, "whole")  # 7 questions in batches of 3, two ways, two tasks: 12 batches
-    paths = [str(folder / name) for name in ("model", "tasks", "killed")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPPING, json.dumps(asdict(params())), str(batches), *paths],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout.readline() == "stopped\n"
-        with pytest.raises(
-            UserError, match=f"^process {process.pid} is at the same work, in .*: wait until it has ended"
-        ):
+    paths = [folder / name for name in ("model", "tasks", "killed")]
+    with stopped("pipeline.chain_of_thought.write_chain_of_thought", params(), paths, batches) as process:
+        message = f"^process {process.pid} is at the same work, in .*: wait until it has ended"
+        with pytest.raises(UserError, match=message):
             write(folder, "killed")
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     assert not (folder / "killed").exists()
     (rows,) = (folder / ".resume/chain_of_thought").glob("*/rows.jsonl")
     finished = rows.read_bytes()
