@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 READY  := $(VENV)/.ready
+EIGHT_BIT := $(VENV)/8bit/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
@@ -50,7 +51,12 @@ ci-comment: ## put results/ci-report.md on the pull request PULL_REQUEST
 chaos: setup ## kill the pipeline twenty times, let it go on, compare the end with an uninterrupted run: results/chaos.md
 	@$(RUN) python -m pipeline.chaos --kills 20 --seed 1
 
-test: setup ## run the whole test suite
+# where only the tests that use it find it
+$(EIGHT_BIT): constraints.txt | $(READY)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade \
+	  --target $(@D) bitsandbytes && touch $@ || echo "bitsandbytes cannot be installed here: its tests will skip"
+
+test: setup $(EIGHT_BIT) ## run the whole test suite
 	@echo "== pytest"
 	@$(RUN) python -m pytest
 

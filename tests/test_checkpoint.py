@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from pipeline.checkpoint import Checkpoints, last_checkpoint
 from tests.bad_input.spoil import small_disk
+from tests.eight_bits import find_8_bits, needs_8_bits
 from tests.stage_runner import run_stage, set_params
 
 OUTS = {
@@ -66,6 +67,12 @@ def doomed(module: str, name: str, call: int) -> None:
         return function(*args, **kwargs)
 
     setattr(owner, last, counted)
+
+
+def with_8_bits(then: Callable[[], None]) -> None:
+    """Call ``then`` in a process that has bitsandbytes."""
+    find_8_bits()
+    then()
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +153,23 @@ def test_adapters_go_on_too_and_their_checkpoints_hold_no_base(copy: Callable, p
     (scratch,) = scratches(folder)
     assert {name for name in load_file(last_checkpoint(scratch) / "model.safetensors") if "base_layer" in name} == set()
     done = run_stage(folder, "train")
+    assert done.code == 0 and "going on from" in done.stderr
+    assert outputs(folder, "train") == whole
+
+
+@needs_8_bits
+def test_moments_in_8_bits_go_on_too(copy: Callable, project: Path):
+    folder = copy("train")
+    set_params(folder, {"train.optimizer": "adamw_8bit"})
+    done = run_stage(folder, "train", find_8_bits)
+    assert done.code == 0, done.stderr
+    whole = outputs(folder, "train")
+    assert whole != outputs(project, "train")
+    assert run_stage(folder, "train", partial(with_8_bits, partial(doomed, *LOSS, 11))).code == -signal.SIGKILL
+    (scratch,) = scratches(folder)
+    state = torch.load(last_checkpoint(scratch) / "optimizer.pt", weights_only=True)["state"]
+    assert torch.uint8 in {moments["__bnb_optimizer_quant_state__"]["state1"].dtype for moments in state.values()}
+    done = run_stage(folder, "train", find_8_bits)
     assert done.code == 0 and "going on from" in done.stderr
     assert outputs(folder, "train") == whole
 

@@ -23,6 +23,7 @@ from pipeline.tokens import SPANS
 from pipeline.training import _settings as trainer_settings
 from pipeline.training.trainer import LOSS_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer, parameter_groups
 from pipeline.watch import WINDOW
+from tests.eight_bits import find_8_bits, needs_8_bits
 from tests.thought.tiny import LLAMA, VOCABULARY, quiet_star
 
 ALL_METHODS = pytest.mark.parametrize("method", METHODS)
@@ -347,9 +348,11 @@ def test_no_more_steps_are_skipped_than_allowed(spans: Spans):
         one.run()
 
 
-def test_moments_in_8_bits(spans: Spans):
+@needs_8_bits
+def test_moments_in_8_bits(spans: Spans, monkeypatch: pytest.MonkeyPatch):
     """A matrix of 4,096 numbers is the smallest that bitsandbytes does so with."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    find_8_bits()
     model = quiet_star({**LLAMA, "hidden_size": 64})
     one = trainer(model, spans, replace(TRAIN, optimizer="adamw_8bit", steps=30, policy_weight=0.0))
     log = one.run()
