@@ -10,12 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from pipeline.allocator import keep_memory
 from pipeline.checkpoint import checkpoints
-from pipeline.errors import UserError, reason
+from pipeline.errors import UserError
 from pipeline.files import new_path, write_table
-from pipeline.inputs import Spans, pick_device, read_tokenizer
+from pipeline.inputs import Spans, pick_device, read_model, read_tokenizer
 from pipeline.loop import CheckedTrainer, logged, training_arguments
 from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
-from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
 STEPS_COLUMNS = ["loss", "heldout_loss", "learning_rate"]
 LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
@@ -30,7 +29,7 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
     keep_memory()
     tokenizer = read_tokenizer(tokens / "tokenizer")
     if params.source == "hub":
-        _write(_load(params), pd.DataFrame(columns=["step", *STEPS_COLUMNS]), tokenizer, out, log)
+        _write(_load(params, len(tokenizer)), pd.DataFrame(columns=["step", *STEPS_COLUMNS]), tokenizer, out, log)
         return
     inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
     about = {"seed": params.seed, "device": pick_device("auto")} | asdict(params.scratch)
@@ -41,41 +40,18 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
 def _write(
     model: PreTrainedModel, rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, out: Path, log: Path
 ) -> None:
-    _check(model, len(tokenizer))
     with new_path(out) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     write_table(log, rows)
 
 
-def _load(params: BaseModel) -> PreTrainedModel:
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            params.path,
-            revision=params.revision,
-            use_safetensors=True,
-            dtype="float32",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told of below
-        )
-    except Exception as error:  # transformers, huggingface_hub and safetensors each raise their own
-        raise UserError(f"no usable model at {params.path}: {reason(error)}") from error
-    made_up = [*loading["missing_keys"], *loading["mismatched_keys"]]
-    if made_up:
-        raise UserError(f"the weights in {params.path} are not those of its config.json: {min(map(str, made_up))}")
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise UserError(f"the weights in {params.path} are not all finite numbers")
-    return model
-
-
-def _check(model: PreTrainedModel, vocabulary: int) -> None:
+def _load(params: BaseModel, vocabulary: int) -> PreTrainedModel:
+    model = read_model(params.path, revision=params.revision)
     known = model.get_input_embeddings().num_embeddings
     if vocabulary > known:
         raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {vocabulary}")
-    try:
-        check_decoder(model)
-    except UnsupportedDecoderError as error:
-        raise UserError(f"this model cannot think: {error}") from error
+    return model
 
 
 def _pretrain(

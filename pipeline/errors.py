@@ -24,7 +24,11 @@ class UserError(Exception):
 
 def reason(error: Exception) -> str:
     """An exception of a library, in one line."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return first_line(str(error)) or type(error).__name__
+
+
+def first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "")
 
 
 @contextmanager

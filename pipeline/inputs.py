@@ -1,27 +1,74 @@
-"""What several stages begin with: the tokenizer, the spans of token ids, the device."""
+"""What several stages begin with: the tokenizer, a model that can think, the spans of token ids, the device."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import arrow_table
+from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
 IGNORED = -100
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that a stage wrote to ``folder``. Raises UserError where there is none."""
-    if not folder.is_dir():  # transformers would look for a hub model of this name
-        raise UserError(f"the folder {folder} is missing: run `dvc repro` to make it again")
+    check_made(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and tokenizers each raise their own
         raise UserError(f"{folder} holds no usable tokenizer: run `dvc repro` to make it again") from error
+
+
+def check_made(folder: Path) -> None:
+    """Raise UserError where there is no such folder: transformers would look for a hub model of this name."""
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} is missing: run `dvc repro` to make it again")
+
+
+def read_model(path: Path | str, remedy: str = "", **options: object) -> PreTrainedModel:
+    """The causal language model in the folder ``path``, or of this name in the hub, in float32.
+
+    ``remedy`` ends what is said of one that cannot be read; ``options`` are those of transformers' ``from_pretrained``.
+    Raises UserError where there is none, where its weights
+    are not whole, not safetensors or not finite, and where it cannot think in parallel.
+    """
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            use_safetensors=True,
+            dtype="float32",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told of below
+            **options,
+        )
+    except Exception as error:  # transformers, huggingface_hub and safetensors each raise their own
+        raise UserError(f"no usable model at {path}: {reason(error)}{remedy}") from error
+    made_up = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if made_up:
+        raise UserError(f"the weights in {path} are not those of its config.json: {min(map(str, made_up))}{remedy}")
+    check_finite(model, path)
+    try:
+        check_decoder(model)
+    except UnsupportedDecoderError as error:
+        raise UserError(f"the model in {path} cannot think: {error}") from error
+    return model
+
+
+def check_finite(model: PreTrainedModel, path: Path | str) -> None:
+    """Raise UserError where a weight of the model, which was read from ``path``, is not a finite number."""
+    if not all_finite(model.parameters()):
+        raise UserError(f"the weights in {path} are not all finite numbers: train again, with a lower learning rate")
+
+
+def all_finite(weights: Iterable[Tensor]) -> Tensor:
+    """Whether all numbers are finite: a truth value () on the weights' own device."""
+    return torch.stack([some.isfinite().all() for some in weights]).all()
 
 
 class Spans(Dataset):

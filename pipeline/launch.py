@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from yaml import YAMLError
 
-from pipeline.errors import UserError, reason
+from pipeline.errors import UserError, first_line, reason
 from pipeline.processes import SINGLE, has_lost_another, is_launched
 
 SEVERAL = ("MULTI_GPU", "FSDP")  # of accelerate's types those that start processes by torchrun's means
@@ -82,7 +82,7 @@ def _run_all(arguments: Namespace) -> None:
 def _first_words(error: ChildFailedError) -> str:
     """What the process that failed first has recorded."""
     message = error.get_first_failure()[1].message
-    return next(iter(str(message["message"] if isinstance(message, dict) else message).splitlines()), "")
+    return first_line(str(message["message"] if isinstance(message, dict) else message))
 
 
 def _options(launcher: str) -> Iterator[str]:

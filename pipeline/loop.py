@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 
 from pipeline.checkpoint import HALF, Checkpoints, last_checkpoint, step_of
 from pipeline.errors import UserError, reason
-from pipeline.inputs import pick_device
+from pipeline.inputs import all_finite, pick_device
 from pipeline.processes import has_lost_another, is_sharded, processes, stand_alone
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ class CheckedTrainer(Trainer):
 
     def _check_weights(self) -> None:
         """Raises UserError where a finite step was so large that it has left weights that are not."""
-        finite = [_here(weights).isfinite().all() for weights in self.model.parameters() if weights.requires_grad]
-        if self.accelerator.reduce(torch.stack(finite).all().float(), "mean") < 1:
+        finite = all_finite(_here(weights) for weights in self.model.parameters() if weights.requires_grad)
+        if self.accelerator.reduce(finite.float(), "mean") < 1:
             good = last_checkpoint(self._folder) or "none yet"
             raise UserError(
                 f"step {self.state.global_step}: the weights are no longer finite; the last good checkpoint is {good}: "

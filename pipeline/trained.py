@@ -3,27 +3,19 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.allocator import keep_memory
 from pipeline.errors import UserError, reason
+from pipeline.inputs import check_finite, check_made, read_model
 from pipeline.learned import base_of, check_base, load_learned
-from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
 
 
 def load_base(folder: Path) -> PreTrainedModel:
     """The base model that a stage wrote to ``folder``. Raises UserError where there is none that can think."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except Exception as error:  # transformers and safetensors each raise their own
-        raise UserError(f"{folder} holds no usable model: run `dvc repro` to make it again") from error
-    _check_finite(model, folder)
-    try:
-        check_decoder(model)
-    except UnsupportedDecoderError as error:
-        raise UserError(f"the model in {folder} cannot think: {error}") from error
-    return model
+    check_made(folder)
+    return read_model(folder, "; run `dvc repro` to make it again", local_files_only=True)
 
 
 def load_plain(folder: Path) -> QuietStarForCausalLM:
@@ -47,7 +39,7 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
     else:
         check_base(folder, base)
         model = load_learned(folder, load_base(base))
-    _check_finite(model, folder)
+    check_finite(model, folder)
     return model.eval()
 
 
@@ -62,11 +54,6 @@ def _whole(folder: Path) -> QuietStarForCausalLM:
     if wrong:
         raise UserError(f"the weights in {folder} are not those of its config.json: {sorted(map(str, wrong))[0]}")
     return model
-
-
-def _check_finite(model: PreTrainedModel, folder: Path) -> None:
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise UserError(f"the weights in {folder} are not all finite numbers: train again, with a lower learning rate")
 
 
 def known_positions(model: QuietStarForCausalLM) -> int | None:

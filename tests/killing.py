@@ -33,6 +33,11 @@ Scratch.add = add_and_stop
 """
 
 
+def same_threads() -> dict[str, str]:
+    """The environment of a process at the same work: the number of threads is a part of the work's fingerprint."""
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
 @contextmanager
 def stopped(function: str, params: object, paths: list[Path], adds: int) -> Iterator[subprocess.Popen]:
     """A process that calls ``function`` (module.name) with these parameters and paths and waits after ``adds`` calls
@@ -43,7 +48,7 @@ def stopped(function: str, params: object, paths: list[Path], adds: int) -> Iter
     process = subprocess.Popen(
         [sys.executable, "-c", code, json.dumps(asdict(params)), *map(str, paths)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # a part of the work's fingerprint
+        env=same_threads(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -64,9 +69,10 @@ def run_and_kill(function: str, params: object, paths: list[Path], adds: int) ->
 
 def kill_tree(process: psutil.Process) -> None:
     """Kill everything below ``process``, and then it."""
-    for one in (*process.children(recursive=True), process):
-        with suppress(psutil.NoSuchProcess):  # ended since it was listed
-            one.kill()
+    with suppress(psutil.NoSuchProcess):  # ended since it was listed
+        for one in (*process.children(recursive=True), process):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def checkpoint_often(project: Path) -> None:

@@ -32,7 +32,9 @@ def call(folder: Path, *words: str) -> str:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the dvc.lock of stages that nobody has killed. They keep a checkpoint of every logged step."""
-    folder = copy_project(tmp_path_factory.mktemp("chaos") / "project", base_model__scratch__steps=600, train__steps=20)
+    folder = copy_project(
+        tmp_path_factory.mktemp("chaos") / "project", base_model__scratch__steps=600, train__steps=300
+    )
     checkpoint_often(folder)
     run_stages(folder, ("corpus", "tokenize"))
     make_repository(folder, STAGES, call)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,7 @@ SHARDED = {FSDP: "true", "FSDP_VERSION": "2"} | {
     name.upper(): str(value).lower() if isinstance(value, bool) else str(value) for name, value in SHIPPED.items()
 }
 WAYS = pytest.mark.parametrize("way", [{}, SHARDED], ids=["whole models", "sharded"])
+LONG = 600  # seconds: what takes as long hangs
 METHODS = pytest.mark.parametrize("method", ["quiet_star", "pause", "no_thought"])
 
 
@@ -51,7 +53,7 @@ def trained(project: Path, folder: Path, processes: int, way: dict[str, str], **
     shutil.copytree(project, folder)
     set_params(folder, {name.replace("__", "."): value for name, value in changes.items()})
     process = start(folder, processes, way)
-    assert process.wait(120) == 0, (folder / "log").read_text()[-3000:]
+    assert process.wait(LONG) == 0, (folder / "log").read_text()[-3000:]
     return folder
 
 
@@ -103,17 +105,30 @@ def test_sharded_weights_in_bfloat16_with_checkpointing(project: Path, tmp_path:
 
 
 @WAYS
-def test_two_processes_killed_go_on_to_the_same_bytes(way: dict[str, str], project: Path, tmp_path: Path):
-    whole = trained(project, tmp_path / "whole", 2, way, train__steps=60)
+@pytest.mark.parametrize("adapt", ["lora", "frozen"])
+def test_two_processes_adapt_a_model_as_one_does(adapt: str, way: dict[str, str], project: Path, tmp_path: Path):
+    changes = {"train__adapt": adapt, "train__saved": "learned", "baseline__methods": ["pause"]}
+    one, two = (trained(project, tmp_path / f"{n}", n, way if n > 1 else {}, **changes) for n in (1, 2))
+    pd.testing.assert_frame_equal(*(steps_of(folder) for folder in (one, two)), rtol=1e-5, atol=1e-6)
+    expected, found = (load_file(folder / "models/quiet_star/learned.safetensors") for folder in (one, two))
+    assert expected.keys() == found.keys()
+    assert max(far(expected[name], found[name]) for name in expected) < 1e-4
+
+
+@WAYS
+@pytest.mark.parametrize("adapt", ["whole", "lora"])
+def test_two_processes_killed_go_on_to_the_same_bytes(adapt: str, way: dict[str, str], project: Path, tmp_path: Path):
+    changes = {"train.steps": 60, "train.adapt": adapt, "train.saved": "whole" if adapt == "whole" else "learned"}
+    whole = trained(project, tmp_path / "whole", 2, way, **changes)
     folder = shutil.copytree(project, tmp_path / "killed")
-    set_params(folder, {"train.steps": 60})
+    set_params(folder, changes)
     shutil.rmtree(folder / "models/quiet_star")
     process = start(folder, 2, way)
     wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), process)
     kill_all(process)
     assert not (folder / "models/quiet_star").exists()
     again = start(folder, 2, way)
-    assert again.wait(120) == 0, (folder / "log").read_text()[-3000:]
+    assert again.wait(LONG) == 0, (folder / "log").read_text()[-3000:]
     assert "going on from" in (folder / "log").read_text()
     assert outputs(folder, "train") == outputs(whole, "train")
     assert scratches(folder) == []
@@ -126,7 +141,7 @@ def test_another_number_of_processes_starts_afresh(project: Path, tmp_path: Path
     process = start(folder, 2, {})
     wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), process)
     kill_all(process)
-    assert start(folder, 1, {}).wait(120) == 0, (folder / "log").read_text()[-3000:]
+    assert start(folder, 1, {}).wait(LONG) == 0, (folder / "log").read_text()[-3000:]
     assert "going on from" not in (folder / "log").read_text()
     assert scratches(folder) == []
 
@@ -145,17 +160,21 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def wait_for(happened, process: subprocess.Popen, seconds: float = 60) -> None:
+def wait_for(happened, process: subprocess.Popen, seconds: float = LONG) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.05)
 
 
-def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+def ranks(process: subprocess.Popen) -> dict[int, psutil.Process]:
     """The processes that train."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "RANK" in child.environ()]
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # ended since it was listed
+            if "RANK" in child.environ():
+                found[int(child.environ()["RANK"])] = child
+    return found
 
 
 def launched(folder: Path, **variables: str) -> subprocess.Popen:
@@ -172,17 +191,15 @@ def test_one_of_two_killed_ends_the_run_with_one_line_and_the_next_goes_on(proje
         set_params(one, {"train.launcher": "launchers/cpus.yaml", "train.steps": 200})
         checkpoint_often(one)
     shutil.rmtree(folder / "models/quiet_star")
-    assert launched(whole).wait(120) == 0, (whole / "log").read_text()[-3000:]
+    assert launched(whole).wait(LONG) == 0, (whole / "log").read_text()[-3000:]
     process = launched(folder)
     wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), process)
     ranks(process)[1].kill()
-    began = time.monotonic()
-    assert process.wait(60) == 1
-    assert time.monotonic() - began < 60
+    assert process.wait(60) == 1  # seconds: within a minute
     told = [line for line in (folder / "log").read_text().splitlines() if line.startswith(("error:", "Traceback"))]
     assert told == ["error: process 1 was ended by signal 9: `dvc repro` goes on from the last checkpoint"]
     assert not (folder / "models/quiet_star.part").exists()
-    assert launched(folder).wait(120) == 0, (folder / "log").read_text()[-3000:]
+    assert launched(folder).wait(LONG) == 0, (folder / "log").read_text()[-3000:]
     assert "going on from" in (folder / "log").read_text()
     assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
 
@@ -192,10 +209,10 @@ def test_ctrl_c_ends_all_without_a_word(project: Path, tmp_path: Path):
     set_params(folder, {"train.launcher": "launchers/cpus.yaml", "train.steps": 5000})
     process = launched(folder)
     wait_for(lambda: "it/s" in (folder / "log").read_text() and len(ranks(process)) == 2, process)
-    left = ranks(process)
+    left = list(ranks(process).values())
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert psutil.wait_procs(left, timeout=5)[1] == []
+    assert process.wait(LONG) == 130
+    assert psutil.wait_procs(left, timeout=60)[1] == []
     assert not {"Traceback", "error:"} & {line.split(" ")[0] for line in (folder / "log").read_text().splitlines()}
 
 
@@ -204,15 +221,25 @@ def test_killing_the_launcher_ends_the_processes(project: Path, tmp_path: Path):
     set_params(folder, {"train.launcher": "launchers/cpus.yaml", "train.steps": 5000})
     process = launched(folder, DVC_STAGE="train")
     wait_for(lambda: "it/s" in (folder / "log").read_text() and len(ranks(process)) == 2, process)
-    left = ranks(process)
+    left = list(ranks(process).values())
     process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(left, timeout=30)
     assert alive == []
 
 
-def test_slices_of_positions_are_refused_where_the_model_is_sharded(project: Path, tmp_path: Path):
-    """Their gradients are taken inside the forward pass, where FSDP2 has no layer's weights but the one it is in."""
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        # their gradients are taken inside the forward pass, where FSDP2 has no layer's weights but the one it is in
+        ({"train.positions": 4}, "train.positions is set, but weights that are shared out"),
+        (
+            {"train.optimizer": "adamw_8bit"},
+            "train.optimizer is adamw_8bit, which cannot change weights",
+        ),
+    ],
+)
+def test_what_sharded_weights_do_not_allow_is_refused(changes: dict, told: str, project: Path, tmp_path: Path):
     folder = shutil.copytree(project, tmp_path / "project")
-    set_params(folder, {"train.positions": 4})
-    assert start(folder, 1, SHARDED).wait(120) == 1
-    assert "error: train.positions is set, but weights that are shared out" in (folder / "log").read_text()
+    set_params(folder, changes)
+    assert start(folder, 1, SHARDED).wait(LONG) == 1
+    assert f"error: {told}" in (folder / "log").read_text()

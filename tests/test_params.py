@@ -169,7 +169,7 @@ def test_heads_that_do_not_divide(sizes: tuple[int, int, int]):
     assert all(f"({size})" in message for size in sizes[:2])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(3, 40))
 def test_a_lookahead_needs_a_longer_span(lookahead: int, span: int):
     changes = {"train.lookahead": lookahead, "tokenize.span": span}
@@ -197,7 +197,7 @@ def test_a_run_may_have_no_baselines_and_any_of_the_methods():
         assert loaded.train.method == method and loaded.baseline.methods == list(params.METHODS)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(min_value=1e-300, allow_infinity=False))
 def test_a_positive_rate_is_taken_as_it_is_also_as_text(rate: float):
     """DVC writes 1e-5 as `1e-05`, which YAML 1.1 calls a string (dvc.md)."""
@@ -205,13 +205,13 @@ def test_a_positive_rate_is_taken_as_it_is_also_as_text(rate: float):
     assert params.load(SHIPPED, {"train.learning_rate": repr(rate)}).train.learning_rate == rate
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(max_value=0) | st.just(math.inf) | st.just(math.nan))
 def test_any_other_rate_is_refused(rate: float):
     assert "train.learning_rate" in refused({"train.learning_rate": rate})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(FINITE)
 def test_a_share_is_within_0_and_1(share: float):
     changes = {"corpus.microworld.aside_share": share}
@@ -221,7 +221,7 @@ def test_a_share_is_within_0_and_1(share: float):
         assert "aside_share" in refused(changes)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers())
 def test_a_seed_is_a_number_that_every_generator_takes(seed: int):
     if 0 <= seed < 2**32:

@@ -13,6 +13,7 @@ from pipeline import resume
 from pipeline.errors import UserError
 from pipeline.files import digests
 from pipeline.resume import Scratch, fingerprint, unfinished
+from tests.killing import same_threads
 from tests.stage_runner import ROOT
 
 ROWS = [{"index": 0, "text": "é\n\u2028\x00", "loss": 0.1}, {"index": 1, "text": "", "loss": 1e-300}]
@@ -40,7 +41,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def held(root: Path):
     """Another process that has the scratch of seed 1."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, "1"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, "1"], cwd=ROOT, env=same_threads(), stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()

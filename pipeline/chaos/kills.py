@@ -74,6 +74,7 @@ def running(dvc: subprocess.Popen) -> tuple[str, float]:
 def kill(project: Path, dvc: subprocess.Popen, random: Random, longest: float) -> Kill | None:
     """Kill a run in one of `WAYS`, at most ``longest`` seconds from now. None where it has ended before."""
     wait, way = random.uniform(0, longest), random.choice(WAYS)
+    damage = Random(random.random())  # one of its own: moments go by the seed, whatever there was to spoil
     try:
         dvc.wait(wait)
         return None
@@ -87,7 +88,7 @@ def kill(project: Path, dvc: subprocess.Popen, random: Random, longest: float) -
     orphans = _end(dvc, family)
     found = left(project)
     if way == POWER:
-        spoil(project, random)
+        spoil(project, damage)
     return Kill(stage, seconds, way, found, orphans)
 
 

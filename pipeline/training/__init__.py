@@ -30,12 +30,7 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     process of a distributed run calls this; one of them writes.
     """
     device = pick_device(params.device)
-    if params.attention == "flex" and device == "cpu":
-        raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
-    if params.positions is not None and is_sharded():
-        raise UserError(
-            "train.positions is set, but weights that are shared out need all positions at once: make it null"
-        )
+    _check_engine(params, device)
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]
     about = asdict(params) | {"device": device, "processes": processes()}
@@ -49,6 +44,20 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
             _write_model(whole, params, base, out)
             _write_log(params, rows, whole, trainer.train_dataset, results)
         trainer.accelerator.wait_for_everyone()
+
+
+def _check_engine(params: Train, device: str) -> None:
+    """Raise UserError for ways of computing that this device, or weights that processes share out, do not allow."""
+    if params.attention == "flex" and device == "cpu":
+        raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
+    if params.positions is not None and is_sharded():
+        raise UserError(
+            "train.positions is set, but weights that are shared out need all positions at once: make it null"
+        )
+    if params.optimizer == "adamw_8bit" and is_sharded():
+        raise UserError(
+            "train.optimizer is adamw_8bit, which cannot change weights that are shared out: set it to adamw"
+        )
 
 
 def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path) -> QuietStarTrainer:

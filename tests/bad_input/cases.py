@@ -855,7 +855,7 @@ INPUTS = [
                 f"{QUIET_STAR}/config.json",
                 "models/quiet_star holds no trained model: run `dvc repro train`",
             ),
-            ("evaluate", "models/base", "models/base holds no usable model: run `dvc repro` to make it again"),
+            ("evaluate", "models/base", "the folder models/base is missing: run `dvc repro` to make it again"),
             ("evaluate", "data/tasks", "data/tasks holds no task: run `dvc repro tasks`"),
             (
                 "evaluate",
@@ -923,7 +923,7 @@ INPUTS = [
             (
                 "train",
                 "models/base/model.safetensors",
-                "models/base holds no usable model: run `dvc repro` to make it again",
+                "no usable model at models/base: …; run `dvc repro` to make it again",
             ),
             (
                 "train",
@@ -1108,7 +1108,7 @@ CHECKPOINTS = [
     Case(
         "weights that are no numbers (NaN)",
         "base_model",
-        "the weights in PROJECT/model are not all finite numbers",
+        "the weights in PROJECT/model are not all finite numbers: train again, with a lower learning rate",
         each(model(after=("tokenize",)), spoil.weights("model/model.safetensors", nans)),
     ),
     Case(
@@ -1132,13 +1132,13 @@ CHECKPOINTS = [
     Case(
         "state-space layers",
         "base_model",
-        "this model cannot think: mamba: a thought run in parallel differs by …%",
+        "the model in PROJECT/model cannot think: mamba: a thought run in parallel differs by …%",
         model("mamba", after=("tokenize",)),
     ),
     Case(
         "ALiBi",
         "base_model",
-        "this model cannot think: bloom: a thought run in parallel differs by …%",
+        "the model in PROJECT/model cannot think: bloom: a thought run in parallel differs by …%",
         model("bloom", after=("tokenize",)),
     ),
     Case(
@@ -1249,6 +1249,15 @@ CHECKPOINTS = [
             spoil.weights("models/base/model.safetensors", nans),
         )
         for stage in ("train", "baseline pause 1", "evaluate")
+    ),
+    *(
+        Case(
+            "a base model with fewer weights",
+            stage,
+            "the weights in models/base are not those of its config.json: …; run `dvc repro` to make it again",
+            spoil.weights("models/base/model.safetensors", fewer),
+        )
+        for stage in ("train", "evaluate")
     ),
     Case(
         "a trained model with weights of another size",

@@ -59,7 +59,7 @@ def told(path: Path, content: dict) -> str:
     return ""
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(name=st.sampled_from(sorted(names(SHIPPED))), value=MORE)
 def test_any_value_of_a_parameter_is_taken_or_refused_by_name(name: str, value: object, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "params.yaml"
@@ -84,7 +84,7 @@ def test_a_parameter_is_needed_unless_it_may_be_nothing(name: str, tmp_path: Pat
     assert message == "" if may_be_left_out(name) else key in message
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(prompt=st.text(alphabet="\\${}ab.:'\" ") | st.text())
 def test_a_text_in_a_task_file_is_what_it_says(prompt: str, tmp_path_factory):
     """Also `${...}`, with any number of backslashes before it."""
@@ -111,7 +111,7 @@ def asked(task_file: str, row: dict, monkeypatch: pytest.MonkeyPatch) -> Questio
     return question
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(row=st.fixed_dictionaries({}, optional=ROW), number=st.none() | ANY_NUMBER | st.text())
 def test_a_row_is_a_question_with_a_number_or_is_refused(row: dict, number: object):
     for some in (row, row | {"question": "Why?", "answer": f"#### {number}"}):
@@ -125,7 +125,7 @@ def test_a_row_is_a_question_with_a_number_or_is_refused(row: dict, number: obje
 CHOICES = st.fixed_dictionaries({"label": st.lists(SCALARS), "text": st.lists(SCALARS)})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(row=st.fixed_dictionaries({}, optional=ROW | {"choices": CHOICES}))
 def test_a_row_is_a_question_with_a_label_or_is_refused(row: dict):
     found = asked("tasks/commonsense_qa.yaml", row, pytest.MonkeyPatch())
@@ -135,7 +135,7 @@ def test_a_row_is_a_question_with_a_label_or_is_refused(row: dict):
         assert found.prompt and found.answer in found.labels
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=st.lists(st.fixed_dictionaries({}, optional={"question": SCALARS, "answer": SCALARS}), max_size=4))
 def test_rows_are_documents_or_are_refused(rows: list[dict]):
     source = params.HubSplit("own", None, "train", None, "question+answer")

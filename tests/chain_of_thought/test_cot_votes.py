@@ -31,7 +31,7 @@ def listed(votes: list[str], answer: str) -> list[Fraction]:
 
 
 @given(st.lists(st.sampled_from(["", "", "1", "1", "2", "3", "4"]), min_size=1, max_size=9))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_it_equals_listing_every_subset(votes: list[str]):
     assert majority(votes, "1") == pytest.approx([float(x) for x in listed(votes, "1")], rel=1e-13, abs=0)
 

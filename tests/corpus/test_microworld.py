@@ -92,7 +92,7 @@ def working(numbers: tuple[int, ...]) -> str:
 
 
 @given(SEEDS, STEPS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_gsm8k_questions_are_right(seed: int, steps: int):
     for row in world.gsm8k_questions(5, seed, steps):
         assert set(row) == {"question", "answer"}
@@ -103,7 +103,7 @@ def test_gsm8k_questions_are_right(seed: int, steps: int):
 
 
 @given(SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_commonsense_qa_questions_have_one_right_choice(seed: int):
     for row in world.commonsense_qa_questions(5, seed):
         assert set(row) == {"question", "choices", "answerKey"}
@@ -120,7 +120,7 @@ def test_commonsense_qa_questions_have_one_right_choice(seed: int):
 
 
 @given(SEEDS, STEPS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_probe_holds_the_full_working(seed: int, steps: int):
     for row in world.probe(5, seed, steps):
         assert row["prompt"].endswith("\nA:")
@@ -134,7 +134,7 @@ def test_the_probe_shares_no_ring_with_training(texts: dict[str, list[str]]):
 
 
 @given(SEEDS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_same_seed_makes_the_same_text_and_another_one_another(seed: int):
     assert text("train", 20, seed) == text("train", 20, seed)
     assert text("train", 20, seed) != text("train", 20, seed + 1)

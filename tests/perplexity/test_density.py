@@ -6,7 +6,7 @@ from math import floor
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from pipeline.perplexity.density import density_table
 from tests.perplexity.fake_tokens import any_tokens, random_tokens, table
@@ -19,7 +19,6 @@ def slow_cells(tokens: pd.DataFrame) -> Counter:
 
 
 @given(any_tokens())
-@settings(deadline=None)
 def test_cells_count_their_tokens(tokens: pd.DataFrame):
     cells = density_table(tokens)
     found = {(round(c.base_loss / 0.25 - 0.5), round(c.improvement / 0.1)): c.tokens for c in cells.itertuples()}
@@ -28,7 +27,6 @@ def test_cells_count_their_tokens(tokens: pd.DataFrame):
 
 
 @given(any_tokens())
-@settings(deadline=None)
 def test_every_token_is_near_a_cells_centre(tokens: pd.DataFrame):
     cells = density_table(tokens)
     for base, gain in zip(tokens["nll_no_thought"], tokens["improvement"], strict=True):

@@ -37,7 +37,7 @@ def slow_rows(tokens: pd.DataFrame, group: pd.Series) -> dict[object, dict[str, 
 
 @pytest.mark.parametrize("name", GROUPINGS)
 @given(tokens=any_tokens())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_rows_are_means_over_the_groups_tokens(name: str, tokens: pd.DataFrame):
     group = GROUPINGS[name](tokens)
     rows = group_table(tokens, group, FEW)
@@ -78,7 +78,6 @@ def test_helped_and_hurt_need_more_than_the_threshold(gain: float, helped: int, 
 
 
 @given(any_tokens())
-@settings(deadline=None)
 def test_deciles_are_tenths_from_the_easiest_tokens_to_the_hardest(tokens: pd.DataFrame):
     order = sorted(range(len(tokens)), key=lambda i: tokens["nll_no_thought"][i])
     expected = dict(zip(order, (ceil((place + 1) * 10 / len(order)) for place in range(len(order))), strict=True))
@@ -112,7 +111,6 @@ def test_positions_and_weights_come_from_the_lowest_on():
 
 
 @given(st.lists(st.one_of(st.sampled_from([0.0, 0.1]), st.floats(-2, 2)), min_size=1, max_size=60))
-@settings(deadline=None)
 def test_weights_are_in_ten_groups_or_fewer_and_equal_ones_together(weights: list[float]):
     labels = by_weight(pd.DataFrame({"weight": weights}))
     ends: dict[str, list[float]] = {}
@@ -127,7 +125,6 @@ def test_weights_are_in_ten_groups_or_fewer_and_equal_ones_together(weights: lis
 
 
 @given(st.sets(st.floats(-2, 2), min_size=10, max_size=60))
-@settings(deadline=None)
 def test_different_weights_are_in_ten_groups_of_equal_count(weights: set[float]):
     counts = Counter(by_weight(pd.DataFrame({"weight": list(weights)})))
     assert len(counts) == 10 and max(counts.values()) - min(counts.values()) <= 1

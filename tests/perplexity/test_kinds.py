@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
@@ -46,19 +46,16 @@ def check_kinds(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
 
 
 @given(ANY)
-@settings(deadline=None)
 def test_kinds_of_a_byte_level_tokenizer_are_those_of_the_characters(text: str):
     check_kinds(BYTE_LEVEL, text)
 
 
 @given(ASCII)
-@settings(deadline=None)
 def test_kinds_of_a_metaspace_tokenizer_are_those_of_the_characters(text: str):
     check_kinds(METASPACE, f" {text}")  # where there is none, the tokenizer puts a space of its own
 
 
 @given(ASCII, st.sampled_from(["byte-level", "metaspace"]))
-@settings(deadline=None)
 def test_a_token_says_what_it_adds_to_the_text_before_it(text: str, name: str):
     tokenizer, reader = TOKENIZERS[name], TokenReader(TOKENIZERS[name])
     ids = tokenizer(text)["input_ids"]
@@ -153,7 +150,6 @@ def test_a_token_with_the_end_of_a_character_and_a_letter():
 
 
 @given(st.data(), st.sampled_from(list(TOKENIZERS)))
-@settings(deadline=None)
 def test_any_tokens_have_kinds(data: st.DataObject, name: str):
     tokenizer = TOKENIZERS[name]
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))

@@ -67,7 +67,7 @@ def test_deciles_are_those_of_their_table():
 
 
 @given(any_tokens())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_tokens_make_json(tokens: pd.DataFrame):
     found = json.loads(json.dumps(metrics_of(tokens, FEW), allow_nan=False))
     estimate = found["agreement"]
@@ -80,7 +80,7 @@ def test_any_tokens_make_json(tokens: pd.DataFrame):
 
 
 @given(any_tokens())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_agreement_is_the_correlation_of_ranks(tokens: pd.DataFrame):
     found = agreement(tokens, FEW)["spearman"]
     if found is not None:

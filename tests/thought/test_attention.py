@@ -152,7 +152,7 @@ def use_blocks(monkeypatch: pytest.MonkeyPatch, size: int, flash: bool) -> None:
         monkeypatch.setattr(blocked, "has_flash", lambda _: False)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(shapes(), st.integers(1, 8), st.booleans())
 def test_blocks_equal_the_reference(shape, size, flash):
     call = make(shape)

@@ -191,7 +191,7 @@ def quiet_star_with(lookahead: int, rationales: int) -> QuietStarForCausalLM:
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), TOKENS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_length_has_a_finite_loss(texts, rationales, lookahead, tokens):
     rewarded = max(0, tokens - 1 - lookahead)
     with torch.no_grad():

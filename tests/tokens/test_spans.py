@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -30,7 +30,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @given(st.text())
-@settings(deadline=None)
 def test_no_text_is_lost(tokenizer: PreTrainedTokenizerFast, text: str):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -41,7 +40,6 @@ def test_no_mark_or_space_is_tidied(tokenizer: PreTrainedTokenizerFast, text: st
 
 
 @given(st.text("0123456789", min_size=1), st.sampled_from(["", " ", "a", "\n", "("]))
-@settings(deadline=None)
 def test_a_digit_is_a_token(tokenizer: PreTrainedTokenizerFast, digits: str, before: str):
     pieces = [tokenizer.decode(i) for i in tokenizer(before + digits)["input_ids"]]
     assert all(sum(c.isdigit() for c in piece) <= 1 for piece in pieces)
