@@ -35,8 +35,8 @@ def read_model(path: Path | str, remedy: str = "", **options: object) -> PreTrai
     """The causal language model in the folder ``path``, or of this name in the hub, in float32.
 
     ``remedy`` ends what is said of one that cannot be read; ``options`` are those of transformers' ``from_pretrained``.
-    Raises UserError where there is none, where its weights
-    are not whole, not safetensors or not finite, and where it cannot think in parallel.
+    Raises UserError where there is none, where its weights are not whole, not safetensors or not finite, and where it
+    cannot think in parallel.
     """
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(

@@ -144,9 +144,10 @@ def test_pretraining_goes_on_too(call: int, copy: Callable, project: Path):
     ends_alike(folder, "base_model", project)
 
 
-def test_adapters_go_on_too_and_their_checkpoints_hold_no_base(copy: Callable, project: Path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_adapters_go_on_too_and_their_checkpoints_hold_no_base(precision: str, copy: Callable, project: Path):
     folder = copy("train")
-    set_params(folder, {"train.adapt": "lora", "train.saved": "learned"})
+    set_params(folder, {"train.adapt": "lora", "train.saved": "learned", "train.precision": precision})
     assert run_stage(folder, "train").code == 0
     whole = outputs(folder, "train")
     assert run_stage(folder, "train", partial(doomed, *LOSS, 11)).code == -signal.SIGKILL

@@ -116,6 +116,21 @@ def test_two_processes_adapt_a_model_as_one_does(adapt: str, way: dict[str, str]
 
 
 @WAYS
+def test_two_processes_adapt_a_model_that_is_kept_in_bfloat16(way: dict[str, str], project: Path, tmp_path: Path):
+    """Its adapters are added to the weights as they were before they were rounded: what that changes has their rank."""
+    changes = {"train__adapt": "lora", "train__precision": "bfloat16", "train__lora__rank": 2}
+    one, two = (trained(project, tmp_path / f"{n}", n, way if n > 1 else {}, **changes) for n in (1, 2))
+    expected, found = (steps_of(folder)["base_loss"] for folder in (one, two))
+    pd.testing.assert_series_equal(found, expected, rtol=0.05)
+    model, base = (load_file(two / f"models/{name}/model.safetensors") for name in ("quiet_star", "base"))
+    assert {value.dtype for value in model.values()} == {torch.float32}
+    change = {name: (model[f"base.{name}"] - value).double() for name, value in base.items()}
+    ranks = {name: torch.linalg.matrix_rank(some, rtol=0.01) for name, some in change.items() if "proj" in name}
+    assert ranks and set(map(int, ranks.values())) == {2}
+    assert not any(some.any() for name, some in change.items() if name not in ranks)
+
+
+@WAYS
 @pytest.mark.parametrize("adapt", ["whole", "lora"])
 def test_two_processes_killed_go_on_to_the_same_bytes(adapt: str, way: dict[str, str], project: Path, tmp_path: Path):
     changes = {"train.steps": 60, "train.adapt": adapt, "train.saved": "whole" if adapt == "whole" else "learned"}

@@ -12,16 +12,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.inputs import Spans
-from pipeline.learned import ABOUT, LEARNED, TENSORS, limit_learning, save_trained
+from pipeline.learned import ABOUT, LEARNED, TENSORS, limit_learning, round_frozen, save_trained
 from pipeline.params import Lora, Train
 from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
 from pipeline.tokens import SPANS
 from pipeline.trained import load_trained
-from pipeline.training.trainer import parameter_groups
+from pipeline.training.trainer import LOSS_COLUMNS, parameter_groups
 from tests.thought.tiny import GPT2, LLAMA, VOCABULARY, error, quiet_star, random_ids
 from tests.training.test_trainer import TRAIN, trainer
 
@@ -41,6 +42,8 @@ ARMS = pytest.mark.parametrize(
     ],
     ids=lambda some: f"{some.adapt}, {some.method}",
 )
+
+COMPARED = ["loss", *LOSS_COLUMNS, "grad_norm", "eval_base_loss", "eval_talk_loss"]  # of a row of the log
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +88,42 @@ def test_training_leaves_the_base_as_it_is_and_changes_all_else(base: dict, sett
     still = [name for name, value in learned.items() if torch.equal(before[name], value)]
     assert still == []
     assert any("lora_" in name for name in after) == (settings.adapt == "lora")
+
+
+@FAMILIES
+@ARMS
+def test_matrices_that_are_kept_in_bfloat16_teach_the_same_bits(base: dict, settings: Train, spans: Spans):
+    settings, found = replace(settings, precision="bfloat16"), []
+    for model in (limited(settings, base), limited(settings, base)):
+        if found:
+            round_frozen(model)
+        log = [{name: row[name] for name in row if name in COMPARED} for row in trainer(model, spans, settings).run()]
+        found.append((log, {name: value for name, value in model.named_parameters() if value.requires_grad}))
+    (log, learned), (other_log, other) = found
+    assert log == other_log and sum("grad_norm" in row for row in log) == settings.steps
+    assert learned.keys() == other.keys() and all(torch.equal(learned[name], other[name]) for name in learned)
+
+
+@FAMILIES
+@KINDS
+def test_only_matrices_that_do_not_learn_are_kept_in_bfloat16(base: dict, settings: Train):
+    """LLaMA's LM head is one of them, GPT-2's is its embedding."""
+    plain, model = limited(settings, base), limited(settings, base)
+    round_frozen(model)
+    matrices = (torch.nn.Linear, Conv1D)
+    expected = {
+        weights.data_ptr(): torch.bfloat16
+        for module in model.base.modules()
+        if isinstance(module, matrices)
+        for weights in module.parameters(recurse=False)
+        if not weights.requires_grad and weights is not model.get_input_embeddings().weight
+    }
+    rounded = 0
+    for (name, weights), before in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert weights.dtype == expected.get(weights.data_ptr(), torch.float32), name
+        assert torch.equal(weights, before.to(weights.dtype)), name
+        rounded += weights.numel() if weights.dtype == torch.bfloat16 else 0
+    assert rounded > 0.3 * sum(weights.numel() for weights in model.base.parameters())
 
 
 @ARMS

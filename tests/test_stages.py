@@ -179,10 +179,13 @@ def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_pat
     assert AutoModelForCausalLM.from_pretrained(small / "models/release").config.method == "quiet_star"
 
 
-def test_a_frozen_base_model(finished: Path, tmp_path: Path):
+@pytest.mark.parametrize("precision, saved", [("float32", "learned"), ("bfloat16", "whole")])
+def test_a_frozen_base_model(precision: str, saved: str, finished: Path, tmp_path: Path):
+    """Kept in bfloat16 while it is trained on, too."""
     project = tmp_path / "project"
     shutil.copytree(finished, project)
-    set_params(project, {"train.adapt": "frozen", "train.saved": "learned", "baseline.methods": ["pause"]})
+    changes = {"train.adapt": "frozen", "train.precision": precision, "train.saved": saved}
+    set_params(project, changes | {"baseline.methods": ["pause"]})
     stages = ("train", "baseline pause 1", "evaluate", "evaluate_baseline pause 1", "perplexity", "release")
     run_stages(project, stages)
     base = load_file(project / "models/base/model.safetensors")

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pipeline import errors, params, preset
 from pipeline.params import Params
 from pipeline.plan.estimate import Estimate, estimate
+from pipeline.plan.memory import FLOAT
 
 GIGA = 1e9
+ASKED = {"evaluate": 2, "chain_of_thought": 1, "perplexity": 1}  # models on a stage's device: the trained one, its base
 
 
 def main() -> None:
@@ -70,6 +72,13 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
             f"training takes {found.memory.total / GIGA:.1f} GB on a device that has {plan.device_memory:g} GB "
             f"(plan.device_memory): {advice(found, every)}"
         )
+    for stage, models in ASKED.items():
+        held = models * found.shape.parameters * FLOAT
+        if getattr(every, stage).device != "cpu" and held > plan.device_memory * GIGA:
+            yield (
+                f"{stage} holds {held / GIGA:.1f} GB of weights, in float32, on a device that has "
+                f"{plan.device_memory:g} GB: set {stage}.device to cpu"
+            )
     free = plan.disk * GIGA if plan.disk is not None else shutil.disk_usage(".").free
     if sum(found.disk.values()) > free:
         yield f"{sum(found.disk.values()) / GIGA:.1f} GB go to the disk, which has {free / GIGA:.1f} GB free"
@@ -80,6 +89,10 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
         )
     if train.precision == "bfloat16":
         yield "only training is in bfloat16: evaluation, chain of thought and perplexity run slower than plan.flops"
+    if plan.devices > 1:
+        for name, value in (("optimizer", "adamw"), ("positions", None)):
+            if getattr(train, name) != value:
+                yield f"train.{name} is {getattr(train, name)}, which weights that devices share out do not allow"
     if train.accumulation % plan.devices:
         yield f"train.accumulation ({train.accumulation}) passes cannot be shared out over {plan.devices} devices"
 

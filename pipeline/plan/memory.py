@@ -7,7 +7,7 @@ from pipeline.plan.shape import Shape
 from pipeline.plan.work import Step
 from pipeline.thought.head import CHUNK_LOGITS
 
-FLOAT = 4  # weights, gradients, optimizer and losses are float32 whatever the precision
+FLOAT = 4  # gradients, optimizer, losses and weights, but those that only autocast uses, are float32
 OPTIMIZER = 2  # numbers a parameter that learns: AdamW's two moments
 MOMENT = {"adamw": FLOAT, "adamw_8bit": 1}  # bytes of each
 HALF = 0.6  # of the activations' bytes under autocast to bfloat16: norms and residuals stay float32
@@ -47,11 +47,12 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> Mem
     working = WORKING_AGAIN if checkpointing else WORKING
     # of every layer what is kept, of one what its backward pass works on, of the end what the mixing head reads
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4
-    cast = shape.parameters * 2 if bfloat16 and devices == 1 else 0  # what is gathered is in bfloat16 already
+    cast = learned * 2 if bfloat16 and devices == 1 else 0  # what is gathered is in bfloat16 already
+    rounded = shape.body if bfloat16 and train.adapt != "whole" else 0  # `learned.round_frozen`
     activations = shape.layers * kept + working * layer + mixing + _sampling(shape, thoughts, step, size) + cast
     apart = shape.hidden * shape.vocab if train.adapt == "whole" else 0  # the gradient of the head's weight
     return Memory(
-        weights=shape.parameters * FLOAT / devices,
+        weights=(shape.parameters * FLOAT - rounded * FLOAT / 2) / devices,
         gradients=sums * learned * FLOAT / devices,
         optimizer=OPTIMIZER * learned * MOMENT[train.optimizer] / devices,
         gathered=(2 if bfloat16 else FLOAT) * (shape.parameters + learned) if devices > 1 else 0,

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.allocator import keep_memory
@@ -13,7 +12,7 @@ from pipeline.checkpoint import checkpoints, last_checkpoint
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
 from pipeline.inputs import Spans, pick_device, read_tokenizer
-from pipeline.learned import limit_learning, save_trained
+from pipeline.learned import limit_learning, round_frozen, save_trained
 from pipeline.loop import logged, training_arguments
 from pipeline.params import Train
 from pipeline.processes import SINGLE, is_main, is_sharded, processes
@@ -66,6 +65,8 @@ def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path)
     arguments = training_arguments(params.device, params.seed, folder, eval_on_start=first, **_settings(params))
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
+    if _has_rounded(params):
+        round_frozen(model)
     spans = Spans(tokens / "train.arrow")
     row_tokens = model.layout.row_tokens if model.has_thoughts else 0
     check_room(model, len(spans[0]["input_ids"]) + row_tokens, "a span")
@@ -77,15 +78,20 @@ def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path)
 
 
 def _whole_model(trainer: QuietStarTrainer, params: Train, base: Path) -> QuietStarForCausalLM:
-    """The trained model, in one process's memory however it was spread out: in the main process's."""
-    if not isinstance(trainer.model, FSDPModule):
+    """The trained model in float32 and in one process's memory, the main one's, however it was spread out."""
+    if not is_sharded() and not _has_rounded(params):
         return trainer.model.to("cpu")
-    gathered = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(trainer.model, options=gathered)  # in all processes: each sends its part
+    gathered = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    learned = get_model_state_dict(trainer.model, options=gathered)  # in all processes: each sends its part
     model = thinking_model(params, base, read_tokenizer(base))
     if is_main():
-        model.load_state_dict(weights)
+        model.load_state_dict(learned, strict=params.adapt == "whole")
     return model
+
+
+def _has_rounded(params: Train) -> bool:
+    """Whether what does not learn is kept in bfloat16 (`round_frozen`)."""
+    return params.precision == "bfloat16" and params.adapt != "whole"
 
 
 def _write_model(model: QuietStarForCausalLM, params: Train, base: Path, out: Path) -> None:

@@ -130,7 +130,7 @@ class QuietStarTrainer(CheckedTrainer):
             losses["eval_talk_loss"].append(parts.talk.item())
         metrics = {name: sum(values) / len(values) for name, values in losses.items()}
         if self._heldout.probe is not None:
-            with gathered(self.model):
+            with gathered(self.model), self.accelerator.autocast():
                 metrics["eval_working_share"] = self._heldout.probe.share(self.model, self._params.seed)
         return metrics
 

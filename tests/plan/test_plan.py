@@ -170,12 +170,15 @@ def test_what_does_not_learn_has_no_gradient_and_no_moments():
     learned = 16 * 32 * (4 * 4096 + 2 * 4096 + 2 * 1024 + 3 * (4096 + 14336)) + 3 * 4096 * 4096 + 5 * 4096
     assert found.learned == learned
     assert (found.memory.gradients, found.memory.optimizer) == (2 * 4 * learned, 2 * 4 * learned)
-    assert found.memory.weights == pytest.approx(7.29e9 * 4, rel=0.01)
+    matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert found.memory.weights == 2 * matrices + 4 * (found.shape.parameters - matrices)
+    in_float32 = estimate(planned(*words, "train.precision=float32")).memory
+    assert in_float32.weights == 4 * found.shape.parameters == pytest.approx(7.29e9 * 4, rel=0.01)
     assert found.disk["models"] == 2 * 4 * (2 * found.shape.parameters + 3 * learned)
     in_8_bits = estimate(planned(*words, "train.optimizer=adamw_8bit")).memory
     assert (in_8_bits.gradients, in_8_bits.optimizer) == (2 * 4 * learned, 2 * learned)
-    small = told(*words, "plan.device_memory=20")
-    assert "alone are 30.6 GB; take a smaller model or more devices\n" in small
+    small = told(*words, "plan.device_memory=16")
+    assert "alone are 16.7 GB; take a smaller model or more devices\n" in small
 
 
 class Count(TorchDispatchMode):
@@ -219,6 +222,9 @@ def told(*words: str) -> str:
 
 def test_what_fits_is_not_warned_of():
     assert told("plan.disk=10") == ""
+    small = [*PAPER, "hardware=gpu", "plan.disk=1000", "plan.device_memory=24", "train.adapt=lora"]
+    on_cpu = [f"{stage}.device=cpu" for stage in ("evaluate", "chain_of_thought", "perplexity")]
+    assert told(*small, *on_cpu).startswith("only training is in bfloat16") and "holds 29.2 GB" in told(*small)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +238,12 @@ def test_what_fits_is_not_warned_of():
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
         (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),
         (["plan.disk=0.01"], "go to the disk"),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=50"], "evaluate holds 58.3 GB of weights, in float32, on a"),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "has 24 GB: set chain_of_thought.device to cpu"),
         (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
+        ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which weights"),
+        ([*PAPER, "hardware=node", "train.positions=64"], "train.positions is 64, which weights that devices share"),
     ],
 )
 def test_what_does_not_fit_is(words: list[str], warning: str):
