@@ -1,14 +1,16 @@
 """Does thinking help to answer? Each task's questions, with thoughts and without, and by the model before training."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.evaluation.direct import Asked, score
 from pipeline.evaluation.encoding import Encodings
@@ -19,6 +21,8 @@ from pipeline.params import Evaluate
 from pipeline.resume import Rows, Scratch, unfinished
 from pipeline.statistics import interval, mcnemar
 from pipeline.tasks import read_tasks
+from pipeline.tasks.spec import Task
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.trained import load_plain, load_trained
 
@@ -75,32 +79,53 @@ def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: 
     inputs = [path for path in (trained, base or base_of(trained), tasks) if path is not None]
     about = asdict(params) | {"device": device}
     with unfinished(f"evaluate/{trained.name}", about, inputs) as scratch, ExitStack() as stack:
-        asked = _asked(params, trained, base, device)
-        parts = list(_parts(params, asked, tasks, scratch, stack))
+        tokenizer = read_tokenizer(trained)
+        encoded, parts = _encoded(params, tasks, tokenizer, scratch, stack), []
+        for name, read in _asked(params, trained, base, tokenizer, device).items():
+            parts += _answered(name, read, encoded, scratch, first=sum(len(part.questions) for part in parts))
+        parts.sort(key=lambda part: [*encoded].index(part.task))
         write_rows(results / "predictions.parquet", _predictions(parts), PREDICTIONS)
         write_json(results / "metrics.json", _metrics(parts, params))
 
 
-def _asked(params: Evaluate, trained: Path, base: Path | None, device: str) -> dict[str, Asked]:
-    """The models that are asked, by name (`Part`)."""
-    tokenizer, sampling = read_tokenizer(trained), Sampling(params.thought_temperature, params.seed)
-    models = {"": load_trained(trained)} | ({} if base is None else {"base": load_plain(base)})
-    return {name: Asked(model.to(device), tokenizer, sampling, params.batch_size) for name, model in models.items()}
+def _asked(
+    params: Evaluate, trained: Path, base: Path | None, tokenizer: PreTrainedTokenizerBase, device: str
+) -> dict[str, Callable[[], Asked]]:
+    """How each model that is asked is read, by its name (`Part`)."""
+    sampling = Sampling(params.thought_temperature, params.seed)
+
+    def read(load: Callable[[Path], QuietStarForCausalLM], folder: Path) -> Asked:
+        return Asked(load(folder).to(device), tokenizer, sampling, params.batch_size)
+
+    models = {"": partial(read, load_trained, trained)}
+    return models if base is None else models | {"base": partial(read, load_plain, base)}
 
 
-def _parts(
-    params: Evaluate, asked: Mapping[str, Asked], tasks: Path, scratch: Scratch, stack: ExitStack
-) -> Iterator[Part]:
-    """Every model's answers to every task, one after the other in ``scratch``; ``stack`` closes the work files."""
-    first = 0
+def _encoded(
+    params: Evaluate, tasks: Path, tokenizer: PreTrainedTokenizerBase, scratch: Scratch, stack: ExitStack
+) -> dict[str, tuple[Task, Encodings]]:
+    """Every task's questions, in work files beside ``scratch`` that ``stack`` closes."""
+    encoded = {}
     for name, (task, questions) in read_tasks(tasks).items():
         file = stack.enter_context(TemporaryFile(dir=scratch.folder))  # noqa: SIM115  (the stack closes it)
-        encodings = Encodings(task, islice(questions, params.questions), asked[""].tokenizer, file)
-        for model, one in asked.items():
-            for rows in score(one, encodings, task, f"{name} {model}".strip(), len(scratch.rows) - first):
-                scratch.add(rows)
-            yield Part(name, model, encodings, scratch.rows, first)
-            first += len(encodings)
+        encoded[name] = task, Encodings(task, islice(questions, params.questions), tokenizer, file)
+    return encoded
+
+
+def _answered(
+    model: str, read: Callable[[], Asked], encoded: Mapping[str, tuple[Task, Encodings]], scratch: Scratch, first: int
+) -> list[Part]:
+    """A model's answers to every task, one after the other in ``scratch`` from the row ``first`` on.
+
+    It is in memory while this runs, so that there is never more than one.
+    """
+    asked, parts = read(), []
+    for name, (task, questions) in encoded.items():
+        for rows in score(asked, questions, task, f"{name} {model}".strip(), len(scratch.rows) - first):
+            scratch.add(rows)
+        parts.append(Part(name, model, questions, scratch.rows, first))
+        first += len(questions)
+    return parts
 
 
 def _predictions(parts: Iterable[Part]) -> Iterator[dict]:

@@ -17,7 +17,7 @@ from pipeline.plan.estimate import Estimate, estimate
 from pipeline.plan.memory import FLOAT
 
 GIGA = 1e9
-ASKED = {"evaluate": 2, "chain_of_thought": 1, "perplexity": 1}  # models on a stage's device: the trained one, its base
+ASKING = ("evaluate", "chain_of_thought", "perplexity")  # stages that hold a model on their device, in float32
 
 
 def main() -> None:
@@ -72,11 +72,11 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
             f"training takes {found.memory.total / GIGA:.1f} GB on a device that has {plan.device_memory:g} GB "
             f"(plan.device_memory): {advice(found, every)}"
         )
-    for stage, models in ASKED.items():
-        held = models * found.shape.parameters * FLOAT
-        if getattr(every, stage).device != "cpu" and held > plan.device_memory * GIGA:
+    weights = found.shape.parameters * FLOAT / GIGA
+    for stage in ASKING:
+        if getattr(every, stage).device != "cpu" and weights > plan.device_memory:
             yield (
-                f"{stage} holds {held / GIGA:.1f} GB of weights, in float32, on a device that has "
+                f"{stage} holds {weights:.1f} GB of weights, in float32, on a device that has "
                 f"{plan.device_memory:g} GB: set {stage}.device to cpu"
             )
     free = plan.disk * GIGA if plan.disk is not None else shutil.disk_usage(".").free

@@ -1,9 +1,13 @@
 """After `kill -9` an evaluation goes on, by batch of questions, to the same bytes."""
 
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 from pipeline import evaluation
 from pipeline.evaluation import direct, write_evaluation
@@ -68,6 +72,21 @@ def test_a_batch_that_was_being_kept_is_asked_as_a_whole(folder: Path, asked: li
     rows.write_bytes(b"".join(lines[:4]) + lines[4][:20])
     assert write(folder, "killed") == whole
     assert asked == sizes[1:]
+
+
+def test_one_model_is_in_memory_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    read: list[weakref.ref] = []
+
+    def only(load: Callable[[Path], PreTrainedModel], path: Path) -> PreTrainedModel:
+        assert all(model() is None for model in read)
+        model = load(path)
+        read.append(weakref.ref(model))
+        return model
+
+    for name in ("load_trained", "load_plain"):
+        monkeypatch.setattr(evaluation, name, partial(only, getattr(evaluation, name)))
+    write(folder, "out")
+    assert len(read) == 2
 
 
 def full_disk(*_: object) -> None:

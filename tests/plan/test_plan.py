@@ -238,7 +238,7 @@ def test_what_fits_is_not_warned_of():
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
         (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),
         (["plan.disk=0.01"], "go to the disk"),
-        ([*PAPER, "hardware=gpu", "plan.device_memory=50"], "evaluate holds 58.3 GB of weights, in float32, on a"),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "evaluate holds 29.2 GB of weights, in float32, on a"),
         ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "has 24 GB: set chain_of_thought.device to cpu"),
         (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
