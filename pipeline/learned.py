@@ -54,14 +54,35 @@ def limit_learning(model: QuietStarForCausalLM, params: Train) -> None:
 def round_frozen(model: QuietStarForCausalLM) -> None:
     """Keep matrices that do not learn in bfloat16, to which autocast rounds them whenever they are used.
 
-    The same results take half the memory. Embeddings and norms stay in float32, as they do under autocast.
+    The same results take half the memory. Embeddings, norms and biases stay in float32.
     """
+    for weight in _frozen_matrices(model).values():
+        weight.data = weight.data.to(torch.bfloat16)
+
+
+def restore_frozen(model: QuietStarForCausalLM, base: PreTrainedModel) -> None:
+    """Undo `round_frozen` with the weights of the ``base`` that the model was made from.
+
+    Raises ValueError where it is another one.
+    """
+    exact = dict(base.named_parameters())
+    for name, weight in _frozen_matrices(model).items():
+        value = exact[name]
+        if not torch.equal(value.to(weight.dtype), weight):
+            raise ValueError(f"{name} is not what it was")
+        weight.data = value.detach().clone()
+
+
+def _frozen_matrices(model: QuietStarForCausalLM) -> dict[str, nn.Parameter]:
+    """Those of the base model, by their names there."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    for module in model.base.modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            for weights in module.parameters(recurse=False):
-                if not weights.requires_grad and id(weights) not in embeddings:
-                    weights.data = weights.data.to(torch.bfloat16)
+    return {
+        f"{name}.weight".replace(".base_layer.", "."): module.weight
+        for name, module in model.base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and not module.weight.requires_grad
+        and id(module.weight) not in embeddings
+    }
 
 
 def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, folder: Path) -> None:

@@ -119,21 +119,28 @@ def test_two_processes_adapt_a_model_as_one_does(adapt: str, way: dict[str, str]
 def test_two_processes_adapt_a_model_that_is_kept_in_bfloat16(way: dict[str, str], project: Path, tmp_path: Path):
     """Its adapters are added to the weights as they were before they were rounded: what that changes has their rank."""
     changes = {"train__adapt": "lora", "train__precision": "bfloat16", "train__lora__rank": 2}
-    one, two = (trained(project, tmp_path / f"{n}", n, way if n > 1 else {}, **changes) for n in (1, 2))
+    untied = shutil.copytree(project, tmp_path / "untied")
+    set_params(untied, {"base_model.scratch.tied_embeddings": False})
+    run_stages(untied, ("base_model",))
+    one, two = (trained(untied, tmp_path / f"{n}", n, way if n > 1 else {}, **changes) for n in (1, 2))
     expected, found = (steps_of(folder)["base_loss"] for folder in (one, two))
     pd.testing.assert_series_equal(found, expected, rtol=0.05)
     model, base = (load_file(two / f"models/{name}/model.safetensors") for name in ("quiet_star", "base"))
     assert {value.dtype for value in model.values()} == {torch.float32}
     change = {name: (model[f"base.{name}"] - value).double() for name, value in base.items()}
-    ranks = {name: torch.linalg.matrix_rank(some, rtol=0.01) for name, some in change.items() if "proj" in name}
+    ranks = {name: torch.linalg.matrix_rank(some, rtol=1e-4) for name, some in change.items() if "proj" in name}
     assert ranks and set(map(int, ranks.values())) == {2}
-    assert not any(some.any() for name, some in change.items() if name not in ranks)
+    assert "lm_head.weight" in change and not any(some.any() for name, some in change.items() if name not in ranks)
 
 
 @WAYS
-@pytest.mark.parametrize("adapt", ["whole", "lora"])
-def test_two_processes_killed_go_on_to_the_same_bytes(adapt: str, way: dict[str, str], project: Path, tmp_path: Path):
-    changes = {"train.steps": 60, "train.adapt": adapt, "train.saved": "whole" if adapt == "whole" else "learned"}
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train.adapt": "lora", "train.saved": "learned"}, {"train.adapt": "lora", "train.precision": "bfloat16"}],
+    ids=["whole", "lora", "lora in bfloat16"],
+)
+def test_two_processes_killed_go_on_to_the_same_bytes(changes: dict, way: dict, project: Path, tmp_path: Path):
+    changes = {"train.steps": 60} | changes
     whole = trained(project, tmp_path / "whole", 2, way, **changes)
     folder = shutil.copytree(project, tmp_path / "killed")
     set_params(folder, changes)

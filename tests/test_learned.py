@@ -17,12 +17,12 @@ from transformers.pytorch_utils import Conv1D
 from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.inputs import Spans
-from pipeline.learned import ABOUT, LEARNED, TENSORS, limit_learning, round_frozen, save_trained
+from pipeline.learned import ABOUT, LEARNED, TENSORS, limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.params import Lora, Train
 from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
 from pipeline.tokens import SPANS
 from pipeline.trained import load_trained
-from pipeline.training.trainer import LOSS_COLUMNS, parameter_groups
+from pipeline.training.trainer import STEP_COLUMNS, parameter_groups
 from tests.thought.tiny import GPT2, LLAMA, VOCABULARY, error, quiet_star, random_ids
 from tests.training.test_trainer import TRAIN, trainer
 
@@ -43,7 +43,8 @@ ARMS = pytest.mark.parametrize(
     ids=lambda some: f"{some.adapt}, {some.method}",
 )
 
-COMPARED = ["loss", *LOSS_COLUMNS, "grad_norm", "eval_base_loss", "eval_talk_loss"]  # of a row of the log
+COMPARED = [*STEP_COLUMNS, "eval_base_loss", "eval_talk_loss"]  # of a row of the log
+PHI = LLAMA | {"model_type": "phi"}  # its LM head has a bias
 
 
 @pytest.fixture(autouse=True)
@@ -90,14 +91,24 @@ def test_training_leaves_the_base_as_it_is_and_changes_all_else(base: dict, sett
     assert any("lora_" in name for name in after) == (settings.adapt == "lora")
 
 
-@FAMILIES
+def biased(settings: Train, base: dict) -> QuietStarForCausalLM:
+    """With biases, where there are any, that show."""
+    model = limited(settings, base)
+    torch.manual_seed(3)
+    for name, parameter in model.base.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("base", [LLAMA, GPT2, PHI], ids=["llama", "gpt2", "phi"])
 @ARMS
 def test_matrices_that_are_kept_in_bfloat16_teach_the_same_bits(base: dict, settings: Train, spans: Spans):
     settings, found = replace(settings, precision="bfloat16"), []
-    for model in (limited(settings, base), limited(settings, base)):
+    for model in (biased(settings, base), biased(settings, base)):
         if found:
             round_frozen(model)
-        log = [{name: row[name] for name in row if name in COMPARED} for row in trainer(model, spans, settings).run()]
+        log = [{name: row[name] for name in COMPARED if name in row} for row in trainer(model, spans, settings).run()]
         found.append((log, {name: value for name, value in model.named_parameters() if value.requires_grad}))
     (log, learned), (other_log, other) = found
     assert log == other_log and sum("grad_norm" in row for row in log) == settings.steps
@@ -110,20 +121,29 @@ def test_only_matrices_that_do_not_learn_are_kept_in_bfloat16(base: dict, settin
     """LLaMA's LM head is one of them, GPT-2's is its embedding."""
     plain, model = limited(settings, base), limited(settings, base)
     round_frozen(model)
-    matrices = (torch.nn.Linear, Conv1D)
-    expected = {
-        weights.data_ptr(): torch.bfloat16
+    rounded = {
+        id(module.weight)
         for module in model.base.modules()
-        if isinstance(module, matrices)
-        for weights in module.parameters(recurse=False)
-        if not weights.requires_grad and weights is not model.get_input_embeddings().weight
-    }
-    rounded = 0
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
+    } - {id(model.get_input_embeddings().weight)}
     for (name, weights), before in zip(model.named_parameters(), plain.parameters(), strict=True):
-        assert weights.dtype == expected.get(weights.data_ptr(), torch.float32), name
+        assert weights.dtype == (torch.bfloat16 if id(weights) in rounded else torch.float32), name
         assert torch.equal(weights, before.to(weights.dtype)), name
-        rounded += weights.numel() if weights.dtype == torch.bfloat16 else 0
-    assert rounded > 0.3 * sum(weights.numel() for weights in model.base.parameters())
+    assert len(rounded) == (15 if base is LLAMA else 8)
+
+
+@FAMILIES
+@KINDS
+def test_what_was_kept_in_bfloat16_is_as_before_in_the_end(base: dict, settings: Train):
+    model, before = limited(settings, base), limited(settings, base).state_dict()
+    round_frozen(model)
+    restore_frozen(model, quiet_star(base).base)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and {value.dtype for value in after.values()} == {torch.float32}
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    round_frozen(model)
+    with pytest.raises(ValueError, match="is not what it was"):
+        restore_frozen(model, quiet_star(base, seed=5).base)
 
 
 @ARMS

@@ -83,7 +83,7 @@ def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: 
         encoded, parts = _encoded(params, tasks, tokenizer, scratch, stack), []
         for name, read in _asked(params, trained, base, tokenizer, device).items():
             parts += _answered(name, read, encoded, scratch, first=sum(len(part.questions) for part in parts))
-        parts.sort(key=lambda part: [*encoded].index(part.task))
+        parts.sort(key=lambda part: ([*encoded].index(part.task), part.model))
         write_rows(results / "predictions.parquet", _predictions(parts), PREDICTIONS)
         write_json(results / "metrics.json", _metrics(parts, params))
 
@@ -97,8 +97,8 @@ def _asked(
     def read(load: Callable[[Path], QuietStarForCausalLM], folder: Path) -> Asked:
         return Asked(load(folder).to(device), tokenizer, sampling, params.batch_size)
 
-    models = {"": partial(read, load_trained, trained)}
-    return models if base is None else models | {"base": partial(read, load_plain, base)}
+    models = {} if base is None else {"base": partial(read, load_plain, base)}  # first, as it is asked quickly
+    return models | {"": partial(read, load_trained, trained)}
 
 
 def _encoded(

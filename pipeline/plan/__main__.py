@@ -76,8 +76,8 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
     for stage in ASKING:
         if getattr(every, stage).device != "cpu" and weights > plan.device_memory:
             yield (
-                f"{stage} holds {weights:.1f} GB of weights, in float32, on a device that has "
-                f"{plan.device_memory:g} GB: set {stage}.device to cpu"
+                f"{stage} holds {weights:.1f} GB of weights, in float32, where plan.device_memory is "
+                f"{plan.device_memory:g} GB: set {stage}.device to cpu if that has more"
             )
     free = plan.disk * GIGA if plan.disk is not None else shutil.disk_usage(".").free
     if sum(found.disk.values()) > free:
@@ -92,7 +92,7 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
     if plan.devices > 1:
         for name, value in (("optimizer", "adamw"), ("positions", None)):
             if getattr(train, name) != value:
-                yield f"train.{name} is {getattr(train, name)}, which weights that devices share out do not allow"
+                yield f"train.{name} is {getattr(train, name)}, which is refused where weights are shared out (FSDP2)"
     if train.accumulation % plan.devices:
         yield f"train.accumulation ({train.accumulation}) passes cannot be shared out over {plan.devices} devices"
 
@@ -102,11 +102,12 @@ def advice(found: Estimate, every: Params) -> str:
     train, memory = every.train, found.memory
     states = memory.weights + memory.gradients + memory.optimizer + memory.gathered
     if states > every.plan.device_memory * GIGA:
-        lora = ", or set train.adapt to lora" if train.adapt == "whole" else ""
-        return (
-            f"weights, gradients and optimizer alone are {states / GIGA:.1f} GB; take a smaller model or more devices"
-            + lora
-        )
+        alone = f"weights, gradients and optimizer alone are {states / GIGA:.1f} GB"
+        if train.adapt == "whole":
+            return f"{alone}; take a smaller model or more devices, or set train.adapt to lora"
+        if train.precision == "float32":
+            return f"{alone}; set train.precision to bfloat16, or take a smaller model or more devices"
+        return f"{alone}; take a smaller model or more devices"
     if train.batch_size > 1:
         return "lower train.batch_size and raise train.accumulation"
     if not train.checkpointing:

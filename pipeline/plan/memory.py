@@ -47,10 +47,12 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> Mem
     working = WORKING_AGAIN if checkpointing else WORKING
     # of every layer what is kept, of one what its backward pass works on, of the end what the mixing head reads
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4
-    cast = learned * 2 if bfloat16 and devices == 1 else 0  # what is gathered is in bfloat16 already
-    rounded = shape.body if bfloat16 and train.adapt != "whole" else 0  # `learned.round_frozen`
+    rounded = shape.matrices if bfloat16 and train.adapt != "whole" else 0  # `learned.round_frozen`
+    head = shape.hidden * shape.vocab
+    copied = head if rounded and shape.tied else 0  # of the frozen embeddings, for the losses
+    cast = 2 * (learned + copied) if bfloat16 and devices == 1 else 0  # what is gathered is in bfloat16 already
     activations = shape.layers * kept + working * layer + mixing + _sampling(shape, thoughts, step, size) + cast
-    apart = shape.hidden * shape.vocab if train.adapt == "whole" else 0  # the gradient of the head's weight
+    apart = head if train.adapt == "whole" else 0  # the gradient of the head's weight
     return Memory(
         weights=(shape.parameters * FLOAT - rounded * FLOAT / 2) / devices,
         gradients=sums * learned * FLOAT / devices,

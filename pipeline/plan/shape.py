@@ -16,7 +16,10 @@ KNOWN = Path(__file__).parent / "models.yaml"
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder; ``linears`` are the (inputs, outputs) of every matrix in its layers."""
+    """Sizes of a decoder; ``linears`` are the (inputs, outputs) of every matrix in its layers.
+
+    ``tied``: whether its LM head is its table of embeddings.
+    """
 
     linears: tuple[tuple[int, int], ...]
     layers: int
@@ -25,7 +28,13 @@ class Shape:
     keys: int  # key-value heads times their size
     ffn: int
     vocab: int  # V
+    tied: bool
     parameters: int
+
+    @property
+    def matrices(self) -> int:
+        """Weights of the layers, and of an LM head that is no embedding."""
+        return self.body + (0 if self.tied else self.hidden * self.vocab)
 
     @property
     def body(self) -> int:
@@ -52,6 +61,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
         keys=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
         ffn=max(max(inputs, outputs) for inputs, outputs in linears),
         vocab=config.vocab_size,
+        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
         parameters=sum(p.numel() for p in model.parameters()),
     )
 

@@ -12,7 +12,7 @@ from pipeline.checkpoint import checkpoints, last_checkpoint
 from pipeline.errors import UserError
 from pipeline.files import new_path, write_json, write_table
 from pipeline.inputs import Spans, pick_device, read_tokenizer
-from pipeline.learned import limit_learning, round_frozen, save_trained
+from pipeline.learned import limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.loop import logged, training_arguments
 from pipeline.params import Train
 from pipeline.processes import SINGLE, is_main, is_sharded, processes
@@ -39,7 +39,7 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
         trainer = _trainer(params, base, tokens, probe, folder)
         rows = trainer.run()
         whole = _whole_model(trainer, params, base)
-        if is_main():
+        if whole is not None:
             _write_model(whole, params, base, out)
             _write_log(params, rows, whole, trainer.train_dataset, results)
         trainer.accelerator.wait_for_everyone()
@@ -77,15 +77,26 @@ def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path)
     return QuietStarTrainer(params, heldout, arguments, folder=folder, model=model, train_dataset=spans)
 
 
-def _whole_model(trainer: QuietStarTrainer, params: Train, base: Path) -> QuietStarForCausalLM:
-    """The trained model in float32 and in one process's memory, the main one's, however it was spread out."""
-    if not is_sharded() and not _has_rounded(params):
-        return trainer.model.to("cpu")
+def _whole_model(trainer: QuietStarTrainer, params: Train, base: Path) -> QuietStarForCausalLM | None:
+    """The trained model in float32 and the main process's memory, however it was spread out; None in the others."""
+    if not is_sharded():
+        return _exact(trainer.model.to("cpu"), params, base) if is_main() else None
     gathered = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    learned = get_model_state_dict(trainer.model, options=gathered)  # in all processes: each sends its part
+    weights = get_model_state_dict(trainer.model, options=gathered)  # in all processes: each sends its part
+    if not is_main():
+        return None
     model = thinking_model(params, base, read_tokenizer(base))
-    if is_main():
-        model.load_state_dict(learned, strict=params.adapt == "whole")
+    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    model.load_state_dict({name: weights[name] for name in learned}, strict=False)
+    return model
+
+
+def _exact(model: QuietStarForCausalLM, params: Train, base: Path) -> QuietStarForCausalLM:
+    if _has_rounded(params):
+        try:
+            restore_frozen(model, load_base(base))
+        except ValueError as error:
+            raise UserError(f"the model in {base} was changed while it was trained on: {error}") from error
     return model
 
 

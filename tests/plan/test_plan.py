@@ -13,7 +13,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from pipeline import params, preset
 from pipeline.errors import UserError
-from pipeline.learned import limit_learning
+from pipeline.learned import limit_learning, round_frozen
 from pipeline.params import Params
 from pipeline.plan.__main__ import duration, warnings
 from pipeline.plan.estimate import estimate, pass_flops
@@ -171,6 +171,7 @@ def test_what_does_not_learn_has_no_gradient_and_no_moments():
     assert found.learned == learned
     assert (found.memory.gradients, found.memory.optimizer) == (2 * 4 * learned, 2 * 4 * learned)
     matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    matrices += 4096 * 32000  # its LM head is no embedding
     assert found.memory.weights == 2 * matrices + 4 * (found.shape.parameters - matrices)
     in_float32 = estimate(planned(*words, "train.precision=float32")).memory
     assert in_float32.weights == 4 * found.shape.parameters == pytest.approx(7.29e9 * 4, rel=0.01)
@@ -178,7 +179,20 @@ def test_what_does_not_learn_has_no_gradient_and_no_moments():
     in_8_bits = estimate(planned(*words, "train.optimizer=adamw_8bit")).memory
     assert (in_8_bits.gradients, in_8_bits.optimizer) == (2 * 4 * learned, 2 * learned)
     small = told(*words, "plan.device_memory=16")
-    assert "alone are 16.7 GB; take a smaller model or more devices\n" in small
+    assert "alone are 16.4 GB; take a smaller model or more devices\n" in small
+    assert "; set train.precision to bfloat16, or" in told(*words, "plan.device_memory=20", "train.precision=float32")
+
+
+@pytest.mark.parametrize("base", [LLAMA, LLAMA | {"tie_word_embeddings": True}, GPT2], ids=["llama", "tied", "gpt2"])
+@pytest.mark.parametrize("adapt", ["lora", "frozen"])
+def test_weights_in_bfloat16_are_counted_as_they_are_kept(adapt: str, base: dict):
+    train, model = replace(TRAIN, adapt=adapt, precision="bfloat16"), quiet_star(base)
+    shape = with_thoughts(shape_of(model.base))
+    limit_learning(model, train)
+    round_frozen(model)
+    kept = sum(p.nbytes for name, p in model.named_parameters() if "lora_" not in name)
+    step = Step(texts=1, tokens=16, rationales=2, thought_tokens=3, lookahead=2)
+    assert training_memory(shape, step, 1, train).weights == kept
 
 
 class Count(TorchDispatchMode):
@@ -238,12 +252,12 @@ def test_what_fits_is_not_warned_of():
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
         (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),
         (["plan.disk=0.01"], "go to the disk"),
-        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "evaluate holds 29.2 GB of weights, in float32, on a"),
-        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "has 24 GB: set chain_of_thought.device to cpu"),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "evaluate holds 29.2 GB of weights, in float32, where"),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "is 24 GB: set chain_of_thought.device to cpu if"),
         (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
-        ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which weights"),
-        ([*PAPER, "hardware=node", "train.positions=64"], "train.positions is 64, which weights that devices share"),
+        ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which is refused"),
+        ([*PAPER, "hardware=node", "train.positions=64"], "train.positions is 64, which is refused where"),
     ],
 )
 def test_what_does_not_fit_is(words: list[str], warning: str):
