@@ -14,6 +14,11 @@ def ways(model: QuietStarForCausalLM) -> tuple[str, ...]:
     return ("thought", "no_thought") if model.has_thoughts else ("no_thought",)
 
 
+def thought_room(model: QuietStarForCausalLM) -> int:
+    """The positions that a thought takes with its [start] and [end]; 0 where the model has none."""
+    return model.config.thought_tokens + 2 if model.has_thoughts else 0
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text to be continued: without the end token that some tokenizers add."""
     ids = tokenizer(text)["input_ids"]

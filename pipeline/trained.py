@@ -24,15 +24,20 @@ def load_plain(folder: Path) -> QuietStarForCausalLM:
     return QuietStarForCausalLM.from_base(load_base(folder), meta_token_ids=[0], method=NO_THOUGHT).eval()
 
 
+def check_trained(folder: Path) -> None:
+    """Raise UserError where ``folder`` holds no model, or another kind; its weights are not read."""
+    config = _config(folder)
+    if config.get("model_type") != QuietStarConfig.model_type:
+        raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
+
+
 def load_trained(folder: Path) -> QuietStarForCausalLM:
     """The model in ``folder``, ready to predict, adapters merged where it holds some.
 
     Raises UserError where there is none, or another kind of model, or its base model is not there.
     """
     keep_memory()
-    config = _config(folder)
-    if config.get("model_type") != QuietStarConfig.model_type:
-        raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
+    check_trained(folder)
     base = base_of(folder)
     if base is None:
         model = _whole(folder)
@@ -62,10 +67,11 @@ def known_positions(model: QuietStarForCausalLM) -> int | None:
 
 
 def check_room(model: QuietStarForCausalLM, needed: int, what: str) -> None:
-    """Raise UserError where a text's last thought would stand past the positions that the model knows."""
+    """Raise UserError where a text, or its last thought, would stand past the positions that the model knows."""
     known = known_positions(model)
     if known is not None and needed > known:
-        raise UserError(f"{what} and its last thought need {needed} positions, but the base model has {known}")
+        need = "and its last thought need" if model.has_thoughts else "needs"
+        raise UserError(f"{what} {need} {needed} positions, but the base model has {known}")
 
 
 def _config(folder: Path) -> dict:

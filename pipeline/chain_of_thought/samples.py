@@ -13,7 +13,7 @@ from pipeline.chain_of_thought.reading import vote_in
 from pipeline.errors import UserError
 from pipeline.files import batches
 from pipeline.params import ChainOfThought
-from pipeline.prompts import before_end, before_stop, left_padded, prompt_ids, ways
+from pipeline.prompts import before_end, before_stop, left_padded, prompt_ids, thought_room, ways
 from pipeline.resume import Scratch
 from pipeline.tasks import spec
 from pipeline.tasks.questions import Question
@@ -81,9 +81,9 @@ class Asker:
 
     def _prompts(self, task: str, how: spec.ChainOfThought, asked: Sequence[Asked]) -> Prompts:
         longest = max(len(q.prompt) for q in asked)
-        after = self.params.answer_tokens + self._model.config.thought_tokens + 2
+        after = self.params.answer_tokens + thought_room(self._model)
         needed = longest + self.params.new_tokens + len(self._ids(how.answer_prompt)) + after
-        check_room(self._model, needed, f"a question of {task} with its reasoning, its answer")
+        check_room(self._model, needed, f"a question of {task} with its reasoning and its answer")
         return Prompts(task, how, (known_positions(self._model) or sys.maxsize) - after)
 
     def _ids(self, text: str) -> list[int]:

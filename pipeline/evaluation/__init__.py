@@ -24,7 +24,7 @@ from pipeline.tasks import read_tasks
 from pipeline.tasks.spec import Task
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from pipeline.trained import load_plain, load_trained
+from pipeline.trained import check_trained, load_plain, load_trained
 
 WAYS = ("base", "no_thought", "thought")
 PREDICTIONS = pa.schema(
@@ -80,6 +80,7 @@ def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: 
     about = asdict(params) | {"device": device}
     with unfinished(f"evaluate/{trained.name}", about, inputs) as scratch, ExitStack() as stack:
         tokenizer = read_tokenizer(trained)
+        check_trained(trained)  # before the base model is asked, which may take long
         encoded, parts = _encoded(params, tasks, tokenizer, scratch, stack), []
         for name, read in _asked(params, trained, base, tokenizer, device).items():
             parts += _answered(name, read, encoded, scratch, first=sum(len(part.questions) for part in parts))
@@ -121,7 +122,7 @@ def _answered(
     """
     asked, parts = read(), []
     for name, (task, questions) in encoded.items():
-        for rows in score(asked, questions, task, f"{name} {model}".strip(), len(scratch.rows) - first):
+        for rows in score(asked, questions, task, f"{name} ({model})" if model else name, len(scratch.rows) - first):
             scratch.add(rows)
         parts.append(Part(name, model, questions, scratch.rows, first))
         first += len(questions)

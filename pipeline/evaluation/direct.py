@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.evaluation.encoding import Encoded, Encodings
-from pipeline.prompts import before_stop, left_padded, ways
+from pipeline.prompts import before_stop, left_padded, thought_room, ways
 from pipeline.tasks.questions import number_in
 from pipeline.tasks.spec import NUMBER, Task
 from pipeline.thought.model import QuietStarForCausalLM
@@ -48,7 +48,7 @@ def score(asked: Asked, questions: Encodings, task: Task, name: str, done: int =
     some rows are missing is asked as a whole, so that rounding, which hangs on its padding, is that of a whole run.
     """
     needed = questions.longest + (ANSWER_TOKENS if task.kind == NUMBER else 0)
-    check_room(asked.model, needed + asked.model.config.thought_tokens + 2, f"a question of {name}")
+    check_room(asked.model, needed + thought_room(asked.model), f"a question of {name}")
     with tqdm(total=len(questions), desc=name, unit=" questions", mininterval=2) as progress:
         for start in range(0, len(questions), asked.batch_size):
             batch = questions.order[start : start + asked.batch_size]

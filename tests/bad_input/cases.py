@@ -1,5 +1,6 @@
 """The table of bad inputs. `test_cases` runs every row; docs/errors.md shows them (`python -m tests.bad_input`)."""
 
+import shutil
 from functools import partial
 from itertools import starmap
 from pathlib import Path
@@ -1029,7 +1030,7 @@ def trained_of(stage: str, message: str) -> Case:
 
 def trained_is_base(project: Path) -> None:
     gone(QUIET_STAR)(project)
-    (project / "models/base").rename(project / QUIET_STAR)
+    shutil.copytree(project / "models/base", project / QUIET_STAR)
 
 
 CHECKPOINTS = [
@@ -1162,11 +1163,21 @@ CHECKPOINTS = [
     Case(
         "fewer positions than a question",
         "evaluate",
-        "a question of micro_animals and its last thought need 84 positions, but the base model has 48",
+        "a question of micro_animals (base) needs 80 positions, but the base model has 48",
         each(
             spoil.no_rows("data/corpus/texts/probe.parquet"),
             params(tokenize__span=16),
             model(after=("tokenize", "base_model", "train"), n_positions=48),
+        ),
+    ),
+    Case(
+        "fewer positions than a question and its thought",
+        "evaluate",
+        "a question of micro_animals and its last thought need 84 positions, but the base model has 80",
+        each(
+            spoil.no_rows("data/corpus/texts/probe.parquet"),
+            params(tokenize__span=16),
+            model(after=("tokenize", "base_model", "train"), n_positions=80),
         ),
     ),
     Case(
