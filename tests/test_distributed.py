@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pipeline.launch import launch
 from tests.killing import checkpoint_often, kill_tree
 from tests.stage_runner import ENVIRONMENT, ROOT, run_stages, set_params
 from tests.test_checkpoint import outputs, scratches
@@ -224,6 +226,59 @@ def test_one_of_two_killed_ends_the_run_with_one_line_and_the_next_goes_on(proje
     assert launched(folder).wait(LONG) == 0, (folder / "log").read_text()[-3000:]
     assert "going on from" in (folder / "log").read_text()
     assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
+
+
+def test_two_machines_train_as_one_process(project: Path, tmp_path: Path):
+    """By launchers/nodes.yaml but for GPUs: a launcher a machine, which find each other, and one folder for both."""
+    one, two = (shutil.copytree(project, tmp_path / name) for name in ("one", "two"))
+    nodes = yaml.safe_load((ROOT / "launchers/nodes.yaml").read_text()) | {"distributed_type": "MULTI_GPU"}
+    (two / "nodes.yaml").write_text(yaml.safe_dump(nodes | {"use_cpu": True, "num_processes": 2}))
+    set_params(two, {"train.launcher": "nodes.yaml"})
+    shutil.rmtree(two / "models/quiet_star")
+    run_stages(one, ("train",))
+    address = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    second, first = (launched(two, NODE_RANK=rank, **address) for rank in ("1", "0"))
+    assert (first.wait(LONG), second.wait(LONG)) == (0, 0), (two / "log").read_text()[-3000:]
+    pd.testing.assert_frame_equal(*map(steps_of, (one, two)), rtol=1e-5, atol=1e-6)
+    expected, found = (load_file(folder / "models/quiet_star/model.safetensors") for folder in (one, two))
+    assert max(far(expected[name], found[name]) for name in expected) < 1e-4
+    assert scratches(two) == []
+
+
+def free_port() -> int:
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        return some.getsockname()[1]
+
+
+CLUSTER = {"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "one", "MASTER_PORT": "9"}
+
+
+@pytest.mark.parametrize(
+    "launcher, address, told",
+    [
+        ("launchers/node.yaml", {}, {"nnodes": "1:1", "nproc_per_node": "8"}),
+        (
+            "launchers/nodes.yaml",
+            CLUSTER,
+            {"nnodes": "4", "node_rank": "2", "rdzv_endpoint": "one:9", "nproc_per_node": "8"},
+        ),
+    ],
+)
+def test_what_accelerate_makes_of_a_shipped_launcher(
+    launcher: str, address: dict, told: dict, monkeypatch: pytest.MonkeyPatch
+):
+    """What torchrun is told on a machine with 8 GPUs, and FSDP2 as the file has it."""
+    started = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("torch.distributed.run.run", lambda arguments: started.append((arguments, dict(os.environ))))
+    monkeypatch.setattr("os.environ", os.environ.copy() | address)
+    launch(launcher, "stages.train", lambda: None)
+    ((arguments, environment),) = started
+    told = told | {"module": "True", "training_script": "stages.train"}
+    assert {name: str(getattr(arguments, name)) for name in told} == told
+    assert SHARDED.items() <= environment.items()
 
 
 def test_ctrl_c_ends_all_without_a_word(project: Path, tmp_path: Path):
