@@ -79,5 +79,5 @@ bench-cuda: ## the GPU's tests and benchmark: results/bench/cuda.md; in the acti
 	@$(PYTHON) -m pytest -m cuda tests/thought
 	@$(PYTHON) -m pipeline.bench.suite cuda
 
-clean: ## remove .venv and outputs; the cache stays, so `make repro` brings them back
-	rm -rf $(VENV) data models results/report
+clean: ## remove .venv, outputs and unfinished work; the cache stays, so `make repro` brings them back
+	rm -rf $(VENV) .resume data models results/report

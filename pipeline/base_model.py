@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
         return
     inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
     about = {"seed": params.seed, "device": pick_device("auto")} | asdict(params.scratch)
-    with checkpoints("base_model", about, inputs) as folder:
+    with checkpoints("base_model", about, inputs, Path(__file__)) as folder:
         _write(*_pretrain(params, tokens, tokenizer, folder), tokenizer, out, log)
 
 
@@ -81,6 +82,8 @@ def _pretrain(
     log = PretrainTrainer(arguments, folder, model=model, train_dataset=spans, eval_dataset=heldout).run()
     rows = logged(log, STEPS_COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
+    if not np.isfinite(rows["heldout_loss"].dropna()).all():
+        raise UserError("a held-out loss is not a finite number: lower base_model.scratch.learning_rate")
     return model.to("cpu"), rows.reset_index()
 
 

@@ -16,8 +16,8 @@ from accelerate.utils import broadcast
 from transformers import TrainerCallback
 
 from pipeline.files import sync
-from pipeline.processes import is_main
-from pipeline.resume import scratch_folder, unfinished
+from pipeline.processes import agreed, is_main
+from pipeline.resume import unfinished
 
 LEAST_SECONDS = 10  # between two checkpoints
 LEAST_SHARE = 50  # times what the last one took to write: at most 2 % of the time goes into them
@@ -25,15 +25,15 @@ WHOLE, HALF = "step-", "checkpoint-"  # HALF is the HF Trainer's
 
 
 @contextmanager
-def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path]) -> Iterator[Path]:
-    """The folder for checkpoints of ``stage``, the same in every process of a run; see `unfinished`."""
+def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path], code: Path) -> Iterator[Path]:
+    """The folder for checkpoints of ``stage``, the main process's in every process of a run; see `unfinished`."""
     if not is_main():
-        yield scratch_folder(stage, params, inputs)
+        yield agreed(None)
         return
-    with unfinished(stage, params, inputs) as scratch:
+    with unfinished(stage, params, inputs, code) as scratch:
         for half in scratch.folder.glob(f"{HALF}*"):
             shutil.rmtree(half)
-        yield scratch.folder
+        yield agreed(scratch.folder)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -55,11 +55,11 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         logged = state.global_step % int(args.logging_steps) == 0
         if logged and state.global_step < state.max_steps and self._is_time():
-            self._began = time.monotonic()
             control.should_save = True
 
-    def on_evaluate(self, args, state, control, **kwargs) -> None:
-        self._began = time.monotonic()  # the Trainer evaluates first, and saves then
+    def begin(self) -> None:
+        """A checkpoint is being written from now on, until `on_save`."""
+        self._began = time.monotonic()
 
     def on_save(self, args, state, control, **kwargs) -> None:
         PartialState().wait_for_everyone()

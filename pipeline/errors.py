@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
 PATIENCE = 20  # seconds: ending a process that has torch in it takes some
 LONGEST = 1000  # characters of a message: a bad value may be a whole file
+OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory")  # torch's, of a GPU and of a processor
+MEMORY_KNOBS = "docs/engine.md and docs/large-models.md say what else takes less"
 
 
 class UserError(Exception):
@@ -57,6 +60,10 @@ def run(stage: Callable[[], None]) -> None:
         if error.errno is None:  # not the system's own complaint (a full disk, a missing permission)
             raise
         _exit(f"{error.strerror}: {error.filename or 'while writing'}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+            raise
+        _exit(f"out of memory ({reason(error)}): lower the stage's batch_size; {MEMORY_KNOBS}")
 
 
 def _exit(message: str) -> None:

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from pipeline.checkpoint import HALF, Checkpoints, last_checkpoint, step_of
 from pipeline.errors import UserError, reason
@@ -64,8 +66,11 @@ class CheckedTrainer(Trainer):
         self._allowed = skipped_steps
         self._texts: list[Tensor] = []  # of the step, and whether each of its losses is finite
         self._finite: list[Tensor] = []
+        self._losses: list[Tensor] = []  # of the step, as the Trainer adds them up
+        self._left_out: list[Tensor] = []  # what the steps that were skipped since the last row have added
         self._clock = (time.perf_counter(), 0)
-        super().__init__(args=args, callbacks=[Checkpoints(folder)], **kwargs)
+        self._checkpoints = Checkpoints(folder)
+        super().__init__(args=args, callbacks=[self._checkpoints], **kwargs)
 
     def run(self) -> list[dict]:
         """Train to the end, from the last checkpoint if there is one. Returns every row that was logged."""
@@ -73,8 +78,37 @@ class CheckedTrainer(Trainer):
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
             self._clock = (time.perf_counter(), step_of(checkpoint))
+            with self._reading(checkpoint):
+                TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        self._check_weights()
         return self.state.log_history
+
+    def _load_from_checkpoint(self, checkpoint: str, *args: object, **kwargs: object) -> None:
+        with self._reading(checkpoint):
+            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with self._reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with self._reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    @staticmethod
+    @contextmanager
+    def _reading(checkpoint: Path | str | None) -> Iterator[None]:
+        """Raise UserError where the block cannot read the checkpoint."""
+        try:
+            yield
+        except (Exception, CheckpointException) as error:  # torch, safetensors and json each raise their own
+            cause = _cause(error)
+            if has_lost_another(cause):
+                raise cause from None
+            raise UserError(
+                f"the checkpoint {checkpoint} cannot be read ({reason(cause)}): remove it to start afresh"
+            ) from error
 
     def _build_accelerator_args(self, **kwargs: object) -> dict:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -91,18 +125,20 @@ class CheckedTrainer(Trainer):
         loss = super().training_step(model, inputs, *args)
         self._texts.append(inputs["text_keys"])
         self._finite.append(loss.isfinite())
-        return loss.nan_to_num(0.0, 0.0, 0.0)  # what is logged; a loss that is no number stops or skips the step
+        self._losses.append(loss.nan_to_num(0.0, 0.0, 0.0))  # one that is no number stops or skips the step
+        return self._losses[-1]
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
         """The gradient's norm, clipped; 0 and no gradient where the step must be skipped."""
         norm = super()._clip_grad_norm(model)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = torch.stack(self._finite).all() & norm.isfinite().to(self.args.device)
-        texts = torch.cat(self._texts)
-        self._texts, self._finite = [], []
+        texts, loss = torch.cat(self._texts), torch.stack(self._losses).sum()
+        self._texts, self._finite, self._losses = [], [], []
         if self.accelerator.reduce(finite.float(), "mean") == 1:
             return norm
         self._skip(float(norm), self.accelerator.gather(texts).tolist())
+        self._left_out.append(self.accelerator.reduce(loss, "mean"))
         model.zero_grad()
         return torch.zeros_like(norm)
 
@@ -129,11 +165,12 @@ class CheckedTrainer(Trainer):
             )
 
     def _save_checkpoint(self, *args: object) -> None:
+        self._checkpoints.begin()
         self._check_weights()
         try:
             super()._save_checkpoint(*args)
         except (Exception, CheckpointException) as error:  # torch and safetensors have their own for a full disk
-            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            cause = _cause(error)
             if has_lost_another(cause):
                 raise cause from None
             shutil.rmtree(self._folder / f"{HALF}{self.state.global_step}", ignore_errors=True)
@@ -148,12 +185,30 @@ class CheckedTrainer(Trainer):
         super()._save(output_dir, {name: value for name, value in state.items() if name in learned})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a row, with the steps a second since the last one where it is about training steps."""
+        """Log a row; one about training steps with steps a second, and with the loss of those that were not skipped.
+
+        Where all were skipped it has no loss.
+        """
         if "loss" in logs:
             now, (since, step) = time.perf_counter(), self._clock
+            steps = self.state.global_step - step
             self._clock = now, self.state.global_step
-            logs = {**logs, "steps_per_second": (self.state.global_step - step) / (now - since)}
+            logs = self._without_skipped(logs, steps) | {"steps_per_second": steps / (now - since)}
         super().log(logs, start_time)
+
+    def _without_skipped(self, logs: dict[str, float], steps: int) -> dict[str, float]:
+        """A row about so many ``steps``, whose loss the Trainer has taken for the mean of them all."""
+        left_out, self._left_out = self._left_out, []
+        if not left_out:
+            return logs
+        logs, loss, kept = dict(logs), logs["loss"] * steps - float(sum(left_out)), steps - len(left_out)
+        del logs["loss"]
+        return logs | ({"loss": loss / kept} if kept else {})
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised in the first process that failed."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def _here(weights: Tensor) -> Tensor:

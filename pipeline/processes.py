@@ -1,12 +1,17 @@
 """A run of several processes, which a launcher has started (`pipeline.launch`), and this one's part in it."""
 
 import os
+from datetime import timedelta
+from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch.distributed import DistError
 
 SINGLE = "single"  # the launcher that is none
 # a launcher sets all; some clusters tell every command the first two, and accelerate would wait for the others
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+PATIENCE = timedelta(minutes=30)  # with a process that is late
 
 
 def is_launched() -> bool:
@@ -27,6 +32,20 @@ def processes() -> int:
 def is_sharded() -> bool:
     """Whether the processes share the model's weights out among them (FSDP2)."""
     return is_launched() and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def join(device: str) -> None:
+    """Where this process is one of several, wait until all have found each other; to be called before `agreed`."""
+    if processes() > 1:
+        PartialState(cpu=device == "cpu", backend="gloo" if device == "cpu" else None, timeout=PATIENCE)
+
+
+def agreed(path: Path | None) -> Path:
+    """The main process's ``path`` in all processes, the others of which have None."""
+    if processes() == 1:
+        return path
+    (told,) = broadcast_object_list([path and str(path.absolute())])
+    return Path(told)
 
 
 def stand_alone() -> None:

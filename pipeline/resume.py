@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -22,14 +23,15 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import digests, named
+from pipeline.imports import ROOT, closure
 
 log = logging.getLogger(__name__)
 
 FOLDER = ".resume"
-ROWS, LOCK = "rows.jsonl", "lock"
-CODE = Path(__file__).parent
+ROWS, LOCK, GONE = "rows.jsonl", "lock", ".gone"
 # that a row may depend on, unless a stage names others; the last two need not be installed
-LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "bitsandbytes")
+KEPT = 7 * 24 * 3600  # seconds: of another run, killed or failed, that may still be run again
 
 
 class Rows(Sequence[dict]):
@@ -94,17 +96,18 @@ def unfinished(
     stage: str,
     params: Mapping,
     inputs: Sequence[Path],
-    code: Path = CODE,
+    code: Path,
     libraries: Sequence[str] = LIBRARIES,
 ) -> Iterator[Scratch]:
-    """The scratch of ``stage`` with these ``params`` (JSON values), ``inputs`` (files or folders), ``code`` (a folder)
-    and versions of ``libraries``.
+    """The scratch of ``stage`` with these ``params`` (JSON values), ``inputs`` (files or folders), ``code`` (a module's
+    file, with all that it imports) and versions of ``libraries``.
 
-    It is removed, with what earlier runs of the stage left, once the block has ended well, so outputs are written
-    inside it; a run with anything else changed starts afresh. Raises UserError while another process is at the same
-    work: killing `dvc` alone leaves its stage running.
+    It is removed, with what has been left in the stage's folder for a week, once the block has ended well, so outputs
+    are written inside it; a run with anything else changed starts afresh. Raises UserError while another process is at
+    the same work: killing `dvc` alone leaves its stage running.
     """
-    folder = scratch_folder(stage, params, inputs, code, libraries)
+    work = fingerprint(params, inputs, code, libraries)
+    folder = Path(os.environ.get("DVC_ROOT", ".")) / FOLDER / stage / work
     with named(folder), _locked(folder) as lock:
         try:
             lock.write(str(os.getpid()))
@@ -121,30 +124,27 @@ def unfinished(
         _prune(folder.parent)
 
 
-def scratch_folder(
-    stage: str, params: Mapping, inputs: Sequence[Path], code: Path = CODE, libraries: Sequence[str] = LIBRARIES
-) -> Path:
-    """Where `unfinished` keeps the work of a stage, for other processes of the same run."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / FOLDER / stage / fingerprint(params, inputs, code, libraries)
-
-
 def _has_work(folder: Path) -> bool:
     """Whether anything was done that another run could go on from."""
     return any(path.name != LOCK and (path.is_dir() or path.stat().st_size) for path in folder.iterdir())
 
 
-def fingerprint(
-    params: Mapping, inputs: Sequence[Path], code: Path = CODE, libraries: Sequence[str] = LIBRARIES
-) -> str:
-    """A name for everything that could change a row: parameters, bytes of inputs and code, versions, threads."""
+def fingerprint(params: Mapping, inputs: Sequence[Path], code: Path, libraries: Sequence[str]) -> str:
+    """A name for everything that could change a row: parameters, bytes of inputs and code, versions, the machine."""
     about = {
         "params": dict(params),
         "inputs": [digests(path) for path in inputs],
-        "code": digests(code, "*.py"),
+        "code": {str(path.relative_to(ROOT)): digests(path) for path in closure(code)},
         "versions": [_version(library) for library in libraries],
-        "threads": torch.get_num_threads() if "torch" in libraries else None,  # rounding depends on them
+        "machine": _machine() if "torch" in libraries else None,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _machine() -> dict[str, object]:
+    """What rounding depends on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(), "gpu": gpu}
 
 
 def _version(library: str) -> str | None:
@@ -186,17 +186,28 @@ def _lock(folder: Path) -> TextIO:
 
 def _remove(folder: Path) -> None:
     """Remove a folder whose lock this process has; first its name, so that another process may use that at once."""
-    gone = folder.with_name(f"{folder.name}.gone")
+    gone = folder.with_name(f"{folder.name}{GONE}")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)  # another process may be at it too
 
 
 def _prune(stage: Path) -> None:
-    """Remove what runs that nobody goes on with have left, those still at work (parallel experiments) excepted.
+    """Remove what runs that nobody has gone on with for a week have left, and tell of what is left of others."""
+    for folder in filter(Path.is_dir, sorted(stage.iterdir())):
+        if folder.name.endswith(GONE):
+            shutil.rmtree(folder, ignore_errors=True)
+        elif _last_used(folder) < time.time() - KEPT:
+            with suppress(OSError), _lock(folder):  # another process's, or another user's
+                _remove(folder)
+    left = sum(folder.is_dir() for folder in stage.iterdir())
+    if left:
+        log.info("%d other runs in %s are unfinished: what they have done is kept for a week", left, stage)
 
-    Only a run that has ended well does this: when several were killed together, each still finds its own rows.
-    """
-    for folder in sorted(stage.iterdir()):
-        with suppress(BlockingIOError), _lock(folder):
-            _remove(folder)
+
+def _last_used(folder: Path) -> float:
+    """When something in it changed, in seconds since the epoch; now where it has just been removed."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:
+        return time.time()

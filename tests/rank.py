@@ -48,6 +48,8 @@ if __name__ == "__main__":
     os.chdir(os.environ["PROJECT"])
     shard_on_a_processor()
     often()
+    if "UNEVEN" in os.environ:  # as on machines of different kinds, whose own names for their work would differ
+        torch.set_num_threads(1 + int(os.environ["RANK"]))
     save_gradients(Path(os.environ["GRADIENTS"]))
     sys.argv = ["train"]
     runpy.run_module("stages.train", run_name="__main__")

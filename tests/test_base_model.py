@@ -12,6 +12,7 @@ from pipeline import params
 from pipeline.base_model import LOG_STEPS, scratch_config, write_base_model
 from pipeline.corpus import TEXT
 from pipeline.corpus.microworld import documents
+from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.tokens import write_tokens
 from tests.local_hub import model_folder, word_tokenizer
@@ -54,6 +55,14 @@ def test_pretraining_learns_and_says_so(tokens: Path, tmp_path: Path):
     assert list(steps.columns) == ["step", "loss", "heldout_loss", "learning_rate"]
     assert list(steps["step"]) == [LOG_STEPS, 2 * LOG_STEPS]
     assert steps["loss"].iloc[1] < steps["loss"].iloc[0] < 6
+
+
+def test_weights_that_are_not_finite_are_not_written(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    scratch = replace(SCRATCH, steps=1, warmup_steps=0, learning_rate=1e39)
+    with pytest.raises(UserError, match="step 1: the weights are no longer finite; .*lower the learning rate"):
+        write(tokens, tmp_path, replace(BASE, scratch=scratch))
+    assert not (tmp_path / "base").exists()
 
 
 def test_the_same_seed_gives_the_same_model(tokens: Path, tmp_path: Path):

@@ -91,6 +91,13 @@ def test_every_difference_is_told(copy: Path, project: Path):
         ([("train", NOTHING, 0)], [""], None),
         ([("train", "step 3", 0), ("train", "step 3", 0)], ["", "step 3"], None),  # killed again before it said so
         ([("train", "step 3", 0), (NO_STAGE, "step 3", 0)], ["", ""], None),
+        (
+            [("train", "step 40", 0), ("train", "step 6", 0)],
+            ["", "step 6"],
+            "after kill 1 train had step 40 and, killed again, step 6",
+        ),
+        ([("evaluate", "8 rows", 0), ("evaluate", NOTHING, 0)], ["", ""], "after kill 1 evaluate had 8 rows and, "),
+        ([("train", "step 6", 0), ("train", "step 40", 0)], ["", "step 40"], None),
         ([("train", "step 3", 2)], ["step 3"], "kill 1 left 2 processes running"),
         ([("train", "step 3", 0)], [""], "after kill 1 train had step 3 but went on from nothing"),
         (

@@ -195,6 +195,32 @@ def test_one_checkpoint_is_kept_and_it_is_on_the_disk(copy: Callable):
     assert (scratch / "step-6/rng_state.pth").is_file() and (scratch / "step-6/scheduler.pt").is_file()
 
 
+def test_a_checkpoint_has_its_name_when_it_is_on_the_disk(tmp_path: Path, on_disk: list[str]):
+    """And only then is the one before it gone, so that a power cut leaves one of them whole."""
+    for name in ("step-2", "checkpoint-4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("weights")
+    Checkpoints(tmp_path)._publish(tmp_path / "checkpoint-4")
+    half, renamed = ["sync checkpoint-4", "sync checkpoint-4/model.safetensors"], "rename checkpoint-4 step-4"
+    assert sorted(on_disk[:2]) == half and on_disk[2:] == [renamed, "sync .", "remove step-2"]
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_a_damaged_checkpoint_is_named(file: str, copy: Callable):
+    folder = copy("train")
+    run_stage(folder, "train", partial(doomed, *LOSS, 13))
+    (scratch,) = scratches(folder)
+    damaged = scratch / "step-6" / file
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    done = run_stage(folder, "train")
+    (complaint,) = done.complaint
+    told = f"error: the checkpoint {damaged.parent.relative_to(folder)} cannot be read ("
+    assert done.code == 1 and complaint.startswith(told) and complaint.endswith("): remove it to start afresh")
+    assert damaged.is_file() and outputs(folder, "train") == {}
+
+
 def test_weights_that_are_not_finite_are_no_checkpoint(copy: Callable):
     """A step with a finite loss and gradient may be too large; no run can go on from what it leaves."""
     folder = copy("train")
@@ -208,7 +234,6 @@ def test_weights_that_are_not_finite_are_no_checkpoint(copy: Callable):
 
 
 def test_the_time_between_checkpoints_goes_by_what_one_takes_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Not by the evaluation, which the Trainer does between the step and the saving."""
     now, control = 0.0, SimpleNamespace(should_save=False)
     monkeypatch.setattr("time.monotonic", lambda: now)
     callback = Checkpoints(tmp_path)
@@ -222,7 +247,7 @@ def test_the_time_between_checkpoints_goes_by_what_one_takes_to_write(tmp_path: 
     state = SimpleNamespace(global_step=1, max_steps=9)
     assert not saves(9) and saves(11)
     now = 71
-    callback.on_evaluate(None, state, control)
+    callback.begin()
     now = 72
     (tmp_path / "checkpoint-1").mkdir()
     callback.on_save(None, state, control)
@@ -244,14 +269,15 @@ def test_a_disk_too_full_for_a_checkpoint(room: int, kept: str | None, copy: Cal
         ends_alike(folder, "train", project)
 
 
-def test_other_parameters_start_afresh_and_then_nothing_is_left(copy: Callable, project: Path):
+def test_other_parameters_start_afresh_and_leave_the_others_checkpoint(copy: Callable, project: Path):
     folder = copy("train")
     run_stage(folder, "train", partial(doomed, *LOSS, 13))
     set_params(folder, {"train.learning_rate": 0.002})
     done = run_stage(folder, "train")
     assert done.code == 0 and "going on from" not in done.stderr
     assert outputs(folder, "train") != outputs(project, "train")
-    assert scratches(folder) == []
+    (other,) = scratches(folder)  # for a week
+    assert last_checkpoint(other).name == "step-6"
 
 
 def test_other_inputs_start_afresh(copy: Callable):

@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from pipeline.checkpoint import last_checkpoint
 from pipeline.launch import launch
 from tests.killing import checkpoint_often, kill_tree
 from tests.stage_runner import ENVIRONMENT, ROOT, run_stages, set_params
@@ -156,6 +157,24 @@ def test_two_processes_killed_go_on_to_the_same_bytes(changes: dict, way: dict, 
     assert "going on from" in (folder / "log").read_text()
     assert outputs(folder, "train") == outputs(whole, "train")
     assert scratches(folder) == []
+
+
+@WAYS
+def test_processes_with_other_threads_share_the_main_ones_checkpoints(way: dict, project: Path, tmp_path: Path):
+    uneven = way | {"UNEVEN": "yes"}
+    whole = trained(project, tmp_path / "whole", 2, uneven, train__steps=60)
+    folder = shutil.copytree(project, tmp_path / "killed")
+    set_params(folder, {"train.steps": 60})
+    process = start(folder, 2, uneven)
+    wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), process)
+    kill_all(process)
+    (scratch,) = scratches(folder)
+    saved = {path.name for path in last_checkpoint(scratch).iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= saved
+    again = start(folder, 2, uneven)
+    assert again.wait(LONG) == 0, (folder / "log").read_text()[-3000:]
+    assert (folder / "log").read_text().count("going on from") == 2
+    assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
 
 
 def test_another_number_of_processes_starts_afresh(project: Path, tmp_path: Path):

@@ -4,9 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import errors
 
@@ -48,6 +50,26 @@ def test_only_a_users_mistake_hides_the_traceback():
 
     with pytest.raises(RuntimeError):
         errors.run(broken)
+
+
+def exhaust() -> None:
+    torch.empty(2**50)  # more than there are addresses
+
+
+def exhaust_python() -> None:
+    raise MemoryError
+
+
+def exhaust_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words")
+
+
+@pytest.mark.parametrize("stage", [exhaust, exhaust_python, exhaust_a_gpu])
+def test_no_memory_left(stage: Callable[[], None]):
+    with pytest.raises(SystemExit) as end:
+        errors.run(stage)
+    told = str(end.value.code)
+    assert told.startswith("error: out of memory (") and "lower the stage's batch_size" in told and "\n" not in told
 
 
 @pytest.mark.parametrize(

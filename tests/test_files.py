@@ -48,6 +48,14 @@ def test_a_folder_takes_the_place_of_a_folder_and_of_a_left_over_part(tmp_path: 
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["folder", "folder/new"]
 
 
+def test_an_output_has_its_name_when_it_is_on_the_disk(tmp_path: Path, on_disk: list[str]):
+    with new_path(tmp_path / "folder") as folder:
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    assert sorted(on_disk[:2]) == ["sync folder.part", "sync folder.part/file"]
+    assert on_disk[2:] == ["rename folder.part folder", "sync ."]
+
+
 def test_a_full_disk_that_only_a_text_tells_of(tmp_path: Path):
     with pytest.raises(OSError) as error, new_path(tmp_path / "model"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")

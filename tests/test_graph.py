@@ -2,49 +2,19 @@
 
 import ast
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from pipeline.imports import closure
+
 ROOT = Path(__file__).parent.parent
 STAGES: dict[str, dict] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-PACKAGE = ROOT / "pipeline/__init__.py"
-CANNOT_CHANGE_OUTPUTS = {"pipeline/__init__.py", "pipeline/params.py", "pipeline/typed_yaml.py", "pipeline/errors.py"}
+CANNOT_CHANGE_OUTPUTS = {f"pipeline/{name}.py" for name in ("__init__", "params", "typed_yaml", "errors", "imports")}
 AFTER_TRAINING = {"evaluate", "compare", "chain_of_thought", "perplexity", "report", "release"}
 BASELINES = {"baseline", "evaluate_baseline"}
-
-
-def modules_imported(path: Path) -> Iterator[str]:
-    """Every module of the project that a file names in an import, with the packages above it."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: a relative import, which this test does not follow"
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0] == "pipeline")
-
-
-def file_of(module: str) -> Path | None:
-    stem = ROOT / module.replace(".", "/")
-    return next((path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()), None)
-
-
-def closure(path: Path) -> set[Path]:
-    """The file and every project file that running it imports; what the package itself imports only registers."""
-    found, left = set(), [path]
-    while left:
-        one = left.pop()
-        if one not in found:
-            found.add(one)
-            left.extend(filter(None, map(file_of, modules_imported(one) if one != PACKAGE else ())))
-    return found
 
 
 def code_deps(stage: dict) -> set[str]:
@@ -66,6 +36,14 @@ def test_the_closure_finds_what_is_known_to_be_imported():
     names = {str(path.relative_to(ROOT)) for path in closure(ROOT / "stages/perplexity.py")}
     assert {"pipeline/statistics.py", "pipeline/thought/views.py", "pipeline/thought/__init__.py"} <= names
     assert "pipeline/training/trainer.py" not in names
+
+
+def test_no_import_is_relative():
+    """The closure does not follow one."""
+    files = [path for folder in ("pipeline", "stages") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert imports and not any(node.level for node in imports)
 
 
 @pytest.mark.parametrize("name", STAGES)

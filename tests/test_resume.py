@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,17 +13,17 @@ import pytest
 
 from pipeline import resume
 from pipeline.errors import UserError
-from pipeline.files import digests
 from pipeline.resume import Scratch, fingerprint, unfinished
 from tests.killing import same_threads
 from tests.stage_runner import ROOT
 
+CODE = Path(resume.__file__)
 ROWS = [{"index": 0, "text": "é\n\u2028\x00", "loss": 0.1}, {"index": 1, "text": "", "loss": 1e-300}]
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.resume import unfinished
-with unfinished("s", {"seed": int(sys.argv[1])}, []) as scratch:
+from pipeline import resume
+with resume.unfinished("s", {"seed": int(sys.argv[1])}, [], Path(resume.__file__)) as scratch:
     scratch.add([{"index": 0}])
     print("held", flush=True)
     time.sleep(600)
@@ -52,7 +54,7 @@ def held(root: Path):
 
 def leave(rows: list[dict], seed: int = 1) -> None:
     """A run that ends badly after these rows."""
-    with pytest.raises(KilledError), unfinished("s", {"seed": seed}, []) as scratch:
+    with pytest.raises(KilledError), unfinished("s", {"seed": seed}, [], CODE) as scratch:
         scratch.add(rows)
         raise KilledError
 
@@ -66,11 +68,11 @@ def test_rows_are_there_for_the_next_run_and_gone_after_it(root: Path, caplog: p
     leave(ROWS[:1])
     assert not caplog.messages
     leave(ROWS[1:])
-    with unfinished("s", {"seed": 1}, []) as scratch:
+    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == ROWS
     assert [line.partition(" in ")[0] for line in caplog.messages] == [f"going on from {n} rows" for n in (1, 2)]
     assert folders(root) == 0
-    with unfinished("s", {"seed": 1}, []) as scratch:
+    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == []
 
 
@@ -117,49 +119,75 @@ def test_without_dvc_it_is_in_the_current_folder(root: Path, monkeypatch: pytest
 def test_other_parameters_and_stages_have_rows_of_their_own(root: Path):
     leave(ROWS)
     leave([], seed=2)
-    with pytest.raises(KilledError), unfinished("other", {"seed": 1}, []) as scratch:
+    with pytest.raises(KilledError), unfinished("other", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == []
         raise KilledError
-    with unfinished("s", {"seed": 2}, []) as scratch:
+    with unfinished("s", {"seed": 2}, [], CODE) as scratch:
         assert list(scratch.rows) == []
 
 
-def test_everything_that_can_change_a_row_is_in_its_name(root: Path, monkeypatch: pytest.MonkeyPatch):
-    code, data = root / "code", root / "data"
-    for path in (code / "a.py", code / "b/c.py", data / "x", data / "y/z", root / "file"):
+@pytest.fixture
+def code(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which a.py imports b/c.py, and not d.py."""
+    files = {"a": "from pipeline.b.c import f", "b/__init__": "", "b/c": "def f(): pass", "d": "import pipeline.a"}
+    for name, text in files.items():
+        path = root / f"pipeline/{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for module in ("resume", "imports"):
+        monkeypatch.setattr(f"pipeline.{module}.ROOT", root)
+    return root / "pipeline"
+
+
+def test_everything_that_can_change_a_row_is_in_its_name(root: Path, code: Path, monkeypatch: pytest.MonkeyPatch):
+    data = root / "data"
+    for path in (data / "x", data / "y/z", root / "file"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("1")
 
     def name(seed: int = 1) -> str:
-        return fingerprint({"seed": seed, "temperature": 0.9}, [data, root / "file"], code)
+        about = {"seed": seed, "temperature": 0.9}
+        return fingerprint(about, [data, root / "file"], code / "a.py", resume.LIBRARIES)
 
     names = [name(), name(seed=2)]
-    for path in (code / "a.py", code / "b/c.py", data / "x", data / "y/z", root / "file"):
-        path.write_text("2")
+    for path in (code / "a.py", code / "b/__init__.py", code / "b/c.py", data / "x", data / "y/z", root / "file"):
+        path.write_text(f"{path.read_text()}#")
         names.append(name())
     (data / "x").rename(data / "w")
     names.append(name())
-    monkeypatch.setattr("torch.get_num_threads", lambda: 1234)  # rounding depends on them
-    names.append(name())
-    for library in ("torch", "transformers", "accelerate", "peft"):
+    for what, value in {
+        "torch.get_num_threads": 1234,
+        "torch.backends.cpu.get_cpu_capability": "NONE",
+        "torch.cuda.is_available": True,
+        "torch.cuda.get_device_name": "another GPU",
+    }.items():
+        monkeypatch.setattr(what, lambda value=value: value)
+        if what != "torch.cuda.is_available":
+            names.append(name())
+    for library in ("torch", "transformers", "tokenizers", "accelerate", "peft"):
         monkeypatch.setattr(resume, "version", lambda one, changed=library: "0" if one == changed else version(one))
         names.append(name())
     assert len(set(names)) == len(names)
+    (code / "d.py").write_text("# no part of the work")
     (code / "d.pyc").write_text("compiled")
-    assert name() == names[-1] == fingerprint({"temperature": 0.9, "seed": 1}, [data, root / "file"], code)
+    assert name() == names[-1]
 
 
-def test_a_copy_of_the_inputs_elsewhere_has_the_same_name(root: Path):
+def test_the_order_of_parameters_is_not_in_the_name(root: Path):
+    one, two = ({"seed": 1, "temperature": 0.9}, {"temperature": 0.9, "seed": 1})
+    assert fingerprint(one, [], CODE, ()) == fingerprint(two, [], CODE, ())
+
+
+def test_a_copy_of_inputs_and_code_elsewhere_has_the_same_name(code: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
     """An experiment runs in a temporary workspace."""
-    for folder in ("one", "two"):
-        (root / folder).mkdir()
-        (root / folder / "x").write_text("1")
-    assert fingerprint({}, [root / "one"]) == fingerprint({}, [root / "two"])
-
-
-def test_the_project_code_is_in_the_name():
-    names = digests(resume.CODE, "*.py").keys()
-    assert {"resume.py", "thought/views.py", "chain_of_thought/samples.py"} <= names
+    (root / "x").write_text("1")
+    name = fingerprint({}, [root / "x"], code / "a.py", ())
+    copy = root / "copy"
+    shutil.copytree(code, copy / "pipeline")
+    shutil.copy(root / "x", copy)
+    for module in ("resume", "imports"):
+        monkeypatch.setattr(f"pipeline.{module}.ROOT", copy)
+    assert fingerprint({}, [copy / "x"], copy / "pipeline/a.py", ()) == name
 
 
 def test_a_second_process_is_refused_until_the_first_is_dead(held: subprocess.Popen, root: Path):
@@ -168,23 +196,40 @@ def test_a_second_process_is_refused_until_the_first_is_dead(held: subprocess.Po
     assert "\n" not in str(told.value)
     held.kill()
     held.wait()
-    with unfinished("s", {"seed": 1}, []) as scratch:
+    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == [{"index": 0}]
         with pytest.raises(UserError, match=f"^process {os.getpid()} is at"):
             leave(ROWS)
 
 
-def test_a_run_that_ends_well_removes_what_nobody_is_at(held: subprocess.Popen, root: Path):
+def age(folder: Path, seconds: float) -> None:
+    """As if nobody had touched it since."""
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_a_run_that_ends_well_removes_what_nobody_has_been_at_for_a_week(
+    held: subprocess.Popen, root: Path, caplog: pytest.LogCaptureFixture
+):
+    """Other runs of the stage, killed together with it, each still find their own rows when they are run again."""
+    caplog.set_level("INFO")
+    (one,) = (root / ".resume/s").iterdir()
+    age(one, resume.KEPT + 60)
     for seed in (2, 3, 4):
         leave(ROWS, seed)
-    assert folders(root) == 4
-    with unfinished("s", {"seed": 2}, []):
-        assert folders(root) == 4  # they may still go on, as long as nothing has ended well
-    assert folders(root) == 1
+        (newest,) = (folder for folder in (root / ".resume/s").iterdir() if folder.stat().st_mtime > time.time() - 60)
+        age(newest, resume.KEPT + 60 if seed == 3 else resume.KEPT - 60)
+    (root / ".resume/s/.nfs1").touch()
+    (root / ".resume/s/half.gone").mkdir()
+    with unfinished("s", {"seed": 2}, [], CODE):
+        assert folders(root) == 6  # they may still go on, as long as nothing has ended well
+    assert folders(root) == 3  # of seed 1, which is at work, seed 4, and the file that is no folder
+    assert caplog.messages[-1].startswith("2 other runs in ") and caplog.messages[-1].endswith("kept for a week")
     held.kill()
     held.wait()
-    with unfinished("s", {"seed": 1}, []) as scratch:
-        assert list(scratch.rows) == [{"index": 0}]
+    for seed, rows in {1: [{"index": 0}], 4: ROWS, 3: []}.items():
+        with unfinished("s", {"seed": seed}, [], CODE) as scratch:
+            assert list(scratch.rows) == rows
 
 
 def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -200,16 +245,16 @@ def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Pat
     monkeypatch.setattr(fcntl, "flock", flock)
     leave(ROWS)
     assert len(calls) == 2
-    with unfinished("s", {"seed": 1}, []) as scratch:
+    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == ROWS
 
 
 @pytest.mark.parametrize("rows", [[], [{"index": 1}]], ids=["nothing done", "something done"])
 def test_a_run_that_fails_leaves_only_what_another_can_go_on_from(rows: list[dict], root: Path):
-    with pytest.raises(ValueError, match="bad"), unfinished("stage", {}, []) as scratch:
+    with pytest.raises(ValueError, match="bad"), unfinished("stage", {}, [], CODE) as scratch:
         if rows:
             scratch.add(rows)
         raise ValueError("bad")
     assert bool([path for path in (root / ".resume").rglob("*") if path.is_file()]) == bool(rows)
-    with unfinished("stage", {}, []) as scratch:
+    with unfinished("stage", {}, [], CODE) as scratch:
         assert list(scratch.rows) == rows

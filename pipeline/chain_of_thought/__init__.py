@@ -32,7 +32,7 @@ def write_chain_of_thought(params: ChainOfThought, trained: Path, tasks: Path, r
     """
     device, base = pick_device(params.device), base_of(trained)
     inputs = [trained, tasks] if base is None else [trained, base, tasks]
-    with unfinished("chain_of_thought", asdict(params) | {"device": device}, inputs) as scratch:
+    with unfinished("chain_of_thought", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
         asker = Asker(params, load_trained(trained).to(device), read_tokenizer(trained))
         table = sample_table(asker, tasks, scratch)
         points = points_of(table)

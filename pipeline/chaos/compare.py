@@ -1,6 +1,7 @@
 """What came out of a run that was killed, beside one that was not."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def differences(project: Path, reference: Path) -> Iterator[str]:
 
 def surprises(kills: Sequence[Kill], went_on: Sequence[str]) -> Iterator[str]:
     """Stages that lost more than they had to, or did not die."""
+    yield from lost_unseen(kills, went_on)
     after = [kill.stage for kill in kills[1:]] + [""]
     for number, (kill, said, then) in enumerate(zip(kills, went_on, after, strict=True), start=1):
         if kill.orphans:
@@ -48,6 +50,19 @@ def surprises(kills: Sequence[Kill], went_on: Sequence[str]) -> Iterator[str]:
         ran = said or kill.stage != NO_STAGE and then not in (kill.stage, NO_STAGE)  # as far as it would say so
         if ran and (said or NOTHING) != kill.left:
             yield f"after kill {number} {kill.stage} had {kill.left} but went on from {said or NOTHING}"
+
+
+def lost_unseen(kills: Sequence[Kill], went_on: Sequence[str]) -> Iterator[str]:
+    """Stages that were killed again before they had said what they go on from, and then had less than before."""
+    pairs = zip(kills, kills[1:], went_on, strict=False)
+    for number, (kill, then, said) in enumerate(pairs, start=1):
+        if not said and kill.stage == then.stage and _amount(then.left) < _amount(kill.left):
+            yield f"after kill {number} {kill.stage} had {kill.left} and, killed again, {then.left}"
+
+
+def _amount(left: str) -> int:
+    """Of what a stage can go on from (`kills.left`): its checkpoint's step, or how many rows."""
+    return int(next(iter(re.findall(r"\d+", left)), 0))
 
 
 def in_words(kills: Sequence[Kill], went_on: Sequence[str], problems: Sequence[str], about: str) -> str:

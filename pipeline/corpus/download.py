@@ -17,7 +17,6 @@ from pipeline.params import HubSplit
 from pipeline.resume import Scratch, unfinished
 
 TEXT = pa.schema({"text": pa.string()})
-CODE = Path(__file__).parent
 LIBRARIES = ("datasets", "pyarrow")
 
 
@@ -28,7 +27,7 @@ def kept_splits(sources: Mapping[str, HubSplit], seed: int) -> Iterator[dict[str
         scratches = {}
         for split, source in sources.items():
             about = {"seed": seed} | asdict(source) | _local_files(source)
-            scratches[split] = stack.enter_context(unfinished(f"corpus/{split}", about, [], CODE, LIBRARIES))
+            scratches[split] = stack.enter_context(unfinished(f"corpus/{split}", about, [], Path(__file__), LIBRARIES))
         yield scratches
 
 

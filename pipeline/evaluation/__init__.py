@@ -78,7 +78,7 @@ def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: 
     device = pick_device(params.device)
     inputs = [path for path in (trained, base or base_of(trained), tasks) if path is not None]
     about = asdict(params) | {"device": device}
-    with unfinished(f"evaluate/{trained.name}", about, inputs) as scratch, ExitStack() as stack:
+    with unfinished(f"evaluate/{trained.name}", about, inputs, Path(__file__)) as scratch, ExitStack() as stack:
         tokenizer = read_tokenizer(trained)
         check_trained(trained)  # before the base model is asked, which may take long
         encoded, parts = _encoded(params, tasks, tokenizer, scratch, stack), []

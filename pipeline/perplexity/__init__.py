@@ -25,7 +25,7 @@ def write_perplexity(params: Perplexity, trained: Path, heldout: Path, results: 
     """
     device = pick_device(params.device)
     inputs = [path for path in (trained, base_of(trained), heldout) if path is not None]
-    with unfinished("perplexity", asdict(params) | {"device": device}, inputs) as scratch:
+    with unfinished("perplexity", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
         model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
         spans = Spans(heldout, params.texts)
         tokens = token_table(params, model, tokenizer, spans, scratch)

@@ -1,5 +1,6 @@
 """Learn: how much each prediction counts, the reward of a thought and REINFORCE (paper, section 4.4)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,6 +54,11 @@ def counts_of(labels: Tensor, lookahead: int) -> Counts:
         tokens=(labels != IGNORED).sum(),
         rewards=(rewarded != IGNORED).sum(),
     )
+
+
+def sum_counts(parts: Iterable[Counts]) -> Counts:
+    """Those of all texts, of parts of them."""
+    return Counts(*map(sum, zip(*parts, strict=True)))
 
 
 def lookahead_targets(labels: Tensor, lookahead: int) -> Tensor:

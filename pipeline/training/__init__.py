@@ -15,7 +15,7 @@ from pipeline.inputs import Spans, pick_device, read_tokenizer
 from pipeline.learned import limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.loop import logged, training_arguments
 from pipeline.params import Train
-from pipeline.processes import SINGLE, is_main, is_sharded, processes
+from pipeline.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.trained import check_room, load_base
 from pipeline.training.probe import read_probe
@@ -30,10 +30,11 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     """
     device = pick_device(params.device)
     _check_engine(params, device)
+    join(device)
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]
     about = asdict(params) | {"device": device, "processes": processes()}
-    with checkpoints(f"train/{out.name}", about, inputs) as folder:
+    with checkpoints(f"train/{out.name}", about, inputs, Path(__file__)) as folder:
         keep_memory()
         set_seed(params.seed)
         trainer = _trainer(params, base, tokens, probe, folder)

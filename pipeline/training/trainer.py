@@ -19,7 +19,7 @@ from pipeline.loop import CheckedTrainer
 from pipeline.params import Train
 from pipeline.processes import is_main
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
-from pipeline.thought.objective import Counts, counts_of
+from pipeline.thought.objective import Counts, counts_of, sum_counts
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.probe import Probe
@@ -68,7 +68,7 @@ class QuietStarTrainer(CheckedTrainer):
         """This process's passes of a step, and what the step's means are over."""
         batches = list(islice(epoch_iterator, num_batches))
         parts = [counts_of(batch["labels"], self.model.lookahead) for batch in batches]
-        return batches, self.accelerator.reduce(Counts(*map(sum, zip(*parts, strict=True))), "sum")
+        return batches, self.accelerator.reduce(sum_counts(parts), "sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         seed, step = self._params.seed * SEEDS_APART, self.state.global_step
@@ -122,13 +122,14 @@ class QuietStarTrainer(CheckedTrainer):
         return metrics
 
     def _watched(self) -> dict[str, float]:
-        losses = {"eval_base_loss": [], "eval_talk_loss": []}
-        for batch in DataLoader(self._heldout.spans, batch_size=self.args.eval_batch_size):
-            inputs = self._prepare_inputs(batch)
-            parts = self.model(**inputs, sampling=Sampling(seed=self._params.seed), engine=self._engine).losses
-            losses["eval_base_loss"].append(parts.base.item())
-            losses["eval_talk_loss"].append(parts.talk.item())
-        metrics = {name: sum(values) / len(values) for name, values in losses.items()}
+        batches = DataLoader(self._heldout.spans, batch_size=self.args.eval_batch_size)
+        labels = (self._prepare_inputs(batch)["labels"] for batch in batches)
+        counts = sum_counts(counts_of(some, self.model.lookahead) for some in labels)
+        sampling, metrics = Sampling(seed=self._params.seed), {"eval_base_loss": 0.0, "eval_talk_loss": 0.0}
+        for inputs in map(self._prepare_inputs, batches):
+            parts = self.model(**inputs, sampling=sampling, counts=counts, engine=self._engine).losses
+            metrics["eval_base_loss"] += parts.base.item()
+            metrics["eval_talk_loss"] += parts.talk.item()
         if self._heldout.probe is not None:
             with gathered(self.model), self.accelerator.autocast():
                 metrics["eval_working_share"] = self._heldout.probe.share(self.model, self._params.seed)

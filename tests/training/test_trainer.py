@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM, Trainer
 
 from pipeline import params
+from pipeline.checkpoint import Checkpoints
 from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.inputs import Spans
@@ -231,6 +232,16 @@ def test_two_passes_of_half_a_batch_are_one_of_a_whole(spans: Spans):
             assert values[1] == pytest.approx(values[0], rel=1e-5, abs=1e-8), name
 
 
+@ALL_METHODS
+def test_the_held_out_loss_does_not_depend_on_the_batch(method: str, spans: Spans):
+    """Though the last batch is shorter, and has padding."""
+    losses = []
+    for size in (8, 3, 1):
+        one = trainer(quiet_star(LLAMA, method=method), spans, replace(TRAIN, method=method, batch_size=size))
+        losses.append([one.evaluate()[f"eval_{name}"] for name in ("base_loss", "talk_loss")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "engine",
     [
@@ -340,6 +351,26 @@ def test_a_step_may_be_skipped_and_counts_and_changes_nothing_else(spans: Spans,
     assert after.run() and not torch.equal(weights(after.model), weights(before.model))
 
 
+@pytest.mark.parametrize("log_steps", [1, 3])
+def test_a_skipped_step_is_in_no_logged_loss(log_steps: int, spans: Spans):
+    """Nor is its other pass, which was finite."""
+    settings = replace(TRAIN, steps=3, accumulation=2, skipped_steps=1)
+    one = trainer(quiet_star(LLAMA), spans, replace(settings, log_steps=log_steps))
+    compute, seen = one.compute_loss, {}
+
+    def spoil(model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: object = None):
+        loss = compute(model, inputs, False, num_items_in_batch)
+        step = one.state.global_step + 1
+        seen[step] = seen.get(step, 0) + loss.item()
+        return loss * math.nan if step == 2 and (inputs["text_keys"] == 0).any() else loss
+
+    one.compute_loss = spoil
+    rows = {row["step"]: row for row in one.run() if "grad_norm" in row}
+    expected = {1: seen[1], 3: seen[3]} if log_steps == 1 else {3: (seen[1] + seen[3]) / 2}
+    assert {step: row["loss"] for step, row in rows.items() if "loss" in row} == pytest.approx(expected, rel=1e-5)
+    assert log_steps == 3 or rows.keys() == {1, 2, 3}
+
+
 def test_no_more_steps_are_skipped_than_allowed(spans: Spans):
     one = poisoned(spans, 3, replace(TRAIN, steps=4, skipped_steps=1))
     spoil = one.compute_loss
@@ -394,6 +425,22 @@ def test_a_checkpoint_that_cannot_be_written(
     with pytest.raises(raised, match="No space left|another process|closed by peer") as caught:
         trainer(quiet_star(LLAMA), spans)._save_checkpoint()
     assert type(caught.value) is raised
+
+
+def test_evaluating_is_no_part_of_the_time_that_a_checkpoint_takes(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    """The Trainer evaluates between the step after which a checkpoint is due and its writing."""
+    monkeypatch.setattr("pipeline.checkpoint.LEAST_SECONDS", 0)
+    monkeypatch.setattr("pipeline.checkpoint.LEAST_SHARE", 0)
+    happened = []
+
+    def note(owner: type, name: str) -> None:
+        call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: happened.append(name) or call(*args, **kwargs))
+
+    for owner, name in ((QuietStarTrainer, "_watched"), (Checkpoints, "begin"), (Checkpoints, "on_save")):
+        note(owner, name)
+    trained(spans, replace(TRAIN, steps=3))
+    assert happened == ["_watched", *["_watched", "begin", "on_save"] * 2, "_watched"]
 
 
 def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: pytest.LogCaptureFixture):
