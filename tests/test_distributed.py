@@ -186,7 +186,7 @@ def test_another_number_of_processes_starts_afresh(project: Path, tmp_path: Path
     kill_all(process)
     assert start(folder, 1, {}).wait(LONG) == 0, (folder / "log").read_text()[-3000:]
     assert "going on from" not in (folder / "log").read_text()
-    assert scratches(folder) == []
+    assert len(scratches(folder)) == 1  # for a week
 
 
 def test_a_clusters_variables_make_no_process_one_of_several(project: Path, tmp_path: Path):
