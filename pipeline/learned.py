@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -132,7 +131,11 @@ def load_learned(folder: Path, base: PreTrainedModel) -> QuietStarForCausalLM:
             _adapt(model, lora, f"{folder} has adapters")
             _load(model, learned)
             merge_adapters(model.base)
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        elif _adapters(learned):
+            raise ValueError(f"it has adapters, of which {ABOUT} does not tell")
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and peft each raise their own
         raise UserError(f"{folder} does not fit its base model: {reason(error)}") from error
     return model
 
@@ -140,7 +143,7 @@ def load_learned(folder: Path, base: PreTrainedModel) -> QuietStarForCausalLM:
 def _with_own(config: QuietStarConfig, base: PreTrainedModel, learned: dict[str, Tensor]) -> QuietStarForCausalLM:
     """The whole model but for its adapters."""
     state = {f"base.{name}": value for name, value in base.state_dict().items()}
-    state |= {name: value for name, value in learned.items() if not name.startswith("base.")}
+    state |= {name: learned[name] for name in learned.keys() - _adapters(learned)}
     model, loading = QuietStarForCausalLM.from_pretrained(
         None, config=config, state_dict=state, dtype=base.dtype, output_loading_info=True
     )
@@ -151,10 +154,14 @@ def _with_own(config: QuietStarConfig, base: PreTrainedModel, learned: dict[str,
 
 
 def _load(model: QuietStarForCausalLM, learned: dict[str, Tensor]) -> None:
-    adapters = {name: value for name, value in learned.items() if name.startswith("base.")}
+    adapters = _adapters(learned)
     if adapters.keys() != {name for name, value in model.base.named_parameters(prefix="base") if value.requires_grad}:
         raise ValueError("its adapters are on other layers")
     model.load_state_dict(adapters, strict=False)
+
+
+def _adapters(learned: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in learned.items() if name.startswith("base.")}
 
 
 def _adapt(model: QuietStarForCausalLM, lora: dict, why: str) -> None:
@@ -164,6 +171,9 @@ def _adapt(model: QuietStarForCausalLM, lora: dict, why: str) -> None:
 
 def _about(folder: Path) -> Learned:
     try:
-        return Learned(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        about = Learned(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        if not isinstance(about.base, str) or not isinstance(about.digests, dict):
+            raise TypeError("base is no path, or digests are no names with theirs")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / ABOUT} is missing or broken: run `dvc repro train`") from error
+    return about

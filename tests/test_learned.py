@@ -238,9 +238,10 @@ def test_on_another_base_model(other: dict, folder: Path):
     assert "was trained on other weights than those in" in refused(folder)
 
 
-def test_with_another_configuration(folder: Path):
+@pytest.mark.parametrize("base", [{"num_hidden_layers": 3}, {"rope_parameters": 3}, {"hidden_size": "x"}], ids=str)
+def test_with_another_configuration(base: dict, folder: Path):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"base": config["base"] | {"num_hidden_layers": 3}}))
+    (folder / "config.json").write_text(json.dumps(config | {"base": config["base"] | base}))
     assert "does not fit its base model" in refused(folder)
 
 
@@ -251,10 +252,20 @@ def test_with_other_adapters_than_it_says(lora: dict, folder: Path):
     assert "does not fit its base model" in refused(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"base": "../base"}'])
+def test_with_adapters_of_which_it_does_not_tell(folder: Path):
+    about = json.loads((folder / ABOUT).read_text())
+    (folder / ABOUT).write_text(json.dumps(about | {"lora": None}))
+    assert "it has adapters, of which learned.json does not tell" in refused(folder)
+
+
+WITHOUT_DIGESTS = '{"base": "../base", "digests": null, "lora": null}'
+WITHOUT_BASE = '{"base": 3, "digests": {}, "lora": null}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"base": "../base"}', WITHOUT_DIGESTS, WITHOUT_BASE])
 def test_broken_about(text: str, folder: Path):
     (folder / ABOUT).write_text(text)
-    assert ABOUT in refused(folder)
+    assert f"{ABOUT} is missing or broken" in refused(folder)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"broken"])
