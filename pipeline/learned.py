@@ -60,16 +60,10 @@ def round_frozen(model: QuietStarForCausalLM) -> None:
 
 
 def restore_frozen(model: QuietStarForCausalLM, base: PreTrainedModel) -> None:
-    """Undo `round_frozen` with the weights of the ``base`` that the model was made from.
-
-    Raises ValueError where it is another one.
-    """
+    """Undo `round_frozen` with the weights of the ``base`` that the model was made from."""
     exact = dict(base.named_parameters())
     for name, weight in _frozen_matrices(model).items():
-        value = exact[name]
-        if not torch.equal(value.to(weight.dtype), weight):
-            raise ValueError(f"{name} is not what it was")
-        weight.data = value.detach().clone()
+        weight.data = exact[name].detach().clone()
 
 
 def _frozen_matrices(model: QuietStarForCausalLM) -> dict[str, nn.Parameter]:
@@ -84,11 +78,14 @@ def _frozen_matrices(model: QuietStarForCausalLM) -> dict[str, nn.Parameter]:
     }
 
 
-def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, folder: Path) -> None:
-    """Write the model to ``folder``: whole, or only what it learned on the model in ``base``. Merges its adapters."""
+def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, read: dict[str, str], folder: Path) -> None:
+    """Write the model to ``folder``: whole, or only what it learned on the model in ``base``. Merges its adapters.
+
+    ``read``: the `digests` of the base model's weights when it was read.
+    """
     lora = asdict(params.lora) if params.adapt == "lora" else None
     if params.saved == "learned":
-        _save_learned(model, Learned(os.path.relpath(base, folder), digests(base, WEIGHTS), lora), folder)
+        _save_learned(model, Learned(os.path.relpath(base, folder), read, lora), folder)
     if lora is not None:
         merge_adapters(model.base)
     if params.saved == "whole":
