@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pipeline.errors import UserError, run
 from pipeline.files import batches
 from pipeline.inputs import read_tokenizer
-from pipeline.prompts import before_end, before_stop, left_padded
+from pipeline.prompts import before_end, before_stop, continued, left_padded
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype
 from pipeline.thought.sampler import Sampling
@@ -257,7 +257,8 @@ class QuietStarLM(TemplateLM):
 
     def _write(self, texts: list[Text], writing: Writing) -> list[str]:
         ids, real = self._left_padded([text.ids for text in texts])
-        written = self._model.generate(
+        written = continued(
+            self._model,
             ids,
             real,
             max_new_tokens=writing.new_tokens,

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -61,16 +60,10 @@ def round_frozen(model: QuietStarForCausalLM) -> None:
 
 
 def restore_frozen(model: QuietStarForCausalLM, base: PreTrainedModel) -> None:
-    """Undo `round_frozen` with the weights of the ``base`` that the model was made from.
-
-    Raises ValueError where it is another one.
-    """
+    """Undo `round_frozen` with the weights of the ``base`` that the model was made from."""
     exact = dict(base.named_parameters())
     for name, weight in _frozen_matrices(model).items():
-        value = exact[name]
-        if not torch.equal(value.to(weight.dtype), weight):
-            raise ValueError(f"{name} is not what it was")
-        weight.data = value.detach().clone()
+        weight.data = exact[name].detach().clone()
 
 
 def _frozen_matrices(model: QuietStarForCausalLM) -> dict[str, nn.Parameter]:
@@ -85,11 +78,14 @@ def _frozen_matrices(model: QuietStarForCausalLM) -> dict[str, nn.Parameter]:
     }
 
 
-def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, folder: Path) -> None:
-    """Write the model to ``folder``: whole, or only what it learned on the model in ``base``. Merges its adapters."""
+def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, read: dict[str, str], folder: Path) -> None:
+    """Write the model to ``folder``: whole, or only what it learned on the model in ``base``. Merges its adapters.
+
+    ``read``: the `digests` of the base model's weights when it was read.
+    """
     lora = asdict(params.lora) if params.adapt == "lora" else None
     if params.saved == "learned":
-        _save_learned(model, Learned(os.path.relpath(base, folder), digests(base, WEIGHTS), lora), folder)
+        _save_learned(model, Learned(os.path.relpath(base, folder), read, lora), folder)
     if lora is not None:
         merge_adapters(model.base)
     if params.saved == "whole":
@@ -132,7 +128,11 @@ def load_learned(folder: Path, base: PreTrainedModel) -> QuietStarForCausalLM:
             _adapt(model, lora, f"{folder} has adapters")
             _load(model, learned)
             merge_adapters(model.base)
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        elif _adapters(learned):
+            raise ValueError(f"it has adapters, of which {ABOUT} does not tell")
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and peft each raise their own
         raise UserError(f"{folder} does not fit its base model: {reason(error)}") from error
     return model
 
@@ -140,7 +140,7 @@ def load_learned(folder: Path, base: PreTrainedModel) -> QuietStarForCausalLM:
 def _with_own(config: QuietStarConfig, base: PreTrainedModel, learned: dict[str, Tensor]) -> QuietStarForCausalLM:
     """The whole model but for its adapters."""
     state = {f"base.{name}": value for name, value in base.state_dict().items()}
-    state |= {name: value for name, value in learned.items() if not name.startswith("base.")}
+    state |= {name: learned[name] for name in learned.keys() - _adapters(learned)}
     model, loading = QuietStarForCausalLM.from_pretrained(
         None, config=config, state_dict=state, dtype=base.dtype, output_loading_info=True
     )
@@ -151,10 +151,14 @@ def _with_own(config: QuietStarConfig, base: PreTrainedModel, learned: dict[str,
 
 
 def _load(model: QuietStarForCausalLM, learned: dict[str, Tensor]) -> None:
-    adapters = {name: value for name, value in learned.items() if name.startswith("base.")}
+    adapters = _adapters(learned)
     if adapters.keys() != {name for name, value in model.base.named_parameters(prefix="base") if value.requires_grad}:
         raise ValueError("its adapters are on other layers")
     model.load_state_dict(adapters, strict=False)
+
+
+def _adapters(learned: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in learned.items() if name.startswith("base.")}
 
 
 def _adapt(model: QuietStarForCausalLM, lora: dict, why: str) -> None:
@@ -164,6 +168,9 @@ def _adapt(model: QuietStarForCausalLM, lora: dict, why: str) -> None:
 
 def _about(folder: Path) -> Learned:
     try:
-        return Learned(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        about = Learned(**json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        if not isinstance(about.base, str) or not isinstance(about.digests, dict):
+            raise TypeError("base is no path, or digests are no names with theirs")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / ABOUT} is missing or broken: run `dvc repro train`") from error
+    return about

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.errors import UserError
 from pipeline.thought.model import QuietStarForCausalLM
+
+NOT_FINITE = "the model's predictions are not finite: lower the learning rate"
 
 
 def ways(model: QuietStarForCausalLM) -> tuple[str, ...]:
@@ -36,6 +39,14 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 def before_end(ids: list[int], end: int | None) -> list[int]:
     """``ids`` up to the first ``end`` token in them."""
     return ids[: ids.index(end)] if end in ids else ids
+
+
+def continued(model: QuietStarForCausalLM, ids: Tensor, mask: Tensor, **settings: object) -> Tensor:
+    """`generation.generate`. Raises UserError where the model's predictions are not finite."""
+    try:
+        return model.generate(ids, mask, **settings)
+    except FloatingPointError as error:
+        raise UserError(NOT_FINITE) from error
 
 
 def before_stop(written: str, stop: Sequence[str]) -> str:

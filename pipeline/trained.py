@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from pipeline.allocator import keep_memory
@@ -53,8 +52,8 @@ def _whole(folder: Path) -> QuietStarForCausalLM:
         model, loading = QuietStarForCausalLM.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"the weights in {folder} cannot be read: {reason(error)}") from error
+    except Exception as error:  # transformers and safetensors each raise their own
+        raise UserError(f"the model in {folder} cannot be read: {reason(error)}") from error
     wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if wrong:
         raise UserError(f"the weights in {folder} are not those of its config.json: {sorted(map(str, wrong))[0]}")

@@ -13,7 +13,7 @@ from pipeline.chain_of_thought.reading import vote_in
 from pipeline.errors import UserError
 from pipeline.files import batches
 from pipeline.params import ChainOfThought
-from pipeline.prompts import before_end, before_stop, left_padded, prompt_ids, thought_room, ways
+from pipeline.prompts import before_end, before_stop, continued, left_padded, prompt_ids, thought_room, ways
 from pipeline.resume import Scratch
 from pipeline.tasks import spec
 from pipeline.tasks.questions import Question
@@ -57,7 +57,8 @@ class Asker:
 
         Questions of which ``scratch`` has rows are not asked again, batch by batch: a batch of which some are missing
         is asked as a whole, so that rounding is that of a run that was never killed.
-        Raises UserError for a prompt that is empty or leaves no room for what is to be written.
+        Raises UserError for a prompt that is empty or leaves no room for what is to be written, and where the model's
+        predictions are not finite.
         """
         asked = self._encoded(task, questions)
         prompts = self._prompts(task, how, asked)
@@ -129,7 +130,8 @@ class Asker:
         """What the model goes on with after each of ``ids``, ``samples`` times, up to its end or a stop string."""
         tokenizer = self._tokenizer
         padded, mask = left_padded(ids, tokenizer.pad_token_id, self._model.device)
-        whole = self._model.generate(
+        whole = continued(
+            self._model,
             padded,
             mask,
             thought_sampling=Sampling(self.params.thought_temperature, self.params.seed),

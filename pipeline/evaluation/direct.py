@@ -4,6 +4,7 @@ A thought does not change what later positions see, so thoughts at the answer's 
 that thoughts at every position give.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.errors import UserError
 from pipeline.evaluation.encoding import Encoded, Encodings
-from pipeline.prompts import before_stop, left_padded, thought_room, ways
+from pipeline.prompts import NOT_FINITE, before_stop, continued, left_padded, thought_room, ways
 from pipeline.tasks.questions import number_in
 from pipeline.tasks.spec import NUMBER, Task
 from pipeline.thought.model import QuietStarForCausalLM
@@ -86,12 +88,14 @@ def _keys(batch: Sequence[Encoded], model: QuietStarForCausalLM) -> Tensor:
 def probability(question: Encoded, logits: Tensor) -> float:
     """The product, over the answer's tokens, of the probability among the legal ones (paper, section 5).
 
-    ``logits`` (answer tokens, V) predict the answer's tokens.
+    ``logits`` (answer tokens, V) predict the answer's tokens. Raises UserError where the probability is no number.
     """
     prob = 1.0
     for step, (legal, right) in enumerate(zip(question.legal, question.answer_ids, strict=True)):
         if legal:
             prob *= logits[step, legal].double().softmax(-1)[legal.index(right)].item()
+    if not math.isfinite(prob):
+        raise UserError(NOT_FINITE)
     return prob
 
 
@@ -103,7 +107,8 @@ def _write(asked: Asked, batch: list[Encoded], task: Task, way: str) -> list[str
     """The first number that each question's greedy continuation holds; "" where it holds none."""
     model, tokenizer = asked.model, asked.tokenizer
     ids, mask = asked.padded([q.prompt_ids for q in batch])
-    whole = model.generate(
+    whole = continued(
+        model,
         ids,
         mask,
         max_new_tokens=ANSWER_TOKENS,

@@ -37,7 +37,7 @@ class Estimate:
 
 
 def estimate(params: Params) -> Estimate:
-    """What the run with these parameters takes. Raises UserError where the base model's configuration is not there."""
+    """What the run with these parameters takes. Raises UserError as `hub_shape` does."""
     train, tokenize = params.train, params.tokenize
     shape = with_thoughts(_base_shape(params.base_model, tokenize.vocabulary))
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import UserError, reason
@@ -48,8 +48,13 @@ class Shape:
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
-    """The shape of a model, which may have no weights (the device ``meta``)."""
-    config = model.config
+    """The shape of a model, which may have no weights (the device ``meta``).
+
+    Raises ValueError for a mixture of experts, of whose weights a token goes through some only.
+    """
+    if any(".experts." in name for name, _ in model.named_parameters()):
+        raise ValueError("it is a mixture of experts")
+    config = model.config.get_text_config()
     body = model.base_model.named_modules()
     linears = tuple(found for _, module in body if (found := _matrix(module)))
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -73,16 +78,19 @@ def _matrix(module: torch.nn.Module) -> tuple[int, int] | None:
     return tuple(module.weight.shape) if isinstance(module, Conv1D) else None
 
 
-def shape_from(config: object) -> Shape:
-    """The shape of the decoder that a configuration of transformers describes."""
-    with torch.device("meta"):
-        return shape_of(AutoModelForCausalLM.from_config(config))
+def shape_from(config: PretrainedConfig) -> Shape:
+    """The shape of the decoder that a configuration of transformers describes. Raises UserError for other models."""
+    try:
+        with torch.device("meta"):
+            return shape_of(AutoModelForCausalLM.from_config(config))
+    except Exception as error:  # whatever a model of another kind lacks
+        raise UserError(f"a {config.model_type} model cannot be planned: {reason(error)}") from error
 
 
 def hub_shape(path: str, revision: str | None) -> Shape:
     """The shape of a hub model or local folder; those of the presets are known without a network.
 
-    Raises UserError where there is none.
+    Raises UserError where there is none, and for one that cannot be planned.
     """
     known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
     if path in known and known[path]["revision"] == revision:

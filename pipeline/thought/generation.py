@@ -44,7 +44,8 @@ def generate(
     ``stop_strings`` in its own text, as ``decode`` reads it (a tokenizer's ``decode``); ``pad_token_id`` follows. The
     meta-tokens are never written. ``text_keys`` (B,) name the texts in the draws (0 .. B-1 unless given): a text's name
     makes its continuations, whatever is in the batch. Without ``think`` the base prediction alone writes.
-    Raises ValueError where a prompt is empty or padded on the right, and for stop strings without ``decode``.
+    Raises ValueError where a prompt is empty or padded on the right, and for stop strings without ``decode``;
+    FloatingPointError where logits are not finite.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -68,7 +69,9 @@ def generate(
             state = writer.read(model.decoder.embed(whole[writing, stop - 2 : stop - 1]))
         chance = sampling.chances(keys, 1, writer.newest, TEXT_STEP)[:, 0, 0]
         predicting = writer.think(state, keys)
-        new = sample(model.decoder.head, predicting, model.banned, sampling, chance)[0]
+        new, entropy = sample(model.decoder.head, predicting, model.banned, sampling, chance)
+        if not entropy.isfinite().all():
+            raise FloatingPointError("logits are not finite")
         whole[writing, stop - 1] = new.masked_fill(done, pad_token_id)
         done = ended(whole[writing, :stop], done)
         if done.all():

@@ -35,8 +35,8 @@ class QuietStarConfig(PretrainedConfig):
     log-probabilities (3 in the released code).
     ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
     where the vocabulary has none.
-    Raises ValueError for a thought without tokens, without a true token after it, or none at a position, and for a
-    method that there is not.
+    Raises ValueError for a thought without tokens, without a true token after it, or none at a position, for a method
+    that there is not, and for values of another kind.
     """
 
     model_type = "quiet_star"
@@ -57,9 +57,16 @@ class QuietStarConfig(PretrainedConfig):
     ):
         if method not in METHODS:
             raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}")
-        if min(thought_tokens, lookahead, rationales) < 1:
-            raise ValueError("thought_tokens, lookahead and rationales must be at least 1")
+        for name, value in (("thought_tokens", thought_tokens), ("lookahead", lookahead), ("rationales", rationales)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+        if not all(isinstance(value, int | float) for value in (meta_token_scale, policy_weight, policy_temperature)):
+            raise ValueError("meta_token_scale, policy_weight and policy_temperature must be numbers")
+        if not all(isinstance(token, int | None) for token in (start_token_id, end_token_id)):
+            raise ValueError("start_token_id and end_token_id must be whole numbers or nothing")
         base = base or {"model_type": "llama"}
+        if not isinstance(base, dict) or "model_type" not in base:
+            raise ValueError("base must be the configuration of a decoder, with its model_type")
         self.base = {name: value for name, value in base.items() if name not in NOT_KEPT}
         self.thought_tokens = thought_tokens
         self.lookahead = lookahead

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from pipeline.allocator import keep_memory
 from pipeline.checkpoint import checkpoints, last_checkpoint
 from pipeline.errors import UserError
-from pipeline.files import new_path, write_json, write_table
+from pipeline.files import digests, new_path, write_json, write_table
 from pipeline.inputs import Spans, pick_device, read_tokenizer
-from pipeline.learned import limit_learning, restore_frozen, round_frozen, save_trained
+from pipeline.learned import WEIGHTS, limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.loop import logged, training_arguments
 from pipeline.params import Train
 from pipeline.processes import SINGLE, is_main, is_sharded, join, processes
@@ -37,13 +37,21 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     with checkpoints(f"train/{out.name}", about, inputs, Path(__file__)) as folder:
         keep_memory()
         set_seed(params.seed)
+        read = _weights(base)
         trainer = _trainer(params, base, tokens, probe, folder)
         rows = trainer.run()
+        if _weights(base) != read:
+            raise UserError(f"the weights in {base} changed while they were trained on: run `dvc repro train` again")
         whole = _whole_model(trainer, params, base)
         if whole is not None:
-            _write_model(whole, params, base, out)
+            _write_model(whole, params, base, read, out)
             _write_log(params, rows, whole, trainer.train_dataset, results)
         trainer.accelerator.wait_for_everyone()
+
+
+def _weights(base: Path) -> dict[str, str]:
+    """The digests of the base model's weights, in the main process: the others write nothing."""
+    return digests(base, WEIGHTS) if is_main() else {}
 
 
 def _check_engine(params: Train, device: str) -> None:
@@ -94,10 +102,7 @@ def _whole_model(trainer: QuietStarTrainer, params: Train, base: Path) -> QuietS
 
 def _exact(model: QuietStarForCausalLM, params: Train, base: Path) -> QuietStarForCausalLM:
     if _has_rounded(params):
-        try:
-            restore_frozen(model, load_base(base))
-        except ValueError as error:
-            raise UserError(f"the model in {base} was changed while it was trained on: {error}") from error
+        restore_frozen(model, load_base(base))
     return model
 
 
@@ -106,9 +111,9 @@ def _has_rounded(params: Train) -> bool:
     return params.precision == "bfloat16" and params.adapt != "whole"
 
 
-def _write_model(model: QuietStarForCausalLM, params: Train, base: Path, out: Path) -> None:
+def _write_model(model: QuietStarForCausalLM, params: Train, base: Path, read: dict[str, str], out: Path) -> None:
     with new_path(out) as folder:
-        save_trained(model, params, base, folder)
+        save_trained(model, params, base, read, folder)
         read_tokenizer(base).save_pretrained(folder)
 
 

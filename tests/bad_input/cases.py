@@ -1183,19 +1183,19 @@ CHECKPOINTS = [
     Case(
         "a trained model's weights cut short",
         "evaluate",
-        "the weights in models/quiet_star cannot be read: …",
+        "the model in models/quiet_star cannot be read: …",
         torn(WEIGHTS),
     ),
     Case(
         "a trained model's weights cut short",
         "chain_of_thought",
-        "the weights in models/quiet_star cannot be read: …",
+        "the model in models/quiet_star cannot be read: …",
         torn(WEIGHTS),
     ),
     Case(
         "a trained model's weights cut short",
         "perplexity",
-        "the weights in models/quiet_star cannot be read: …",
+        "the model in models/quiet_star cannot be read: …",
         torn(WEIGHTS),
     ),
     Case(
@@ -1225,13 +1225,13 @@ CHECKPOINTS = [
     Case(
         "a trained model with pickled weights",
         "evaluate",
-        "the weights in models/quiet_star cannot be read: Error no file named model.safetensors found …",
+        "the model in models/quiet_star cannot be read: Error no file named model.safetensors found …",
         spoil.pickled(f"{QUIET_STAR}/pytorch_model.bin", WEIGHTS),
     ),
     Case(
         "a trained model with a pickle for safetensors",
         "evaluate",
-        "the weights in models/quiet_star cannot be read: …",
+        "the model in models/quiet_star cannot be read: …",
         spoil.pickled(WEIGHTS, WEIGHTS),
     ),
     Case(
@@ -1275,6 +1275,30 @@ CHECKPOINTS = [
         "evaluate",
         "the weights in models/quiet_star are not those of its config.json: …",
         replaced(CONFIG, '"intermediate_size": 24', '"intermediate_size": 32'),
+    ),
+    *(
+        Case(
+            f"a trained model whose configuration has {old} as {new}",
+            "perplexity",
+            f"the model in models/quiet_star cannot be read: {message}",
+            replaced(CONFIG, f'"{old}": ', f'"{old}": {new}, "was": '),
+        )
+        for old, new, message in (
+            ("hidden_size", '"x"', "Validation error for field 'hidden_size':"),
+            ("num_attention_heads", "3", "Class validation error for validator 'validate_architecture':"),
+            ("rope_parameters", "3", "Validation error for field 'rope_parameters':"),
+            ("base", '"x"', "base must be the configuration of a decoder, with its model_type"),
+            ("thought_tokens", '"x"', "thought_tokens is 'x', but must be a whole number of at least 1"),
+            ("meta_token_scale", '"x"', "meta_token_scale, policy_weight and policy_temperature must be numbers"),
+            ("start_token_id", '"x"', "start_token_id and end_token_id must be whole numbers or nothing"),
+        )
+    ),
+    Case(
+        "a trained model whose base has no kind",
+        "perplexity",
+        "the model in models/quiet_star cannot be read: base must be the configuration of a decoder, with its "
+        "model_type",
+        spoil.config(CONFIG, base={"hidden_size": 16}),
     ),
     *(
         Case(

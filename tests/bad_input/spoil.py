@@ -177,6 +177,19 @@ def weights(path: str, change: Callable[[dict[str, torch.Tensor]], dict[str, tor
     return spoil
 
 
+def another(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One number of one tensor is another."""
+    name = min(tensors)
+    changed = tensors[name].clone()
+    changed.view(-1)[0] += 0.5
+    return tensors | {name: changed}
+
+
+def overflowing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Finite weights of a mixing head that make logits of thoughts which are not."""
+    return {name: 1e25 * value if name.startswith("mixing_head") else value for name, value in tensors.items()}
+
+
 def own_code(project: Path) -> None:
     """A model whose folder has code of its own, which leaves a file behind when it is run."""
     model()(project)

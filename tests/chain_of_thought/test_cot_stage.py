@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from torch import Tensor
 
 from pipeline import chain_of_thought
 from pipeline.chain_of_thought import COLUMNS, write_chain_of_thought
 from pipeline.errors import UserError
 from pipeline.thought.model import QuietStarForCausalLM
+from tests.bad_input import spoil
 from tests.chain_of_thought.asking import params, tasks_folder, trained_folder
 from tests.killing import stopped
 
@@ -22,6 +24,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     trained_folder(tmp_path / "model")
     tasks_folder(tmp_path / "tasks")
     return tmp_path
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts the model goes on with each time."""
+    prompts, generate = [], QuietStarForCausalLM.generate
+
+    def counted(self: QuietStarForCausalLM, input_ids: Tensor, *rest: object, **options: object) -> Tensor:
+        prompts.append(len(input_ids))
+        return generate(self, input_ids, *rest, **options)
+
+    monkeypatch.setattr(QuietStarForCausalLM, "generate", counted)
+    return prompts
 
 
 def write(folder: Path, out: str, **changes: object) -> dict[str, bytes]:
@@ -63,7 +78,7 @@ def test_tasks_that_ask_for_no_reasoning_are_absent(folder: Path):
     assert pd.read_csv(folder / "out/votes.csv").empty
 
 
-def test_killed_and_run_again_it_does_the_rest_to_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_killed_and_run_again_it_does_the_rest_to_the_same_bytes(folder: Path, generated: list[int]):
     batches, whole = 7, write(folder, "whole")  # 7 questions in batches of 3, two ways, two tasks: 12 batches
     paths = [folder / name for name in ("model", "tasks", "killed")]
     with stopped("pipeline.chain_of_thought.write_chain_of_thought", params(), paths, batches) as process:
@@ -76,26 +91,41 @@ def test_killed_and_run_again_it_does_the_rest_to_the_same_bytes(folder: Path, m
     assert 0 < finished.count(b"\n") < 28
     rows.write_bytes(finished + finished.splitlines()[0][:40])  # killed while a row was written
 
-    calls, generate = [], QuietStarForCausalLM.generate
-    monkeypatch.setattr(
-        QuietStarForCausalLM, "generate", lambda *args, **options: calls.append(1) or generate(*args, **options)
-    )
+    generated.clear()
     assert write(folder, "killed") == whole
-    assert len(calls) == 2 * (12 - batches)
+    assert len(generated) == 2 * (12 - batches)
     assert not rows.parent.exists()
 
 
-def test_another_seed_starts_afresh(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    other = write(folder, "other", seed=4)
-
+def fail_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(chain_of_thought, "write_json", full_disk)
         write(folder, "out")
+
+
+def test_another_seed_starts_afresh(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    other = write(folder, "other", seed=4)
+    fail_at_the_end(folder, monkeypatch)
     assert len(list((folder / ".resume/chain_of_thought").glob("*/rows.jsonl"))) == 1
     assert write(folder, "out", seed=4) == other
+
+
+def test_a_changed_model_starts_afresh(folder: Path, generated: list[int], monkeypatch: pytest.MonkeyPatch):
+    fail_at_the_end(folder, monkeypatch)
+    spoil.weights("model/model.safetensors", spoil.another)(folder)
+    generated.clear()
+    write(folder, "out")
+    assert len(generated) == 2 * 12
+
+
+def test_predictions_that_are_not_finite_are_refused(folder: Path):
+    spoil.weights("model/model.safetensors", spoil.overflowing)(folder)
+    with pytest.raises(UserError, match="the model's predictions are not finite: lower the learning rate"):
+        write(folder, "out")
+    assert not (folder / "out").exists() and not list((folder / ".resume").rglob("rows.jsonl"))
 
 
 def test_a_missing_model_is_told(folder: Path):

@@ -278,6 +278,18 @@ def test_real_questions(tokenizer: PreTrainedTokenizerFast, name: str):
     assert len({row["thought"]["predicted"] for row in rows}) > 1
 
 
+@KINDS
+def test_predictions_that_are_not_finite_are_refused(
+    tokenizer: PreTrainedTokenizerFast, task: Task, asked: list[Question]
+):
+    model = thinker(tokenizer)
+    with torch.no_grad():
+        model.mixing_head[0].weight.mul_(1e25)
+        model.mixing_head[-1].weight.mul_(1e25)
+    with pytest.raises(UserError, match="the model's predictions are not finite"):
+        scores(model, tokenizer, task, asked)
+
+
 def test_number_tokens_are_all_tokens_that_are_numbers(tokenizer: PreTrainedTokenizerFast):
     pieces = tokenizer.convert_ids_to_tokens(number_tokens(tokenizer, "0123456789"))
     bare = {piece.lstrip("Ġ▁") for piece in pieces}

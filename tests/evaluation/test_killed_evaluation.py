@@ -10,8 +10,10 @@ import pytest
 from transformers import PreTrainedModel
 
 from pipeline import evaluation
+from pipeline.errors import UserError
 from pipeline.evaluation import direct, write_evaluation
 from pipeline.params import Evaluate
+from tests.bad_input import spoil
 from tests.chain_of_thought.asking import tasks_folder, trained_folder
 from tests.killing import run_and_kill
 from tests.local_hub import model_folder
@@ -93,12 +95,34 @@ def full_disk(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_changed_parameters_start_afresh(folder: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch):
-    other = replace(PARAMS, seed=2)
-    expected = write(folder, "other", other)
+def fail_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(evaluation, "write_json", full_disk)
         write(folder, "out")
+
+
+def test_changed_parameters_start_afresh(folder: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch):
+    other = replace(PARAMS, seed=2)
+    expected = write(folder, "other", other)
+    fail_at_the_end(folder, monkeypatch)
     asked.clear()
     assert write(folder, "out", other) == expected
     assert len(asked) == BATCHES
+
+
+@pytest.mark.parametrize("model", ["model", "base"])
+def test_a_changed_model_starts_afresh(folder: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch, model: str):
+    fail_at_the_end(folder, monkeypatch)
+    spoil.weights(f"{model}/model.safetensors", spoil.another)(folder)
+    asked.clear()
+    write(folder, "out")
+    assert len(asked) == BATCHES
+
+
+def test_of_predictions_that_are_not_finite_none_is_kept(folder: Path, asked: list[int]):
+    spoil.weights("model/model.safetensors", spoil.overflowing)(folder)
+    with pytest.raises(UserError, match="the model's predictions are not finite: lower the learning rate"):
+        write(folder, "out")
+    assert not (folder / "out").exists() and len(asked) == BATCHES // 2 + 1
+    (rows,) = (folder / ".resume").rglob("rows.jsonl")
+    assert len(rows.read_bytes().splitlines()) == 2 * 7 + 2  # the base model's

@@ -8,6 +8,7 @@ import pytest
 from pipeline import perplexity
 from pipeline.params import Perplexity
 from pipeline.perplexity import tokens, write_perplexity
+from tests.bad_input import spoil
 from tests.killing import run_and_kill
 from tests.perplexity.readers import BYTE_LEVEL
 from tests.perplexity.test_write_perplexity import PARAMS, written
@@ -60,12 +61,24 @@ def full_disk(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_changed_parameters_start_afresh(folder: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch):
-    other = replace(RUN, batch_size=1)
-    expected = write(folder, "other", other)
+def fail_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(perplexity, "write_json", full_disk)
         write(folder, "out")
+
+
+def test_changed_parameters_start_afresh(folder: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch):
+    other = replace(RUN, batch_size=1)
+    expected = write(folder, "other", other)
+    fail_at_the_end(folder, monkeypatch)
     passes.clear()
     assert write(folder, "out", other) == expected
     assert passes == [1] * 5
+
+
+def test_a_changed_model_starts_afresh(folder: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch):
+    fail_at_the_end(folder, monkeypatch)
+    spoil.weights("model/model.safetensors", spoil.another)(folder)
+    passes.clear()
+    write(folder, "out")
+    assert passes == [2, 2, 1]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from transformers import GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from pipeline import params, preset
 from pipeline.errors import UserError
@@ -22,7 +22,7 @@ from pipeline.plan.shape import KNOWN, hub_shape, shape_from, shape_of, with_tho
 from pipeline.plan.work import Step, reading_flops, training_flops
 from pipeline.thought.step import Engine
 from tests.local_hub import model_folder
-from tests.thought.tiny import GPT2, LLAMA, quiet_star, random_ids
+from tests.thought.tiny import GPT2, LLAMA, config_of, quiet_star, random_ids
 
 ROOT = Path(__file__).parent.parent.parent
 PAPER = ["model=mistral-7b", "data=openwebmath", "scale=paper"]
@@ -68,6 +68,35 @@ def test_a_local_folder_is_read(tmp_path: Path):
     assert hub_shape(str(model_folder(tmp_path / "m", "llama", num_attention_heads=2)), None).hidden == 16
     with pytest.raises(UserError, match="no configuration at"):
         hub_shape(str(tmp_path), None)
+
+
+MIXTURE = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    "base, why",
+    [
+        ({"model_type": "t5"}, "Unrecognized configuration class"),
+        ({"model_type": "mamba"}, "no attribute 'num_attention_heads'"),
+        (LLAMA | MIXTURE | {"model_type": "mixtral"}, "it is a mixture of experts"),
+        (LLAMA | MIXTURE | {"model_type": "qwen2_moe"}, "it is a mixture of experts"),
+    ],
+    ids=lambda some: some["model_type"] if isinstance(some, dict) else "",
+)
+def test_what_cannot_be_planned(base: dict, why: str, tmp_path: Path):
+    config_of(base).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"a {base['model_type']} model cannot be planned: .*{why}"):
+        hub_shape(str(tmp_path), None)
+
+
+def test_a_decoder_that_also_sees_is_planned_with_all_that_it_has(tmp_path: Path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    seen = {"text_config": LLAMA | {"pad_token_id": 0}, "vision_config": sizes | {"image_size": 16, "patch_size": 8}}
+    config = config_of({"model_type": "gemma3", "mm_tokens_per_image": 4, **seen})
+    config.save_pretrained(tmp_path)
+    found = hub_shape(str(tmp_path), None)
+    assert (found.layers, found.hidden) == (2, 16)
+    assert found.parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def test_mistral_against_arithmetic():

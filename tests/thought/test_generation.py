@@ -237,6 +237,15 @@ def test_what_cannot_be_is_refused(model, options, complaint):
         model.generate(prompts()[0][None], **options)
 
 
+def test_logits_that_overflow_are_told_of():
+    model = quiet_star(LLAMA)
+    model.mixing_head.requires_grad_(False).apply(lambda layer: [p.mul_(1e25) for p in layer.parameters(recurse=False)])
+    ids = prompts()[0][None]
+    model.generate(ids, think=False)
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        model.generate(ids)
+
+
 def test_a_token_costs_k_plus_one_passes(model, monkeypatch):
     passes = []
     run = Decoder.run
