@@ -4,17 +4,19 @@ import random
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 from omegaconf import OmegaConf
 
+from pipeline.chain_of_thought import write_chain_of_thought
 from pipeline.evaluation import write_evaluation
 from pipeline.files import write_rows
-from pipeline.params import BaseModel, Evaluate, Scratch, Tokenize
+from pipeline.params import BaseModel, ChainOfThought, Evaluate, Scratch, Tokenize
 from pipeline.tokens import write_tokens
-from tests.chain_of_thought.asking import byte_tokenizer, tiny_model
+from tests.chain_of_thought.asking import HOW, PARAMS, byte_tokenizer, tiny_model
 
 TEXT = pa.schema({"text": pa.string()})
 QUESTION = pa.schema(
@@ -40,25 +42,40 @@ def tokenize(count: int, folder: Path) -> None:
     write_tokens(params, BaseModel(seed=1, source="scratch", scratch=Scratch()), folder / "texts", folder / "tokens")
 
 
-def evaluate(count: int, folder: Path) -> None:
-    """Questions of 300 characters, with thoughts and without."""
+def asked(count: int, folder: Path, **changes: object) -> None:
+    """A task of questions of 300 characters, ``changes`` in its file, and a model to be asked."""
     rows = (
         {"prompt": f"Q: {text}\nA:", "answer": LABELS[i % 5], "labels": LABELS, "reasoning_prompt": text}
         for i, text in enumerate(texts(count, 300))
     )
     write_rows(folder / "tasks/t.parquet", rows, QUESTION)
-    OmegaConf.save(OmegaConf.create(TASK), folder / "tasks/t.yaml")
+    OmegaConf.save(OmegaConf.create(TASK | changes), folder / "tasks/t.yaml")
     tokenizer = byte_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+
+
+def evaluate(count: int, folder: Path) -> None:
+    """With thoughts and without."""
+    asked(count, folder)
     params = Evaluate(seed=1, batch_size=32, thought_temperature=0.0, bootstrap_samples=100, device="cpu")
     write_evaluation(params, folder / "model", None, folder / "tasks", folder / "results")
+
+
+def chain_of_thought(count: int, folder: Path) -> None:
+    """Three samples of each question, with thoughts and without."""
+    asked(count, folder, chain_of_thought=asdict(HOW))
+    params = ChainOfThought(**PARAMS | {"samples": 3, "new_tokens": 2, "answer_tokens": 1, "batch_size": 32})
+    write_chain_of_thought(params, folder / "model", folder / "tasks", folder / "results")
+
+
+STAGES = {"tokenize": tokenize, "evaluate": evaluate, "chain_of_thought": chain_of_thought}
 
 
 def main() -> None:
     stage, count = sys.argv[1:]
     with TemporaryDirectory() as folder:
-        {"tokenize": tokenize, "evaluate": evaluate}[stage](int(count), Path(folder))
+        STAGES[stage](int(count), Path(folder))
     status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak where that is higher
     print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024)
 

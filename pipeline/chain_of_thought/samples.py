@@ -1,8 +1,9 @@
 """Reason, then answer: sampled continuations of a question's reasoning prompt, and the vote that each ends in."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.files import batches
 from pipeline.params import ChainOfThought
 from pipeline.prompts import before_end, before_stop, continued, left_padded, prompt_ids, thought_room, ways
-from pipeline.resume import Scratch
+from pipeline.resume import Rows, Scratch
 from pipeline.tasks import spec
 from pipeline.tasks.questions import Question
 from pipeline.thought.generation import GREEDY, SAMPLES_APART
@@ -52,36 +53,40 @@ class Asker:
     def __init__(self, params: ChainOfThought, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase):
         self.params, self._model, self._tokenizer = params, model, tokenizer
 
-    def ask(self, task: str, how: spec.ChainOfThought, questions: Sequence[Question], scratch: Scratch) -> list[dict]:
-        """A row a question and way, in that order: task, index, way, and each sample's reasoning (texts) and votes.
+    def ask(self, task: str, how: spec.ChainOfThought, questions: Iterable[Question], scratch: Scratch) -> list[int]:
+        """Where ``scratch`` then has a row a question and way, in that order: task, index, way, the right answer, and
+        each sample's reasoning (texts) and votes.
 
         Questions of which ``scratch`` has rows are not asked again, batch by batch: a batch of which some are missing
         is asked as a whole, so that rounding is that of a run that was never killed.
         Raises UserError for a prompt that is empty or leaves no room for what is to be written, and where the model's
         predictions are not finite.
         """
-        asked = self._encoded(task, questions)
-        prompts = self._prompts(task, how, asked)
-        done = {(row["index"], row["way"]): row for row in scratch.rows if row["task"] == task}
+        with TemporaryFile(dir=scratch.folder) as file:
+            asked = Rows(file)
+            asked.extend(self._encoded(task, questions))
+            self._ask_missing(task, how, asked, scratch)
+            done = _places(scratch, task)
+            return [done[index, way] for index in range(len(asked)) for way in ways(self._model)]
+
+    def _ask_missing(self, task: str, how: spec.ChainOfThought, asked: Rows, scratch: Scratch) -> None:
+        lengths, done = [len(row["prompt"]) for row in asked], _places(scratch, task)
+        prompts = self._prompts(task, how, max(lengths))
         with tqdm(total=len(asked) * len(ways(self._model)), desc=task, unit=" questions", mininterval=2) as progress:
-            for batch in batches(sorted(asked, key=lambda q: len(q.prompt)), self.params.batch_size):
+            for batch in batches(sorted(range(len(asked)), key=lengths.__getitem__), self.params.batch_size):
                 for way in ways(self._model):
-                    if not all((q.index, way) in done for q in batch):
-                        rows = self._ask_batch(prompts, batch, way)
-                        scratch.add(rows)
-                        done |= {(row["index"], way): row for row in rows}
+                    if not all((index, way) in done for index in batch):
+                        scratch.add(self._ask_batch(prompts, [_asked(asked, index) for index in batch], way))
                     progress.update(len(batch))
-        return [done[q.index, way] for q in asked for way in ways(self._model)]
 
-    def _encoded(self, task: str, questions: Sequence[Question]) -> list[Asked]:
-        asked = [Asked(i, q, self._ids(q.reasoning_prompt)) for i, q in enumerate(questions)]
-        for q in asked:
-            if not q.prompt:
-                raise UserError(f"task {task}, question {q.index}: its chain-of-thought prompt is empty")
-        return asked
+    def _encoded(self, task: str, questions: Iterable[Question]) -> Iterator[dict]:
+        for index, question in enumerate(questions):
+            ids = self._ids(question.reasoning_prompt)
+            if not ids:
+                raise UserError(f"task {task}, question {index}: its chain-of-thought prompt is empty")
+            yield {"question": vars(question), "prompt": ids}
 
-    def _prompts(self, task: str, how: spec.ChainOfThought, asked: Sequence[Asked]) -> Prompts:
-        longest = max(len(q.prompt) for q in asked)
+    def _prompts(self, task: str, how: spec.ChainOfThought, longest: int) -> Prompts:
         after = self.params.answer_tokens + thought_room(self._model)
         needed = longest + self.params.new_tokens + len(self._ids(how.answer_prompt)) + after
         check_room(self._model, needed, f"a question of {task} with its reasoning and its answer")
@@ -95,7 +100,7 @@ class Asker:
         texts = self._reason(prompts, batch, way)
         votes = self._answer(prompts, batch, texts, way)
         return [
-            {"task": prompts.task, "index": q.index, "way": way}
+            {"task": prompts.task, "index": q.index, "way": way, "answer": q.question.answer}
             | {name: values[i * samples : (i + 1) * samples] for name, values in (("texts", texts), ("votes", votes))}
             for i, q in enumerate(batch)
         ]
@@ -152,3 +157,13 @@ class Asker:
         kept = before_end(new, self._tokenizer.eos_token_id)
         start, whole = (self._tokenizer.decode(x, skip_special_tokens=True) for x in (before, before + kept))
         return whole[len(start) :]
+
+
+def _places(scratch: Scratch, task: str) -> dict[tuple[int, str], int]:
+    """Where the rows of this task are, the last one of each question and way."""
+    return {(row["index"], row["way"]): place for place, row in enumerate(scratch.rows) if row["task"] == task}
+
+
+def _asked(rows: Rows, index: int) -> Asked:
+    row = rows[index]
+    return Asked(index, Question(**row["question"]), row["prompt"])

@@ -53,12 +53,12 @@ def subsets(counts: Iterable[int], blank: int, most: int, largest: int) -> np.nd
 Points = dict[tuple[str, str], np.ndarray]  # by task and way
 
 
-def points_of(table: pd.DataFrame) -> Points:
-    """`majority` (questions, sizes) of each task and way in a table of samples."""
-    return {
-        key: np.stack([majority(list(q["vote"]), q["answer"].iloc[0]) for _, q in rows.groupby("index")])
-        for key, rows in table.groupby(["task", "way"], sort=False)
-    }
+def points_of(rows: Iterable[dict]) -> Points:
+    """`majority` (questions, sizes) of each task and way in the rows of `samples.Asker`."""
+    points: dict[tuple[str, str], list[np.ndarray]] = {}
+    for row in rows:
+        points.setdefault((row["task"], row["way"]), []).append(majority(row["votes"], row["answer"]))
+    return {key: np.stack(values) for key, values in points.items()}
 
 
 def votes_of(points: Points, params: ChainOfThought) -> pd.DataFrame:

@@ -74,7 +74,10 @@ def ask(
     how: spec.ChainOfThought = HOW,
     **changes: object,
 ) -> list[dict]:
-    return Asker(params(**changes), model, tokenizer).ask("t", how, questions, Scratch(rows))
+    scratch = Scratch(rows)
+    return [
+        scratch.rows[place] for place in Asker(params(**changes), model, tokenizer).ask("t", how, questions, scratch)
+    ]
 
 
 @torch.no_grad()
@@ -90,7 +93,7 @@ def slow_samples(
     sampling, thoughts = Sampling(about.temperature, about.seed), Sampling(about.thought_temperature, about.seed)
     for index, question in enumerate(questions):
         for way in ("thought", "no_thought"):
-            row = {"task": "t", "index": index, "way": way, "texts": [], "votes": []}
+            row = {"task": "t", "index": index, "way": way, "answer": question.answer, "texts": [], "votes": []}
             for sample in range(about.samples):
                 key = torch.tensor([index + sample * SAMPLES_APART])
                 write = slow_writer(model, tokenizer, way, key, thoughts, how.stop)

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from pipeline import chain_of_thought
-from pipeline.chain_of_thought import COLUMNS, write_chain_of_thought
+from pipeline.chain_of_thought import SAMPLES, write_chain_of_thought
 from pipeline.errors import UserError
 from pipeline.thought.model import QuietStarForCausalLM
 from tests.bad_input import spoil
@@ -47,7 +47,7 @@ def write(folder: Path, out: str, **changes: object) -> dict[str, bytes]:
 def test_files_are_as_the_contract_has_them(folder: Path):
     write(folder, "out", questions=4)
     table = pd.read_parquet(folder / "out/samples.parquet")
-    assert tuple(table.columns) == COLUMNS
+    assert list(table.columns) == SAMPLES.names
     rows = [(t, i, w, s) for t in "ab" for i in range(4) for w in ("thought", "no_thought") for s in range(4)]
     assert list(table[["task", "index", "way", "sample"]].itertuples(index=False, name=None)) == rows
     assert (table["correct"] == (table["vote"] == table["answer"])).all()
@@ -74,7 +74,7 @@ def test_tasks_that_ask_for_no_reasoning_are_absent(folder: Path):
         (folder / f"tasks/{name}.yaml").unlink()
     write(folder, "out")
     assert json.loads((folder / "out/metrics.json").read_text()) == {}
-    assert tuple(pd.read_parquet(folder / "out/samples.parquet").columns) == COLUMNS
+    assert list(pd.read_parquet(folder / "out/samples.parquet").columns) == SAMPLES.names
     assert pd.read_csv(folder / "out/votes.csv").empty
 
 

@@ -7,7 +7,6 @@ from itertools import combinations, product
 from math import comb, prod
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,13 +89,12 @@ VOTES = {  # by way, by question; the right answer is 1
 }
 
 
-def table(ways: tuple[str, ...] = ("thought", "no_thought")) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"task": "t", "index": index, "way": way, "sample": i, "vote": vote, "answer": "1"}
+def rows(task: str = "t", ways: tuple[str, ...] = ("thought", "no_thought")) -> list[dict]:
+    return [
+        {"task": task, "index": index, "way": way, "votes": VOTES[way][index], "answer": "1"}
         for index in range(5)
         for way in ways
-        for i, vote in enumerate(VOTES[way][index])
-    )
+    ]
 
 
 def expected(way: str) -> np.ndarray:
@@ -105,7 +103,7 @@ def expected(way: str) -> np.ndarray:
 
 def test_figures_of_both_ways_and_their_difference():
     about = params(samples=4)
-    metrics = metrics_of(points_of(table()), about)["t"]
+    metrics = metrics_of(points_of(rows()), about)["t"]
     names = ["accuracy@1", "maj@2", "maj@4"]
     assert list(metrics) == ["n", "samples", "thought", "no_thought", "difference"]
     assert (metrics["n"], metrics["samples"]) == (5, 4)
@@ -124,8 +122,7 @@ def test_figures_of_both_ways_and_their_difference():
 
 def test_votes_have_a_row_a_task_way_and_k():
     about = params(samples=4)
-    both = pd.concat([table(), table().assign(task="u")])
-    votes = votes_of(points_of(both), about)
+    votes = votes_of(points_of([*rows("t"), *rows("u")]), about)
     assert list(votes.columns) == ["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"]
     assert votes[["task", "way", "k"]].values.tolist() == [
         [task, way, k] for task in "tu" for way in VOTES for k in (1, 2, 4)
@@ -138,10 +135,9 @@ def test_votes_have_a_row_a_task_way_and_k():
 
 
 def test_one_way_has_no_difference():
-    metrics = metrics_of(points_of(table(("no_thought",))), params(samples=4))["t"]
+    metrics = metrics_of(points_of(rows(ways=("no_thought",))), params(samples=4))["t"]
     assert list(metrics) == ["n", "samples", "no_thought"]
 
 
 def test_no_task_that_asks_for_reasoning_has_no_figures():
-    empty = table().iloc[:0]
-    assert metrics_of(points_of(empty), params()) == {} and votes_of(points_of(empty), params()).empty
+    assert metrics_of(points_of([]), params()) == {} and votes_of(points_of([]), params()).empty
