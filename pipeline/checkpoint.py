@@ -38,7 +38,8 @@ def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path], code: Path)
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``; None where there is none."""
-    return max(folder.glob(f"{WHOLE}*"), key=step_of, default=None)
+    whole = (path for path in folder.glob(f"{WHOLE}*") if path.name.removeprefix(WHOLE).isdecimal())
+    return max(whole, key=step_of, default=None)
 
 
 class Checkpoints(TrainerCallback):

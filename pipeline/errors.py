@@ -3,15 +3,17 @@
 import logging
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
 PATIENCE = 20  # seconds: ending a process that has torch in it takes some
 LONGEST = 1000  # characters of a message: a bad value may be a whole file
+TELLING = 40  # characters of a reason: a shorter one needs the lines after it
 OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory")  # torch's, of a GPU and of a processor
 MEMORY_KNOBS = "docs/engine.md and docs/large-models.md say what else takes less"
 
@@ -25,9 +27,14 @@ class UserError(Exception):
         super().__init__(shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…")
 
 
-def reason(error: Exception) -> str:
-    """An exception of a library, in one line."""
-    return first_line(str(error)) or type(error).__name__
+def reason(error: BaseException) -> str:
+    """An exception of a library, in one line: as much of its text as says something."""
+    text = ""
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        text = f"{text} {line}".strip()
+        if len(text) >= TELLING and not line.endswith(":"):
+            break
+    return text if " " in text else ": ".join(filter(None, (type(error).__name__, text)))
 
 
 def first_line(text: str) -> str:
@@ -49,11 +56,13 @@ def run(stage: Callable[[], None]) -> None:
     """Run a stage's main function; a user's mistake ends it with one line on standard error and no traceback."""
     _show_log()
     try:
+        _take_over_ctrl_c()
         _check_workspace()
         stage()
     except UserError as error:
         _exit(str(error))
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         _close_progress_bars()
         sys.exit(INTERRUPTED)
     except OSError as error:
@@ -64,6 +73,25 @@ def run(stage: Callable[[], None]) -> None:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
             raise
         _exit(f"out of memory ({reason(error)}): lower the stage's batch_size; {MEMORY_KNOBS}")
+
+
+def run_stage(stage: Callable[..., None], *names: str) -> None:
+    """`run`, with the command's arguments, one for each of ``names``."""
+    run(lambda: stage(*_arguments(names)))
+
+
+def _arguments(names: Sequence[str]) -> list[str]:
+    given = sys.argv[1:]
+    if len(given) != len(names):
+        command = " ".join([f"python -m stages.{Path(sys.argv[0]).stem}", *names])
+        raise UserError(f"usage: {command} (all else is in params.yaml)")
+    return given
+
+
+def _take_over_ctrl_c() -> None:
+    """From `stages` and `pipeline`, which have it end a command while libraries are loaded."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _exit(message: str) -> None:

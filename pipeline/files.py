@@ -125,6 +125,17 @@ def arrow_table(path: Path) -> pa.Table:
         raise UserError(f"{path} is missing or not an Arrow file: run `dvc repro` to make it again") from error
 
 
+def looks_local(path: str) -> bool:
+    """Whether a path can only mean a folder: hub names have one slash at most and no leading dot, slash or tilde."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def check_model_folder(path: Path | str) -> None:
+    """Raise UserError where there is no such folder, and the path can be no model's name in the hub."""
+    if looks_local(str(path)) and not Path(path).expanduser().is_dir():
+        raise UserError(f"there is no model at {path}: the folder does not exist")
+
+
 def digests(path: Path, pattern: str = "*") -> dict[str, str]:
     """The SHA-256 digest of a file, or of every file in a folder whose name matches, by its path from there."""
     found = {}

@@ -1,5 +1,6 @@
 """What several stages begin with: the tokenizer, a model that can think, the spans of token ids, the device."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import UserError, reason
-from pipeline.files import arrow_table
+from pipeline.files import arrow_table, check_model_folder
 from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
 IGNORED = -100
+NUMBER = re.compile(r"\d+")  # of a layer, in the name of a weight
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -38,6 +40,7 @@ def read_model(path: Path | str, remedy: str = "", **options: object) -> PreTrai
     Raises UserError where there is none, where its weights are not whole, not safetensors or not finite, and where it
     cannot think in parallel.
     """
+    check_model_folder(path)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
@@ -52,12 +55,21 @@ def read_model(path: Path | str, remedy: str = "", **options: object) -> PreTrai
     made_up = [*loading["missing_keys"], *loading["mismatched_keys"]]
     if made_up:
         raise UserError(f"the weights in {path} are not those of its config.json: {min(map(str, made_up))}{remedy}")
+    left_out = _layers_left_out(model, loading["unexpected_keys"])
+    if left_out:
+        raise UserError(f"the weights in {path} are of more layers than its config.json: {min(left_out)}{remedy}")
     check_finite(model, path)
     try:
         check_decoder(model)
     except UnsupportedDecoderError as error:
         raise UserError(f"the model in {path} cannot think: {error}") from error
     return model
+
+
+def _layers_left_out(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Of the weights that the model has no place for those that are as its own, but for a number."""
+    forms = {NUMBER.sub("", name) for name in model.state_dict()}
+    return [name for name in unexpected if NUMBER.sub("", name) in forms]
 
 
 def check_finite(model: PreTrainedModel, path: Path | str) -> None:

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from pipeline.checkpoint import HALF, Checkpoints, last_checkpoint, step_of
 from pipeline.errors import UserError, reason
@@ -78,11 +78,18 @@ class CheckedTrainer(Trainer):
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
             self._clock = (time.perf_counter(), step_of(checkpoint))
-            with self._reading(checkpoint):
-                TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            self._check_checkpoint(checkpoint)
         self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         self._check_weights()
         return self.state.log_history
+
+    def _check_checkpoint(self, checkpoint: Path) -> None:
+        """Raise UserError where a file is missing without which the Trainer would go on all the same."""
+        random = f"rng_state_{self.args.process_index}.pth" if processes() > 1 else "rng_state.pth"
+        with self._reading(checkpoint):
+            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            for name in (SCHEDULER_NAME, random, *([] if is_sharded() else [OPTIMIZER_NAME])):
+                (checkpoint / name).stat()
 
     def _load_from_checkpoint(self, checkpoint: str, *args: object, **kwargs: object) -> None:
         with self._reading(checkpoint):

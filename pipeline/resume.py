@@ -64,10 +64,9 @@ class Rows(Sequence[dict]):
 def _is_row(line: bytes) -> bool:
     """Whether a row is whole: a power cut may leave zeros, and more behind them, where nothing was on the disk yet."""
     try:
-        json.loads(line)
+        return isinstance(json.loads(line), dict) and line.endswith(b"\n")
     except ValueError:
         return False
-    return line.endswith(b"\n")
 
 
 class Scratch:

@@ -1,7 +1,5 @@
 """Train with another method and seed what the run is compared with: `python -m stages.baseline METHOD SEED`."""
 
-import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +8,8 @@ from pipeline.launch import launch
 from pipeline.training import write_trained
 
 
-def main() -> None:
-    method, seed = sys.argv[1:]
-    train = replace(params.load().train, method=method, seed=int(seed))
+def main(method: str, seed: str) -> None:
+    train = params.load(changes={"train.method": method, "train.seed": int(seed) if seed.isdecimal() else seed}).train
     run = partial(
         write_trained,
         train,
@@ -26,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_stage(main, "METHOD", "SEED")

@@ -1,14 +1,12 @@
 """Ask a baseline every task's questions: `python -m stages.evaluate_baseline METHOD SEED`."""
 
-import sys
 from pathlib import Path
 
 from pipeline import errors, params
 from pipeline.evaluation import write_evaluation
 
 
-def main() -> None:
-    method, seed = sys.argv[1:]
+def main(method: str, seed: str) -> None:
     write_evaluation(
         params.load().evaluate,
         trained=Path(f"models/baseline/{method}-{seed}"),
@@ -19,4 +17,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_stage(main, "METHOD", "SEED")

@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_stage(main)

@@ -208,17 +208,18 @@ def test_a_checkpoint_has_its_name_when_it_is_on_the_disk(tmp_path: Path, on_dis
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 )
-def test_a_damaged_checkpoint_is_named(file: str, copy: Callable):
+@pytest.mark.parametrize("gone", [False, True], ids=["half of it", "nothing"])
+def test_a_damaged_checkpoint_is_named(file: str, gone: bool, copy: Callable):
     folder = copy("train")
     run_stage(folder, "train", partial(doomed, *LOSS, 13))
     (scratch,) = scratches(folder)
     damaged = scratch / "step-6" / file
-    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    damaged.unlink() if gone else os.truncate(damaged, damaged.stat().st_size // 2)
     done = run_stage(folder, "train")
     (complaint,) = done.complaint
     told = f"error: the checkpoint {damaged.parent.relative_to(folder)} cannot be read ("
     assert done.code == 1 and complaint.startswith(told) and complaint.endswith("): remove it to start afresh")
-    assert damaged.is_file() and outputs(folder, "train") == {}
+    assert damaged.parent.is_dir() and outputs(folder, "train") == {}
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint(copy: Callable):

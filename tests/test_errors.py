@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,8 +38,47 @@ def test_ctrl_c_ends_a_command_as_a_shell_expects(monkeypatch: pytest.MonkeyPatc
     assert end.value.code == 130
 
 
+@pytest.mark.parametrize("module", ["stages.train", "pipeline.plan", "pipeline.preset"])
+def test_ctrl_c_while_libraries_are_loaded(module: str, tmp_path: Path):
+    (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", module],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background has it ignored
+    )
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "") and process.returncode == 130
+
+
+def test_importing_the_package_leaves_ctrl_c_alone():
+    code = (
+        "from signal import *; signal(SIGINT, default_int_handler); import pipeline; print(getsignal(SIGINT).__name__)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert told.stdout == "default_int_handler\n"
+
+
 @pytest.mark.parametrize(
-    "error, told", [(ValueError("one\ntwo"), "one"), (ValueError(), "ValueError"), (ValueError("\n"), "ValueError")]
+    "error, told",
+    [
+        (
+            ValueError("what a library says in one line of some length\nand what it adds"),
+            "what a library says in one line of some length",
+        ),
+        (ValueError("one\n\n  two"), "one two"),
+        (
+            ValueError("it says what it is about in a line that ends so:\n what it is\n3"),
+            "it says what it is about in a line that ends so: what it is",
+        ),
+        (KeyError("foo"), "KeyError: 'foo'"),
+        (ValueError(), "ValueError"),
+        (ValueError("\n"), "ValueError"),
+    ],
 )
 def test_an_exception_in_one_line(error: Exception, told: str):
     assert errors.reason(error) == told

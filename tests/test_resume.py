@@ -89,6 +89,14 @@ def test_a_row_cut_short_is_dropped_and_written_over(tmp_path: Path):
         assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("line", [b"[]\n", b"5\n", b"null\n"])
+def test_what_is_no_row_is_dropped(line: bytes, tmp_path: Path):
+    path = tmp_path / "rows"
+    Scratch(path).add(ROWS[:1])
+    path.write_bytes(path.read_bytes() + line)
+    assert list(Scratch(path).rows) == ROWS[:1]
+
+
 @pytest.mark.parametrize("rest", [b"", b"\n", b'dex": 1}\n{"index": 2}\n'], ids=["to the end", "a line", "rows behind"])
 def test_zeros_where_a_power_cut_came_first_are_dropped(rest: bytes, tmp_path: Path):
     path = tmp_path / "rows"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pipeline.corpus import hub
 from pipeline.errors import UserError
-from pipeline.files import arrow_table, write_rows, write_tables
+from pipeline.files import arrow_table, looks_local, write_rows, write_tables
 from pipeline.params import HubSplit
 from pipeline.resume import Scratch, unfinished
 
@@ -70,6 +70,6 @@ def _to_disk(path: Path) -> None:
 def _local_files(source: HubSplit) -> dict:
     """What tells that a local data set has changed: its files, their sizes and times."""
     folder = Path(source.path).expanduser()
-    local = hub.looks_local(source.path) or folder.is_dir()
+    local = looks_local(source.path) or folder.is_dir()
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if local else []
     return {"files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]}

@@ -13,6 +13,7 @@ from pathlib import Path
 from datasets import IterableDataset, load_dataset
 
 from pipeline.errors import UserError, reason
+from pipeline.files import looks_local
 from pipeline.params import HubSplit
 
 BLOCK = 10_000  # rows among which some are chosen, and which a run that is killed has to read again at most
@@ -71,9 +72,7 @@ def check(source: HubSplit) -> None:
 
 
 def _open(source: HubSplit, seed: int | None = None, state: dict | None = None) -> IterableDataset:
-    path = str(Path(source.path).expanduser()) if looks_local(source.path) else source.path
-    if looks_local(source.path) and not Path(path).exists():
-        raise UserError(f"the folder {source.path} does not exist: name a hub data set or a folder in the hub's layout")
+    path = str(_local(source.path)) if looks_local(source.path) else source.path
     try:
         data = load_dataset(path, source.name, split=source.split, revision=source.revision, streaming=True)
     except Exception as error:
@@ -83,6 +82,17 @@ def _open(source: HubSplit, seed: int | None = None, state: dict | None = None) 
     if state is not None:
         data.load_state_dict(state)
     return data
+
+
+def _local(path: str) -> Path:
+    """The folder. Raises UserError where there is none, or where a file of it is no more than a link."""
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise UserError(f"the folder {path} does not exist: name a hub data set or a folder in the hub's layout")
+    for file in folder.rglob("*"):  # `datasets` would leave it out
+        if file.is_symlink() and not file.exists():
+            raise UserError(f"{file} is a link to a file that does not exist: download the data set again")
+    return folder
 
 
 def _read(data: IterableDataset, source: HubSplit) -> Iterator[dict]:
@@ -114,11 +124,6 @@ def _document(values: list[object], source: HubSplit) -> str:
     if not all(isinstance(value, str) for value in values):
         raise UserError(f"{describe(source)}: column {source.columns or DEFAULT_COLUMNS} is not text")
     return values[0] if len(values) == 1 else "Q: {}\nA: {}".format(*values)
-
-
-def looks_local(path: str) -> bool:
-    """Whether a path can only mean a folder: hub names have one slash at most and no leading dot, slash or tilde."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def describe(source: HubSplit) -> str:

@@ -9,9 +9,9 @@ import pyarrow as pa
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from pipeline.corpus.hub import looks_local, rows
+from pipeline.corpus.hub import rows
 from pipeline.errors import UserError, reason
-from pipeline.files import new_path, write_rows
+from pipeline.files import looks_local, new_path, write_rows
 from pipeline.params import HubSplit, Tasks
 from pipeline.tasks.questions import NUMBER_TEXT, Question, number_in
 from pipeline.tasks.spec import NUMBER, Task, read_task

@@ -95,6 +95,8 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
     The ordinary run is the model's own forward pass with eager attention, so this finds whatever a model does that
     the views or `Head` do not know of (state-space layers, ALiBi, scaled logits, ...).
     """
+    if isinstance(getattr(base, "decoder", None), Decoder):
+        raise UnsupportedDecoderError("it is a trained Quiet-STaR model: name the one that it was trained on")
     config = base.config.get_text_config()
     ids = torch.arange(1, 2 * tokens + 1, device=base.device).unsqueeze(0) % config.vocab_size
     text, row = ids[:, :tokens], ids[:, tokens:]

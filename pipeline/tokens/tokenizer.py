@@ -6,6 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pipeline.errors import UserError, reason
+from pipeline.files import check_model_folder
 from pipeline.params import BaseModel
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -33,6 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 def pretrained_tokenizer(params: BaseModel) -> PreTrainedTokenizerBase:
     """The tokenizer of the model ``params.path``, at its pinned revision. Raises UserError where there is none."""
+    check_model_folder(params.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(params.path, revision=params.revision)
     except Exception as error:  # transformers, huggingface_hub and tokenizers each raise their own

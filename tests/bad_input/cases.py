@@ -426,12 +426,26 @@ PARAMETERS = [
     ),
 ]
 
+
+def half_of_the_files_gone(project: Path) -> None:
+    file = project / "hub/openai/gsm8k/main/train-00000-of-00001.parquet"
+    file.rename(file.with_name("train-00000-of-00002.parquet"))
+    file.with_name("train-00001-of-00002.parquet").symlink_to("../../blobs/0123")
+
+
 CORPORA = [
     Case(
         "no such folder",
         "corpus",
         "the folder PROJECT/nowhere does not exist: name a hub data set or a folder in the hub's layout",
         hub(corpus__hub__train__path="PROJECT/nowhere"),
+    ),
+    Case(
+        "a file that is a link to nowhere, as a cleared cache leaves it",
+        "corpus",
+        "PROJECT/hub/openai/gsm8k/main/train-00001-of-00002.parquet is a link to a file that does not exist: download "
+        "the data set again",
+        each(hub(), half_of_the_files_gone),
     ),
     Case(
         "no such split",
@@ -1037,14 +1051,57 @@ CHECKPOINTS = [
     Case(
         "no such model",
         "tokenize",
-        "no tokenizer at PROJECT/models/unknown: …",
+        "there is no model at PROJECT/models/unknown: the folder does not exist",
         params(base_model__source="hub", base_model__path="PROJECT/models/unknown"),
     ),
     Case(
         "no such model",
         "base_model",
-        "no usable model at PROJECT/models/unknown: …",
+        "there is no model at PROJECT/models/unknown: the folder does not exist",
         params(base_model__source="hub", base_model__path="PROJECT/models/unknown"),
+    ),
+    Case(
+        "a model that was trained here as the base model",
+        "base_model",
+        "the model in PROJECT/models/quiet_star cannot think: it is a trained Quiet-STaR model: name the one that it "
+        "was trained on",
+        params(base_model__source="hub", base_model__path="PROJECT/models/quiet_star"),
+    ),
+    Case(
+        "no seed",
+        "baseline pause",
+        "usage: python -m stages.baseline METHOD SEED (all else is in params.yaml)",
+        lambda project: None,
+    ),
+    Case(
+        "a seed that is a word",
+        "baseline pause one",
+        "params.yaml: train.seed: Value 'one' of type 'str' could not be converted to Integer",
+        lambda project: None,
+    ),
+    Case(
+        "a method that there is not",
+        "baseline magic 1",
+        "params.yaml: train.method is magic, but must be one of quiet_star, pause, no_thought",
+        lambda project: None,
+    ),
+    Case(
+        "no seed",
+        "evaluate_baseline pause",
+        "usage: python -m stages.evaluate_baseline METHOD SEED (all else is in params.yaml)",
+        lambda project: None,
+    ),
+    Case(
+        "an option that there is not",
+        "train --help",
+        "usage: python -m stages.train (all else is in params.yaml)",
+        lambda project: None,
+    ),
+    Case(
+        "weights of more layers than the configuration's",
+        "base_model",
+        "the weights in PROJECT/model are of more layers than its config.json: transformer.h.1.…",
+        each(model(n_layer=2), spoil.config("model/config.json", n_layer=1)),
     ),
     Case(
         "a hub model without a network",
@@ -1284,9 +1341,9 @@ CHECKPOINTS = [
             replaced(CONFIG, f'"{old}": ', f'"{old}": {new}, "was": '),
         )
         for old, new, message in (
-            ("hidden_size", '"x"', "Validation error for field 'hidden_size':"),
-            ("num_attention_heads", "3", "Class validation error for validator 'validate_architecture':"),
-            ("rope_parameters", "3", "Validation error for field 'rope_parameters':"),
+            ("hidden_size", '"x"', "Validation error for field 'hidden_size': …"),
+            ("num_attention_heads", "3", "Class validation error for validator 'validate_architecture': …"),
+            ("rope_parameters", "3", "Validation error for field 'rope_parameters': …"),
             ("base", '"x"', "base must be the configuration of a decoder, with its model_type"),
             ("thought_tokens", '"x"', "thought_tokens is 'x', but must be a whole number of at least 1"),
             ("meta_token_scale", '"x"', "meta_token_scale, policy_weight and policy_temperature must be numbers"),

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.corpus import hub
 from pipeline.errors import UserError
+from pipeline.files import looks_local
 from pipeline.params import HubSplit
 from tests import local_hub
 
@@ -122,7 +123,7 @@ def test_a_parquet_file_without_rows(files: int, tmp_path: Path):
     [("./set", True), ("/data/set", True), ("~/set", True), ("a/b/c", True), ("openai/gsm8k", False), ("glue", False)],
 )
 def test_what_can_only_be_a_folder(path: str, local: bool):
-    assert hub.looks_local(path) is local
+    assert looks_local(path) is local
 
 
 def test_a_folder_that_does_not_exist_is_not_looked_up_on_the_hub():
