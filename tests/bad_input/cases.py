@@ -139,7 +139,30 @@ PARAMETERS = [
         "params.yaml: train.steps is 1000000000000000000000000000000, but must be at most 9223372036854775807",
         params(train__steps=10**30),
     ),
-    Case("zero steps", "corpus", "params.yaml: train.steps is 0, but must be at least 1", params(train__steps=0)),
+    Case(
+        "zero steps",
+        "corpus",
+        "params.yaml: train.steps is 0, but must be at least 1 and at most 1000000",
+        params(train__steps=0),
+    ),
+    Case(
+        "more texts than can be counted",
+        "train",
+        "params.yaml: train.batch_size is 10000000000, but must be at least 1 and at most 1000000",
+        params(train__batch_size=10**10),
+    ),
+    Case(
+        "a vocabulary of 63 bits",
+        "tokenize",
+        "params.yaml: tokenize.vocabulary is 9223372036854775807, but must be at least 258 and at most 1000000",
+        params(tokenize__vocabulary=2**63 - 1),
+    ),
+    Case(
+        "weights that start too large",
+        "base_model",
+        "params.yaml: base_model.scratch.init_std is 1.5, but must be above 0 and at most 1",
+        params(base_model__scratch__init_std=1.5),
+    ),
     Case(
         "a negative seed",
         "corpus",

@@ -41,4 +41,5 @@ def test_python_m_ends_with_the_same_line(finished: Path, tmp_path: Path):
     project = shutil.copytree(finished, tmp_path / "project")
     set_params(project, {"train.steps": 0})
     done = run_as_module(project, "corpus")
-    assert (done.code, done.complaint) == (1, ["error: params.yaml: train.steps is 0, but must be at least 1"])
+    told = "error: params.yaml: train.steps is 0, but must be at least 1 and at most 1000000"
+    assert (done.code, done.complaint) == (1, [told])
