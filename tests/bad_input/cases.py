@@ -1016,6 +1016,35 @@ INPUTS = [
         "data/tokens/heldout.arrow is missing or not an Arrow file: run `dvc repro` to make it again",
         link("data/tokens/heldout.arrow"),
     ),
+    *(
+        Case(
+            "tokens of another vocabulary",
+            stage,
+            f"{path} does not hold spans for this model: run `dvc repro` to make it again",
+            each(params(tokenize__vocabulary=900), spoil.ran("tokenize")),
+        )
+        for stage, path in (("train", "data/tokens/….arrow"), ("perplexity", "data/tokens/heldout.arrow"))
+    ),
+    Case(
+        "tokens in other columns",
+        "base_model",
+        "data/tokens/pretrain.arrow does not hold the columns input_ids: list<item: int32>, length: int32: run `dvc "
+        "repro` to make it again",
+        spoil.arrow("data/tokens/pretrain.arrow", ids=[[1, 2]]),
+    ),
+    *(
+        Case(
+            f"texts {wrong}",
+            "tokenize",
+            "data/corpus/texts/train.arrow does not hold the columns text: string: run `dvc repro` to make it again",
+            spoil.arrow("data/corpus/texts/train.arrow", **columns),
+        )
+        for wrong, columns in (
+            ("in another column", {"body": ["words"]}),
+            ("that are numbers", {"text": [1, 2]}),
+            ("one of which is missing", {"text": ["words", None]}),
+        )
+    ),
     Case(
         "a task without questions",
         "evaluate",
