@@ -5,6 +5,7 @@ from functools import partial
 from itertools import starmap
 from pathlib import Path
 
+from pipeline.processes import LAUNCHED
 from tests.bad_input import spoil
 from tests.bad_input.case import Case
 from tests.bad_input.spoil import (
@@ -620,6 +621,12 @@ TASKS = [
         each(lambda project: (project / RINGS).rename(project / "mine.yaml"), params(tasks__files=["mine.yaml"])),
     ),
     Case(
+        "a name with a zero byte",
+        "tasks",
+        "tasks.files: tasks/�.yaml is no path: a path has no zero bytes",
+        params(tasks__files=["tasks/\0.yaml"]),
+    ),
+    Case(
         "two files of one name",
         "tasks",
         "tasks.files: two files have the name micro_rings: a task is known by its file's name",
@@ -710,6 +717,17 @@ TASKS = [
         "an answer that is no expression",
         "task Micro-world ring problems: unexpected 'end of template'",
         answer="answer +",
+    ),
+    asked(
+        "an answer of hundreds of brackets",
+        "task Micro-world ring problems: maximum recursion depth exceeded…",
+        answer="[" * 400 + "]" * 400,
+    ),
+    asked(
+        "a prompt with half of a sign",
+        "task Micro-world ring problems, question 0: 'utf-8' codec can't encode character '\\ud800' in position 0: "
+        "surrogates not allowed; its columns are question, answer",
+        prompt="{{ '\\ud800' }}",
     ),
     asked(
         "a prompt of a column that there is not",
@@ -1044,6 +1062,30 @@ INPUTS = [
             ("that are numbers", {"text": [1, 2]}),
             ("one of which is missing", {"text": ["words", None]}),
         )
+    ),
+    *(
+        Case(
+            f"predictions {wrong}",
+            "compare",
+            "results/evaluate/predictions.parquet is missing or broken: run `dvc repro` to make it again",
+            way,
+        )
+        for wrong, way in (
+            ("without a row", spoil.no_rows("results/evaluate/predictions.parquet")),
+            (
+                "of which one is right by a word",
+                spoil.rows(
+                    "results/evaluate/predictions.parquet",
+                    {"task": "a", "index": 0, "prompt": "?", "way": "thought", "correct": "yes", "prob": 0.5},
+                ),
+            ),
+        )
+    ),
+    Case(
+        "metrics nested too deep",
+        "report",
+        "results/train/metrics.json: cannot be read: maximum recursion depth exceeded…",
+        holds("results/train/metrics.json", b"[" * 100_000),
     ),
     Case(
         "a task without questions",
@@ -1460,6 +1502,12 @@ ENVIRONMENT = [
         "chain_of_thought",
         "No such file or directory: /proc/.resume",
         environment={"DVC_ROOT": "/proc"},
+    ),
+    Case(
+        "WORLD_SIZE of a launcher is a word",
+        "train",
+        "the environment variable WORLD_SIZE is 'abc', but must be a number",
+        environment=dict.fromkeys(LAUNCHED, "0") | {"WORLD_SIZE": "abc"},
     ),
     Case(
         "CUDA_VISIBLE_DEVICES is nonsense",
