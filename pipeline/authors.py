@@ -116,7 +116,7 @@ def weight_files(source: Path) -> list[Path]:
     if (source / "model.safetensors").is_file():
         return [source / "model.safetensors"]
     if index.is_file():
-        paths = [source / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+        paths = [source / name for name in _named_in(index)]
         for path in paths:
             if not path.is_file():
                 raise UserError(f"{path} is missing, but {index.name} names it: download the checkpoint again")
@@ -126,6 +126,14 @@ def weight_files(source: Path) -> list[Path]:
         told = "holds no safetensors weights but pickled ones, which can run any code when they are read"
         raise UserError(f"{source} {told} ({pickled[0]}): convert them to safetensors where you trust them")
     raise UserError(f"{source} holds no weights: neither model.safetensors nor {index.name}")
+
+
+def _named_in(index: Path) -> list[str]:
+    """The files of weights that an index names. Raises UserError for one that does not."""
+    named = _read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise UserError(f"{index} is broken: its weight_map names no files")
+    return sorted(set(named.values()))
 
 
 def read_weights(paths: list[Path]) -> dict[str, Tensor]:
@@ -142,7 +150,7 @@ def read_weights(paths: list[Path]) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is missing or broken: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is broken: it holds no JSON object")
@@ -176,14 +184,21 @@ def from_authors(state: dict[str, Tensor], config: dict, **settings: object) -> 
         raise ValueError(f"config.json is not one of theirs: {' '.join(str(error).split())}") from error
     ours = QuietStarConfig(base=base.to_dict(), **settings)
     weights = {_our_name(name): _mean_row(name, value) for name, value in state.items()}
-    _check_weights(weights, ours)
+    _check_weights(weights, _expected(ours))
     dtype = reduce(torch.promote_types, (value.dtype for value in weights.values()))
     return QuietStarForCausalLM.from_pretrained(None, config=ours, state_dict=weights, dtype=dtype)
 
 
-def _check_weights(weights: dict[str, Tensor], config: QuietStarConfig) -> None:
-    with torch.device("meta"):
-        expected = QuietStarForCausalLM(config).state_dict()
+def _expected(config: QuietStarConfig) -> dict[str, Tensor]:
+    """The weights that a model of this configuration has, without their values. Raises ValueError for none."""
+    try:
+        with torch.device("meta"):
+            return QuietStarForCausalLM(config).state_dict()
+    except Exception as error:  # whatever torch says of sizes that no tensor has
+        raise ValueError(f"config.json is not one of theirs: {reason(error)}") from error
+
+
+def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     told = "not a checkpoint of the authors' code"
     for name in sorted({*expected, *weights}):
         if name not in weights:

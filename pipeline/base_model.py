@@ -61,7 +61,7 @@ def _pretrain(
     set_seed(params.seed)
     scratch = params.scratch
     model = AutoModelForCausalLM.from_config(scratch_config(scratch, len(tokenizer), tokenizer.eos_token_id))
-    spans = Spans(tokens / "pretrain.arrow")
+    spans = Spans(tokens / "pretrain.arrow", len(tokenizer))
     arguments = training_arguments(
         "auto",
         params.seed,
@@ -78,7 +78,7 @@ def _pretrain(
         eval_strategy="steps",
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
     )
-    heldout = Spans(tokens / "heldout.arrow", HELDOUT_SPANS)
+    heldout = Spans(tokens / "heldout.arrow", len(tokenizer), HELDOUT_SPANS)
     log = PretrainTrainer(arguments, folder, model=model, train_dataset=spans, eval_dataset=heldout).run()
     rows = logged(log, STEPS_COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]

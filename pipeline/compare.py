@@ -12,6 +12,7 @@ from pipeline.params import Baseline, Compare
 from pipeline.statistics import interval_over_seeds, mcnemar, share_interval
 
 MEASURES = {"accuracy": "correct", "prob": "prob"}
+NUMBERS = [*MEASURES.values()]
 BASE = "base"  # the model before training: it is the same whatever the seed
 
 Runs = dict[int, np.ndarray]  # of an arm: a figure of each question (n,), by seed
@@ -61,10 +62,15 @@ def _names(answers: pd.DataFrame, method: str) -> dict[str, str]:
 
 def _read(folder: Path, seed: int) -> pd.DataFrame:
     path = folder / "predictions.parquet"
+    broken = f"{path} is missing or broken: run `dvc repro` to make it again"
     try:
-        return pd.read_parquet(path, columns=["task", "index", "prompt", "way", "correct", "prob"]).assign(seed=seed)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is missing or broken: run `dvc repro` to make it again") from error
+        rows = pd.read_parquet(path, columns=["task", "index", "prompt", "way", *NUMBERS]).assign(seed=seed)
+        rows = rows.astype(dict.fromkeys(NUMBERS, float))
+    except (OSError, ValueError, TypeError) as error:  # TypeError: of a list where a number should be
+        raise UserError(broken) from error
+    if rows.empty:
+        raise UserError(broken)
+    return rows
 
 
 def _figures(answers: pd.DataFrame) -> dict[tuple[str, str], dict[str, Runs]]:

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 
 BATCH_ROWS = 2000
 ARROW = ".arrow"
+SPANS = pa.schema({"input_ids": pa.list_(pa.int32()), "length": pa.int32()})  # of `pipeline.tokens`
 RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers tell of a full disk in their text alone
 
 
@@ -134,6 +135,15 @@ def check_model_folder(path: Path | str) -> None:
     """Raise UserError where there is no such folder, and the path can be no model's name in the hub."""
     if looks_local(str(path)) and not Path(path).expanduser().is_dir():
         raise UserError(f"there is no model at {path}: the folder does not exist")
+
+
+def checked_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """The same, where the columns are those of ``schema`` and no value is missing; UserError also where not."""
+    table = arrow_table(path)
+    if table.schema != schema or any(column.null_count for column in table.columns):
+        columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+        raise UserError(f"{path} does not hold the columns {columns}: run `dvc repro` to make it again")
+    return table
 
 
 def digests(path: Path, pattern: str = "*") -> dict[str, str]:

@@ -8,18 +8,21 @@ it. Importing it registers the model ``quiet_star``, for `lm_eval.simple_evaluat
 
 import hashlib
 import logging
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets.exceptions import DatasetsError
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.errors import UserError, run
+from pipeline.errors import UserError, reason, run
 from pipeline.files import batches
 from pipeline.inputs import read_tokenizer
+from pipeline.params import MILLION
 from pipeline.prompts import before_end, before_stop, continued, left_padded
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype
@@ -41,22 +44,38 @@ POSITIONS = 2048  # of a model whose configuration does not say, as lm-eval has 
 NEW_TOKENS = 256  # as lm-eval has it
 GENERATION = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
 
+# how what lm-eval says of its command line begins, and what to do about it
+REFUSALS = {
+    "Tasks not found": "name tasks of lm-eval, or files of yours with --include_path FOLDER",
+    "No tasks specified": "name some with --tasks",
+    "Specify --output_path": "name a folder for them",
+    "If --samples is not None": "give one of them",
+    "When `fewshot_as_multiturn`": "leave out --fewshot_as_multiturn",
+}
+GREATEST = {"seed": 2**32 - 1, "batch_size": MILLION, "thought_temperature": MILLION}
+
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """lm-eval's own command line, in which this model is known.
 
-    Raises UserError where lm-eval is not installed, for a task that it does not know and for what the model refuses.
+    Raises UserError where lm-eval is not installed, for options that it refuses, for a task whose data set cannot be
+    read and for what the model refuses.
     """
     if cli_evaluate is None:
         raise UserError("lm-eval is not installed: pip install --constraint constraints.txt lm-eval")
     try:
         cli_evaluate()
     except ValueError as error:
-        if not str(error).startswith("Tasks not found"):
+        advice = next((told for start, told in REFUSALS.items() if str(error).startswith(start)), None)
+        if advice is None:
             raise
-        raise UserError(f"{error}: name tasks of lm-eval, or files of yours with --include_path FOLDER") from error
+        raise UserError(f"{str(error).rstrip('.')}: {advice}") from error
+    except (DatasetsError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk, a missing permission
+            raise
+        raise UserError(f"a task's data set cannot be read: {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class QuietStarLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str = "",
+        pretrained: str | int = "",
         think: bool = True,
         thought_temperature: float = 0.0,
         seed: int = 0,
@@ -104,22 +123,25 @@ class QuietStarLM(TemplateLM):
         **unknown: object,
     ):
         super().__init__()
-        if not pretrained:
+        if pretrained == "":
             raise UserError("quiet_star needs the folder of a trained model: --model_args pretrained=FOLDER")
         if unknown:
             raise UserError(f"quiet_star has no argument {', '.join(unknown)}")
         if not isinstance(think, bool):
             raise UserError(f"think is {think!r}, but must be true or false")
-        try:
-            self.batch_size, self._sampling = int(batch_size), Sampling(float(thought_temperature), int(seed))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"thought_temperature, seed and batch_size must be numbers: {error}") from error
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, but must be at least 1")
+        temperature = number("thought_temperature", thought_temperature, float, 0)
+        self._sampling = Sampling(temperature, number("seed", seed, int, 0))
+        self.batch_size = number("batch_size", batch_size, int, 1)
         self._think, self._told = think, set()
-        self._model = load_trained(Path(pretrained)).to(usable_device(device))
+        folder = Path(str(pretrained))  # which lm-eval makes a number of where it is called like one
+        self._model = load_trained(folder).to(usable_device(device))
         self._device = self._model.device
-        self.tokenizer = read_tokenizer(Path(pretrained))
+        self.tokenizer = read_tokenizer(folder)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """lm-eval asks for it where a chat template is to be applied. Raises UserError."""
+        raise UserError("quiet_star has no chat template: leave out --apply_chat_template")
 
     @property
     def eot_token_id(self) -> int:
@@ -306,6 +328,17 @@ class QuietStarLM(TemplateLM):
         """Ids (B, N), and which of them are real."""
         ids, mask = left_padded(rows, self._padding, self._device)
         return ids, mask.bool()
+
+
+def number(name: str, value: object, kind: Callable[[object], float], least: int) -> float:
+    """An argument as a number of this ``kind``. Raises UserError where it is none from ``least`` to its greatest."""
+    try:
+        found = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not least <= found <= GREATEST[name]:
+        raise UserError(f"{name} is {value!r}, but must be a number from {least} to {GREATEST[name]}")
+    return found
 
 
 def text_key(ids: Sequence[int]) -> int:

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
+MILLION = 10**6  # far more than any run has; of texts, passes and steps the product is a length that Python can count
 
 
 def at_least(least: float, at_most: float | None = None, default: object = MISSING) -> Any:
@@ -24,9 +25,14 @@ def a_seed() -> Any:
     return at_least(0, at_most=2**32 - 1)  # what numpy's generator takes
 
 
-def above(bound: float) -> Any:
-    """A number that must be greater than ``bound``."""
-    return field(default=MISSING, metadata={"above": bound})
+def a_size(least: int = 1) -> Any:
+    """How many there are of what is gone through or held in memory."""
+    return at_least(least, at_most=MILLION)
+
+
+def above(bound: float, at_most: float | None = None) -> Any:
+    """A number that must be greater than ``bound``, and not above ``at_most``."""
+    return field(default=MISSING, metadata={"above": bound, "at most": at_most})
 
 
 def one_of(*names: str) -> Any:
@@ -81,24 +87,24 @@ class Tasks:
 @dataclass
 class Tokenize:
     seed: int = a_seed()
-    vocabulary: int = at_least(258)  # every byte, padding and the end of a document
-    pretrain_span: int = at_least(2)
-    span: int = at_least(3)  # a token that thinks, its next one, and one after it
+    vocabulary: int = a_size(258)  # every byte, padding and the end of a document
+    pretrain_span: int = a_size(2)
+    span: int = a_size(3)  # a token that thinks, its next one, and one after it
     packed: bool = MISSING
 
 
 @dataclass
 class Scratch:
     architecture: str = one_of("llama", "mistral", "qwen2", "qwen3", "gemma")
-    hidden_size: int = at_least(1)
-    layers: int = at_least(1)
-    heads: int = at_least(1)
-    key_value_heads: int = at_least(1)
-    ffn_size: int = at_least(1)
-    init_std: float = above(0)
+    hidden_size: int = a_size()
+    layers: int = at_least(1, at_most=1000)
+    heads: int = a_size()
+    key_value_heads: int = a_size()
+    ffn_size: int = a_size()
+    init_std: float = above(0, at_most=1)
     tied_embeddings: bool = MISSING
-    steps: int = at_least(1)
-    batch_size: int = at_least(1)
+    steps: int = a_size()
+    batch_size: int = a_size()
     learning_rate: float = above(0)
     warmup_steps: int = at_least(0)
     weight_decay: float = at_least(0)
@@ -118,7 +124,7 @@ METHODS = ("quiet_star", "pause", "no_thought")
 
 @dataclass
 class Lora:
-    rank: int = at_least(1)
+    rank: int = a_size()
     alpha: float = above(0)
     modules: list[str] | None = None
 
@@ -128,16 +134,16 @@ class Train:
     seed: int = a_seed()
     launcher: str = MISSING
     method: str = one_of(*METHODS)
-    thought_tokens: int = at_least(1)
+    thought_tokens: int = a_size()
     lookahead: int = at_least(1)
-    rationales: int = at_least(1)
+    rationales: int = a_size()
     meta_token_text: str = MISSING
     meta_token_scale: float = above(0)
     policy_weight: float = at_least(0)
     policy_temperature: float = above(0)
-    steps: int = at_least(1)
-    batch_size: int = at_least(1)
-    accumulation: int = at_least(1)
+    steps: int = a_size()
+    batch_size: int = a_size()
+    accumulation: int = a_size()
     learning_rate: float = above(0)
     mixing_head_learning_rate: float = above(0)
     warmup_steps: int = at_least(0)
@@ -168,29 +174,29 @@ class Baseline:
 class Evaluate:
     seed: int = a_seed()
     questions: int | None = at_least(1, default=None)
-    batch_size: int = at_least(1)
+    batch_size: int = a_size()
     thought_temperature: float = at_least(0)
-    bootstrap_samples: int = at_least(1)
+    bootstrap_samples: int = a_size()
     device: str = one_of("auto", "cpu", "cuda")
 
 
 @dataclass
 class Compare:
     seed: int = a_seed()
-    bootstrap_samples: int = at_least(1)
+    bootstrap_samples: int = a_size()
 
 
 @dataclass
 class ChainOfThought:
     seed: int = a_seed()
     questions: int | None = at_least(1, default=None)
-    samples: int = at_least(1)
+    samples: int = a_size()
     temperature: float = above(0)
     thought_temperature: float = at_least(0)
-    new_tokens: int = at_least(1)
-    answer_tokens: int = at_least(1)
-    batch_size: int = at_least(1)
-    bootstrap_samples: int = at_least(1)
+    new_tokens: int = a_size()
+    answer_tokens: int = a_size()
+    batch_size: int = a_size()
+    bootstrap_samples: int = a_size()
     device: str = one_of("auto", "cpu", "cuda")
 
 
@@ -198,9 +204,9 @@ class ChainOfThought:
 class Perplexity:
     seed: int = a_seed()
     texts: int = at_least(1)
-    batch_size: int = at_least(1)
+    batch_size: int = a_size()
     thought_temperature: float = at_least(0)
-    bootstrap_samples: int = at_least(1)
+    bootstrap_samples: int = a_size()
     device: str = one_of("auto", "cpu", "cuda")
 
 

@@ -8,15 +8,24 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch.distributed import DistError
 
+from pipeline.errors import UserError
+
 SINGLE = "single"  # the launcher that is none
-# a launcher sets all; some clusters tell every command the first two, and accelerate would wait for the others
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+# a launcher sets all; some clusters tell every command the numbers, and accelerate would wait for the others
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+LAUNCHED = (*NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # params.yaml says what a process does that nobody has launched
 PATIENCE = timedelta(minutes=30)  # with a process that is late
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started this process."""
-    return all(name in os.environ for name in LAUNCHED)
+    """Whether a launcher has started this process. Raises UserError where a variable of one is no number."""
+    if not all(name in os.environ for name in LAUNCHED):
+        return False
+    for name in NUMBERS:
+        if not os.environ[name].isdecimal():
+            raise UserError(f"the environment variable {name} is {os.environ[name]!r}, but must be a number")
+    return True
 
 
 def is_main() -> bool:
@@ -51,7 +60,7 @@ def agreed(path: Path | None) -> Path:
 def stand_alone() -> None:
     """Where no launcher has started this process, keep libraries from taking a cluster's variables for one's."""
     if not is_launched():
-        for name in LAUNCHED:
+        for name in (*LAUNCHED, PRECISION):
             os.environ.pop(name, None)
 
 

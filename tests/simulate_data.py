@@ -71,7 +71,7 @@ def rows_of(width: int, values: pa.Array) -> pa.Array:
 def spans(folder: Path, size: float) -> Iterator[int]:
     ids = rows_of(SPAN, pa.array(np.zeros(SPANS_AT_ONCE * SPAN, np.int32)))
     lengths = pa.array(np.full(SPANS_AT_ONCE, SPAN, np.int32))
-    found = Spans(sparse(folder / "spans.arrow", pa.record_batch([ids, lengths], schema=SPANS), size))
+    found = Spans(sparse(folder / "spans.arrow", pa.record_batch([ids, lengths], schema=SPANS), size), vocabulary=1)
     yield 0
     for text in TextOrder(len(found), wanted=len(found), seed=1):
         yield 4 * len(found[text]["input_ids"])

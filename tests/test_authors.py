@@ -285,6 +285,12 @@ WRONG |= {
     "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
     "no weights": (remove("*.safetensors", "*.index.json"), "holds no weights"),
     "broken index": (write("model.safetensors.index.json", b"?"), "index.json is missing or broken"),
+    **{
+        f"an index of {content}": (write("model.safetensors.index.json", content), "its weight_map names no files")
+        for content in (b"{}", *(b'{"weight_map": %s}' % some for some in (b"[]", b"null", b'{"a": 5}', b'{"a": {}}')))
+    },
+    "nested too deep": (write("config.json", b'{"a":' * 100_000), "config.json is missing or broken"),
+    "no size": (change_config(vocab_size=2**63 - 1), "config.json is not one of theirs: "),
     "lost shard": (remove("*00002-of*"), "model-00002-of-00002.safetensors is missing"),
     "broken shard": (write("model-00002-of-00002.safetensors", b"version https://git-lfs"), "00002.* cannot be read"),
     "no head": (change_weights("talk_head.0.0.weight", None), "it has no talk_head.0.0.weight"),

@@ -133,6 +133,38 @@ def test_a_power_cut_spoils_only_what_nobody_waited_for(tmp_path: Path):
     assert left(tmp_path) == "2 rows"
 
 
+def refused(folder: Path, *options: str) -> tuple[int, str]:
+    """The exit code and the last line of what the command says, which must leave no folder behind."""
+    (folder / "tmp").mkdir()
+    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(folder)}
+    line = [sys.executable, "-m", "pipeline.chaos", *options]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert not list((folder / "tmp").iterdir()) and "Traceback" not in done.stderr
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+def test_outside_a_repository_it_is_refused(tmp_path: Path):
+    told = "error: this folder is no git repository with a commit: the kills are in a clone of the last one"
+    assert refused(copy_project(tmp_path)) == (1, told)
+
+
+def test_a_reference_without_a_run_is_refused(copy: Path):
+    told = "error: --reference is stages, but there is no dvc.lock in it: run `dvc repro` there first"
+    assert refused(copy, "--reference", "stages") == (1, told)
+
+
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        (("--kills", "-1"), "error: argument --kills: -1 is not at least 1"),
+        (("--longest", "nan"), "error: argument --longest: nan is not a number above 0"),
+    ],
+)
+def test_options_that_mean_nothing(option: tuple[str, str], told: str, tmp_path: Path):
+    code, line = refused(copy_project(tmp_path), *option)
+    assert code == 2 and line.endswith(told)
+
+
 def made(file: Path, content: bytes = b"") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)

@@ -66,7 +66,7 @@ def spans(tmp_path: Path) -> Spans:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
     write_rows(tmp_path / "spans.arrow", [{"input_ids": row, "length": 10} for row in ids], SPANS)
-    return Spans(tmp_path / "spans.arrow")
+    return Spans(tmp_path / "spans.arrow", VOCABULARY)
 
 
 def limited(settings: Train, base: dict = LLAMA) -> QuietStarForCausalLM:

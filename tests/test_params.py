@@ -1,6 +1,7 @@
 """What params.yaml may say, and how it is refused."""
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,25 @@ def refused_file(path: Path, changes: dict[str, object]) -> str:
 )
 def test_a_value_that_cannot_be_is_refused_by_name(name: str, value: object):
     assert name in refused({name: value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenize.vocabulary", "tokenize.span", "tokenize.pretrain_span"),
+        *(f"base_model.scratch.{name}" for name in ("hidden_size", "layers", "ffn_size", "steps", "batch_size")),
+        *(f"train.{name}" for name in ("steps", "batch_size", "accumulation", "rationales", "lora.rank")),
+        *("chain_of_thought.samples", "chain_of_thought.new_tokens"),
+        *(f"{stage}.bootstrap_samples" for stage in ("evaluate", "compare", "chain_of_thought", "perplexity")),
+        *(f"{stage}.batch_size" for stage in ("evaluate", "chain_of_thought", "perplexity")),
+    ],
+)
+def test_a_size_that_no_machine_could_hold_is_refused_by_name(name: str):
+    assert f"{name} is {params.MILLION + 1}, but must be " in refused({name: params.MILLION + 1})
+
+
+def test_the_longest_run_has_a_length():
+    assert sys.maxsize >= params.MILLION**3  # of train.steps, train.accumulation and train.batch_size
 
 
 @pytest.mark.parametrize("name, value", [("train.method", "no_thought"), ("baseline.methods", ["pause", "no_thought"])])

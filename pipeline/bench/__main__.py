@@ -18,6 +18,7 @@ from pipeline.bench.work import gemm_rates
 from pipeline.errors import UserError, run
 from pipeline.thought.attention.pick import PATHS, pick
 
+SMALLEST, LARGEST = 3, 10**6  # vocabulary; any size
 SIZES = {
     "hidden": (256, "hidden size D"),
     "layers": (4, "decoder layers"),
@@ -75,6 +76,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.hidden % options.heads or options.heads % options.kv_heads:
         raise UserError("--heads must divide --hidden, and --kv-heads must divide --heads")
+    if options.hidden // options.heads % 2:
+        raise UserError("--hidden over --heads must be even, for rotary position embeddings")
+    if options.vocab < SMALLEST:
+        raise UserError(f"--vocab must be at least {SMALLEST}: two tokens are the meta-tokens, which are never sampled")
     if options.tokens < options.lookahead + 2:
         raise UserError("--tokens must be at least --lookahead + 2, or no thought has a reward")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -86,6 +91,8 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    if value > LARGEST:
+        raise argparse.ArgumentTypeError(f"{value} is not at most {LARGEST}")
     return value
 
 

@@ -6,6 +6,7 @@ uninterrupted run. Writes results/chaos.md; the exit code is 1 if anything is no
 """
 
 import argparse
+import math
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from pipeline import errors
-from pipeline.chaos.compare import differences, in_words, is_stale, surprises
+from pipeline.chaos.compare import LOCK, differences, in_words, is_stale, surprises
 from pipeline.chaos.kills import begin, called
 from pipeline.chaos.run import run, went_on_from
 from pipeline.errors import UserError
@@ -25,6 +26,7 @@ RESULTS = Path("results/chaos.md")
 
 def main() -> None:
     options = _options()
+    _check(options.reference)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     reference = options.reference or _reference(folder / "reference")
     project = _clone(folder / "killed")
@@ -47,14 +49,23 @@ def _about(project: Path, seed: int, seconds: float) -> str:
     return f"`{words}`: commit {commit}, seed {seed}, {seconds / 60:.1f} minutes."
 
 
+def _check(reference: Path | None) -> None:
+    """Raise UserError where this folder has no commit to clone, or ``reference`` is no clone with a run."""
+    last = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    if not Path(".git").exists() or subprocess.run(last, stdout=subprocess.DEVNULL).returncode:
+        raise UserError("this folder is no git repository with a commit: the kills are in a clone of the last one")
+    if reference is not None and not (reference / LOCK).is_file():
+        raise UserError(f"--reference is {reference}, but there is no {LOCK} in it: run `dvc repro` there first")
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--kills", type=_count, default=20, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of their moments and ways (default: %(default)s)")
     parser.add_argument(
-        "--longest", type=float, default=60, help="seconds that a stage gets at most (default: %(default)s)"
+        "--longest", type=_seconds, default=60, help="seconds that a stage gets at most (default: %(default)s)"
     )
     parser.add_argument(
         "--reference",
@@ -62,6 +73,20 @@ def _options() -> argparse.Namespace:
         help="a clone with an uninterrupted run (.: this one, where dvc.lock is of another machine)",
     )
     return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
+    return value
 
 
 def _clone(folder: Path) -> Path:

@@ -27,7 +27,7 @@ def write_perplexity(params: Perplexity, trained: Path, heldout: Path, results: 
     inputs = [path for path in (trained, base_of(trained), heldout) if path is not None]
     with unfinished("perplexity", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
         model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
-        spans = Spans(heldout, params.texts)
+        spans = Spans(heldout, model.vocabulary, params.texts)
         tokens = token_table(params, model, tokenizer, spans, scratch)
         write_table(results / "tokens.parquet", tokens)
         tokens = with_improvement(tokens)

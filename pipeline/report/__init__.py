@@ -5,7 +5,11 @@ and `certainty` say what it means, in `estimates` and in the words of the run's 
 `curves` draw; `examples` and `heat_map` quote; `page` fills `page.html.j2`, which is a piece a section.
 """
 
-from pipeline.report.inputs import ReportInputs
-from pipeline.report.page import write_report
+import os
+
+os.environ.pop("MPLBACKEND", None)  # figures are drawn without one, but matplotlib cannot be imported with a wrong one
+
+from pipeline.report.inputs import ReportInputs  # noqa: E402
+from pipeline.report.page import write_report  # noqa: E402
 
 __all__ = ["ReportInputs", "write_report"]

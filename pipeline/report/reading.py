@@ -81,7 +81,7 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
         return reader(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deep
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -40,6 +40,8 @@ def write_tasks(params: Tasks, out: Path) -> None:
     with new_path(out) as folder:
         folder.mkdir()
         for path in map(Path, params.files):
+            if "\0" in str(path):
+                raise UserError(f"tasks.files: {path} is no path: a path has no zero bytes")
             if FOLDER.resolve() not in path.resolve().parents:
                 raise UserError(f"tasks.files: {path} is not in the folder {FOLDER}, which DVC watches: move it there")
             if (folder / f"{path.stem}.yaml").exists():
@@ -65,6 +67,7 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
             question = ask(row)
             if not question.prompt:
                 raise UserError("the prompt is empty")
+            _check_text(question)
             yield question
         except UserError as error:
             raise UserError(f"task {task.title}, question {index}: {error}") from error
@@ -73,6 +76,12 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
             raise UserError(
                 f"task {task.title}, question {index}: {reason(error)}; its columns are {columns}"
             ) from error
+
+
+def _check_text(question: Question) -> None:
+    """Raise UnicodeEncodeError where a text has half of a pair of surrogates, which a file cannot hold."""
+    for text in (question.prompt, question.answer, question.reasoning_prompt, *question.labels):
+        text.encode()
 
 
 def _asker(task: Task) -> Callable[[dict], Question]:
@@ -84,7 +93,7 @@ def _asker(task: Task) -> Callable[[dict], Question]:
             ENVIRONMENT.compile_expression(e, undefined_to_none=False) if e else None
             for e in (task.answer, task.choices, task.labels)
         )
-    except TemplateError as error:
+    except (TemplateError, RecursionError) as error:  # RecursionError: of hundreds of brackets
         raise UserError(f"task {task.title}: {reason(error)}") from error
 
     def ask(row: dict) -> Question:

@@ -9,12 +9,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
-from pipeline.files import batches, new_path, write_tables
+from pipeline.files import SPANS, batches, new_path, write_tables
 from pipeline.params import BaseModel, Tokenize
 from pipeline.tokens import documents, spans
 from pipeline.tokens.tokenizer import pretrained_tokenizer, train_tokenizer
 
-SPANS = pa.schema({"input_ids": pa.list_(pa.int32()), "length": pa.int32()})
 SPANS_AT_ONCE = 2000
 TOKENIZER_DOCUMENTS = 50_000  # enough to find a corpus's words
 

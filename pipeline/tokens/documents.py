@@ -5,21 +5,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from datasets import Features, IterableDataset, List, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.files import arrow_table
+from pipeline.files import checked_table
 
 DOCUMENTS_AT_ONCE = 1000
+TEXT = pa.schema({"text": pa.string()})
 FEATURES = Features({"input_ids": List(Value("int32"))})
 
 
 def read(path: Path) -> IterableDataset:
-    """The documents in an Arrow file, column ``text``. Raises UserError where it is missing or broken.
+    """The documents in an Arrow file, column ``text``. Raises UserError where there is none.
 
     They are read from the file as they are used, which is not mapped: its pages would count as memory.
     """
-    arrow_table(path)
+    checked_table(path, TEXT)
     return load_dataset("arrow", data_files=glob.escape(str(path)), split="train", streaming=True)
 
 

@@ -76,13 +76,13 @@ def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path)
     model = thinking_model(params, base, tokenizer)
     if _has_rounded(params):
         round_frozen(model)
-    spans = Spans(tokens / "train.arrow")
+    spans = Spans(tokens / "train.arrow", model.vocabulary)
     row_tokens = model.layout.row_tokens if model.has_thoughts else 0
     check_room(model, len(spans[0]["input_ids"]) + row_tokens, "a span")
     asked = read_probe(probe, tokenizer, params.rationales) if model.samples_thoughts else None
     if asked is not None:
         check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
-    heldout = HeldOut(Spans(tokens / "heldout.arrow", params.evaluation_texts), asked)
+    heldout = HeldOut(Spans(tokens / "heldout.arrow", model.vocabulary, params.evaluation_texts), asked)
     return QuietStarTrainer(params, heldout, arguments, folder=folder, model=model, train_dataset=spans)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from itertools import starmap
 from pathlib import Path
 
+from pipeline.processes import LAUNCHED
 from tests.bad_input import spoil
 from tests.bad_input.case import Case
 from tests.bad_input.spoil import (
@@ -139,7 +140,30 @@ PARAMETERS = [
         "params.yaml: train.steps is 1000000000000000000000000000000, but must be at most 9223372036854775807",
         params(train__steps=10**30),
     ),
-    Case("zero steps", "corpus", "params.yaml: train.steps is 0, but must be at least 1", params(train__steps=0)),
+    Case(
+        "zero steps",
+        "corpus",
+        "params.yaml: train.steps is 0, but must be at least 1 and at most 1000000",
+        params(train__steps=0),
+    ),
+    Case(
+        "more texts than can be counted",
+        "train",
+        "params.yaml: train.batch_size is 10000000000, but must be at least 1 and at most 1000000",
+        params(train__batch_size=10**10),
+    ),
+    Case(
+        "a vocabulary of 63 bits",
+        "tokenize",
+        "params.yaml: tokenize.vocabulary is 9223372036854775807, but must be at least 258 and at most 1000000",
+        params(tokenize__vocabulary=2**63 - 1),
+    ),
+    Case(
+        "weights that start too large",
+        "base_model",
+        "params.yaml: base_model.scratch.init_std is 1.5, but must be above 0 and at most 1",
+        params(base_model__scratch__init_std=1.5),
+    ),
     Case(
         "a negative seed",
         "corpus",
@@ -611,6 +635,12 @@ TASKS = [
         each(lambda project: (project / RINGS).rename(project / "mine.yaml"), params(tasks__files=["mine.yaml"])),
     ),
     Case(
+        "a name with a zero byte",
+        "tasks",
+        "tasks.files: tasks/�.yaml is no path: a path has no zero bytes",
+        params(tasks__files=["tasks/\0.yaml"]),
+    ),
+    Case(
         "two files of one name",
         "tasks",
         "tasks.files: two files have the name micro_rings: a task is known by its file's name",
@@ -701,6 +731,17 @@ TASKS = [
         "an answer that is no expression",
         "task Micro-world ring problems: unexpected 'end of template'",
         answer="answer +",
+    ),
+    asked(
+        "an answer of hundreds of brackets",
+        "task Micro-world ring problems: maximum recursion depth exceeded…",
+        answer="[" * 400 + "]" * 400,
+    ),
+    asked(
+        "a prompt with half of a sign",
+        "task Micro-world ring problems, question 0: 'utf-8' codec can't encode character '\\ud800' in position 0: "
+        "surrogates not allowed; its columns are question, answer",
+        prompt="{{ '\\ud800' }}",
     ),
     asked(
         "a prompt of a column that there is not",
@@ -1006,6 +1047,59 @@ INPUTS = [
         "perplexity",
         "data/tokens/heldout.arrow is missing or not an Arrow file: run `dvc repro` to make it again",
         link("data/tokens/heldout.arrow"),
+    ),
+    *(
+        Case(
+            "tokens of another vocabulary",
+            stage,
+            f"{path} does not hold spans for this model: run `dvc repro` to make it again",
+            each(params(tokenize__vocabulary=900), spoil.ran("tokenize")),
+        )
+        for stage, path in (("train", "data/tokens/….arrow"), ("perplexity", "data/tokens/heldout.arrow"))
+    ),
+    Case(
+        "tokens in other columns",
+        "base_model",
+        "data/tokens/pretrain.arrow does not hold the columns input_ids: list<item: int32>, length: int32: run `dvc "
+        "repro` to make it again",
+        spoil.arrow("data/tokens/pretrain.arrow", ids=[[1, 2]]),
+    ),
+    *(
+        Case(
+            f"texts {wrong}",
+            "tokenize",
+            "data/corpus/texts/train.arrow does not hold the columns text: string: run `dvc repro` to make it again",
+            spoil.arrow("data/corpus/texts/train.arrow", **columns),
+        )
+        for wrong, columns in (
+            ("in another column", {"body": ["words"]}),
+            ("that are numbers", {"text": [1, 2]}),
+            ("one of which is missing", {"text": ["words", None]}),
+        )
+    ),
+    *(
+        Case(
+            f"predictions {wrong}",
+            "compare",
+            "results/evaluate/predictions.parquet is missing or broken: run `dvc repro` to make it again",
+            way,
+        )
+        for wrong, way in (
+            ("without a row", spoil.no_rows("results/evaluate/predictions.parquet")),
+            (
+                "of which one is right by a word",
+                spoil.rows(
+                    "results/evaluate/predictions.parquet",
+                    {"task": "a", "index": 0, "prompt": "?", "way": "thought", "correct": "yes", "prob": 0.5},
+                ),
+            ),
+        )
+    ),
+    Case(
+        "metrics nested too deep",
+        "report",
+        "results/train/metrics.json: cannot be read: maximum recursion depth exceeded…",
+        holds("results/train/metrics.json", b"[" * 100_000),
     ),
     Case(
         "a task without questions",
@@ -1465,6 +1559,12 @@ ENVIRONMENT = [
         "chain_of_thought",
         "No such file or directory: /proc/.resume",
         environment={"DVC_ROOT": "/proc"},
+    ),
+    Case(
+        "WORLD_SIZE of a launcher is a word",
+        "train",
+        "the environment variable WORLD_SIZE is 'abc', but must be a number",
+        environment=dict.fromkeys(LAUNCHED, "0") | {"WORLD_SIZE": "abc"},
     ),
     Case(
         "CUDA_VISIBLE_DEVICES is nonsense",

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from pipeline.files import write_tables
 from tests import local_hub
 from tests.stage_runner import run_stages, set_params
 
@@ -91,6 +93,12 @@ def link(path: str) -> Spoil:
 def rows(path: str, *some: dict) -> Spoil:
     """A Parquet file of these rows."""
     return lambda project: pd.DataFrame(list(some)).to_parquet(project / path)
+
+
+def arrow(path: str, **columns: list) -> Spoil:
+    """An Arrow file of these columns."""
+    table = pa.table(columns)
+    return lambda project: write_tables(project / path, [table], table.schema)
 
 
 def no_rows(path: str) -> Spoil:

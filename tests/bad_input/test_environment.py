@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.bad_input import spoil
 from tests.bad_input.test_cases import contents
 from tests.stage_runner import ENVIRONMENT, run_as_module, set_params
 
+CLUSTER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # as a job of one process has them
 ODD = {"TMPDIR": "/nowhere", "OMP_NUM_THREADS": "many", "CUDA_VISIBLE_DEVICES": "none", "DVC_ROOT": "/nowhere"}
 
 
@@ -22,6 +25,24 @@ def test_odd_variables_change_nothing(finished: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     name = "results/perplexity/metrics.json"
     assert (project / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "stage, folder, odd",
+    [
+        ("train", "models/quiet_star", CLUSTER | {"ACCELERATE_MIXED_PRECISION": "foo"}),
+        ("train", "models/quiet_star", CLUSTER | {"WORLD_SIZE": "abc"}),
+        ("report", "results/report", {"MPLBACKEND": "foo"}),
+    ],
+)
+def test_what_a_cluster_or_a_notebook_says_changes_nothing(
+    stage: str, folder: str, odd: dict[str, str], finished: Path, tmp_path: Path
+):
+    project = shutil.copytree(finished, tmp_path / "project")
+    shutil.rmtree(project / folder)
+    done = run_as_module(project, stage, odd)
+    assert done.code == 0, done.stderr
+    assert contents(project / folder) == contents(finished / folder)
 
 
 def test_a_home_of_the_hub_that_cannot_be_written_to(finished: Path, tmp_path: Path):
@@ -41,4 +62,5 @@ def test_python_m_ends_with_the_same_line(finished: Path, tmp_path: Path):
     project = shutil.copytree(finished, tmp_path / "project")
     set_params(project, {"train.steps": 0})
     done = run_as_module(project, "corpus")
-    assert (done.code, done.complaint) == (1, ["error: params.yaml: train.steps is 0, but must be at least 1"])
+    told = "error: params.yaml: train.steps is 0, but must be at least 1 and at most 1000000"
+    assert (done.code, done.complaint) == (1, [told])

@@ -110,6 +110,8 @@ def test_useful_work_is_the_performance_notes_count():
     [
         ("train --hidden 10 --heads 3", "--heads must divide --hidden"),
         ("train --heads 8 --kv-heads 3", "--kv-heads must divide --heads"),
+        ("train --hidden 9 --heads 3 --kv-heads 3", "--hidden over --heads must be even"),
+        ("generate --vocab 1", "--vocab must be at least 3"),
         ("train --tokens 4 --lookahead 4", "--tokens must be at least --lookahead + 2"),
     ],
 )
@@ -119,7 +121,10 @@ def test_impossible_shapes_are_refused_in_one_line(line, complaint):
     assert done.stderr.startswith("error: ") and complaint in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_options_must_be_positive(capsys):
+def test_options_must_be_sizes(capsys):
+    with pytest.raises(SystemExit):
+        parse(["train", "--vocab", str(2**63 - 1)])
+    assert "9223372036854775807 is not at most 1000000" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         parse(["train", "--repeats", "0"])
     assert "0 is not at least 1" in capsys.readouterr().err

@@ -522,9 +522,12 @@ def test_generation_arguments_that_mean_nothing(folder: Path, arguments: dict, t
     ("arguments", "told"),
     [
         ({"think": "yes"}, "think is 'yes'"),
-        ({"thought_temperature": -1}, "temperature is -1"),
-        ({"seed": "x"}, "'x'"),
-        ({"batch_size": "auto"}, "auto"),
+        ({"thought_temperature": -1}, "thought_temperature is -1, but must be a number from 0"),
+        ({"thought_temperature": float("nan")}, "thought_temperature is nan"),
+        ({"seed": "x"}, "seed is 'x', but must be a number from 0 to 4294967295"),
+        ({"seed": 10**20}, "seed is 100000000000000000000"),
+        ({"seed": float("inf")}, "seed is inf"),
+        ({"batch_size": "auto"}, "batch_size is 'auto', but must be a number from 1 to 1000000"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"device": "tpu"}, "device is tpu"),
         ({"dtype": "float16", "max_batch_size": 4}, "dtype, max_batch_size"),
@@ -586,14 +589,31 @@ def test_the_command(tmp_path: Path):
     [
         ("--model_args pretrained=nowhere --tasks letters", "nowhere holds no trained model"),
         ("--tasks letters", "quiet_star needs the folder of a trained model"),
+        ("--model_args pretrained=5 --tasks letters", "5 holds no trained model"),
+        (
+            "--model_args pretrained=nowhere",
+            "No tasks specified, or no tasks found. Please verify the task names: name some with",
+        ),
+        ("--tasks letters --log_samples", "Specify --output_path if providing --log_samples or --predict_only: name a"),
+        ("--model_args pretrained=MODEL --tasks lost", "a task's data set cannot be read: "),
+        ("--model_args pretrained=MODEL --tasks letters --apply_chat_template", "quiet_star has no chat template: "),
         ("--model_args pretrained=nowhere --tasks riddles", "Tasks not found: riddles"),
     ],
 )
 def test_the_commands_mistakes_are_told_in_one_line(
-    options: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: str, told: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     written_task(tmp_path, CHOICE_TASK, commonsense_qa_rows(1))
-    line = ["harness", "--model", "quiet_star", *options.split(), "--include_path", str(tmp_path)]
+    lost = CHOICE_TASK | {"task": "lost", "dataset_path": "nobody/nothing"}
+    (tmp_path / "lost.yaml").write_text(yaml.safe_dump(lost))
+    line = [
+        "harness",
+        "--model",
+        "quiet_star",
+        *options.replace("MODEL", str(folder)).split(),
+        "--include_path",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(sys, "argv", line)
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:

@@ -24,7 +24,7 @@ def spans_of(folder: Path, tokenizer, texts: list[str]) -> Spans:
     pad = tokenizer.convert_tokens_to_ids("q")
     spans = [{"input_ids": ids + [pad] * (longest - len(ids)), "length": len(ids)} for ids in rows]
     write_rows(folder / "spans.arrow", spans, SPANS)
-    return Spans(folder / "spans.arrow")
+    return Spans(folder / "spans.arrow", len(tokenizer))
 
 
 def written(table: pd.DataFrame, folder: Path) -> pd.DataFrame:

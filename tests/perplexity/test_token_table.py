@@ -37,7 +37,7 @@ def random_spans(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Spans:
     ids = torch.randint(2, len(tokenizer), (3, 8), generator=torch.Generator().manual_seed(0)).tolist()
     rows = [{"input_ids": row, "length": n} for row, n in zip(ids, LENGTHS, strict=True)]
     write_rows(folder / "spans.arrow", rows, SPANS)
-    return Spans(folder / "spans.arrow")
+    return Spans(folder / "spans.arrow", len(tokenizer))
 
 
 def table_of(params: Perplexity, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerFast, spans: Spans):
@@ -90,7 +90,7 @@ def test_tokens_and_kinds_are_those_of_the_whole_text(tokenizer: PreTrainedToken
     text = " trains What is the learning (A) 12\n  do not ask"
     ids = tokenizer(text)["input_ids"]
     write_rows(tmp_path / "spans.arrow", [{"input_ids": ids, "length": len(ids)}], SPANS)
-    table = table_of(PARAMS, tiny_model(tokenizer), tokenizer, Spans(tmp_path / "spans.arrow"))
+    table = table_of(PARAMS, tiny_model(tokenizer), tokenizer, Spans(tmp_path / "spans.arrow", len(tokenizer)))
     assert TokenReader(tokenizer).text(ids[0]) + "".join(table["token"]) == text
     assert table["kind"].iloc[0] == "word middle"  # it goes on with the token before it, which has no row
     word = text.index("learning")

@@ -60,7 +60,7 @@ def spans(tmp_path: Path) -> Spans:
     ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
     rows = [{"input_ids": row, "length": 10 if i < 7 else 6} for i, row in enumerate(ids)]
     write_rows(tmp_path / "spans.arrow", rows, SPANS)
-    return Spans(tmp_path / "spans.arrow")
+    return Spans(tmp_path / "spans.arrow", VOCABULARY)
 
 
 def trainer(model: QuietStarForCausalLM, spans: Spans, settings: params.Train = TRAIN) -> QuietStarTrainer:
