@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from tests.stage_runner import copy_project, run_stages
 # the same examples in every run; on a loaded machine any one may be slow (`--hypothesis-profile default`: others)
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+# tests send Ctrl-C to processes, which a shell's background, and all that is started in it, has ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -310,7 +310,7 @@ PARAMETERS = [
         "spans longer than the text",
         "tokenize",
         "the pretrain text is too short for one span: more documents, or a smaller tokenize.pretrain_span",
-        params(tokenize__pretrain_span=10**7),
+        params(tokenize__pretrain_span=10**6),
     ),
     Case(
         "packed spans longer than the text",
