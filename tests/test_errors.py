@@ -31,11 +31,20 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
-def test_ctrl_c_ends_a_command_as_a_shell_expects(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def own_ctrl_c():
+    """What the test makes of Ctrl-C ends with it."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_command_as_a_shell_expects(monkeypatch: pytest.MonkeyPatch, own_ctrl_c: None):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as end:
         errors.run(interrupted)
     assert end.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second one has nothing to end
 
 
 @pytest.mark.parametrize("module", ["stages.train", "pipeline.plan", "pipeline.preset"])
