@@ -49,7 +49,7 @@ ci-comment: ## put results/ci-report.md on the pull request PULL_REQUEST
 	@gh pr comment "$(PULL_REQUEST)" --body-file results/ci-report.md
 
 chaos: setup ## kill the pipeline twenty times, let it go on, compare the end with an uninterrupted run: results/chaos.md
-	@$(RUN) python -m pipeline.chaos --kills 20 --seed 1
+	@$(RUN) python -m tests.chaos --kills 20 --seed 1
 
 # where only the tests that use it find it
 $(EIGHT_BIT): constraints.txt | $(READY)

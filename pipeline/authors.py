@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MistralConfig, PreTrainedTokenizerBase
 
+from pipeline.data.tokens.tokenizer import pretrained_tokenizer
 from pipeline.errors import UserError, reason, run
 from pipeline.files import new_path
 from pipeline.params import BaseModel
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
-from pipeline.tokens.tokenizer import pretrained_tokenizer
 
 FORWARD_PASSES = 3  # their n_ahead counts the text pass, the start token and the end token beside the K sampled tokens
 META_TOKENS = {"start_token_id": "<|startthought|>", "end_token_id": "<|endthought|>"}

@@ -18,7 +18,6 @@ from pipeline.errors import UserError
 
 BATCH_ROWS = 2000
 ARROW = ".arrow"
-SPANS = pa.schema({"input_ids": pa.list_(pa.int32()), "length": pa.int32()})  # of `pipeline.tokens`
 RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers tell of a full disk in their text alone
 
 

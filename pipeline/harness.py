@@ -20,14 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.errors import UserError, reason, run
+from pipeline.evaluation.prompts import before_end, before_stop, continued, left_padded
 from pipeline.files import batches
-from pipeline.inputs import read_tokenizer
+from pipeline.models.base import read_tokenizer
+from pipeline.models.trained import known_positions, load_trained
 from pipeline.params import MILLION
-from pipeline.prompts import before_end, before_stop, continued, left_padded
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype
 from pipeline.thought.sampler import Sampling
-from pipeline.trained import known_positions, load_trained
 
 try:
     from lm_eval.__main__ import cli_evaluate

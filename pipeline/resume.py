@@ -4,6 +4,7 @@ DVC deletes a stage's outputs before it runs, so the rows are kept beside them, 
 checkout whose name stands for everything that could change them: `.resume/STAGE/FINGERPRINT`.
 """
 
+import ast
 import fcntl
 import hashlib
 import json
@@ -23,10 +24,11 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import digests, named
-from pipeline.imports import ROOT, closure
 
 log = logging.getLogger(__name__)
 
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pipeline/__init__.py"
 FOLDER = ".resume"
 ROWS, LOCK, GONE = "rows.jsonl", "lock", ".gone"
 # that a row may depend on, unless a stage names others; the last two need not be installed
@@ -210,3 +212,34 @@ def _last_used(folder: Path) -> float:
         return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except FileNotFoundError:
         return time.time()
+
+
+def closure(path: Path) -> set[Path]:
+    """The file and every project file that running it imports; what the package itself imports only registers."""
+    found, left = set(), [path]
+    while left:
+        one = left.pop()
+        if one not in found:
+            found.add(one)
+            left.extend(filter(None, map(_file_of, _imported(one) if one != PACKAGE else ())))
+    return found
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Every module of the project that a file names in an import, with the packages above it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parents[node.level - 1].relative_to(ROOT).parts if node.level else ()
+            module = ".".join((*above, *filter(None, [node.module])))
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = str(name).split(".")
+            yield from (".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0] == "pipeline")
+
+
+def _file_of(module: str) -> Path | None:
+    stem = ROOT / module.replace(".", "/")
+    return next((path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()), None)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.base_model import write_base_model
+from pipeline.training.pretrain import write_base_model
 
 
 def main() -> None:

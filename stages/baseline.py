@@ -4,8 +4,8 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.launch import launch
-from pipeline.training import write_trained
+from pipeline.training.launch import launch
+from pipeline.training.quiet_star.train import write_trained
 
 
 def main(method: str, seed: str) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.chain_of_thought import write_chain_of_thought
+from pipeline.evaluation.chain_of_thought.vote import write_chain_of_thought
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.compare import write_compare
+from pipeline.evaluation.compare import write_compare
 
 
 def main() -> None:

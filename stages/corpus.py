@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.corpus import write_corpus
+from pipeline.data.corpus.build import write_corpus
 
 
 def main() -> None:

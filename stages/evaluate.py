@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.evaluation import write_evaluation
+from pipeline.evaluation.direct.evaluate import write_evaluation
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.perplexity import write_perplexity
+from pipeline.evaluation.perplexity.measure import write_perplexity
 
 
 def main() -> None:

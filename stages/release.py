@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.release import write_release
-from pipeline.release.card import CardInputs
+from pipeline.report.card import CardInputs
+from pipeline.report.release import write_release
 
 RESULTS = Path("results")
 

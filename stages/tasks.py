@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.tasks.ask import write_tasks
+from pipeline.data.tasks.ask import write_tasks
 
 
 def main() -> None:

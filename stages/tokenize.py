@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.tokens import write_tokens
+from pipeline.data.tokens.tokenize import write_tokens
 
 
 def main() -> None:

@@ -77,5 +77,5 @@ def kill_tree(process: psutil.Process) -> None:
 
 def checkpoint_often(project: Path) -> None:
     """Have a copy of the project take a checkpoint at every row of the log."""
-    code = project / "pipeline/checkpoint.py"
+    code = project / "pipeline/training/checkpoints.py"
     code.write_text(code.read_text().replace("LEAST_SECONDS = 10", "LEAST_SECONDS = 0"))

@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 from omegaconf import OmegaConf
 
-from pipeline.chain_of_thought import write_chain_of_thought
-from pipeline.evaluation import write_evaluation
+from pipeline.data.tokens.tokenize import write_tokens
+from pipeline.evaluation.chain_of_thought.vote import write_chain_of_thought
+from pipeline.evaluation.direct.evaluate import write_evaluation
 from pipeline.files import write_rows
 from pipeline.params import BaseModel, ChainOfThought, Evaluate, Scratch, Tokenize
-from pipeline.tokens import write_tokens
-from tests.chain_of_thought.asking import HOW, PARAMS, byte_tokenizer, tiny_model
+from tests.evaluation.chain_of_thought.asking import HOW, PARAMS, byte_tokenizer, tiny_model
 
 TEXT = pa.schema({"text": pa.string()})
 QUESTION = pa.schema(

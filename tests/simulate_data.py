@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
-from pipeline.inputs import Spans
-from pipeline.loop import TextOrder
-from pipeline.tokens import SPANS, SPANS_AT_ONCE, documents
-from tests.chain_of_thought.asking import byte_tokenizer
+from pipeline.data.spans import SPANS, Spans
+from pipeline.data.tokens.tokenize import SPANS_AT_ONCE, documents
+from pipeline.training.trainer import TextOrder
+from tests.evaluation.chain_of_thought.asking import byte_tokenizer
 from tests.peak_memory import TEXT
 
 GIGA, MEGA = 1e9, 1e6

@@ -18,9 +18,9 @@ from unittest import mock
 import yaml
 from omegaconf import OmegaConf
 
-from pipeline import preset
+from pipeline.preset import options as preset
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 # each with its arguments
 STAGES = (
     "corpus",

@@ -15,10 +15,10 @@ from transformers import MistralConfig, PreTrainedTokenizerBase
 
 from pipeline.authors import VARIANT, from_authors, from_their_counts, main
 from pipeline.errors import UserError
-from pipeline.inputs import read_tokenizer
+from pipeline.models.base import read_tokenizer
+from pipeline.models.trained import load_trained
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from pipeline.trained import load_trained
 from tests.local_hub import word_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -342,7 +342,7 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "x")
 
-    monkeypatch.setattr("pipeline.tokens.tokenizer.PreTrainedTokenizerBase.save_pretrained", full)
+    monkeypatch.setattr("pipeline.data.tokens.tokenizer.PreTrainedTokenizerBase.save_pretrained", full)
     with pytest.raises(OSError, match="No space"):
         main([str(source), str(tmp_path / "ours")])
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]

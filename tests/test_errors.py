@@ -13,7 +13,7 @@ import torch
 
 from pipeline import errors
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 def test_code_from_elsewhere_is_refused(tmp_path: Path):

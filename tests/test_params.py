@@ -13,7 +13,7 @@ from pipeline import params
 from pipeline.errors import UserError
 from pipeline.thought import model
 
-SHIPPED = Path(__file__).parent.parent / "params.yaml"
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 

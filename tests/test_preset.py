@@ -11,12 +11,14 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from pipeline import params, preset
+from pipeline import params
 from pipeline.errors import UserError
+from pipeline.preset import options as preset
+from pipeline.preset.__main__ import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 GROUPS = [
-    [f"{group}={path.stem}" for path in sorted((ROOT / f"pipeline/presets/{group}").glob("*.yaml"))]
+    [f"{group}={path.stem}" for path in sorted((ROOT / f"pipeline/preset/groups/{group}").glob("*.yaml"))]
     for group in ("model", "data", "scale", "hardware")
 ]
 # presets of one group, of two, or of all
@@ -36,7 +38,7 @@ def in_root(monkeypatch: pytest.MonkeyPatch):
 def printed(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The `key=value` of each `-S`."""
     monkeypatch.setattr(sys, "argv", ["preset", *arguments])
-    preset.main()
+    main()
     words = capsys.readouterr().out.split()
     assert set(words[::2]) == {"-S"}
     return words[1::2]
@@ -61,7 +63,7 @@ def test_there_are_presets():
 
 
 def test_a_preset_sets_what_its_file_says():
-    file = yaml.safe_load((ROOT / "pipeline/presets/scale/smoke.yaml").read_text())
+    file = yaml.safe_load((ROOT / "pipeline/preset/groups/scale/smoke.yaml").read_text())
     assert preset.options(["scale=smoke"])["train.steps"] == file["train"]["steps"]
 
 

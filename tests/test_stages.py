@@ -206,5 +206,5 @@ def test_stages_import_the_code_beside_them(finished: Path, tmp_path: Path):
     """An experiment's temporary workspace must not run the main checkout's code (dvc.md)."""
     project = tmp_path / "project"
     shutil.copytree(finished, project)
-    (project / "pipeline/corpus/__init__.py").write_text("raise SystemExit('error: the copy')\n")
+    (project / "pipeline/data/corpus/build.py").write_text("raise SystemExit('error: the copy')\n")
     assert run_as_module(project, "corpus").complaint == run_stage(project, "corpus").complaint == ["error: the copy"]

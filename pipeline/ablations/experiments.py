@@ -19,10 +19,10 @@ from dvc.repo import Repo
 from dvc.repo.experiments.queue.celery import LocalCeleryQueue
 from omegaconf import OmegaConf
 
-from pipeline import preset
 from pipeline.ablations.grid import Arm, git
 from pipeline.errors import UserError
 from pipeline.params import PARAMS_FILE
+from pipeline.preset import options as preset
 
 DONE, FAILED, QUEUED, RUNNING = "done", "failed", "queued", "running"
 PENDING = {QUEUED, RUNNING}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import params, preset, typed_yaml
+from pipeline import params, typed_yaml
 from pipeline.errors import UserError
+from pipeline.preset import options as preset
 
 WITHOUT_THOUGHTS = ("no_thought",)  # methods to which thought length and lookahead mean nothing: one arm each
 GRAPH = Path("dvc.yaml")

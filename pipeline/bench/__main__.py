@@ -11,12 +11,12 @@ import json
 
 import torch
 
-from pipeline.allocator import keep_memory
 from pipeline.bench.machine import DTYPES, machine, memory_now, peak_memory
 from pipeline.bench.measure import SEED, build, measure_generation, measure_training
 from pipeline.bench.work import gemm_rates
 from pipeline.errors import UserError, run
-from pipeline.thought.attention.pick import PATHS, pick
+from pipeline.models.device import keep_memory
+from pipeline.thought.attention import PATHS, pick
 
 SMALLEST, LARGEST = 3, 10**6  # vocabulary; any size
 SIZES = {

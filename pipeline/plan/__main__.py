@@ -11,10 +11,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 
-from pipeline import errors, params, preset
+from pipeline import errors, params
 from pipeline.params import Params
 from pipeline.plan.estimate import Estimate, estimate
 from pipeline.plan.memory import FLOAT
+from pipeline.preset import options as preset
 
 GIGA = 1e9
 ASKING = ("evaluate", "chain_of_thought", "perplexity")  # stages that hold a model on their device, in float32

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.base_model import scratch_config
 from pipeline.params import BaseModel, HubSplit, Params, Train
 from pipeline.plan.memory import FLOAT, Memory, learned_numbers, training_memory
 from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
 from pipeline.plan.work import Step, adapting_flops, reading_flops, training_flops, watching_flops
+from pipeline.training.pretrain import scratch_config
 
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token in a text, about

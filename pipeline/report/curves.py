@@ -12,7 +12,7 @@ from pipeline.report.drawing import PLAIN, THOUGHT, Plot, plot
 from pipeline.report.figures import legend_above
 from pipeline.report.method import Method
 from pipeline.report.reading import read_csv
-from pipeline.watch import WATCHED, warnings
+from pipeline.training.warnings import WATCHED, warnings
 
 FEW_POINTS = 25  # up to here each point is marked; above, the line is smoothed over this part of the points
 HEIGHT = 2.3  # inches
@@ -73,7 +73,7 @@ def step_curves(path: Path, method: Method) -> list[Plot]:
 
 
 def step_warnings(path: Path) -> list[str]:
-    """What `pipeline.watch` finds wrong with the training steps."""
+    """What `pipeline.training.warnings` finds wrong with the training steps."""
     return list(warnings(read_csv(path, ["step", *WATCHED])))
 
 

@@ -5,11 +5,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from pipeline.thought.attention.pick import pick
-from pipeline.thought.attention.rows import Rows
-from pipeline.thought.head import Head
-from pipeline.thought.layout import pads_before_end, row_position_ids, text_position_ids
-from pipeline.thought.views import NAME, OwnTokens, TextView, ThoughtView, View
+from .attention import pick
+from .head import Head
+from .layout import pads_before_end, row_position_ids, text_position_ids
+from .rows import Rows
+from .views import NAME, OwnTokens, TextView, ThoughtView, View
 
 RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # settings that make two passes of one model differ
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.thought.layout import pads_before_end, text_position_ids
-from pipeline.thought.sampler import Sampling, sample
-from pipeline.thought.views import GrowingView
+from .layout import pads_before_end, text_position_ids
+from .sampler import Sampling, sample
+from .views import GrowingView
 
 if TYPE_CHECKING:
-    from pipeline.thought.model import QuietStarForCausalLM
+    from .model import QuietStarForCausalLM
 
 GREEDY = Sampling(temperature=0.0)
 TEXT_STEP = -1  # the step that a text token's own draw counts as; thoughts use 0 .. K-1

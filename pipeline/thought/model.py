@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from pipeline.thought import generation, step
-from pipeline.thought.decoder import Decoder, build_decoder, check_decoder, embedding_of
-from pipeline.thought.layout import Layout, ahead
-from pipeline.thought.mixing import MixingHead
-from pipeline.thought.objective import Counts, Losses, counts_of
-from pipeline.thought.sampler import Sampling, Thoughts, sample_thoughts
-from pipeline.thought.step import DEFAULT_ENGINE, Engine
-from pipeline.thought.views import OwnTokens, TextView
+from . import generation, step
+from .decoder import Decoder, build_decoder, check_decoder, embedding_of
+from .layout import Layout, ahead
+from .mixing import MixingHead
+from .objective import Counts, Losses, counts_of
+from .sampler import Sampling, Thoughts, sample_thoughts
+from .step import DEFAULT_ENGINE, Engine
+from .views import OwnTokens, TextView
 
 QUIET_STAR, PAUSE, NO_THOUGHT = METHODS = ("quiet_star", "pause", "no_thought")
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.thought.head import IGNORED
-from pipeline.thought.layout import ahead
+from .head import IGNORED
+from .layout import ahead
 
 
 @dataclass(frozen=True)

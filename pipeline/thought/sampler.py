@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.thought.decoder import Decoder
-from pipeline.thought.head import CHUNK_LOGITS, Head, ban
-from pipeline.thought.views import OwnTokens, TextView
+from .decoder import Decoder
+from .head import CHUNK_LOGITS, Head, ban
+from .views import OwnTokens, TextView
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from pipeline.thought.head import scaled
+from .head import scaled
 
 Report = TypeVar("Report")
 Run = Callable[[slice, Tensor, Sequence[Tensor]], tuple[Tensor, Report]]

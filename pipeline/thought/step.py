@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.thought.head import Group, HeadLosses, exact_dtype
-from pipeline.thought.layout import ahead
-from pipeline.thought.objective import (
+from .head import Group, HeadLosses, exact_dtype
+from .layout import ahead
+from .objective import (
     Counts,
     Losses,
     advantages,
@@ -23,12 +23,12 @@ from pipeline.thought.objective import (
     talk_weights,
     thought_rewards,
 )
-from pipeline.thought.sampler import Sampling, Thoughts
-from pipeline.thought.slices import slices_of, sum_over
-from pipeline.thought.views import TextView
+from .sampler import Sampling, Thoughts
+from .slices import slices_of, sum_over
+from .views import TextView
 
 if TYPE_CHECKING:
-    from pipeline.thought.model import QuietStarForCausalLM
+    from .model import QuietStarForCausalLM
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from pipeline.thought.attention.pick import attend
-from pipeline.thought.attention.reference import softmax
-from pipeline.thought.attention.rows import Rows, Style
+from .attention import attend
+from .attention_reference import softmax
+from .rows import Rows, Style
 
 NAME = "quiet_star"
 

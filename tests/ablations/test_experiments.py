@@ -22,7 +22,7 @@ import yaml
 
 from tests.killing import kill_tree
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 # accuracy is a tenth of the thought length; more answers than that would be telling of the toy
 STAGE = """
 import sys, time

@@ -8,7 +8,7 @@ import yaml
 from pipeline.ablations.grid import Arm, arms, read_grid
 from pipeline.errors import UserError
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 GRID = {"methods": ["quiet_star"], "thought_tokens": [1, 3], "lookaheads": [1, 2], "seeds": [1]}
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from itertools import starmap
 from pathlib import Path
 
-from pipeline.processes import LAUNCHED
+from pipeline.training.processes import LAUNCHED
 from tests.bad_input import spoil
 from tests.bad_input.case import Case
 from tests.bad_input.spoil import (

@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.bad_input.case import Case
 from tests.bad_input.cases import CASES, GROUPS
 
-PAGE = Path(__file__).parent.parent.parent / "docs/errors.md"
+PAGE = Path(__file__).parents[2] / "docs/errors.md"
 HEAD = f"""# What a run says of bad input
 
 A mistake of a user ends a stage with exit code 1 and one line on standard error, `error: ` and the message below: no

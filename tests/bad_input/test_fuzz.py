@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import params, preset
+from pipeline import params
 from pipeline.ablations.grid import read_grid
+from pipeline.data.tasks import ask
+from pipeline.data.tasks.spec import read_task
 from pipeline.errors import UserError
-from pipeline.tasks import ask
-from pipeline.tasks.spec import read_task
+from pipeline.preset import options as preset
 from tests.bad_input.mutations import VALUES, mutated
 from tests.local_hub import commonsense_qa_rows, gsm8k_rows
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 TASKS = sorted((ROOT / "tasks").rglob("*.yaml"))
 ROWS = [
     *gsm8k_rows(2),

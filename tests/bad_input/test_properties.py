@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import params
-from pipeline.corpus import hub
+from pipeline.data.corpus import hub
+from pipeline.data.tasks import ask
+from pipeline.data.tasks.questions import Question, number_in
+from pipeline.data.tasks.spec import read_task
 from pipeline.errors import UserError
-from pipeline.tasks import ask
-from pipeline.tasks.questions import Question, number_in
-from pipeline.tasks.spec import read_task
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
 ANY_NUMBER = st.integers() | st.floats()
 SCALARS = st.none() | st.booleans() | ANY_NUMBER | st.text()

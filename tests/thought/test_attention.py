@@ -13,9 +13,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.thought.attention import blocked, flex, pick, reference
-from pipeline.thought.attention.rows import Attend, Rows, Style
+from pipeline.thought import attention as pick
+from pipeline.thought import attention_blocked as blocked
+from pipeline.thought import attention_flex as flex
+from pipeline.thought import attention_reference as reference
 from pipeline.thought.layout import pads_before_end, row_position_ids, text_position_ids
+from pipeline.thought.rows import Attend, Rows, Style
 from tests.thought.tiny import error
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.thought.attention import flex, reference
+from pipeline.thought import attention_flex as flex
+from pipeline.thought import attention_reference as reference
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import Losses
 from pipeline.thought.sampler import Sampling, draw, invert, uniforms

@@ -1,0 +1,1 @@
+"""cot-maj@k: visible reasoning is sampled, and the majority of k answers counts."""

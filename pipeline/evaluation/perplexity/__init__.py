@@ -1,0 +1,1 @@
+"""Where thinking helps: the loss of every token of held-out text, with thoughts and without."""

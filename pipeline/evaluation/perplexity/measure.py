@@ -1,0 +1,40 @@
+"""Where does thinking help? The loss of every token of held-out text, with thoughts and without."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.data.spans import Spans
+from pipeline.evaluation.perplexity.density import density_table
+from pipeline.evaluation.perplexity.extremes import extremes_table
+from pipeline.evaluation.perplexity.groups import GROUPINGS, group_table, with_improvement
+from pipeline.evaluation.perplexity.summary import summarize
+from pipeline.evaluation.perplexity.tokens import token_table
+from pipeline.files import write_json, write_table
+from pipeline.models.base import read_tokenizer
+from pipeline.models.device import pick_device
+from pipeline.models.learned import base_of
+from pipeline.models.trained import load_trained
+from pipeline.params import Perplexity
+from pipeline.resume import unfinished
+
+
+def write_perplexity(params: Perplexity, trained: Path, heldout: Path, results: Path) -> None:
+    """Write a row a token (tokens.parquet) and what comes of them, to the folder ``results``.
+
+    deciles, kinds, positions and weights.csv: the improvement by base loss, kind of token, position and mixing weight;
+    density.csv: base loss against improvement; extremes.csv: where thoughts changed most; metrics.json: the rest.
+    Killed and run again, it computes only what is missing and writes the same bytes (`pipeline.resume`).
+    """
+    device = pick_device(params.device)
+    inputs = [path for path in (trained, base_of(trained), heldout) if path is not None]
+    with unfinished("perplexity", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
+        model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
+        spans = Spans(heldout, model.vocabulary, params.texts)
+        tokens = token_table(params, model, tokenizer, spans, scratch)
+        write_table(results / "tokens.parquet", tokens)
+        tokens = with_improvement(tokens)
+        tables = {name: group_table(tokens, grouped(tokens), params) for name, grouped in GROUPINGS.items()}
+        tables |= {"density": density_table(tokens), "extremes": extremes_table(tokens, spans, tokenizer)}
+        for name, table in tables.items():
+            write_table(results / f"{name}.csv", table)
+        write_json(results / "metrics.json", summarize(tokens, tables["deciles"], params))

@@ -1,0 +1,1 @@
+"""Presets: groups of parameters for `dvc exp run`."""

@@ -1,0 +1,25 @@
+"""Presets: `python -m pipeline.preset model=… data=… scale=…` prints the options for `dvc exp run`.
+
+    dvc exp run $(python -m pipeline.preset data=gsm8k scale=real)
+
+The groups are Hydra config groups in pipeline/preset/groups. `root=FOLDER` reads every data set of the preset from a
+local folder in the hub's layout instead of the hub. `key=value` options for anything in params.yaml may follow.
+"""
+
+import sys
+
+from pipeline import errors
+from pipeline.preset.options import known, options, words
+
+
+def main() -> None:
+    arguments = [a for a in sys.argv[1:] if not a.startswith("root=")]
+    root = next((a.removeprefix("root=") for a in sys.argv[1:] if a.startswith("root=")), None)
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__.strip(), *known(), sep="\n  ")
+        return
+    print(*(f"-S {word}" for word in words(options(arguments, root))))
+
+
+if __name__ == "__main__":
+    errors.run(main)

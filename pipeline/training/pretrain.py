@@ -1,0 +1,125 @@
+"""The model that learns to think: pretrained here on the corpus, or one that exists."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from pipeline.data.spans import Spans
+from pipeline.errors import UserError
+from pipeline.files import new_path, write_table
+from pipeline.models.base import read_model, read_tokenizer
+from pipeline.models.device import keep_memory, pick_device
+from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
+from pipeline.training.checkpoints import checkpoints
+from pipeline.training.trainer import CheckedTrainer, logged, training_arguments
+
+STEPS_COLUMNS = ["loss", "heldout_loss", "learning_rate"]
+LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
+DECAY = 4  # the learning rate falls to 0 over the last fourth of the steps
+
+
+def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> None:
+    """Write the base model and its tokenizer to the folder ``out``, and its loss by step to ``log`` (CSV).
+
+    Raises UserError for a model that is missing, broken or of a kind that cannot think in parallel.
+    """
+    keep_memory()
+    tokenizer = read_tokenizer(tokens / "tokenizer")
+    if params.source == "hub":
+        _write(_load(params, len(tokenizer)), pd.DataFrame(columns=["step", *STEPS_COLUMNS]), tokenizer, out, log)
+        return
+    inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
+    about = {"seed": params.seed, "device": pick_device("auto")} | asdict(params.scratch)
+    with checkpoints("base_model", about, inputs, Path(__file__)) as folder:
+        _write(*_pretrain(params, tokens, tokenizer, folder), tokenizer, out, log)
+
+
+def _write(
+    model: PreTrainedModel, rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, out: Path, log: Path
+) -> None:
+    with new_path(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    write_table(log, rows)
+
+
+def _load(params: BaseModel, vocabulary: int) -> PreTrainedModel:
+    model = read_model(params.path, revision=params.revision)
+    known = model.get_input_embeddings().num_embeddings
+    if vocabulary > known:
+        raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {vocabulary}")
+    return model
+
+
+def _pretrain(
+    params: BaseModel, tokens: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> tuple[PreTrainedModel, pd.DataFrame]:
+    set_seed(params.seed)
+    scratch = params.scratch
+    model = AutoModelForCausalLM.from_config(scratch_config(scratch, len(tokenizer), tokenizer.eos_token_id))
+    spans = Spans(tokens / "pretrain.arrow", len(tokenizer))
+    arguments = training_arguments(
+        "auto",
+        params.seed,
+        folder,
+        max_steps=scratch.steps,
+        per_device_train_batch_size=scratch.batch_size,
+        learning_rate=scratch.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": scratch.steps // DECAY},
+        warmup_steps=scratch.warmup_steps,
+        weight_decay=scratch.weight_decay,
+        adam_beta2=0.95,
+        logging_steps=LOG_STEPS,
+        eval_strategy="steps",
+        eval_steps=LOG_STEPS * HELDOUT_EVERY,
+    )
+    heldout = Spans(tokens / "heldout.arrow", len(tokenizer), HELDOUT_SPANS)
+    log = PretrainTrainer(arguments, folder, model=model, train_dataset=spans, eval_dataset=heldout).run()
+    rows = logged(log, STEPS_COLUMNS, needed="loss").set_index("step")
+    rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
+    if not np.isfinite(rows["heldout_loss"].dropna()).all():
+        raise UserError("a held-out loss is not a finite number: lower base_model.scratch.learning_rate")
+    return model.to("cpu"), rows.reset_index()
+
+
+class PretrainTrainer(CheckedTrainer):
+    """Plain language modelling. Of the documents packed into a span each attends to itself only."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != "text_keys"}
+        if inputs["attention_mask"].all():  # packed: transformers finds the documents by their position ids
+            del inputs["attention_mask"]
+            inputs["position_ids"] = document_positions(inputs["input_ids"], self.model.config.eos_token_id)
+        return super().compute_loss(model, inputs | {"use_cache": False}, return_outputs)
+
+
+def document_positions(ids: Tensor, end: int) -> Tensor:
+    """Position ids (B, N) of packed documents ``ids`` (B, N): each document, ended by ``end``, starts at 0."""
+    order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    starts = torch.nn.functional.pad(ids[:, :-1] == end, (1, 0), value=True)
+    return order - (order * starts).cummax(dim=1).values
+
+
+def scratch_config(scratch: Scratch, vocabulary: int, end: int) -> object:
+    """The configuration of a small decoder with new weights."""
+    return AutoConfig.for_model(
+        scratch.architecture,
+        vocab_size=vocabulary,
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.ffn_size,
+        num_hidden_layers=scratch.layers,
+        num_attention_heads=scratch.heads,
+        num_key_value_heads=scratch.key_value_heads,
+        head_dim=scratch.hidden_size // scratch.heads,
+        max_position_embeddings=LONGEST_TEXT,
+        initializer_range=scratch.init_std,
+        tie_word_embeddings=scratch.tied_embeddings,
+        bos_token_id=None,
+        eos_token_id=end,
+    )

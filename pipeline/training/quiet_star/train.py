@@ -1,0 +1,197 @@
+"""Quiet-STaR training: from a base model and spans of text to a model that thinks."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from pipeline.data.spans import Spans
+from pipeline.errors import UserError
+from pipeline.files import digests, new_path, write_json, write_table
+from pipeline.models.base import load_base, read_tokenizer
+from pipeline.models.device import keep_memory, pick_device
+from pipeline.models.learned import WEIGHTS, limit_learning, restore_frozen, round_frozen, save_trained
+from pipeline.models.trained import check_room
+from pipeline.params import Train
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.training.checkpoints import checkpoints, last_checkpoint
+from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
+from pipeline.training.quiet_star.probe import read_probe
+from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer
+from pipeline.training.trainer import logged, training_arguments
+
+
+def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Path, results: Path) -> None:
+    """Train on ``tokens``/train.arrow; write the model and its tokenizer to ``out``, the log to ``results``.
+
+    Killed and run again, it goes on from its last checkpoint and writes the same bytes (`training.checkpoints`). Every
+    process of a distributed run calls this; one of them writes.
+    """
+    device = pick_device(params.device)
+    _check_engine(params, device)
+    join(device)
+    inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
+    inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]
+    about = asdict(params) | {"device": device, "processes": processes()}
+    with checkpoints(f"train/{out.name}", about, inputs, Path(__file__)) as folder:
+        keep_memory()
+        set_seed(params.seed)
+        read = _weights(base)
+        trainer = _trainer(params, base, tokens, probe, folder)
+        rows = trainer.run()
+        if _weights(base) != read:
+            raise UserError(f"the weights in {base} changed while they were trained on: run `dvc repro train` again")
+        whole = _whole_model(trainer, params, base)
+        if whole is not None:
+            _write_model(whole, params, base, read, out)
+            _write_log(params, rows, whole, trainer.train_dataset, results)
+        trainer.accelerator.wait_for_everyone()
+
+
+def _weights(base: Path) -> dict[str, str]:
+    """The digests of the base model's weights, in the main process: the others write nothing."""
+    return digests(base, WEIGHTS) if is_main() else {}
+
+
+def _check_engine(params: Train, device: str) -> None:
+    """Raise UserError for ways of computing that this device, or weights that processes share out, do not allow."""
+    if params.attention == "flex" and device == "cpu":
+        raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
+    if params.positions is not None and is_sharded():
+        raise UserError(
+            "train.positions is set, but weights that are shared out need all positions at once: make it null"
+        )
+    if params.optimizer == "adamw_8bit" and is_sharded():
+        raise UserError(
+            "train.optimizer is adamw_8bit, which cannot change weights that are shared out: set it to adamw"
+        )
+
+
+def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path) -> QuietStarTrainer:
+    """The trainer with its model and data. Raises UserError for inputs that cannot be trained on."""
+    first = last_checkpoint(folder) is None  # else what was seen before the first step is in its log
+    arguments = training_arguments(params.device, params.seed, folder, eval_on_start=first, **_settings(params))
+    tokenizer = read_tokenizer(base)
+    model = thinking_model(params, base, tokenizer)
+    if _has_rounded(params):
+        round_frozen(model)
+    spans = Spans(tokens / "train.arrow", model.vocabulary)
+    row_tokens = model.layout.row_tokens if model.has_thoughts else 0
+    check_room(model, len(spans[0]["input_ids"]) + row_tokens, "a span")
+    asked = read_probe(probe, tokenizer, params.rationales) if model.samples_thoughts else None
+    if asked is not None:
+        check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
+    heldout = HeldOut(Spans(tokens / "heldout.arrow", model.vocabulary, params.evaluation_texts), asked)
+    return QuietStarTrainer(params, heldout, arguments, folder=folder, model=model, train_dataset=spans)
+
+
+def _whole_model(trainer: QuietStarTrainer, params: Train, base: Path) -> QuietStarForCausalLM | None:
+    """The trained model in float32 and the main process's memory, however it was spread out; None in the others."""
+    if not is_sharded():
+        return _exact(trainer.model.to("cpu"), params, base) if is_main() else None
+    gathered = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights = get_model_state_dict(trainer.model, options=gathered)  # in all processes: each sends its part
+    if not is_main():
+        return None
+    model = thinking_model(params, base, read_tokenizer(base))
+    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    model.load_state_dict({name: weights[name] for name in learned}, strict=False)
+    return model
+
+
+def _exact(model: QuietStarForCausalLM, params: Train, base: Path) -> QuietStarForCausalLM:
+    if _has_rounded(params):
+        restore_frozen(model, load_base(base))
+    return model
+
+
+def _has_rounded(params: Train) -> bool:
+    """Whether what does not learn is kept in bfloat16 (`round_frozen`)."""
+    return params.precision == "bfloat16" and params.adapt != "whole"
+
+
+def _write_model(model: QuietStarForCausalLM, params: Train, base: Path, read: dict[str, str], out: Path) -> None:
+    with new_path(out) as folder:
+        save_trained(model, params, base, read, folder)
+        read_tokenizer(base).save_pretrained(folder)
+
+
+def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, spans: Spans, results: Path) -> None:
+    watched = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
+    watched = watched.rename(columns=lambda name: name.removeprefix("eval_"))
+    tokens = params.accumulation * params.batch_size * spans.mean_length  # of a step
+    speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
+    speed["tokens_per_second"] = (speed.pop("steps_per_second") * tokens).round(1)
+    write_table(results / "steps.csv", logged(rows, STEP_COLUMNS, needed="base_loss"))
+    write_table(results / "heldout.csv", watched)
+    write_table(results / "speed.csv", speed)
+    write_json(results / "metrics.json", _summary(params, watched, model, params.steps * tokens))
+
+
+def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
+    """Quiet-STaR, untrained, on the model in the folder ``base``."""
+    meta_token = tokenizer(params.meta_token_text, add_special_tokens=False)["input_ids"]
+    if not meta_token:
+        raise UserError(f"train.meta_token_text {params.meta_token_text!r} has no token in this tokenizer")
+    model = QuietStarForCausalLM.from_base(
+        load_base(base),
+        meta_token_ids=meta_token,
+        method=params.method,
+        thought_tokens=params.thought_tokens,
+        lookahead=params.lookahead,
+        rationales=params.rationales,
+        meta_token_scale=params.meta_token_scale,
+        policy_weight=params.policy_weight,
+        policy_temperature=params.policy_temperature,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    limit_learning(model, params)
+    return model
+
+
+def _passes(params: Train) -> int:
+    """How many of a step's passes are this process's. Raises UserError where they cannot be shared out evenly."""
+    if params.accumulation % processes():
+        raise UserError(
+            f"train.accumulation is {params.accumulation}, but {processes()} processes share an optimizer step's "
+            f"passes: make it a multiple of {processes()} (and train.batch_size smaller, for as many texts a step)"
+        )
+    return params.accumulation // processes()
+
+
+def _settings(params: Train) -> dict:
+    return {
+        "max_steps": params.steps,
+        "per_device_train_batch_size": params.batch_size,
+        "per_device_eval_batch_size": params.batch_size,
+        "gradient_accumulation_steps": _passes(params),
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": params.warmup_steps,
+        "max_grad_norm": params.gradient_clip,
+        "logging_steps": params.log_steps,
+        "eval_strategy": "steps",
+        "eval_steps": params.evaluation_steps,
+        "bf16": params.precision == "bfloat16",
+        "gradient_checkpointing": params.checkpointing,
+    }
+
+
+def _summary(params: Train, watched: pd.DataFrame, model: QuietStarForCausalLM, text_tokens: float) -> dict:
+    first, last = watched.iloc[0], watched.iloc[-1]
+    share = None
+    if watched["working_share"].notna().all():
+        share = {"first": float(first["working_share"]), "last": float(last["working_share"])}
+    return {
+        "method": params.method,
+        "steps": params.steps,
+        "text_tokens": round(text_tokens),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "working_share": share,
+        "heldout": {
+            when: {name: float(row[name]) for name in ("base_loss", "talk_loss")}
+            for when, row in (("first", first), ("last", last))
+        },
+    }

@@ -1,0 +1,165 @@
+"""The micro-world: a function of its seed, with no evaluation question in any text."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.corpus import microworld as world
+
+ROOT = Path(__file__).parents[3]
+DASH = "—"
+STEPS = st.integers(2, 4)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def text(split: str, count: int = 3000, seed: int = 1, steps: int = 2, share: float = 0.9) -> list[str]:
+    return list(world.documents(split, count, seed, steps, share))
+
+
+def question(document: str) -> str:
+    """The question's own sentences, without choices and answer."""
+    return document.removeprefix("Q: ").split("\n")[0]
+
+
+def ring_numbers(sentence: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d", sentence)))
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, list[str]]:
+    return {split: text(split) for split in world.TEXT_SPLITS}
+
+
+def test_every_kind_of_question_is_in_every_split(texts: dict[str, list[str]]):
+    for documents in texts.values():
+        questions = [d for d in documents if d.startswith("Q: ")]
+        assert any("(A)" in d for d in questions) and any(ring_numbers(question(d)) for d in questions)
+        assert any(not d.startswith("Q: ") for d in documents)
+
+
+def test_no_evaluation_ring_is_in_any_text(texts: dict[str, list[str]]):
+    asked = {ring_numbers(q["question"]) for q in world.gsm8k_questions(400, 1, 2)}
+    held_in = {ring_numbers(question(d)) for some in texts.values() for d in some if d.startswith("Q: ")} - {()}
+    assert len(held_in) > 100 and asked and all(len(numbers) == 3 for numbers in asked | held_in)
+    assert not asked & held_in
+
+
+def test_no_evaluation_pair_is_in_any_text(texts: dict[str, list[str]]):
+    """The question's sentence names the animal and the relation; the choices' order does not matter."""
+    asked = {q["question"] for q in world.commonsense_qa_questions(400, 1)}
+    held_in = {question(d) for some in texts.values() for d in some if d.startswith("Q: ") and "(A)" in d}
+    assert len(asked) > 10 and len(held_in) > 20
+    assert not asked & held_in
+    assert not any(sentence.lower() in d.lower() for sentence in asked for some in texts.values() for d in some)
+
+
+def test_the_splits_for_training_and_watching_share_no_question(texts: dict[str, list[str]]):
+    questions = {split: {question(d) for d in some if d.startswith("Q: ")} for split, some in texts.items()}
+    assert not questions["heldout"] & (questions["train"] | questions["pretrain"])
+
+
+def test_only_pretraining_has_asides(texts: dict[str, list[str]]):
+    assert not any(DASH in d for split in ("train", "heldout") for d in texts[split])
+    assert any(DASH in d for d in texts["pretrain"])
+    assert not any(DASH in d for d in text("pretrain", 300, share=0.0))
+
+
+def test_pretraining_has_every_kind_of_aside(texts: dict[str, list[str]]):
+    """The working, a restatement and an idle remark; a ring's working and restatement are digits."""
+    asides = [re.search(f"{DASH} (.*?) {DASH}", d) for d in texts["pretrain"] if d.startswith("Q: ")]
+    documents = [d for d in texts["pretrain"] if d.startswith("Q: ")]
+    rings = [(ring_numbers(question(d)), a.group(1)) for d, a in zip(documents, asides, strict=True) if a]
+    rings = [(numbers, aside) for numbers, aside in rings if numbers]
+    workings = sum(aside == working(numbers) for numbers, aside in rings)
+    restated = sum(aside == " ".join(map(str, numbers)) for numbers, aside in rings)
+    idle = sum(aside in world.REMARKS for _, aside in rings)
+    assert workings > 20 and restated > 20 and idle > 20
+    assert workings + restated + idle >= len(rings)
+
+
+def working(numbers: tuple[int, ...]) -> str:
+    totals, total = [], 0
+    for number in numbers:
+        total = (total + number) % 10
+        totals.append(str(total))
+    return " ".join(totals)
+
+
+@given(SEEDS, STEPS)
+@settings(max_examples=20)
+def test_gsm8k_questions_are_right(seed: int, steps: int):
+    for row in world.gsm8k_questions(5, seed, steps):
+        assert set(row) == {"question", "answer"}
+        numbers = ring_numbers(row["question"])
+        assert len(numbers) == steps + 1
+        lines = row["answer"].split("\n")
+        assert lines == [working(numbers), f"#### {sum(numbers) % 10}"]
+
+
+@given(SEEDS)
+@settings(max_examples=20)
+def test_commonsense_qa_questions_have_one_right_choice(seed: int):
+    for row in world.commonsense_qa_questions(5, seed):
+        assert set(row) == {"question", "choices", "answerKey"}
+        assert row["choices"]["label"] == list("ABCDE") and len(set(row["choices"]["text"])) == 5
+        named = [
+            (kind, entry)
+            for kind, entry in world.ANIMALS.items()
+            for a in entry[2].split()
+            if f" {a}" in row["question"]
+        ]
+        ((_, (home, food, _)),) = named
+        right = food if " eat" in row["question"] else home
+        assert row["choices"]["text"]["ABCDE".index(row["answerKey"])] == right
+
+
+@given(SEEDS, STEPS)
+@settings(max_examples=20)
+def test_the_probe_holds_the_full_working(seed: int, steps: int):
+    for row in world.probe(5, seed, steps):
+        assert row["prompt"].endswith("\nA:")
+        assert row["working"] == working(ring_numbers(question(row["prompt"])))
+
+
+def test_the_probe_shares_no_ring_with_training(texts: dict[str, list[str]]):
+    probed = {ring_numbers(row["prompt"]) for row in world.probe(300, 1, 2)}
+    trained = {ring_numbers(question(d)) for split in ("pretrain", "train") for d in texts[split]}
+    assert not probed & trained
+
+
+@given(SEEDS)
+@settings(max_examples=10)
+def test_the_same_seed_makes_the_same_text_and_another_one_another(seed: int):
+    assert text("train", 20, seed) == text("train", 20, seed)
+    assert text("train", 20, seed) != text("train", 20, seed + 1)
+    assert text("train", 20, seed) != text("heldout", 20, seed)
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "1", "12345"])
+def test_a_process_of_its_own_makes_the_same_text(hash_seed: str):
+    """Whatever order that process gives to sets of strings."""
+    code = (
+        "from pipeline.data.corpus import microworld as w; "
+        "print(*w.documents('pretrain', 200, 1, 2, 0.9), w.gsm8k_questions(20, 1, 2), "
+        "w.commonsense_qa_questions(20, 1))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        check=True,
+    )
+    own = (*text("pretrain", 200), world.gsm8k_questions(20, 1, 2), world.commonsense_qa_questions(20, 1))
+    assert done.stdout.decode() == " ".join(map(str, own)) + "\n"
+
+
+def test_the_right_answer_is_spread_over_the_choices():
+    keys = [row["answerKey"] for row in world.commonsense_qa_questions(1000, 1)]
+    assert all(150 < keys.count(letter) < 250 for letter in "ABCDE")

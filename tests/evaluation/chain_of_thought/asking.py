@@ -1,0 +1,159 @@
+"""Tiny models, tokenizers and questions for the tests of chain of thought, and the protocol once more, slowly."""
+
+import string
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.data.tasks import spec
+from pipeline.data.tasks.questions import Question
+from pipeline.data.tokens.tokenizer import train_tokenizer
+from pipeline.evaluation.chain_of_thought.reading import vote_in
+from pipeline.evaluation.chain_of_thought.samples import Asker
+from pipeline.params import ChainOfThought
+from pipeline.resume import Scratch
+from pipeline.thought.generation import SAMPLES_APART, TEXT_STEP
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.sampler import Sampling, uniforms
+from tests.local_hub import texts, word_tokenizer
+from tests.thought.tiny import LLAMA, quiet_star
+
+HOW = spec.ChainOfThought(prompt="{{ q }}", stop=["e", "7+"], answer_prompt="\nTherefore, the answer is")
+PARAMS = {
+    "seed": 3,
+    "questions": None,
+    "samples": 4,
+    "temperature": 0.9,
+    "thought_temperature": 0.0,
+    "new_tokens": 12,
+    "answer_tokens": 6,
+    "batch_size": 3,
+    "bootstrap_samples": 50,
+    "device": "cpu",
+}
+
+
+def params(**changes: object) -> ChainOfThought:
+    return ChainOfThought(**PARAMS | changes)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(texts(30), 300)
+
+
+TOKENIZERS = {"words": word_tokenizer, "bytes": byte_tokenizer}
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerBase, base: dict = LLAMA, **settings: object) -> QuietStarForCausalLM:
+    sizes = {"vocab_size": len(tokenizer)} | ({"max_position_embeddings": 512} if base is LLAMA else {})
+    settings = {"start_token_id": None, "end_token_id": None} | settings
+    return quiet_star({**base, **sizes}, **settings).eval()
+
+
+def numbers(count: int) -> list[Question]:
+    """Of different lengths, not in order of them."""
+    asked = [f"What is {i} and {'9' * (i * 7 % 5)}{i}?" for i in range(count)]
+    return [Question(f"Q: {q}\nA:", str(i), [], f"Q: {q}\nA: Add.") for i, q in enumerate(asked)]
+
+
+def choices(count: int) -> list[Question]:
+    """With so many labels that a model that writes anything writes one now and then."""
+    labels = list(string.ascii_letters)
+    return [Question(q.prompt, labels[i], labels, q.reasoning_prompt) for i, q in enumerate(numbers(count))]
+
+
+def ask(
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[Question],
+    rows: Path,
+    how: spec.ChainOfThought = HOW,
+    **changes: object,
+) -> list[dict]:
+    scratch = Scratch(rows)
+    return [
+        scratch.rows[place] for place in Asker(params(**changes), model, tokenizer).ask("t", how, questions, scratch)
+    ]
+
+
+@torch.no_grad()
+def slow_samples(
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[Question],
+    how: spec.ChainOfThought = HOW,
+    **changes: object,
+) -> list[dict]:
+    """What `ask` returns: one question, way and sample at a time, each token from a pass over the whole text."""
+    about, rows = params(**changes), []
+    sampling, thoughts = Sampling(about.temperature, about.seed), Sampling(about.thought_temperature, about.seed)
+    for index, question in enumerate(questions):
+        for way in ("thought", "no_thought"):
+            row = {"task": "t", "index": index, "way": way, "answer": question.answer, "texts": [], "votes": []}
+            for sample in range(about.samples):
+                key = torch.tensor([index + sample * SAMPLES_APART])
+                write = slow_writer(model, tokenizer, way, key, thoughts, how.stop)
+                row["texts"].append(write(question.reasoning_prompt, about.new_tokens, sampling))
+                asked = question.reasoning_prompt + row["texts"][-1] + how.answer_prompt
+                answer = write(asked, about.answer_tokens, Sampling(0.0))
+                row["votes"].append(vote_in(answer, question.labels))
+            rows.append(row)
+    return rows
+
+
+def slow_writer(model, tokenizer, way, key, thoughts, stop):
+    def write(prompt: str, count: int, sampling: Sampling) -> str:
+        ids = tokenizer(prompt)["input_ids"]
+        new: list[int] = []
+        for _ in range(count):
+            last = torch.tensor([len(ids + new) - 1])
+            output = model(torch.tensor([ids + new]), positions=last, sampling=thoughts, text_keys=key)
+            logits = (output.logits if way == "thought" else output.base_logits)[0, 0]
+            if sampling.temperature:
+                running = (logits / sampling.temperature).softmax(-1).cumsum(-1)
+                chance = uniforms(sampling.seed, key, 1, last[None], TEXT_STEP).item()
+                token = int((running <= chance).sum())
+            else:
+                token = int(logits.argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            new.append(token)
+            if any(string in added(tokenizer, ids, new) for string in stop):
+                break
+        text = added(tokenizer, ids, new)
+        return text[: min([text.index(s) for s in stop if s in text], default=len(text))]
+
+    return write
+
+
+def added(tokenizer: PreTrainedTokenizerBase, ids: list[int], new: list[int]) -> str:
+    before = tokenizer.decode(ids, skip_special_tokens=True)
+    return tokenizer.decode(ids + new, skip_special_tokens=True)[len(before) :]
+
+
+def trained_folder(folder: Path, **settings: object) -> Path:
+    tokenizer = word_tokenizer()
+    tiny_model(tokenizer, **settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tasks_folder(folder: Path, count: int = 7) -> Path:
+    """Two tasks that ask for reasoning, and one that does not."""
+    folder.mkdir()
+    for name, kind, questions in (
+        ("a", "number", numbers(count)),
+        ("b", "choice", choices(count)),
+        ("c", "number", []),
+    ):
+        task = {"title": name, "source": "none", "version": 1, "data": {"path": "p", "split": "s"}, "kind": kind}
+        task |= {"prompt": "Q: {{ q }}", "answer": "a"} | ({"choices": "x"} if kind == "choice" else {})
+        if questions:
+            task["chain_of_thought"] = asdict(HOW)
+        OmegaConf.save(OmegaConf.create(task), folder / f"{name}.yaml")
+        pd.DataFrame(vars(q) for q in questions or numbers(2)).to_parquet(folder / f"{name}.parquet")
+    return folder

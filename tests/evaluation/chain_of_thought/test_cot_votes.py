@@ -1,0 +1,143 @@
+"""maj@k equals listing every subset; figures are what their names say."""
+
+import time
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations, product
+from math import comb, prod
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.evaluation.chain_of_thought.votes import majority, metrics_of, points_of, sizes, votes_of
+from pipeline.evaluation.statistics import interval, mcnemar
+from tests.evaluation.chain_of_thought.asking import params
+
+
+def points(subset: tuple[str, ...], answer: str) -> Fraction:
+    counts = Counter(vote for vote in subset if vote)
+    most = max(counts.values(), default=0)
+    best = [vote for vote, count in counts.items() if count == most]
+    return Fraction(answer in best, max(1, len(best)))
+
+
+def listed(votes: list[str], answer: str) -> list[Fraction]:
+    """By k: the mean over every subset."""
+    every = ([points(subset, answer) for subset in combinations(votes, k)] for k in sizes(len(votes)))
+    return [sum(some) / len(some) for some in every]
+
+
+@given(st.lists(st.sampled_from(["", "", "1", "1", "2", "3", "4"]), min_size=1, max_size=9))
+@settings(max_examples=300)
+def test_it_equals_listing_every_subset(votes: list[str]):
+    assert majority(votes, "1") == pytest.approx([float(x) for x in listed(votes, "1")], rel=1e-13, abs=0)
+
+
+def composed(counts: list[int], blank: int) -> list[float]:
+    """The same from every way to compose a subset; the right answer's count is the first."""
+    total, mean = sum(counts) + blank, {k: Fraction(0) for k in sizes(sum(counts) + blank)}
+    for taken in product(*(range(count + 1) for count in (*counts, blank))):
+        right, *others, _ = taken
+        if right and right == max(taken[:-1]) and sum(taken) in mean:
+            ways = prod(comb(count, number) for count, number in zip((*counts, blank), taken, strict=True))
+            mean[sum(taken)] += Fraction(ways, (1 + others.count(right)) * comb(total, sum(taken)))
+    return [float(value) for value in mean.values()]
+
+
+@pytest.mark.parametrize("counts, blank", [([20, 21, 20], 3), ([1, 60, 3], 0), ([30, 30], 4), ([10, 9, 8, 7], 30)])
+def test_64_samples(counts: list[int], blank: int):
+    votes = [str(i) for i, count in enumerate(counts) for _ in range(count)] + [""] * blank
+    assert sizes(64) == [1, 2, 4, 8, 16, 32, 64]
+    assert majority(votes, "0") == pytest.approx(composed(counts, blank), rel=1e-12, abs=1e-300)
+
+
+def test_64_samples_are_quick():
+    rng = np.random.default_rng(1)
+    spreads = [rng.integers(1, most, 64).astype(str).tolist() for most in (2, 3, 6, 20, 60, 1000)]
+    since = time.perf_counter()
+    for votes in spreads:
+        majority(votes, votes[0])
+    assert time.perf_counter() - since < 3  # 1,319 questions are then some minutes at the very worst
+
+
+@pytest.mark.parametrize(
+    "votes, expected",
+    [
+        (["1", "1"], [1, 1]),
+        (["1", "2"], [0.5, 0.5]),
+        (["", "1"], [0.5, 1]),  # no vote does not count ...
+        (["", ""], [0, 0]),  # ... unless there is no other
+        (["", "2"], [0, 0]),
+        (["1", "2", "3", "3"], [0.25, 0.25, 0]),
+        (["1", "2", "3", "4"], [0.25, 0.25, 0.25]),
+        (["1"], [1]),
+    ],
+)
+def test_small_cases(votes: list[str], expected: list[float]):
+    assert majority(votes, "1").tolist() == pytest.approx(expected)
+
+
+def test_sizes_are_powers_of_two_and_all():
+    assert [sizes(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+VOTES = {  # by way, by question; the right answer is 1
+    "thought": [["1", "1", "2", ""], ["2", "1", "1", "1"], ["1", "2", "3", "4"], ["", "", "", "1"], ["1"] * 4],
+    "no_thought": [["1", "2", "2", "2"], ["2", "2", "", ""], ["2", "3", "3", "3"], [""] * 4, ["1", "1", "2", "3"]],
+}
+
+
+def rows(task: str = "t", ways: tuple[str, ...] = ("thought", "no_thought")) -> list[dict]:
+    return [
+        {"task": task, "index": index, "way": way, "votes": VOTES[way][index], "answer": "1"}
+        for index in range(5)
+        for way in ways
+    ]
+
+
+def expected(way: str) -> np.ndarray:
+    return np.array([[float(x) for x in listed(votes, "1")] for votes in VOTES[way]])
+
+
+def test_figures_of_both_ways_and_their_difference():
+    about = params(samples=4)
+    metrics = metrics_of(points_of(rows()), about)["t"]
+    names = ["accuracy@1", "maj@2", "maj@4"]
+    assert list(metrics) == ["n", "samples", "thought", "no_thought", "difference"]
+    assert (metrics["n"], metrics["samples"]) == (5, 4)
+    for way in VOTES:
+        assert metrics[way] == pytest.approx(dict(zip(names, expected(way).mean(0), strict=True)))
+    assert metrics["thought"]["accuracy@1"] == pytest.approx(np.mean([v == "1" for q in VOTES["thought"] for v in q]))
+    for i, name in enumerate(names):
+        paired = (expected("thought") - expected("no_thought"))[:, i]
+        low, high = interval(paired, None, about.bootstrap_samples, about.seed)
+        found = metrics["difference"][name]
+        assert [found[x] for x in ("mean", "ci_low", "ci_high")] == pytest.approx([paired.mean(), low, high])
+        assert ("p_value" in found) == (name == "maj@4")
+    alone = np.array([[1, 1, 0, 1, 1], [0, 0, 0, 0, 1]], dtype=bool)  # the right answer is alone in front
+    assert metrics["difference"]["maj@4"]["p_value"] == mcnemar(*alone) == 0.25
+
+
+def test_votes_have_a_row_a_task_way_and_k():
+    about = params(samples=4)
+    votes = votes_of(points_of([*rows("t"), *rows("u")]), about)
+    assert list(votes.columns) == ["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"]
+    assert votes[["task", "way", "k"]].values.tolist() == [
+        [task, way, k] for task in "tu" for way in VOTES for k in (1, 2, 4)
+    ]
+    assert votes["accuracy"].tolist() == pytest.approx(
+        [*expected("thought").mean(0), *expected("no_thought").mean(0)] * 2
+    )
+    low, high = interval(expected("thought")[:, 1], None, about.bootstrap_samples, about.seed)
+    assert votes.loc[1, ["ci_low", "ci_high", "n"]].tolist() == pytest.approx([low, high, 5])
+
+
+def test_one_way_has_no_difference():
+    metrics = metrics_of(points_of(rows(ways=("no_thought",))), params(samples=4))["t"]
+    assert list(metrics) == ["n", "samples", "no_thought"]
+
+
+def test_no_task_that_asks_for_reasoning_has_no_figures():
+    assert metrics_of(points_of([]), params()) == {} and votes_of(points_of([]), params()).empty

@@ -1,0 +1,149 @@
+"""The improvement by group of tokens."""
+
+from collections import Counter
+from math import ceil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.evaluation.perplexity.groups import (
+    GROUPINGS,
+    THRESHOLD,
+    by_decile,
+    by_kind,
+    by_position,
+    by_weight,
+    group_table,
+)
+from pipeline.evaluation.perplexity.kinds import KINDS
+from tests.evaluation.perplexity.fake_tokens import PARAMS, any_tokens, random_tokens, slow_interval, table
+
+COLUMNS = ["group", "n", "share", "base_loss", "improvement", "ci_low", "ci_high", "helped", "hurt"]
+FEW = PARAMS.__class__(**{**vars(PARAMS), "bootstrap_samples": 20})
+
+
+def slow_rows(tokens: pd.DataFrame, group: pd.Series) -> dict[object, dict[str, float]]:
+    """What each group's row must say, its interval aside, a token at a time."""
+    rows: dict[object, list] = {}
+    for name, base, mixed in zip(group, tokens["nll_no_thought"], tokens["nll_thought"], strict=True):
+        rows.setdefault(name, []).append((base, base - mixed))
+    return {
+        name: {
+            "n": len(some),
+            "share": len(some) / len(tokens),
+            "base_loss": sum(base for base, _ in some) / len(some),
+            "improvement": sum(gain for _, gain in some) / len(some),
+            "helped": sum(gain > 0.01 for _, gain in some) / len(some),
+            "hurt": sum(gain < -0.01 for _, gain in some) / len(some),
+        }
+        for name, some in rows.items()
+    }
+
+
+@pytest.mark.parametrize("name", GROUPINGS)
+@given(tokens=any_tokens())
+@settings(max_examples=40)
+def test_rows_are_means_over_the_groups_tokens(name: str, tokens: pd.DataFrame):
+    group = GROUPINGS[name](tokens)
+    rows = group_table(tokens, group, FEW)
+    assert list(rows.columns) == COLUMNS
+    expected = slow_rows(tokens, group)
+    assert set(rows["group"]) == set(expected) and rows["group"].is_unique
+    for row in rows.to_dict("records"):
+        assert {key: row[key] for key in expected[row["group"]]} == pytest.approx(expected[row["group"]], abs=1e-12)
+    assert np.isfinite(rows.drop(columns="group").to_numpy(dtype=float)).all()
+
+
+def test_intervals_draw_whole_texts():
+    tokens = random_tokens(80, 12)
+    group = by_kind(tokens)
+    rows = group_table(tokens, group, PARAMS).set_index("group")
+    for name in rows.index:
+        texts = [list(part["improvement"]) for _, part in tokens[group == name].groupby("text")]
+        low, high = slow_interval(texts, np.mean)
+        width = high - low
+        assert rows.loc[name, "ci_low"] == pytest.approx(low, abs=0.08 * width)
+        assert rows.loc[name, "ci_high"] == pytest.approx(high, abs=0.08 * width)
+
+
+def test_more_of_the_same_in_a_text_does_not_narrow_its_interval():
+    tokens = random_tokens(30, 5)
+    again = pd.concat([tokens] * 4, ignore_index=True)
+    one, other = (group_table(t, by_kind(t), PARAMS)[["ci_low", "ci_high"]] for t in (tokens, again))
+    pd.testing.assert_frame_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "gain, helped, hurt", [(0.0, 0, 0), (0.0099, 0, 0), (0.0101, 1, 0), (-0.0099, 0, 0), (-0.0101, 0, 1)]
+)
+def test_helped_and_hurt_need_more_than_the_threshold(gain: float, helped: int, hurt: int):
+    tokens = table(np.zeros(1, int), np.ones(1, int), np.ones(1), np.array([1 - gain]), np.zeros(1))
+    assert THRESHOLD == 0.01
+    assert (tokens["helped"].item(), tokens["hurt"].item()) == (helped, hurt)
+
+
+@given(any_tokens())
+def test_deciles_are_tenths_from_the_easiest_tokens_to_the_hardest(tokens: pd.DataFrame):
+    order = sorted(range(len(tokens)), key=lambda i: tokens["nll_no_thought"][i])
+    expected = dict(zip(order, (ceil((place + 1) * 10 / len(order)) for place in range(len(order))), strict=True))
+    assert list(by_decile(tokens)) == [expected[i] for i in range(len(tokens))]
+
+
+def test_kinds_come_in_their_own_order():
+    tokens = random_tokens(40, 9)
+    tokens.loc[0, "kind"] = "special"
+    rows = group_table(tokens, by_kind(tokens), FEW)
+    assert list(rows["group"]) == [kind for kind in KINDS if kind in set(tokens["kind"])]
+    assert list(by_kind(tokens)) == list(tokens["kind"])
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=20))
+def test_positions_are_in_groups_of_doubling_width(positions: list[int]):
+    labels = by_position(pd.DataFrame({"position": positions}))
+    for position, label in zip(positions, labels, strict=True):
+        ends = [int(end) for end in label.split("-")]
+        assert ends[0] <= position <= ends[-1] == 2 * ends[0] - 1 and ends[0].bit_count() == 1
+    assert list(by_position(pd.DataFrame({"position": range(1, 10)}))) == (
+        ["1"] + ["2-3"] * 2 + ["4-7"] * 4 + ["8-15"] * 2
+    )
+
+
+def test_positions_and_weights_come_from_the_lowest_on():
+    tokens = random_tokens(40, 40)
+    assert list(group_table(tokens, by_position(tokens), FEW)["group"]) == ["1", "2-3", "4-7", "8-15", "16-31", "32-63"]
+    lows = [float(group.split(" to ")[0]) for group in group_table(tokens, by_weight(tokens), FEW)["group"]]
+    assert lows == sorted(lows) and len(lows) == 10
+
+
+@given(st.lists(st.one_of(st.sampled_from([0.0, 0.1]), st.floats(-2, 2)), min_size=1, max_size=60))
+def test_weights_are_in_ten_groups_or_fewer_and_equal_ones_together(weights: list[float]):
+    labels = by_weight(pd.DataFrame({"weight": weights}))
+    ends: dict[str, list[float]] = {}
+    for weight, label in zip(weights, labels, strict=True):
+        ends.setdefault(label, []).append(weight)
+    ranges = sorted((min(some), max(some)) for some in ends.values())
+    assert len(ranges) <= 10 and all(a[1] < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    for label, some in ends.items():
+        said = [float(end) for end in label.split(" to ")]
+        assert said == pytest.approx([min(some), max(some)][: len(said)], rel=0.06, abs=1e-300)
+        assert (len(said) == 1) == (min(some) == max(some))
+
+
+@given(st.sets(st.floats(-2, 2), min_size=10, max_size=60))
+def test_different_weights_are_in_ten_groups_of_equal_count(weights: set[float]):
+    counts = Counter(by_weight(pd.DataFrame({"weight": list(weights)})))
+    assert len(counts) == 10 and max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_one_weight_for_all_is_one_group():
+    rows = group_table(*(lambda t: (t, by_weight(t)))(random_tokens(5, 5).assign(weight=-0.0)), FEW)
+    assert list(rows["group"]) == ["0"] and list(rows["share"]) == [1.0]
+
+
+def test_labels_take_the_digits_that_they_need():
+    weights = 0.5 + np.arange(20) * 1e-7
+    labels = by_weight(pd.DataFrame({"weight": weights}))
+    assert labels.nunique() == 10 and labels.iloc[0] == "0.5 to 0.5000001"

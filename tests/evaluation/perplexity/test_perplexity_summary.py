@@ -1,0 +1,134 @@
+"""What metrics.json says."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+
+from pipeline.evaluation.perplexity.groups import by_decile, group_table
+from pipeline.evaluation.perplexity.summary import agreement, summarize
+from tests.evaluation.perplexity.fake_tokens import PARAMS, any_tokens, random_tokens, slow_interval, table
+
+FEW = PARAMS.__class__(**{**vars(PARAMS), "bootstrap_samples": 20})
+
+
+def metrics_of(tokens: pd.DataFrame, params=PARAMS) -> dict:
+    return summarize(tokens, group_table(tokens, by_decile(tokens), params), params)
+
+
+def slow_ranks(values: list[float]) -> np.ndarray:
+    """How many values are below each, and half of those equal."""
+    array = np.array(values)
+    return (array[:, None] > array).sum(1) + (array[:, None] == array).sum(1) / 2
+
+
+def slow_spearman(pairs: list[tuple[float, float]]) -> float:
+    return np.corrcoef(*(slow_ranks(values) for values in zip(*pairs, strict=True)))[0, 1]
+
+
+def pairs_by_text(tokens: pd.DataFrame) -> list[list[tuple[float, float]]]:
+    return [list(part.itertuples(index=False)) for _, part in tokens.groupby("text")[["weight", "improvement"]]]
+
+
+def test_the_figures_are_those_of_all_tokens():
+    tokens = random_tokens(20, 30)
+    found = metrics_of(tokens)
+    base, mixed = list(tokens["nll_no_thought"]), list(tokens["nll_thought"])
+    n = len(base)
+    assert (found["n_texts"], found["n_tokens"], found["threshold"]) == (20, n, 0.01)
+    assert found["loss"] == pytest.approx({"no_thought": sum(base) / n, "thought": sum(mixed) / n})
+    assert found["perplexity"]["thought"] == pytest.approx(np.exp(sum(mixed) / n))
+    assert found["perplexity"]["no_thought"] == pytest.approx(np.exp(sum(base) / n))
+    assert found["improvement"]["mean"] == pytest.approx(sum(base) / n - sum(mixed) / n)
+    assert found["mixing_weight"] == pytest.approx(sum(tokens["weight"]) / n)
+    gains = [b - m for b, m in zip(base, mixed, strict=True)]
+    assert found["helped"]["share"] == pytest.approx(sum(g > 0.01 for g in gains) / n)
+    assert found["hurt"]["share"] == pytest.approx(sum(g < -0.01 for g in gains) / n)
+
+
+@pytest.mark.parametrize("name", ["improvement", "helped", "hurt"])
+def test_intervals_draw_whole_texts(name: str):
+    tokens = random_tokens(60, 12)
+    low, high = slow_interval([list(part) for _, part in tokens.groupby("text")[name]], np.mean)
+    found = metrics_of(tokens)[name]
+    assert found["ci_low"] == pytest.approx(low, abs=0.08 * (high - low))
+    assert found["ci_high"] == pytest.approx(high, abs=0.08 * (high - low))
+
+
+def test_deciles_are_those_of_their_table():
+    tokens = random_tokens(20, 30)
+    found, rows = metrics_of(tokens)["deciles"], group_table(tokens, by_decile(tokens), PARAMS)
+    assert [set(row) for row in found] == [{"decile", "base_loss", "improvement", "ci_low", "ci_high", "n"}] * 10
+    assert [row["decile"] for row in found] == list(range(1, 11)) == list(rows["group"])
+    for name in ("base_loss", "improvement", "ci_low", "ci_high", "n"):
+        assert [row[name] for row in found] == list(rows[name])
+
+
+@given(any_tokens())
+@settings(max_examples=40)
+def test_any_tokens_make_json(tokens: pd.DataFrame):
+    found = json.loads(json.dumps(metrics_of(tokens, FEW), allow_nan=False))
+    estimate = found["agreement"]
+    changed = tokens[tokens["helped"] | tokens["hurt"]]
+    constant = changed["weight"].nunique() < 2 or changed["improvement"].nunique() < 2
+    assert estimate["n_tokens"] == len(changed)
+    assert (estimate["spearman"] is None) == constant
+    assert constant or -1 <= estimate["ci_low"] <= estimate["ci_high"] <= 1
+    assert sum(row["n"] for row in found["deciles"]) == len(tokens) == found["n_tokens"]
+
+
+@given(any_tokens())
+@settings(max_examples=60)
+def test_agreement_is_the_correlation_of_ranks(tokens: pd.DataFrame):
+    found = agreement(tokens, FEW)["spearman"]
+    if found is not None:
+        assert found == pytest.approx(slow_spearman([pair for text in pairs_by_text(tokens) for pair in text]))
+
+
+@pytest.mark.parametrize("kind", ["some", "strong", "against", "ties"])
+def test_the_interval_of_agreement_is_that_of_ranking_every_draw(kind: str):
+    tokens = random_tokens(150, 6, seed=3)
+    if kind != "some":
+        noise = {"strong": 0.1, "against": 0.3, "ties": 0.3}[kind]
+        sign = -1 if kind == "against" else 1
+        noises = np.random.default_rng(1).normal(0, noise, len(tokens))
+        tokens["improvement"] = np.exp(5 * (sign * tokens["weight"] + noises))  # far from normal
+    if kind == "ties":
+        tokens["improvement"] = tokens["improvement"].where(tokens["improvement"] > 1.5, 0)
+        tokens["weight"] = tokens["weight"].round(1)
+    low, high = slow_interval(pairs_by_text(tokens), slow_spearman, samples=800)
+    found = agreement(tokens, PARAMS)
+    assert found["ci_low"] == pytest.approx(low, abs=0.12 * (high - low))
+    assert found["ci_high"] == pytest.approx(high, abs=0.12 * (high - low))
+    assert found["ci_low"] < found["spearman"] < found["ci_high"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_full_agreement_is_certain(sign: int):
+    tokens = random_tokens(9, 5)
+    found = agreement(tokens.assign(improvement=sign * tokens["weight"] ** 3), PARAMS)
+    assert list(found.values()) == pytest.approx([sign] * 3)
+
+
+def test_the_interval_of_agreement_does_not_pass_one():
+    """Of five texts, one of them without agreement, the linear interval would."""
+    tokens = random_tokens(5, 3, seed=2)
+    tokens["improvement"] = tokens["weight"].where(tokens.index > 0, -9.0)
+    found = agreement(tokens, PARAMS)
+    assert found["ci_low"] < found["spearman"] < found["ci_high"] == 1
+
+
+@pytest.mark.parametrize("constant", ["weight", "improvement"])
+def test_there_is_no_agreement_with_a_constant(constant: str):
+    tokens = random_tokens(9, 5).assign(**{constant: 0.0})
+    assert agreement(tokens, PARAMS) == {"spearman": None, "ci_low": None, "ci_high": None}
+
+
+def test_a_model_that_does_not_think():
+    base = np.random.default_rng(0).exponential(size=50)
+    found = metrics_of(table(np.repeat(np.arange(5), 10), np.tile(np.arange(1, 11), 5), base, base, np.zeros(50)))
+    assert found["improvement"] == {"mean": 0, "ci_low": 0, "ci_high": 0}
+    assert found["helped"] == found["hurt"] == {"share": 0, "ci_low": 0, "ci_high": 0}
+    assert found["loss"]["thought"] == found["loss"]["no_thought"] and found["agreement"]["spearman"] is None

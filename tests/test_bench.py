@@ -1,0 +1,158 @@
+"""The benchmark prints what it promises, counts the work as method and machine have it, and refuses what cannot be."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.bench import suite
+from pipeline.bench.__main__ import parse
+from pipeline.bench.measure import build
+from pipeline.bench.work import step_of, useful_flops
+from pipeline.errors import UserError
+from pipeline.plan.shape import shape_of
+from pipeline.plan.work import products
+
+ROOT = Path(__file__).parents[1]
+TINY = "--hidden 16 --layers 2 --heads 4 --kv-heads 2 --ffn 24 --vocab 50 --tokens 8 --repeats 1 --new-tokens 3"
+EVERY = {
+    "device_name",
+    "torch",
+    "transformers",
+    "peak_memory_bytes",
+    "peak_process_bytes",
+    "gemm_2048_flops_per_second",
+    "attention",
+    "seed",
+}
+TRAIN = {"step_seconds", "tokens_per_second", "useful_flops", "gemm_flops_per_second", "gemm_fraction"}
+
+
+def bench(line: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pipeline.bench", *line.split()]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def printed(line: str) -> dict:
+    done = bench(line)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("options", ["", "--positions 3 --checkpointing", "--attention reference --freeze-base"])
+def test_train_prints_one_line(options):
+    record = printed(f"train {TINY} {options}")
+    assert record.keys() >= EVERY | TRAIN
+    assert record["tokens_per_second"] == pytest.approx(8 / record["step_seconds"])
+    achieved = record["useful_flops"] / record["step_seconds"]
+    assert record["gemm_fraction"] == pytest.approx(achieved / record["gemm_flops_per_second"])
+    assert record["peak_process_bytes"] > record["peak_memory_bytes"] >= 0
+    assert record["hidden"] == 16 and record["seed"] == 0
+    assert record["attention"] == ("reference" if "reference" in options else "blocked")
+
+
+def test_generate_prints_one_line_and_equals_recomputation():
+    record = printed(f"generate {TINY} --batch 2")
+    assert record.keys() >= EVERY | {"seconds_per_token", "seconds_per_token_recomputed"}
+    assert record["equal_to_recomputed"] is True
+
+
+def test_it_needs_no_dvc_hydra_or_datasets():
+    program = (
+        "import sys\n"
+        "for name in ('dvc', 'hydra', 'datasets', 'omegaconf', 'pandas'): sys.modules[name] = None\n"
+        "import pipeline.bench.__main__, pipeline.bench.suite"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def options_of(line: str):
+    return parse(["train", *line.split()])
+
+
+def test_products_are_the_steps_rows():
+    """T = 2 + 2 + 1 = 5 tokens a row, K + 1 = 3 passes to sample, counted by hand."""
+    options = options_of(f"{TINY} --batch 3 --rationales 2 --thought-tokens 2 --lookahead 2")
+    model = build(options)
+    found = list(products(shape_of(model.base), step_of(options)))
+    body, head = found[:-1], found[-1]
+    assert len(body) == 3 * 7 * options.layers
+    weights = sum(m.in_features * m.out_features for m in model.base.model.modules() if hasattr(m, "in_features"))
+    learned = sum(rows * i * o * back for rows, i, o, _, back in body)
+    assert learned == 3 * 8 * (1 + 2 * 5) * weights
+    sampled = sum(rows * i * o * (forward - back) for rows, i, o, forward, back in body)
+    assert sampled == 3 * 8 * 2 * 3 * weights
+    rows, inputs, outputs, forward, backward = head
+    assert (inputs, outputs) == (16, 50)
+    assert rows * backward == pytest.approx(3 * 8 * (1 + 2 * (2 + 2)))
+    assert rows * forward == pytest.approx(3 * 8 * (1 + 2 * (2 + 2)) + 3 * 8 * 2 * 2)
+
+
+def test_useful_work_is_the_performance_notes_count():
+    """The linear part by hand; attention adds a few per cent at these sizes and grows with the square of the text."""
+    options = options_of("--tokens 256")
+    model = build(options)
+    weights, head = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 896), 256 * 4096
+    rows, sampled = 256 * (1 + 2 * 14), 256 * 2 * 10
+    linear = weights * (6 * rows + 2 * sampled) + head * (6 * 256 * (1 + 2 * 13) + 2 * 256 * 2 * 9)
+    attention = useful_flops(model, options) - linear
+    assert 0.02 * linear < attention < 0.08 * linear
+    longer = options_of("--tokens 512")
+    assert useful_flops(model, longer) - 2 * linear == pytest.approx(4 * attention, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "line, complaint",
+    [
+        ("train --hidden 10 --heads 3", "--heads must divide --hidden"),
+        ("train --heads 8 --kv-heads 3", "--kv-heads must divide --heads"),
+        ("train --hidden 9 --heads 3 --kv-heads 3", "--hidden over --heads must be even"),
+        ("generate --vocab 1", "--vocab must be at least 3"),
+        ("train --tokens 4 --lookahead 4", "--tokens must be at least --lookahead + 2"),
+    ],
+)
+def test_impossible_shapes_are_refused_in_one_line(line, complaint):
+    done = bench(line)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and complaint in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_options_must_be_sizes(capsys):
+    with pytest.raises(SystemExit):
+        parse(["train", "--vocab", str(2**63 - 1)])
+    assert "9223372036854775807 is not at most 1000000" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(["train", "--repeats", "0"])
+    assert "0 is not at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", suite.SETS)
+def test_every_line_of_the_sets_parses(name, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for line in suite.SETS[name]:
+        assert parse(line.split()).what == line.split()[0]
+
+
+def test_the_suite_writes_a_table_and_says_what_failed(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(suite, "SETS", {"cpu": [f"train {TINY}", "train --hidden 10 --heads 3"]})
+    monkeypatch.setattr(suite, "FOLDER", tmp_path / "bench")
+    monkeypatch.setattr(sys, "argv", ["suite", "cpu"])
+    suite.main()
+    records = [json.loads(line) for line in (tmp_path / "bench/cpu.jsonl").read_text().splitlines()]
+    assert records[0]["command"] == f"train {TINY}" and records[0]["step_seconds"] > 0
+    assert "must divide" in records[1]["failed"]
+    table = (tmp_path / "bench/cpu.md").read_text()
+    assert f"| `train {TINY}` | {records[0]['step_seconds']:.2f} |" in table
+    assert "failed: --heads must divide" in table
+    assert table in capsys.readouterr().out
+
+
+def test_an_unknown_set_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["suite", "tpu"])
+    with pytest.raises(UserError, match="usage"):
+        suite.main()

@@ -1,0 +1,337 @@
+"""A plan's figures against what arithmetic, a real model and measured steps give."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from pipeline import params
+from pipeline.errors import UserError
+from pipeline.models.learned import limit_learning, round_frozen
+from pipeline.params import Params
+from pipeline.plan.__main__ import duration, warnings
+from pipeline.plan.estimate import estimate, pass_flops
+from pipeline.plan.memory import learned_numbers, training_memory
+from pipeline.plan.shape import KNOWN, hub_shape, shape_from, shape_of, with_thoughts
+from pipeline.plan.work import Step, reading_flops, training_flops
+from pipeline.preset import options as preset
+from pipeline.thought.step import Engine
+from tests.local_hub import model_folder
+from tests.thought.tiny import GPT2, LLAMA, config_of, quiet_star, random_ids
+
+ROOT = Path(__file__).parents[1]
+PAPER = ["model=mistral-7b", "data=openwebmath", "scale=paper"]
+GIGA = 1e9
+TRAIN = params.load(ROOT / "params.yaml").train
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def planned(*words: str) -> Params:
+    return params.load(changes=preset.options(list(words)))
+
+
+@pytest.mark.parametrize(
+    "path, parameters",
+    [
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+    ],
+)
+def test_the_presets_models_have_their_published_sizes(path: str, parameters: int):
+    revision = yaml.safe_load(KNOWN.read_text())[path]["revision"]
+    assert hub_shape(path, revision).parameters == parameters
+
+
+@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("model=")])
+def test_a_presets_model_is_known_without_a_network(name: str):
+    base = planned(name).base_model
+    assert base.source == "scratch" or hub_shape(base.path, base.revision).parameters > 1e8
+
+
+def test_the_mixing_head_and_meta_tokens_are_counted():
+    model = quiet_star(LLAMA)
+    assert with_thoughts(shape_of(model.base)).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_local_folder_is_read(tmp_path: Path):
+    assert hub_shape(str(model_folder(tmp_path / "m", "llama", num_attention_heads=2)), None).hidden == 16
+    with pytest.raises(UserError, match="no configuration at"):
+        hub_shape(str(tmp_path), None)
+
+
+MIXTURE = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    "base, why",
+    [
+        ({"model_type": "t5"}, "Unrecognized configuration class"),
+        ({"model_type": "mamba"}, "no attribute 'num_attention_heads'"),
+        (LLAMA | MIXTURE | {"model_type": "mixtral"}, "it is a mixture of experts"),
+        (LLAMA | MIXTURE | {"model_type": "qwen2_moe"}, "it is a mixture of experts"),
+    ],
+    ids=lambda some: some["model_type"] if isinstance(some, dict) else "",
+)
+def test_what_cannot_be_planned(base: dict, why: str, tmp_path: Path):
+    config_of(base).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"a {base['model_type']} model cannot be planned: .*{why}"):
+        hub_shape(str(tmp_path), None)
+
+
+def test_a_decoder_that_also_sees_is_planned_with_all_that_it_has(tmp_path: Path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    seen = {"text_config": LLAMA | {"pad_token_id": 0}, "vision_config": sizes | {"image_size": 16, "patch_size": 8}}
+    config = config_of({"model_type": "gemma3", "mm_tokens_per_image": 4, **seen})
+    config.save_pretrained(tmp_path)
+    found = hub_shape(str(tmp_path), None)
+    assert (found.layers, found.hidden) == (2, 16)
+    assert found.parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def test_mistral_against_arithmetic():
+    """Each figure of the paper's run worked out from Mistral's sizes by hand."""
+    found = estimate(planned(*PAPER, "hardware=node"))
+    weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    head = 4096 * 32000
+    texts, thoughts = 100 * 8 * 256, 2 * 100 * 8 * 256
+    learned = weights * (texts + thoughts * (5 + 2 + 3)) + head * (texts + thoughts * (5 + 4))
+    sampled = weights * thoughts * 6 + head * thoughts * 5
+    assert found.text_tokens == texts and found.thought_tokens == 5 * thoughts
+    watched = 6 * 64 / 800  # held-out texts before the first step and at 20, 40, .. 100, of the texts trained on
+    expected = (6 + 2 * watched) * learned + (2 + 2 * watched) * sampled
+    assert found.flops["train"] == pytest.approx(expected, rel=0.2)
+    states = 7.24e9 * 4 / 8
+    assert found.memory.weights == found.memory.gradients == pytest.approx(states, rel=0.02)
+    assert found.memory.optimizer == pytest.approx(2 * states, rel=0.02)
+    # one text a device, 256 * (1 + 2 * 10) tokens, 2.4 bytes a number: what all layers keep, four layers' own work,
+    # what the mixing head reads, keys and values of text and thoughts
+    tokens = 256 * 21
+    parts = [
+        32 * tokens * 4096 * 2.4,
+        4 * tokens * (6 * 4096 + 2 * 4096 + 2 * 1024 + 4 * 14336) * 2.4,
+        4 * 4096 * (256 + 512 * 4) * 4,
+        2 * 1024 * 32 * (256 + 512 * 6) * 2.4,
+    ]
+    assert found.memory.activations == pytest.approx(sum(parts), rel=0.2)
+    assert found.disk["models"] == pytest.approx((2 * 4 + 1) * 7.24e9 * 4, rel=0.02)
+    assert found.disk["tokens"] == 2 * 4 * 256 * (10_000 + 1000)
+
+
+# N, V, K, positions at a time, checkpointing: peak bytes of docs/benchmarks.md, 2 cores of an AMD EPYC, torch 2.13.0
+MEASURED = [
+    (256, 4096, 9, None, False, 1.23),
+    (512, 4096, 9, None, False, 2.24),
+    (1024, 4096, 9, None, False, 4.42),
+    (256, 32000, 9, None, False, 1.38),
+    (256, 32000, 9, 64, False, 0.74),
+    (256, 32000, 18, None, False, 2.04),
+    (256, 32000, 18, 64, False, 0.90),
+    (256, 4096, 9, None, True, 0.83),
+]
+
+
+@pytest.mark.parametrize("tokens, vocab, thought_tokens, positions, checkpointing, peak", MEASURED)
+def test_memory_against_measured_steps(
+    tokens: int, vocab: int, thought_tokens: int, positions: int | None, checkpointing: bool, peak: float
+):
+    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 896}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    shape = with_thoughts(shape_from(LlamaConfig(vocab_size=vocab, tie_word_embeddings=False, **sizes, **heads)))
+    step = Step(texts=1, tokens=tokens, rationales=2, thought_tokens=thought_tokens, lookahead=4)
+    found = training_memory(shape, step, 1, replace(TRAIN, positions=positions, checkpointing=checkpointing))
+    assert found.total == pytest.approx(peak * GIGA, rel=0.15)
+
+
+def test_gpt2s_matrices_are_counted_though_they_are_no_linear_layers():
+    shape = shape_from(GPT2Config(n_embd=16, n_layer=3, n_head=2, n_positions=32, vocab_size=50))
+    assert shape.body == 3 * (16 * 48 + 16 * 16 + 2 * 16 * 64) and shape.ffn == 64
+
+
+def test_devices_share_states_and_gather_weights_and_gradients():
+    """The paper's model on a node, by hand: 16 bytes a parameter shared out, 2 + 2 gathered in bfloat16."""
+    one, eight = (estimate(planned(*PAPER, f"hardware={name}")) for name in ("gpu", "node"))
+    parameters = eight.shape.parameters
+    shared = eight.memory.weights + eight.memory.gradients + eight.memory.optimizer
+    assert shared == 16 * parameters / 8 and eight.memory.gathered == (2 + 2) * parameters
+    assert one.memory.gathered == 0 and one.memory.activations - eight.memory.activations == 2 * parameters
+    assert told(*PAPER, "hardware=node", "plan.disk=1000", "train.precision=float32").startswith("training takes 85.3")
+    adapters = estimate(planned(*PAPER, "hardware=node", "train.adapt=lora"))
+    assert adapters.memory.gathered == 2 * (parameters + adapters.learned)
+
+
+def test_only_training_is_shared_out():
+    one, eight = (estimate(planned(*PAPER, "hardware=node")).seconds(1e14, devices) for devices in (1, 8))
+    flops = estimate(planned(*PAPER, "hardware=node")).flops
+    assert one - eight == pytest.approx((flops["train"] + flops["baseline"]) / 1e14 * 7 / 8)
+
+
+def test_slices_keep_their_gradients_apart():
+    shape = shape_of(quiet_star(LLAMA).base)
+    step = Step(texts=1, tokens=64, rationales=2, thought_tokens=3, lookahead=2)
+    whole, some = (training_memory(shape, step, 1, replace(TRAIN, positions=positions)) for positions in (64, 8))
+    assert some.gradients == 2 * whole.gradients and some.activations < whole.activations
+
+
+@pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("adapt", ["whole", "lora", "frozen"])
+def test_what_learns_is_counted_as_it_is_trained(adapt: str, base: dict):
+    train, model = replace(TRAIN, adapt=adapt), quiet_star(base)
+    shape = with_thoughts(shape_of(model.base))
+    limit_learning(model, train)
+    assert learned_numbers(shape, train) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_what_does_not_learn_has_no_gradient_and_no_moments():
+    """The paper's model with adapters on one GPU, by hand: 4096 wide, 1024 keys, 14336 in the feed-forward layer."""
+    words = [*PAPER, "hardware=gpu", "train.adapt=lora", "train.saved=learned", "train.positions=64"]
+    found = estimate(planned(*words))
+    learned = 16 * 32 * (4 * 4096 + 2 * 4096 + 2 * 1024 + 3 * (4096 + 14336)) + 3 * 4096 * 4096 + 5 * 4096
+    assert found.learned == learned
+    assert (found.memory.gradients, found.memory.optimizer) == (2 * 4 * learned, 2 * 4 * learned)
+    matrices = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    matrices += 4096 * 32000  # its LM head is no embedding
+    assert found.memory.weights == 2 * matrices + 4 * (found.shape.parameters - matrices)
+    in_float32 = estimate(planned(*words, "train.precision=float32")).memory
+    assert in_float32.weights == 4 * found.shape.parameters == pytest.approx(7.29e9 * 4, rel=0.01)
+    assert found.disk["models"] == 2 * 4 * (2 * found.shape.parameters + 3 * learned)
+    in_8_bits = estimate(planned(*words, "train.optimizer=adamw_8bit")).memory
+    assert (in_8_bits.gradients, in_8_bits.optimizer) == (2 * 4 * learned, 2 * learned)
+    small = told(*words, "plan.device_memory=16")
+    assert "alone are 16.4 GB; take a smaller model or more devices\n" in small
+    assert "; set train.precision to bfloat16, or" in told(*words, "plan.device_memory=20", "train.precision=float32")
+
+
+@pytest.mark.parametrize("base", [LLAMA, LLAMA | {"tie_word_embeddings": True}, GPT2], ids=["llama", "tied", "gpt2"])
+@pytest.mark.parametrize("adapt", ["lora", "frozen"])
+def test_weights_in_bfloat16_are_counted_as_they_are_kept(adapt: str, base: dict):
+    train, model = replace(TRAIN, adapt=adapt, precision="bfloat16"), quiet_star(base)
+    shape = with_thoughts(shape_of(model.base))
+    limit_learning(model, train)
+    round_frozen(model)
+    kept = sum(p.nbytes for name, p in model.named_parameters() if "lora_" not in name)
+    step = Step(texts=1, tokens=16, rationales=2, thought_tokens=3, lookahead=2)
+    assert training_memory(shape, step, 1, train).weights == kept
+
+
+class Count(TorchDispatchMode):
+    """Operations of the matrix products that torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function.overloadpacket)
+        self.flops += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
+@pytest.mark.parametrize("thought_tokens, lookahead, tokens", [(9, 4, 16), (3, 2, 32)])
+@pytest.mark.parametrize("adapt", ["whole", "lora", "frozen"])
+def test_operations_against_those_of_a_step(adapt: str, thought_tokens: int, lookahead: int, tokens: int):
+    """The engine finds ways round some of them, and the mixing head's own are not planned."""
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 16}
+    model = quiet_star(LLAMA | sizes, thought_tokens=thought_tokens, lookahead=lookahead)
+    shape, ids = shape_of(model.base), random_ids(2, tokens)
+    limit_learning(model, replace(TRAIN, adapt=adapt))
+    with Count() as counted:
+        model(ids, labels=ids, engine=Engine("blocked")).loss.backward()
+    step = Step(2, tokens, model.config.rationales, thought_tokens, lookahead)
+    assert pass_flops(shape, step, replace(TRAIN, adapt=adapt)) == pytest.approx(counted.flops, rel=0.03)
+
+
+def test_reading_is_a_third_of_training_without_thoughts():
+    shape = shape_of(quiet_star(LLAMA).base)
+    step = Step(texts=2, tokens=64, rationales=0, thought_tokens=3, lookahead=2)
+    assert training_flops(shape, step) == pytest.approx(3 * reading_flops(shape, 2 * 64, 64))
+
+
+def told(*words: str) -> str:
+    some = planned(*words)
+    return "\n".join(warnings(estimate(some), some))
+
+
+def test_what_fits_is_not_warned_of():
+    assert told("plan.disk=10") == ""
+    small = [*PAPER, "hardware=gpu", "plan.disk=1000", "plan.device_memory=24", "train.adapt=lora"]
+    on_cpu = [f"{stage}.device=cpu" for stage in ("evaluate", "chain_of_thought", "perplexity")]
+    assert told(*small, *on_cpu).startswith("only training is in bfloat16") and "holds 29.2 GB" in told(*small)
+
+
+@pytest.mark.parametrize(
+    "words, warning",
+    [
+        (
+            [*PAPER, "hardware=gpu"],
+            "116.7 GB; take a smaller model or more devices, or set train.adapt to lora",
+        ),
+        (["plan.device_memory=0.3"], "lower train.batch_size and raise train.accumulation"),
+        (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
+        (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),
+        (["plan.disk=0.01"], "go to the disk"),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "evaluate holds 29.2 GB of weights, in float32, where"),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "is 24 GB: set chain_of_thought.device to cpu if"),
+        (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
+        (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
+        ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which is refused"),
+        ([*PAPER, "hardware=node", "train.positions=64"], "train.positions is 64, which is refused where"),
+    ],
+)
+def test_what_does_not_fit_is(words: list[str], warning: str):
+    assert warning in told(*words)
+
+
+def test_a_method_without_thoughts_takes_less():
+    whole, pauses, plain = (
+        estimate(planned(f"train.method={method}")).flops["train"] for method in ("quiet_star", "pause", "no_thought")
+    )
+    assert whole > pauses > 5 * plain > 0
+
+
+def test_baselines_are_counted_by_method_and_seed():
+    one = estimate(planned("baseline.methods=[quiet_star]", "baseline.seeds=[1]")).flops
+    three = estimate(planned("baseline.methods=[quiet_star]", "baseline.seeds=[1,2,3]")).flops
+    assert three["baseline"] == pytest.approx(3 * one["baseline"]) and one["baseline"] == one["train"]
+    assert "baseline" not in estimate(planned("baseline.methods=[]")).flops
+
+
+@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("data=")])
+def test_every_corpus_has_a_size(name: str):
+    disk = estimate(planned(name)).disk
+    assert disk["corpus"] > 1e5 and disk["tokens"] > 1e4
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(5, "5.0 seconds"), (90, "1.5 minutes"), (5400, "1.5 hours"), (129600, "1.5 days")]
+)
+def test_durations(seconds: float, words: str):
+    assert duration(seconds) == words
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pipeline.plan", *words], capture_output=True, text=True, check=False)
+
+
+def test_as_a_command():
+    shown = run(*PAPER, "hardware=node", "plan.disk=1000")
+    assert shown.returncode == 0 and shown.stderr == ""
+    lines = dict(line.rsplit("  ", 1) for line in shown.stdout.splitlines() if not line.startswith("warning"))
+    assert {name.strip(): value.strip() for name, value in lines.items()}["parameters"] == "7,292,084,224"
+    for word in ("tokens of text", "operations, train", "memory a device", "time at", "disk, models"):
+        assert word in shown.stdout
+    refused = run("model=huge")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "model=huge" in refused.stderr
+    assert "mistral-7b" in run("--help").stdout

@@ -1,0 +1,55 @@
+"""The probe: how many thoughts hold the working."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.data.corpus.build import PROBE
+from pipeline.data.tokens.tokenizer import train_tokenizer
+from pipeline.files import write_rows
+from pipeline.thought.sampler import Sampling
+from pipeline.training.quiet_star.probe import Probe, read_probe
+from tests.thought.tiny import LLAMA, quiet_star
+
+PROMPTS = ["Q: What is it?\nA:", "Q: And what is that one there?\nA:", "Q: x\nA:"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(PROMPTS * 5, 300)
+
+
+def thinker(tokenizer: PreTrainedTokenizerFast):
+    base = {**LLAMA, "vocab_size": len(tokenizer), "max_position_embeddings": 256}
+    return quiet_star(base, thought_tokens=3, start_token_id=None, end_token_id=None).eval()
+
+
+def probe(path: Path, tokenizer: PreTrainedTokenizerFast, workings: list[str], rationales: int = 2) -> Probe:
+    rows = [{"prompt": p, "working": w} for p, w in zip(PROMPTS, workings, strict=True)]
+    write_rows(path / "probe.parquet", rows, PROBE)
+    return read_probe(path / "probe.parquet", tokenizer, rationales)
+
+
+def test_thoughts_are_those_at_the_end_of_each_prompt_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    """Greedy, as only then a text's place in the batch does not matter; no padding here."""
+    model, some = thinker(tokenizer), probe(tmp_path, tokenizer, ["", "", ""], rationales=1)
+    for prompt, thoughts in zip(PROMPTS, some.thoughts(model, Sampling(0.0)), strict=True):
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        alone = model(ids, sampling=Sampling(0.0)).thoughts.ids[0, 0, -1]
+        assert thoughts == [tokenizer.decode(alone)]
+
+
+def test_the_share_counts_thoughts(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    model = thinker(tokenizer)
+    thoughts = probe(tmp_path, tokenizer, ["", "", ""]).thoughts(model, Sampling(seed=4))
+    assert [len(some) for some in thoughts] == [2, 2, 2] and thoughts[0][0] != thoughts[0][1]
+    workings = [thoughts[0][0], thoughts[1][1], "in no thought at all"]
+    assert probe(tmp_path, tokenizer, workings).share(model, seed=4) == 2 / 6
+    assert probe(tmp_path, tokenizer, ["in none"] * 3).share(model, seed=4) == 0.0
+
+
+def test_a_corpus_without_workings_has_no_probe(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    write_rows(tmp_path / "probe.parquet", [], PROBE)
+    assert read_probe(tmp_path / "probe.parquet", tokenizer, 2) is None

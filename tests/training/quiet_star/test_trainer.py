@@ -1,0 +1,457 @@
+"""Quiet-STaR training on a tiny model: what it optimises, logs and refuses."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch.distributed import DistError
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import AutoModelForCausalLM, Trainer
+
+from pipeline import params
+from pipeline.data.spans import SPANS, Spans
+from pipeline.errors import UserError
+from pipeline.files import write_rows
+from pipeline.thought.model import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.thought.objective import counts_of
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.quiet_star.train import _settings as trainer_settings
+from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer, parameter_groups
+from pipeline.training.trainer import logged, training_arguments
+from pipeline.training.warnings import WINDOW
+from tests.eight_bits import find_8_bits, needs_8_bits
+from tests.thought.tiny import LLAMA, VOCABULARY, quiet_star
+
+ALL_METHODS = pytest.mark.parametrize("method", METHODS)
+SHIPPED = Path(__file__).parents[3] / "params.yaml"
+TRAIN = replace(
+    params.load(SHIPPED).train,
+    method="quiet_star",
+    seed=1,
+    steps=2,
+    batch_size=4,
+    accumulation=1,
+    learning_rate=0.01,
+    mixing_head_learning_rate=0.02,
+    weight_decay=0.1,
+    warmup_steps=0,
+    gradient_clip=1.0,
+    log_steps=1,
+    evaluation_steps=1,
+    policy_weight=5.0,
+    device="cpu",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def spans(tmp_path: Path) -> Spans:
+    """Eight spans of ten tokens, the last one padded."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
+    rows = [{"input_ids": row, "length": 10 if i < 7 else 6} for i, row in enumerate(ids)]
+    write_rows(tmp_path / "spans.arrow", rows, SPANS)
+    return Spans(tmp_path / "spans.arrow", VOCABULARY)
+
+
+def trainer(model: QuietStarForCausalLM, spans: Spans, settings: params.Train = TRAIN) -> QuietStarTrainer:
+    folder = Path("checkpoints")
+    arguments = training_arguments("cpu", settings.seed, folder, eval_on_start=True, **trainer_settings(settings))
+    return QuietStarTrainer(settings, HeldOut(spans, None), arguments, folder=folder, model=model, train_dataset=spans)
+
+
+def trained(spans: Spans, settings: params.Train = TRAIN, seed: int = 0) -> tuple[QuietStarForCausalLM, list[dict]]:
+    """The model, and the rows that were logged."""
+    model = quiet_star(LLAMA, seed, policy_weight=settings.policy_weight, method=settings.method)
+    return model, trainer(model, spans, settings).run()
+
+
+def weights(model: QuietStarForCausalLM) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_spans_are_what_was_written(spans: Spans):
+    assert len(spans) == 8 and spans.mean_length == 9.5
+    last = spans[7]
+    assert last["attention_mask"].tolist() == [1] * 6 + [0] * 4
+    assert last["labels"].tolist() == [*last["input_ids"][:6].tolist(), *[-100] * 4]
+    assert last["text_keys"] == 7
+
+
+def test_the_log_has_every_column_at_every_step(spans: Spans):
+    _, log = trained(spans)
+    steps = logged(log, STEP_COLUMNS, needed="base_loss")
+    assert list(steps.columns) == ["step", *STEP_COLUMNS] and list(steps["step"]) == [1, 2]
+    assert steps.notna().all().all()
+    total = 0.5 * steps["base_loss"] + 0.5 * steps["talk_loss"] + TRAIN.policy_weight * steps["policy_loss"]
+    assert steps["loss"].to_numpy() == pytest.approx(total.to_numpy(), rel=1e-3)
+    assert steps["positive_advantages"].between(0, 1).all() and (steps["thought_entropy"] > 0).all()
+    assert (logged(log, ["steps_per_second"], needed="base_loss")["steps_per_second"] > 0).all()
+    assert list(logged(log, ["eval_talk_loss"], needed="eval_base_loss")["step"]) == [0, 1, 2]
+
+
+NOT_LOGGED = {
+    QUIET_STAR: [],
+    PAUSE: ["policy_loss", "positive_advantages", "thought_entropy"],
+    NO_THOUGHT: ["policy_loss", "reward", "positive_advantages", "mixing_weight", "thought_entropy"],
+}
+
+
+@ALL_METHODS
+def test_a_method_logs_what_it_has(method: str, spans: Spans):
+    """Every other column is blank at every step, and the parts that are there make up the loss."""
+    _, log = trained(spans, replace(TRAIN, method=method))
+    steps = logged(log, STEP_COLUMNS, needed="base_loss")
+    blank = steps.isna()
+    assert list(steps["step"]) == [1, 2] and list(steps.columns[blank.any()]) == NOT_LOGGED[method]
+    assert (blank.all() == blank.any()).all()
+    policy = TRAIN.policy_weight * steps["policy_loss"].fillna(0)
+    total = 0.5 * steps["base_loss"] + 0.5 * steps["talk_loss"] + policy
+    assert steps["loss"].to_numpy() == pytest.approx(total.to_numpy(), rel=1e-3)
+    if method == NO_THOUGHT:
+        assert steps["talk_loss"].equals(steps["base_loss"])
+    watched = logged(log, ["eval_base_loss", "eval_talk_loss"], needed="eval_base_loss")
+    assert list(watched["step"]) == [0, 1, 2] and watched.notna().all().all()
+
+
+@ALL_METHODS
+def test_training_changes_every_part_of_the_model(method: str, spans: Spans):
+    before, (after, _) = quiet_star(LLAMA, method=method), trained(spans, replace(TRAIN, method=method))
+    still = [n for (n, a), b in zip(before.named_parameters(), after.parameters(), strict=True) if torch.equal(a, b)]
+    assert still == []
+
+
+@ALL_METHODS
+def test_the_loss_falls(method: str, spans: Spans):
+    _, log = trained(spans, replace(TRAIN, steps=30, policy_weight=0.0, method=method))
+    losses = logged(log, LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
+    assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
+
+
+def seen(spans: Spans, settings: params.Train, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """What training is given, pass by pass."""
+    passes, compute = [], QuietStarTrainer.compute_loss
+
+    def spy(self: QuietStarTrainer, model: torch.nn.Module, inputs: dict, *args: object, **options: object):
+        passes.append({**inputs, "step": torch.tensor(self.state.global_step)})
+        return compute(self, model, inputs, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuietStarTrainer, "compute_loss", spy)
+        trained(spans, settings)
+    return passes
+
+
+def test_all_methods_see_the_same_texts_in_the_same_order(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    """Over three epochs, whatever each draws on the way."""
+    settings = replace(TRAIN, steps=6, batch_size=2, accumulation=2)
+    first, *others = [seen(spans, replace(settings, method=method), monkeypatch) for method in METHODS]
+    assert [each["step"] for each in first] == [step for step in range(6) for _ in range(2)]
+    epochs = torch.cat([each["text_keys"] for each in first]).view(3, 8)
+    assert torch.equal(epochs.sort().values, torch.arange(8).expand(3, 8)) and len(epochs.unique(dim=0)) == 3
+    for other in others:
+        for one, two in zip(first, other, strict=True):
+            assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    other_seed = seen(spans, replace(settings, method=NO_THOUGHT, seed=2), monkeypatch)
+    assert not torch.equal(torch.cat([each["text_keys"] for each in other_seed]).view(3, 8), epochs)
+
+
+@pytest.mark.parametrize("method", [PAUSE, NO_THOUGHT])
+def test_other_methods_give_the_same_weights_however_they_are_computed(method: str, spans: Spans):
+    settings = replace(TRAIN, method=method)
+    plain = trained(spans, settings)[0]
+    assert torch.equal(weights(plain), weights(trained(spans, settings)[0]))
+    sliced = replace(settings, attention="blocked", positions=3, checkpointing=True)
+    assert weights(trained(spans, sliced)[0]) == pytest.approx(weights(plain), abs=1e-3)
+
+
+def test_continued_pretraining_is_plain_adamw_on_the_base_models_own_loss(spans: Spans):
+    """Two steps, by hand, on transformers' own model; of all texts, so their order does not matter."""
+    settings = replace(TRAIN, method=NO_THOUGHT, batch_size=8)
+    start = quiet_star(LLAMA, method=NO_THOUGHT)
+    plain = AutoModelForCausalLM.from_config(start.base.config, attn_implementation="eager")
+    plain.load_state_dict(start.base.state_dict())
+    matrices, vectors = ([p for p in plain.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], 0.01, weight_decay=0.1
+    )
+    batch = {
+        name: torch.stack([spans[i][name] for i in range(8)]) for name in ("input_ids", "attention_mask", "labels")
+    }
+    for _ in range(2):
+        optimizer.zero_grad()
+        plain(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+    found = trained(spans, settings)[0].base
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), parameter, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_the_same_seed_gives_the_same_weights(spans: Spans):
+    one, other = trained(spans)[0], trained(spans)[0]
+    assert torch.equal(weights(one), weights(other))
+    assert not torch.equal(weights(one), weights(trained(spans, replace(TRAIN, seed=2))[0]))
+
+
+def thoughts_at(spans: Spans, seed: int, step: int) -> torch.Tensor:
+    one = trainer(quiet_star(LLAMA), spans, replace(TRAIN, seed=seed))
+    one.state.global_step = step
+    inputs = {name: torch.stack([spans[i][name] for i in (2, 5)]) for name in spans[0]}
+    counts = counts_of(inputs["labels"], one.model.lookahead)
+    return one.compute_loss(one.model, inputs, True, counts)[1].thoughts.ids
+
+
+def test_thoughts_are_drawn_anew_at_every_step_and_seed(spans: Spans):
+    first = thoughts_at(spans, 1, 0)
+    assert torch.equal(first, thoughts_at(spans, 1, 0))
+    assert not torch.equal(first, thoughts_at(spans, 1, 1))
+    assert not torch.equal(first, thoughts_at(spans, 2, 0))
+
+
+def test_the_policy_weight_matters(spans: Spans):
+    assert not torch.equal(weights(trained(spans)[0]), weights(trained(spans, replace(TRAIN, policy_weight=0.0))[0]))
+
+
+def test_two_passes_of_half_a_batch_are_one_of_a_whole(spans: Spans):
+    """Means are over all of a step's tokens, though one half has padding; draws do not depend on the batch."""
+    _, log = trained(spans, replace(TRAIN, steps=1, batch_size=8))
+    for passes in (2, 8):
+        _, other = trained(spans, replace(TRAIN, steps=1, batch_size=8 // passes, accumulation=passes))
+        for name in [*LOSS_COLUMNS, "thought_entropy", "grad_norm"]:
+            values = [logged(some, [name], needed="base_loss")[name].iloc[0] for some in (log, other)]
+            assert values[1] == pytest.approx(values[0], rel=1e-5, abs=1e-8), name
+
+
+@ALL_METHODS
+def test_the_held_out_loss_does_not_depend_on_the_batch(method: str, spans: Spans):
+    """Though the last batch is shorter, and has padding."""
+    losses = []
+    for size in (8, 3, 1):
+        one = trainer(quiet_star(LLAMA, method=method), spans, replace(TRAIN, method=method, batch_size=size))
+        losses.append([one.evaluate()[f"eval_{name}"] for name in ("base_loss", "talk_loss")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"attention": "reference"},
+        {"attention": "blocked"},
+        {"positions": 3},
+        {"checkpointing": True},
+        {"positions": 3, "checkpointing": True, "accumulation": 2, "batch_size": 2},
+    ],
+    ids=str,
+)
+def test_how_it_is_computed_changes_no_loss(spans: Spans, engine: dict):
+    (_, plain), (_, other) = trained(spans), trained(spans, replace(TRAIN, **engine))
+    for name in LOSS_COLUMNS:
+        losses = [logged(log, [name], needed=name)[name].to_numpy() for log in (plain, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=2e-3, abs=1e-5), name
+
+
+@ALL_METHODS
+def test_bfloat16_is_close_to_float32(method: str, spans: Spans):
+    settings = replace(TRAIN, method=method)
+    (model, half), (_, single) = trained(spans, replace(settings, precision="bfloat16")), trained(spans, settings)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name in ("base_loss", "talk_loss"):
+        losses = [logged(log, [name], needed=name)[name].iloc[0] for log in (half, single)]
+        assert losses[0] == pytest.approx(losses[1], rel=0.05)
+        assert losses[0] != losses[1]
+
+
+@ALL_METHODS
+def test_parameter_groups(method: str):
+    model = quiet_star(LLAMA, method=method)
+    groups = parameter_groups(model, TRAIN)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    setting = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        rate, decay = setting[id(parameter)]
+        assert rate == (0.02 if name.startswith("mixing_head") else 0.01), name
+        if not any(parameter is own for own in model.meta_tokens()):
+            assert decay == (0.1 if parameter.ndim > 1 else 0.0), name
+
+
+@pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
+def test_learned_tokens_do_not_decay(method: str):
+    model = quiet_star(LLAMA, method=method)
+    setting = {id(p): g["weight_decay"] for g in parameter_groups(model, TRAIN) for p in g["params"]}
+    assert {setting[id(parameter)] for parameter in model.meta_tokens()} == {0.0}
+
+
+def test_both_rates_warm_up(spans: Spans):
+    """From 0 in equal steps, each to its own."""
+    model = quiet_star(LLAMA, policy_weight=5.0)
+    settings = replace(TRAIN, steps=3, warmup_steps=4)
+    one = trainer(model, spans, settings)
+    one.run()
+    rates = {round(group["lr"], 6) for group in one.optimizer.param_groups}
+    assert rates == {round(0.01 * 3 / 4, 6), round(0.02 * 3 / 4, 6)}
+
+
+@pytest.mark.parametrize("name", ["base.lm_head.weight", "mixing_head.0.weight", "start_embedding"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_a_number_stops_the_run(name: str, value: float, spans: Spans):
+    model = quiet_star(LLAMA)
+    model.get_parameter(name).data.fill_(value)
+    with pytest.raises(UserError, match="the held-out loss is nan after step 0"):
+        trainer(model, spans).run()
+
+
+def test_every_row_is_logged_once(spans: Spans):
+    """Also the last step, which is watched whether or not its turn has come."""
+    _, log = trained(spans, replace(TRAIN, steps=3, evaluation_steps=2))
+    assert list(logged(log, ["eval_base_loss"], needed="eval_base_loss")["step"]) == [0, 2, 3]
+    pd.testing.assert_index_equal(logged(log, LOSS_COLUMNS, needed="loss").index, pd.RangeIndex(3))
+
+
+def poisoned(spans: Spans, step: int, settings: params.Train, value: float = math.nan) -> QuietStarTrainer:
+    """A trainer whose loss and gradient are not finite at this step."""
+    one = trainer(quiet_star(LLAMA), spans, settings)
+    compute = one.compute_loss
+
+    def spoil(model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: object = None):
+        loss = compute(model, inputs, False, num_items_in_batch)
+        return loss * value if one.state.global_step + 1 == step else loss
+
+    one.compute_loss = spoil
+    return one
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_never_reaches_the_weights(spans: Spans, value: float):
+    one = poisoned(spans, 3, replace(TRAIN, steps=4), value)
+    with pytest.raises(UserError, match=r"step 3: .*not finite, with texts \d, \d, \d, \d; .*checkpoint is none yet"):
+        one.run()
+    assert one.state.global_step == 2 and weights(one.model).isfinite().all()
+
+
+def test_a_step_may_be_skipped_and_counts_and_changes_nothing_else(spans: Spans, caplog: pytest.LogCaptureFixture):
+    settings = replace(TRAIN, steps=4, skipped_steps=1, weight_decay=0.5)
+    before = poisoned(spans, 3, replace(settings, steps=2))
+    before.run()
+    one = poisoned(spans, 3, replace(settings, steps=3))
+    rows = one.run()
+    assert torch.equal(weights(one.model), weights(before.model))
+    assert list(logged(rows, LOSS_COLUMNS, needed="base_loss")["step"]) == [1, 2]
+    assert "step 3" in caplog.text and "skipped (1 of at most 1)" in caplog.text
+    after = poisoned(spans, 3, settings)
+    assert after.run() and not torch.equal(weights(after.model), weights(before.model))
+
+
+@pytest.mark.parametrize("log_steps", [1, 3])
+def test_a_skipped_step_is_in_no_logged_loss(log_steps: int, spans: Spans):
+    """Nor is its other pass, which was finite."""
+    settings = replace(TRAIN, steps=3, accumulation=2, skipped_steps=1)
+    one = trainer(quiet_star(LLAMA), spans, replace(settings, log_steps=log_steps))
+    compute, seen = one.compute_loss, {}
+
+    def spoil(model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: object = None):
+        loss = compute(model, inputs, False, num_items_in_batch)
+        step = one.state.global_step + 1
+        seen[step] = seen.get(step, 0) + loss.item()
+        return loss * math.nan if step == 2 and (inputs["text_keys"] == 0).any() else loss
+
+    one.compute_loss = spoil
+    rows = {row["step"]: row for row in one.run() if "grad_norm" in row}
+    expected = {1: seen[1], 3: seen[3]} if log_steps == 1 else {3: (seen[1] + seen[3]) / 2}
+    assert {step: row["loss"] for step, row in rows.items() if "loss" in row} == pytest.approx(expected, rel=1e-5)
+    assert log_steps == 3 or rows.keys() == {1, 2, 3}
+
+
+def test_no_more_steps_are_skipped_than_allowed(spans: Spans):
+    one = poisoned(spans, 3, replace(TRAIN, steps=4, skipped_steps=1))
+    spoil = one.compute_loss
+    one.compute_loss = lambda *args, **kwargs: spoil(*args, **kwargs) * (math.nan if one.state.global_step == 1 else 1)
+    with pytest.raises(UserError, match="step 3"):
+        one.run()
+
+
+@needs_8_bits
+def test_moments_in_8_bits(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    """A matrix of 4,096 numbers is the smallest that bitsandbytes does so with."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    find_8_bits()
+    model = quiet_star({**LLAMA, "hidden_size": 64})
+    one = trainer(model, spans, replace(TRAIN, optimizer="adamw_8bit", steps=30, policy_weight=0.0))
+    log = one.run()
+    state = {name: one.optimizer.state[value] for name, value in model.mixing_head.named_parameters()}
+    assert state["0.weight"]["state1"].dtype == state["0.weight"]["state2"].dtype == torch.uint8
+    assert state["0.bias"]["state1"].dtype == torch.float32
+    losses = logged(log, LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
+    assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
+
+
+def test_8_bits_without_bitsandbytes(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"train\.optimizer is adamw_8bit, which needs bitsandbytes: pip install"):
+        trained(spans, replace(TRAIN, optimizer="adamw_8bit"))
+
+
+def test_of_several_gpus_a_process_uses_one(tmp_path: Path):
+    arguments = training_arguments("cpu", 1, tmp_path, per_device_train_batch_size=4)
+    arguments._n_gpu = 8  # as the Trainer's own settings count a machine's
+    assert arguments.n_gpu == 1 and arguments.train_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    "error, raised",
+    [
+        (CheckpointException("", {0: (OSError(28, "No space left on device"), None)}), UserError),
+        (OSError(28, "No space left on device"), UserError),
+        (CheckpointException("", {1: (DistError("another process has ended"), None)}), DistError),
+        (RuntimeError("[../gloo/transport] Connection closed by peer"), RuntimeError),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written(
+    error: BaseException, raised: type, spans: Spans, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(self: Trainer, *args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", fail)
+    with pytest.raises(raised, match="No space left|another process|closed by peer") as caught:
+        trainer(quiet_star(LLAMA), spans)._save_checkpoint()
+    assert type(caught.value) is raised
+
+
+def test_evaluating_is_no_part_of_the_time_that_a_checkpoint_takes(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    """The Trainer evaluates between the step after which a checkpoint is due and its writing."""
+    monkeypatch.setattr("pipeline.training.checkpoints.LEAST_SECONDS", 0)
+    monkeypatch.setattr("pipeline.training.checkpoints.LEAST_SHARE", 0)
+    happened = []
+
+    def note(owner: type, name: str) -> None:
+        call = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: happened.append(name) or call(*args, **kwargs))
+
+    for owner, name in ((QuietStarTrainer, "_watched"), (Checkpoints, "begin"), (Checkpoints, "on_save")):
+        note(owner, name)
+    trained(spans, replace(TRAIN, steps=3))
+    assert happened == ["_watched", *["_watched", "begin", "on_save"] * 2, "_watched"]
+
+
+def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: pytest.LogCaptureFixture):
+    one = trainer(quiet_star(LLAMA), spans)
+    well = {"loss": 1.0, "base_loss": 1.0, "reward": 0.1, "mixing_weight": 0.1, "thought_entropy": 1.0}
+    heldout, told = [{"eval_base_loss": 1.0}, {"eval_base_loss": 1.0}], []
+    for step in range(60):
+        caplog.clear()
+        row = {**well, "step": step, "reward": 0.1 if step < 30 or step % 2 else -3.0, "mixing_weight": 0.99}
+        one.state.log_history += [row, *heldout]
+        one._warn()
+        told += [(step, record.message) for record in caplog.records]
+    (first, second) = told
+    assert first[0] == WINDOW - 1 and "predictions without thoughts no longer count" in first[1]
+    assert 30 < second[0] < 50 and "thoughts make the text after them less likely" in second[1]

@@ -1,0 +1,164 @@
+"""A training step sharded over processes on this machine's processor (FSDP2 over gloo), as accelerate does on GPUs.
+
+    torchrun --nproc_per_node 4 -m tests.training.simulate_sharding
+
+Prints a row for each way of sharding. Every process reads the same text, so loss and gradient must not depend on how
+many there are. Megabytes are a process's, of one step: its share of weights, gradients and moments (states); the whole
+tensors that collectives give or take; the peak of its memory over what it had before the step.
+"""
+
+import ctypes
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.sampler import Sampling
+from pipeline.training.trainer import BFLOAT16
+
+BASE = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "intermediate_size": 2816,
+    "vocab_size": 8192,
+    "tie_word_embeddings": False,
+}
+THOUGHTS = {"thought_tokens": 3, "lookahead": 2, "rationales": 2, "policy_weight": 10.0, "meta_token_scale": 1.0}
+TOKENS, MEGA = 16, 1e6
+COLLECTIVES = {"_allgather_base_": "gathered", "_reduce_scatter_base_": "scattered", "allreduce_": "all-reduced"}
+COLUMNS = ["states", *COLLECTIVES.values(), "peak"]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """``reshard``: free a layer's weights after each pass. ``replicas``: groups of processes, each with all shards."""
+
+    name: str
+    reshard: bool = True
+    replicas: int = 1
+    checkpointing: bool = False
+    bfloat16: bool = False
+
+
+WAYS = [
+    Sharding("gathered for each pass"),
+    Sharding("gathered, checkpointing", checkpointing=True),
+    Sharding("gathered, bfloat16", bfloat16=True),
+    Sharding("kept after a pass", reshard=False),
+    Sharding("kept, bfloat16", reshard=False, bfloat16=True),
+    Sharding("kept, two replicas", reshard=False, replicas=2),
+]
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes of whole tensors that collectives give or take."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = COLLECTIVES.get(func._opname) if func.namespace == "c10d" else None
+        if name is not None:
+            whole = args[1] if name == "scattered" else args[0]
+            self.sizes[name] += size([whole] if isinstance(whole, Tensor) else whole)
+        return func(*args, **(kwargs or {}))
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of this process's share."""
+    local = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def memory(field: str) -> int:
+    """Bytes of this process, as Linux counts them: VmRSS now, VmHWM at their peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def sharded(way: Sharding) -> QuietStarForCausalLM:
+    """A model with random weights, sharded by accelerate, which would start itself on GPUs only."""
+    torch.manual_seed(0)
+    model = QuietStarForCausalLM(QuietStarConfig(base=BASE, **THOUGHTS)).train()
+    if way.checkpointing:
+        model.gradient_checkpointing_enable()
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        reshard_after_forward=way.reshard,
+        mixed_precision_policy=BFLOAT16 if way.bfloat16 else None,
+        cpu_ram_efficient_loading=False,
+    )
+    names, sizes = ("dp_replicate", "dp_shard"), (way.replicas, dist.get_world_size() // way.replicas)
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        mixed_precision="no",
+        torch_device_mesh=init_device_mesh("cpu", sizes, mesh_dim_names=names) if way.replicas > 1 else None,
+        parallelism_config=SimpleNamespace(fsdp_dim_names=names),
+    )
+    return fsdp2_prepare_model(accelerator, model)
+
+
+def measured(way: Sharding) -> dict[str, float]:
+    """The second of two steps."""
+    model = sharded(way)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    step(model, optimizer, way)
+    return step(model, optimizer, way)
+
+
+def step(model: QuietStarForCausalLM, optimizer: torch.optim.Optimizer, way: Sharding) -> dict[str, float]:
+    ids = torch.randint(0, BASE["vocab_size"], (1, TOKENS), generator=torch.Generator().manual_seed(1))
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+    with Traffic() as traffic:
+        with torch.autocast("cpu", torch.bfloat16, enabled=way.bfloat16):
+            loss = model(input_ids=ids, labels=ids, sampling=Sampling(seed=3)).loss
+        loss.backward()
+    optimizer.step()
+    found = {name: traffic.sizes[name] / MEGA for name in COLLECTIVES.values()}
+    found |= {"peak": (memory("VmHWM") - before) / MEGA, "loss": loss.item(), "gradient": gradient_norm(model)}
+    moments = [moment for state in optimizer.state.values() for moment in state.values() if moment.ndim]
+    gradients = [parameter.grad for parameter in model.parameters()]
+    optimizer.zero_grad()
+    return found | {"states": size([*model.parameters(), *gradients, *moments]) / MEGA}
+
+
+def gradient_norm(model: QuietStarForCausalLM) -> float:
+    gradients = (
+        p.grad.full_tensor() if dist.get_world_size() > 1 else p.grad._local_tensor for p in model.parameters()
+    )
+    return sum(gradient.double().square().sum().item() for gradient in gradients) ** 0.5
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    processes, first = dist.get_world_size(), dist.get_rank() == 0
+    for way in WAYS:
+        if way.replicas * 2 > processes and way.replicas > 1:
+            continue
+        found = measured(way)
+        if first:
+            figures = " ".join(f"{name} {found[name]:.0f}" for name in COLUMNS)
+            print(f"{processes} {way.name}: {figures} loss {found['loss']:.7g} gradient {found['gradient']:.7g}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The base model: its configuration, and that pretraining learns."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline import params
+from pipeline.data.corpus.build import TEXT
+from pipeline.data.corpus.microworld import documents
+from pipeline.data.tokens.tokenize import write_tokens
+from pipeline.errors import UserError
+from pipeline.files import write_rows
+from pipeline.training.pretrain import LOG_STEPS, scratch_config, write_base_model
+from tests.local_hub import model_folder, word_tokenizer
+
+SHIPPED = params.load(Path(__file__).parents[2] / "params.yaml")
+SCRATCH = replace(
+    SHIPPED.base_model.scratch,
+    architecture="llama",
+    hidden_size=32,
+    layers=1,
+    heads=2,
+    key_value_heads=1,
+    ffn_size=48,
+    steps=2 * LOG_STEPS,
+    batch_size=4,
+    warmup_steps=5,
+    learning_rate=0.01,
+    tied_embeddings=False,
+)
+BASE = replace(SHIPPED.base_model, source="scratch", path=None, seed=1, scratch=SCRATCH)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    for split in ("pretrain", "train", "heldout"):
+        write_rows(folder / f"{split}.arrow", ({"text": d} for d in documents(split, 100, 1, 2, 0.5)), TEXT)
+    settings = params.Tokenize(seed=1, vocabulary=300, pretrain_span=24, span=16, packed=False)
+    write_tokens(settings, BASE, folder, folder / "tokens")
+    return folder / "tokens"
+
+
+def write(tokens: Path, folder: Path, base: params.BaseModel = BASE) -> pd.DataFrame:
+    write_base_model(base, tokens, folder / "base", folder / "steps.csv")
+    return pd.read_csv(folder / "steps.csv")
+
+
+def test_pretraining_learns_and_says_so(tokens: Path, tmp_path: Path):
+    steps = write(tokens, tmp_path)
+    assert list(steps.columns) == ["step", "loss", "heldout_loss", "learning_rate"]
+    assert list(steps["step"]) == [LOG_STEPS, 2 * LOG_STEPS]
+    assert steps["loss"].iloc[1] < steps["loss"].iloc[0] < 6
+
+
+def test_weights_that_are_not_finite_are_not_written(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    scratch = replace(SCRATCH, steps=1, warmup_steps=0, learning_rate=1e39)
+    with pytest.raises(UserError, match="step 1: the weights are no longer finite; .*lower the learning rate"):
+        write(tokens, tmp_path, replace(BASE, scratch=scratch))
+    assert not (tmp_path / "base").exists()
+
+
+def test_the_same_seed_gives_the_same_model(tokens: Path, tmp_path: Path):
+    base = replace(BASE, scratch=replace(SCRATCH, steps=3))
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        write(tokens, tmp_path / name, replace(base, seed=seed))
+    one, again, other = ((tmp_path / n / "base/model.safetensors").read_bytes() for n in ("one", "again", "other"))
+    assert one == again != other
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_configuration_has_the_sizes_asked_for(architecture: str, tied: bool):
+    config = scratch_config(replace(SCRATCH, architecture=architecture, tied_embeddings=tied), 300, 1)
+    model = AutoModelForCausalLM.from_config(config)
+    assert model.get_input_embeddings().weight.shape == (300, 32)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (1, 2, 1)
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (32, 32)
+    std = model.model.layers[0].mlp.up_proj.weight.std().item()
+    assert std == pytest.approx(SCRATCH.init_std, rel=0.1)
+
+
+def test_a_model_that_exists_is_kept_as_it_is(tmp_path: Path):
+    source = model_folder(tmp_path / "gpt2")
+    tokens = tmp_path / "tokens"
+    word_tokenizer().save_pretrained(tokens / "tokenizer")
+    steps = write(tokens, tmp_path, replace(BASE, source="hub", path=str(source)))
+    assert steps.empty and "loss" in steps.columns
+    one, other = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (source, tmp_path / "base"))
+    assert all(torch.equal(one[name], other[name]) for name in one)

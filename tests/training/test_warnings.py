@@ -1,0 +1,60 @@
+"""Training that goes wrong is told of once, at the step where it does; training that goes well is not."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.training.warnings import WINDOW, warnings
+
+ROOT = Path(__file__).parents[2]
+STEPS = 60
+WELL = {"thought_entropy": 2.0, "reward": 0.03, "mixing_weight": 0.1}
+WRONG = [
+    ("thought_entropy", 0.1, "thoughts have become nearly always the same"),
+    ("thought_entropy", 9.0, "thoughts have become noise"),
+    ("reward", -1.5, "thoughts make the text after them less likely"),
+    ("mixing_weight", -0.5, "predictions are pushed away from what thoughts say"),
+    ("mixing_weight", 1.0, "predictions without thoughts no longer count"),
+]
+
+
+def log(column: str | None = None, value: float = 0.0, since: int = 30) -> pd.DataFrame:
+    """A log in which, from a step on, a column has this value."""
+    table = pd.DataFrame({"step": range(1, STEPS + 1)} | {name: [good] * STEPS for name, good in WELL.items()})
+    if column is not None:
+        table.loc[table["step"] >= since, column] = value
+    return table
+
+
+def test_nothing_is_told_of_training_that_goes_well():
+    assert list(warnings(log())) == []
+    assert list(warnings(log().head(WINDOW - 1))) == []
+
+
+@pytest.mark.parametrize("column, value, told", WRONG)
+def test_what_goes_wrong_is_told_once(column: str, value: float, told: str):
+    (warning,) = warnings(log(column, value))
+    assert told in warning and column.replace("_", " ") in warning
+    step = int(warning.split(":")[0].removeprefix("step "))
+    assert 30 <= step < 30 + WINDOW
+    mean = log(column, value)[column][step - WINDOW : step].mean()
+    assert f"{mean:.3g} over the last {WINDOW} steps, {WELL[column]:.3g} over the first" in warning
+
+
+def test_one_bad_step_is_no_warning():
+    table = log()
+    table.loc[40, ["reward", "mixing_weight"]] = -0.5
+    assert list(warnings(table)) == []
+
+
+def test_a_method_without_a_column_is_not_judged_by_it():
+    table = log("reward", -1.0)
+    table["thought_entropy"] = math.nan  # as pandas reads a blank column
+    assert len(list(warnings(table))) == 1
+
+
+@pytest.mark.parametrize("run", ["", "pause-1", "no_thought-1"])
+def test_the_default_run_is_without_warnings(run: str):
+    assert list(warnings(pd.read_csv(ROOT / "results/train" / run / "steps.csv"))) == []
