@@ -7,7 +7,7 @@ EIGHT_BIT := $(VENV)/8bit/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro ablations ablations-ci ci-report ci-comment chaos test lint show bench bench-cuda clean
+.PHONY: help setup repro ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,9 +56,20 @@ $(EIGHT_BIT): constraints.txt | $(READY)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade \
 	  --target $(@D) bitsandbytes && touch $@ || echo "bitsandbytes cannot be installed here: its tests will skip"
 
-test: setup $(EIGHT_BIT) ## run the whole test suite
-	@echo "== pytest"
-	@$(RUN) python -m pytest
+# a thread a worker: two workers with two threads each are slower than one
+PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
+
+test: setup $(EIGHT_BIT) ## run the fast tests: everything that matters, before a commit
+	@echo "== pytest, the fast tier"
+	@$(PYTEST)
+
+test-slow: setup $(EIGHT_BIT) ## run the slow tests: processes, DVC, kills, many cases, browsers
+	@echo "== pytest, the slow tier"
+	@$(PYTEST) -m slow
+
+test-all: setup $(EIGHT_BIT) ## run both tiers
+	@echo "== pytest, both tiers"
+	@$(PYTEST) -m ""
 
 lint: setup ## check style and workflows
 	@$(RUN) ruff check .
