@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,10 +48,16 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
         done = commits(arms)
         missing = [arm for arm in arms if arm.name not in done]
         environment = _environment()
+        shown = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True)
+        cache = Path(shown.stdout.strip()).resolve()
+        reasons: dict[str, str | None] = {}
         with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(_run, arm, environment, lock.fileno(), tell) for arm in missing]
+            futures = {pool.submit(_run, arm, cache, environment, lock.fileno(), tell): arm for arm in missing}
             try:
-                reasons = [future.result() for future in futures]
+                for future in as_completed(futures):
+                    name = futures[future].name
+                    reasons[name] = future.result()
+                    tell(f"{name}: failed ({reasons[name]})" if reasons[name] else f"{name}: done")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 while not all(future.done() for future in futures):  # a thread may start one more process meanwhile
@@ -60,11 +66,11 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
                             child.kill()
                     time.sleep(0.1)
                 raise
-    return {arm.name: reason for arm, reason in zip(missing, reasons, strict=True) if reason is not None}
+    return {arm.name: reason for arm in missing if (reason := reasons[arm.name])}
 
 
-def _run(arm: Arm, environment: dict[str, str], lock: int, tell: Callable[[str], None]) -> str | None:
-    """Run one arm; return why it failed, or None."""
+def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Callable[[str], None]) -> str | None:
+    """Run one arm with DVC's ``cache``, while ``lock`` is held; return why it failed, or None."""
     clone, log = FOLDER / arm.name, FOLDER / f"{arm.name}.log"
     tell(f"{arm.name}: running, its log is {log}")
     git("clone", "--quiet", "--shared", "--no-checkout", ".", str(clone))
@@ -75,8 +81,7 @@ def _run(arm: Arm, environment: dict[str, str], lock: int, tell: Callable[[str],
     Path(RESUME).mkdir(exist_ok=True)
     (clone / RESUME).symlink_to(Path(RESUME).resolve())
     (clone / ".git/info/exclude").write_text(f"{RESUME}\n")
-    cache = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True).stdout
-    subprocess.run([*DVC, "config", "--local", "cache.dir", cache.strip()], cwd=clone, env=environment, check=True)
+    subprocess.run([*DVC, "config", "--local", "cache.dir", str(cache)], cwd=clone, env=environment, check=True)
     words = [*DVC, "exp", "run", "--name", arm.name]
     for word in preset.words(arm.params):
         words += ["-S", word]
@@ -86,11 +91,8 @@ def _run(arm: Arm, environment: dict[str, str], lock: int, tell: Callable[[str],
     _fetch(clone, arm.baseline)
     shutil.rmtree(clone)
     if commits([arm]):
-        tell(f"{arm.name}: done")
         return None
-    reason = _complaint(log.read_text(errors="replace")) if code else "it ran, but DVC has kept no commit of it"
-    tell(f"{arm.name}: failed ({reason})")
-    return reason
+    return _complaint(log.read_text(errors="replace")) if code else "it ran, but DVC has kept no commit of it"
 
 
 def _environment() -> dict[str, str]:

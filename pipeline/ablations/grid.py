@@ -63,6 +63,7 @@ def arms(grid: Grid) -> list[Arm]:
     baseline = git("rev-parse", "HEAD")
     if git("rev-parse", "--is-shallow-repository") == "true":
         raise UserError("this clone is shallow, but experiments need its history: `git fetch --unshallow`")
+    git("status", "--porcelain")  # refreshes the index: `stash create` fails on files that only have another date
     snapshot = git("stash", "create") or baseline  # creates a commit; leaves workspace, index and stash alone
     graph = yaml.safe_load(git("show", f"{snapshot}:./{GRAPH}"))
     code = sorted({dep for stage in graph["stages"].values() for dep in stage["deps"] if dep.startswith(CODE)})
