@@ -81,7 +81,7 @@ def describe(model: QuietStarForCausalLM) -> str:
     config = model.config
     size, dtype = sum(p.numel() for p in model.parameters()), str(model.dtype).removeprefix("torch.")
     thoughts = f"{config.thought_tokens} thought tokens, lookahead {config.lookahead}, {config.rationales} rationales"
-    banned = f"never sampled: {', '.join(map(str, model.banned)) or 'no id'}"
+    banned = f"never sampled: {', '.join(map(str, model.config.banned)) or 'no id'}"
     return f"{size:,} parameters in {dtype}, {thoughts}; {banned}"
 
 

@@ -253,7 +253,7 @@ class QuietStarLM(TemplateLM):
         for logits, ids in self._predictions(texts, wanted):
             total = logits.logsumexp(-1)[rows]
             log_probs.append(logits[rows[:, None], torch.arange(ids.shape[1], device=self._device), ids] - total)
-            greedy.append(ban(logits, self._model.banned).argmax(-1)[rows] == ids)
+            greedy.append(ban(logits, self._model.config.banned).argmax(-1)[rows] == ids)
         sums = torch.cat(log_probs, 1).double().masked_fill(~real, 0).sum(1)
         same = (torch.cat(greedy, 1) | ~real).all(1)
         return list(zip(sums.tolist(), same.tolist(), strict=True))

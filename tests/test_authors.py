@@ -188,12 +188,12 @@ def test_meta_tokens_are_added_to_mistrals_own_tokenizer(tmp_path: Path):
     main([str(checkpoint(tmp_path / "theirs", word_tokenizer())), str(tmp_path / "ours")])
     assert read_tokenizer(tmp_path / "ours").convert_tokens_to_ids([START, END]) == [ROWS - 2, ROWS - 1]
     model = load_trained(tmp_path / "ours")
-    assert model.banned == [ROWS - 2, ROWS - 1]
+    assert model.config.banned == [ROWS - 2, ROWS - 1]
     with torch.no_grad():
-        model.base.lm_head.weight[model.banned] = 50.0
+        model.base.lm_head.weight[model.config.banned] = 50.0
         model.base.model.norm.weight.abs_()
     written = model.generate(torch.tensor([[3, 4]]), max_new_tokens=20, sampling=Sampling(5.0, 1))
-    assert not torch.isin(written, torch.tensor(model.banned)).any()
+    assert not torch.isin(written, torch.tensor(model.config.banned)).any()
 
 
 @pytest.mark.parametrize("spare", [-2, 5])
@@ -385,7 +385,7 @@ def test_their_own_cases_are_read_from_a_folder(case: Path, tmp_path: Path, capl
     main([str(source), str(tmp_path / "ours"), *(str(part) for pair in counts.items() for part in pair)])
     assert not caplog.records  # their max_thoughts agrees
     model = load_trained(tmp_path / "ours")
-    assert model.banned == [about["start_token_id"], about["end_token_id"]]
+    assert model.config.banned == [about["start_token_id"], about["end_token_id"]]
     settings = from_their_counts(about["n_ahead"], about["n_ahead_talk"], about["n_passes"])
     ids = {"start_token_id": about["start_token_id"], "end_token_id": about["end_token_id"]}
     direct = from_authors(load_file(case / "model.safetensors"), about["config"], **settings, **ids)

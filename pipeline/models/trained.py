@@ -6,7 +6,8 @@ from pipeline.errors import UserError, reason
 from pipeline.models.base import check_finite, load_base
 from pipeline.models.device import keep_memory
 from pipeline.models.learned import base_of, check_base, load_learned
-from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.methods import NO_THOUGHT
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 
 
 def load_plain(folder: Path) -> QuietStarForCausalLM:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from pipeline.thought.decoder import UnsupportedDecoderError, build_decoder, check_decoder
-from pipeline.thought.model import PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.thought.methods import PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import Losses
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from tests.thought.slow_reference import SlowPause, SlowResult

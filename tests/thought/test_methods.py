@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pipeline.thought import model as model_module
-from pipeline.thought.model import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought import thinking
+from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.objective import IGNORED
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
@@ -50,7 +51,7 @@ def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a thought was sampled")
 
-    monkeypatch.setattr(model_module, "sample_thoughts", refuse)
+    monkeypatch.setattr(thinking, "sample_thoughts", refuse)
 
 
 def test_quiet_star_would_be_caught(no_sampling):
