@@ -16,11 +16,14 @@ from yaml.constructor import ConstructorError
 from pipeline.errors import UserError, reason
 
 T = TypeVar("T")
+DEEPEST = 20  # levels of sections and lists in a file
 _structured = cache(OmegaConf.structured)  # takes half of the time of a load; a merge copies it
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the C parser takes a tenth of the time
-    """PyYAML's safe loader, without aliases (a few lines unfold to gigabytes) and repeated keys."""
+    """PyYAML's safe loader, without aliases (a few lines unfold to gigabytes), repeated keys and deep nesting."""
+
+    depth = 0
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         if node in self.constructed_objects:
@@ -30,7 +33,12 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the C parser tak
             if str(key.value) in keys:
                 raise ConstructorError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
             keys.add(str(key.value))
-        return super().construct_object(node, deep)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ConstructorError(problem=f"more than {DEEPEST} levels of nesting", problem_mark=node.start_mark)
+        value = super().construct_object(node, deep=True)
+        self.depth -= 1
+        return value
 
 
 def load(path: Path, schema: type[T], changes: Mapping[str, object] | None = None) -> T:
@@ -55,7 +63,7 @@ def load(path: Path, schema: type[T], changes: Mapping[str, object] | None = Non
         raise UserError(f"{path}: {error.full_key} is missing") from error
     except ConfigKeyError as error:
         raise UserError(f"{path}: there is no key {error.full_key}") from error
-    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+    except (OmegaConfBaseException, ValueError) as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{path}: {f'{key}: ' if key else ''}{reason(error)}") from error
 

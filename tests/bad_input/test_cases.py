@@ -299,10 +299,14 @@ def test_a_bad_input(stage: str, spoil: Spoil, words: str, finished: Path, tmp_p
     assert changed(project, before) == []
 
 
+def set_variables(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+
+
 def ends_with_one_line(project: Path, stage: str, words: str, environment: dict[str, str]) -> None:
     """In a process of its own: exit code 1, one line, and every file as it was."""
     before = contents(project)
-    done = run_stage(project, stage, partial(os.environ.update, environment))
+    done = run_stage(project, stage, partial(set_variables, environment))
     assert done.code == 1, done.stderr
     (line,) = done.complaint
     assert line.startswith("error: ") and says(line, words, project), line
