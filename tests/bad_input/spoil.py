@@ -195,7 +195,7 @@ def own_code(project: Path) -> None:
 
 
 def few_positions(positions: int, span: int, train: bool = False) -> Spoil:
-    """A base model with that many position embeddings and texts of ``span`` tokens; with ``train``, trained on."""
+    """A base model with so many position embeddings, texts of ``span`` tokens and, with ``train``, a trained model."""
     stages = ("tokenize", "base_model", "train") if train else ("tokenize", "base_model")
     probes = no_rows("data/corpus/texts/probe.parquet") if train else each()
     return each(probes, params(tokenize__span=span), model(after=stages, n_positions=positions))
