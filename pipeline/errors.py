@@ -23,7 +23,7 @@ OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory")  # torch on
 MEMORY_KNOBS = "docs/engine.md and docs/large-models.md say what else takes less"
 
 is_command = any(option == "-m" and re.match(r"(stages|pipeline)\.", name) for option, name in pairwise(sys.orig_argv))
-if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may have to ignore Ctrl-C
+if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it ignores Ctrl-C
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # until `run` takes over
 
 

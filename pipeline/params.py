@@ -16,8 +16,9 @@ from pipeline.errors import UserError
 PARAMS_FILE = Path("params.yaml")
 LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
 LARGEST_SEED = 2**32 - 1  # that numpy's generator takes
-MILLION = 10**6  # far more than any run has; of texts, passes and steps the product is a length that Python can count
+MILLION = 10**6  # more than any run counts; texts a pass * passes a step * steps still is a length that Python allows
 METHODS = ("quiet_star", "pause", "no_thought")
+# whether a value is within a bound, by the words that tell the user of it
 TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "one of": lambda a, b: a in b}
 
 
