@@ -42,7 +42,7 @@ def _composed(groups: list[str]) -> dict:
     try:
         with initialize_config_dir(str(PRESETS), version_base=None):
             return OmegaConf.to_container(compose("preset", overrides=groups), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise errors.UserError(errors.reason(error)) from error
 
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.prompts import before_end, before_stop, continued, left
 from pipeline.files import batches
 from pipeline.models.trained import check_room, known_positions
 from pipeline.params import ChainOfThought
-from pipeline.resume import Rows, Scratch
+from pipeline.resume import KeptRows, Scratch
 from pipeline.thought.generation import GREEDY, SAMPLES_APART
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -63,13 +63,13 @@ class Asker:
         predictions are not finite.
         """
         with TemporaryFile(dir=scratch.folder) as file:
-            asked = Rows(file)
+            asked = KeptRows(file)
             asked.extend(self._encoded(task, questions))
             self._ask_missing(task, how, asked, scratch)
             done = _places(scratch, task)
             return [done[index, way] for index in range(len(asked)) for way in ways(self._model)]
 
-    def _ask_missing(self, task: str, how: spec.ChainOfThought, asked: Rows, scratch: Scratch) -> None:
+    def _ask_missing(self, task: str, how: spec.ChainOfThought, asked: KeptRows, scratch: Scratch) -> None:
         lengths, done = [len(row["prompt"]) for row in asked], _places(scratch, task)
         prompts = self._prompts(task, how, max(lengths))
         with tqdm(total=len(asked) * len(ways(self._model)), desc=task, unit=" questions", mininterval=2) as progress:
@@ -164,6 +164,6 @@ def _places(scratch: Scratch, task: str) -> dict[tuple[int, str], int]:
     return {(row["index"], row["way"]): place for place, row in enumerate(scratch.rows) if row["task"] == task}
 
 
-def _asked(rows: Rows, index: int) -> Asked:
+def _asked(rows: KeptRows, index: int) -> Asked:
     row = rows[index]
     return Asked(index, Question(**row["question"]), row["prompt"])

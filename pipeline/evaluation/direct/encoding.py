@@ -12,7 +12,7 @@ from pipeline.data.tasks.questions import Question
 from pipeline.data.tasks.spec import NUMBER, Task
 from pipeline.errors import UserError
 from pipeline.evaluation.prompts import prompt_ids
-from pipeline.resume import Rows
+from pipeline.resume import KeptRows
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Encoded:
 
 
 class Encodings(Sequence[Encoded]):
-    """A task's questions in tokens, written to ``file`` (`pipeline.resume.Rows`) and read as they are used.
+    """A task's questions in tokens, written to ``file`` (`pipeline.resume.KeptRows`) and read as they are used.
 
     ``order`` (n,): the questions from the shortest to the longest; ``places`` (n,): where each stands in it.
     Raises UserError where the tokenizer cannot tell answers apart.
@@ -41,7 +41,7 @@ class Encodings(Sequence[Encoded]):
 
     def __init__(self, task: Task, questions: Iterable[Question], tokenizer: PreTrainedTokenizerBase, file: BinaryIO):
         self._numbers = number_tokens(tokenizer, task.legal) if task.kind == NUMBER else []
-        self._rows, lengths = Rows(file), array("q")
+        self._rows, lengths = KeptRows(file), array("q")
         for index, question in enumerate(questions):
             encoded = encode(index, question, tokenizer, self._numbers)
             lengths.append(len(encoded))

@@ -23,7 +23,7 @@ from pipeline.models.device import pick_device
 from pipeline.models.learned import base_of
 from pipeline.models.trained import check_trained, load_plain, load_trained
 from pipeline.params import Evaluate
-from pipeline.resume import Rows, Scratch, unfinished
+from pipeline.resume import KeptRows, Scratch, unfinished
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
@@ -50,7 +50,7 @@ class Part:
     task: str
     model: str
     questions: Encodings
-    rows: Rows
+    rows: KeptRows
     first: int
 
     def __iter__(self) -> Iterator[dict]:
