@@ -1,6 +1,5 @@
-"""Text splits from the hub, a stretch at a time: a download that breaks off goes on where it was."""
+"""Text splits from the hub, downloaded a block at a time; a run that was killed resumes behind its last whole block."""
 
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,11 +21,18 @@ LIBRARIES = ("datasets", "pyarrow")
 
 @contextmanager
 def kept_splits(sources: Mapping[str, HubSplit], seed: int) -> Iterator[dict[str, Scratch]]:
-    """What earlier runs have of each split, which goes once the block has ended well: outputs are written inside it."""
+    """Open the scratch of each split, with the blocks that killed runs have left.
+
+    The scratches are removed when the ``with`` block ends without an error, so write the outputs inside it. A run does
+    not resume from a local data set whose files have changed (by name, size or time).
+    """
     with ExitStack() as stack:
         scratches = {}
         for split, source in sources.items():
-            about = {"seed": seed} | asdict(source) | _local_files(source)
+            folder = Path(source.path).expanduser()
+            local = looks_local(source.path) or folder.is_dir()
+            files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()] if local else []
+            about = {"seed": seed, **asdict(source), "files": [[str(p), s.st_size, s.st_mtime_ns] for p, s in files]}
             scratches[split] = stack.enter_context(unfinished(f"corpus/{split}", about, [], Path(__file__), LIBRARIES))
         yield scratches
 
@@ -34,18 +40,18 @@ def kept_splits(sources: Mapping[str, HubSplit], seed: int) -> Iterator[dict[str
 def write_texts(sources: Mapping[str, HubSplit], seed: int, scratches: Mapping[str, Scratch], out: Path) -> None:
     """Write each split's documents to ``out``/SPLIT.arrow (column ``text``). Raises UserError where there are none.
 
-    The splits have seeds of their own, so that two of one data set are not the same choice.
+    Each split draws with its own seed, so that two splits of one data set choose different rows.
     """
-    for source in sources.values():  # before hours of downloading one, whether all can be read
-        hub.check(source)
+    for source in sources.values():  # tell of a mistake in any of them before hours of downloading
+        hub.document(next(hub.rows(source)), source)
     for split, source in sources.items():
-        files = list(_stretches(split, source, zlib.crc32(f"{seed}/{split}".encode()), scratches[split]))
+        files = list(_block_files(split, source, zlib.crc32(f"{seed}/{split}".encode()), scratches[split]))
         if not write_tables(out / f"{split}.arrow", map(arrow_table, files), TEXT):
             raise UserError(f"{hub.describe(source)} has no text")
 
 
-def _stretches(split: str, source: HubSplit, seed: int, scratch: Scratch) -> Iterator[Path]:
-    """Arrow files with the split's documents, in order: those that earlier runs have kept, then the others."""
+def _block_files(split: str, source: HubSplit, seed: int, scratch: Scratch) -> Iterator[Path]:
+    """Arrow files with the blocks of a split, in order: first those that earlier runs have kept, then new ones."""
     yield from (scratch.folder / row["file"] for row in scratch.rows)
     state = scratch.rows[-1]["state"] if scratch.rows else None
     rows = state["rows"] if state else 0
@@ -53,23 +59,6 @@ def _stretches(split: str, source: HubSplit, seed: int, scratch: Scratch) -> Ite
         for number, block in enumerate(hub.blocks(source, seed, state), start=len(scratch.rows)):
             path = scratch.folder / f"{number:06d}.arrow"
             write_rows(path, ({"text": text} for text in block.texts), TEXT)
-            _to_disk(path)
-            scratch.add([{"file": path.name, "state": block.state}])
+            scratch.add([{"file": path.name, "state": block.state}])  # the file is on the disk: `write_rows` waits
             progress.update(block.state["rows"] - progress.n)
             yield path
-
-
-def _to_disk(path: Path) -> None:
-    """Before a row tells of a file, file and name are on the disk: a power cut may come at any moment."""
-    for one in (path, path.parent):
-        descriptor = os.open(one, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def _local_files(source: HubSplit) -> dict:
-    """What tells that a local data set has changed: its files, their sizes and times."""
-    folder = Path(source.path).expanduser()
-    local = looks_local(source.path) or folder.is_dir()
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if local else []
-    return {"files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]}
