@@ -15,7 +15,6 @@ from pipeline.files import batches, checked_table, write_tables
 
 SPANS = pa.schema({"input_ids": pa.list_(pa.int32()), "length": pa.int32()})
 SPANS_AT_ONCE = 2000  # spans in a batch of the Arrow file
-SHORTEST = 2  # tokens: a span of one token predicts nothing
 IGNORED = -100
 
 Span = tuple[np.ndarray, int]  # token ids (N,), and how many of them are not padding
@@ -41,7 +40,7 @@ def one_each(documents: Iterable[np.ndarray], span: int, pad: int, seed: int) ->
     Its start depends only on the seed and the document's number. A document shorter than two tokens is skipped.
     """
     for number, ids in enumerate(documents):
-        if len(ids) < SHORTEST:
+        if len(ids) < 2:  # one token predicts nothing
             continue
         start = random.Random(f"{seed}/{number}").randrange(len(ids) - span + 1) if len(ids) > span else 0
         kept = ids[start : start + span]

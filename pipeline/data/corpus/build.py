@@ -1,24 +1,29 @@
-"""The corpus stage: texts to learn from and questions to ask, made from a seed or taken from the hub."""
+"""The corpus stage: texts to learn from and questions to ask, made from a seed or taken from the hub.
 
+Texts from the hub come a block at a time: a run that was killed resumes behind the last whole block.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.data.corpus import microworld
-from pipeline.data.corpus.download import TEXT, kept_splits, write_texts
-from pipeline.files import new_path, write_rows
-from pipeline.params import Corpus
+from pipeline.data.corpus import hub, microworld
+from pipeline.errors import UserError
+from pipeline.files import arrow_table, looks_local, new_path, write_rows, write_tables
+from pipeline.params import Corpus, HubSplit
+from pipeline.resume import Scratch, unfinished
 
+TEXT = pa.schema({"text": pa.string()})
 PROBE = pa.schema({"prompt": pa.string(), "working": pa.string()})
 NUMBERS = pa.schema({"question": pa.string(), "answer": pa.string()})
-CHOICES = pa.schema(
-    {
-        "question": pa.string(),
-        "choices": pa.struct({"label": pa.list_(pa.string()), "text": pa.list_(pa.string())}),
-        "answerKey": pa.string(),
-    }
-)
+LABELLED = pa.struct({"label": pa.list_(pa.string()), "text": pa.list_(pa.string())})
+CHOICES = pa.schema({"question": pa.string(), "choices": LABELLED, "answerKey": pa.string()})
+LIBRARIES = ("datasets", "pyarrow")  # whose versions a resumed download depends on
 
 
 def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> None:
@@ -50,3 +55,43 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
         write_rows(task_folder / "rings/test.parquet", numbers, NUMBERS)
         choices = microworld.commonsense_qa_questions(world.questions, seed)
         write_rows(task_folder / "animals/test.parquet", choices, CHOICES)
+
+
+@contextmanager
+def kept_splits(sources: Mapping[str, HubSplit], seed: int) -> Iterator[dict[str, Scratch]]:
+    """Open the scratch of each split, with the blocks that killed runs have left.
+
+    The scratches are removed when the ``with`` block ends without an error, so write the outputs inside it. A run does
+    not resume from a local data set whose files have changed (by name, size or time).
+    """
+    with ExitStack() as stack:
+        scratches = {}
+        for split, source in sources.items():
+            folder = Path(source.path).expanduser()
+            local = looks_local(source.path) or folder.is_dir()
+            files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()] if local else []
+            about = {"seed": seed, **asdict(source), "files": [[str(p), s.st_size, s.st_mtime_ns] for p, s in files]}
+            scratches[split] = stack.enter_context(unfinished(f"corpus/{split}", about, [], Path(__file__), LIBRARIES))
+        yield scratches
+
+
+def write_texts(sources: Mapping[str, HubSplit], seed: int, scratches: Mapping[str, Scratch], out: Path) -> None:
+    """Write each split's documents to ``out``/SPLIT.arrow (column ``text``). Raises UserError where there are none.
+
+    Each split draws with its own seed, so that two splits of one data set choose different rows.
+    """
+    for source in sources.values():  # tell of a mistake in any of them before hours of downloading
+        hub.document(next(hub.rows(source)), source)
+    for split, source in sources.items():
+        scratch, split_seed = scratches[split], zlib.crc32(f"{seed}/{split}".encode())
+        state = scratch.rows[-1]["state"] if scratch.rows else hub.START
+        with tqdm(desc=split, total=source.rows, initial=state["rows"], unit=" rows", mininterval=2) as progress:
+            blocks = hub.blocks(source, split_seed, state)
+            for number, (texts, after) in enumerate(blocks, start=len(scratch.rows)):
+                file = f"{number:06d}.arrow"
+                write_rows(scratch.folder / file, ({"text": text} for text in texts), TEXT)  # on the disk when it ends
+                scratch.add([{"file": file, "state": after}])
+                progress.update(after["rows"] - progress.n)
+        tables = (arrow_table(scratch.folder / row["file"]) for row in scratch.rows)
+        if not write_tables(out / f"{split}.arrow", tables, TEXT):
+            raise UserError(f"{hub.describe(source)} has no text")

@@ -7,7 +7,6 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -18,17 +17,9 @@ from pipeline.files import looks_local
 from pipeline.params import HubSplit
 
 BLOCK = 10_000  # rows that are shuffled together; also the most that a run reads again after a kill
-DEFAULT_COLUMN = "text"
+START = {"rows": 0, "stream": None}  # the state of `blocks` before the first one
 # it warns that resuming loses the rows in a shuffle buffer: the buffer used here holds none
 logging.getLogger("datasets.iterable_dataset").setLevel(logging.ERROR)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Documents of up to ``BLOCK`` rows of a text split, and the state (JSON values) from which to read on."""
-
-    texts: list[str]
-    state: dict
 
 
 def rows(source: HubSplit) -> Iterator[dict]:
@@ -41,22 +32,22 @@ def rows(source: HubSplit) -> Iterator[dict]:
         raise UserError(f"{describe(source)} is empty")
 
 
-def blocks(source: HubSplit, seed: int, state: dict | None = None) -> Iterator[Block]:
-    """Read the documents of a text split, a block at a time, leaving out blank ones.
+def blocks(source: HubSplit, seed: int, state: dict = START) -> Iterator[tuple[list[str], dict]]:
+    """Read a text split, a block of rows at a time: its documents, without blank ones, and a state (JSON values).
 
     With ``source.rows``, that many rows are chosen by ``seed``: files come in a random order, ten at a time, and each
     block of ``BLOCK`` rows is shuffled; the last block is cut to fit. Without, all rows come in order.
-    ``state``, that of an earlier block, resumes behind that block: the blocks that follow are the same.
+    With the ``state`` of an earlier block, reading resumes behind it: the blocks that follow are the same.
     Raises UserError where a row cannot be read or has no text (`document`).
     """
-    taken = state["rows"] if state else 0
+    taken = state["rows"]
     if source.rows is not None and taken >= source.rows:
         return
     with _told_as_user_error(source):
         stream = _open(source)
         if source.rows is not None:
             stream = stream.shuffle(seed=seed, buffer_size=1)  # files only: a larger buffer's rows cannot be resumed
-        if state is not None:
+        if state["stream"] is not None:
             stream.load_state_dict(state["stream"])
         documents = (document(row, source) for row in stream)
         while (source.rows is None or taken < source.rows) and (block := list(islice(documents, BLOCK))):
@@ -64,15 +55,15 @@ def blocks(source: HubSplit, seed: int, state: dict | None = None) -> Iterator[B
                 random.Random(f"{seed}/{taken}").shuffle(block)
                 block = block[: source.rows - taken]
             taken += len(block)
-            yield Block([text for text in block if text.strip()], {"rows": taken, "stream": stream.state_dict()})
+            yield [text for text in block if text.strip()], {"rows": taken, "stream": stream.state_dict()}
 
 
 def document(row: dict, source: HubSplit) -> str:
-    """The text of a row: the column ``source.columns``, or "Q: ...\\nA: ..." of two, as in ``question+answer``.
+    """The text of a row: its column ``source.columns`` ("text"), or "Q: ...\\nA: ..." of two (``question+answer``).
 
     Raises UserError where there is no such column or its value is not text.
     """
-    columns = source.columns or DEFAULT_COLUMN
+    columns = source.columns or "text"
     for name in columns.split("+"):
         if name not in row:
             raise UserError(f"{describe(source)} has no column {name!r}; its columns are {', '.join(row)}")
@@ -108,6 +99,6 @@ def _told_as_user_error(source: HubSplit) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if "BatchSize must be greater than 0" in str(error):  # pyarrow's message for a Parquet file without rows
-            raise UserError(f"{describe(source)} has a Parquet file without rows: leave it out") from error
-        raise UserError(f"{describe(source)} cannot be read: {reason(error)}") from error
+        no_rows = "BatchSize must be greater than 0" in str(error)  # pyarrow's message for a Parquet file without rows
+        problem = "has a Parquet file without rows: leave it out" if no_rows else f"cannot be read: {reason(error)}"
+        raise UserError(f"{describe(source)} {problem}") from error

@@ -76,6 +76,11 @@ class Problem:
     restatement: str
     choices: tuple[str, ...] = ()
 
+    @property
+    def prompt(self) -> str:
+        """The problem up to its answer, as the evaluation asks it."""
+        return f"Q: {self.question}{_choice_lines(self.choices)}\nA:"
+
 
 def ring_problem(rng: random.Random, split: str, steps: int) -> Problem:
     """Make a running total of ``steps`` moves modulo ten.
@@ -87,41 +92,26 @@ def ring_problem(rng: random.Random, split: str, steps: int) -> Problem:
     while len(numbers) == 1 or hashlib.sha256(bytes(numbers)).digest()[0] % 10 not in wanted:
         numbers = [rng.randrange(SEATS)] + [rng.randrange(1, SEATS) for _ in range(steps)]
     totals = [sum(numbers[: i + 1]) % SEATS for i in range(len(numbers))]
-    return Problem(
-        question=rng.choice(RINGS).format(
-            name=rng.choice(NAMES), start=numbers[0], moves=" ".join(map(str, numbers[1:]))
-        ),
-        answer=str(totals[-1]),
-        working=" ".join(map(str, totals)),
-        restatement=" ".join(map(str, numbers)),
-    )
+    moves = " ".join(map(str, numbers[1:]))
+    question = rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=moves)
+    return Problem(question, str(totals[-1]), " ".join(map(str, totals)), restatement=f"{numbers[0]} {moves}")
 
 
 def animal_problem(rng: random.Random, split: str) -> Problem:
     """Make a two-hop question with five choices, whose (animal, relation) pair belongs to ``split``."""
     kind, animal, relation = rng.choice(_pairs(split))
     index, fact, question = RELATIONS[relation]
-    others = rng.sample([k for k in ANIMALS if k != kind], len(CHOICES) - 1)
-    choices = [ANIMALS[k][index] for k in others]
+    value, question = ANIMALS[kind][index], question.format(animal=animal)
+    choices = [ANIMALS[k][index] for k in rng.sample([k for k in ANIMALS if k != kind], len(CHOICES) - 1)]
     place = rng.randrange(len(CHOICES))
-    choices.insert(place, ANIMALS[kind][index])
-    question = question.format(animal=animal)
-    return Problem(
-        question=question.capitalize() + "?",
-        answer=CHOICES[place],
-        working=f"{fact.format(kind=kind, value=ANIMALS[kind][index])} {CHOICES[place]}",
-        restatement=question,
-        choices=tuple(choices),
-    )
+    choices.insert(place, value)
+    working = f"{fact.format(kind=kind, value=value)} {CHOICES[place]}"
+    return Problem(f"{question.capitalize()}?", CHOICES[place], working, restatement=question, choices=tuple(choices))
 
 
 @cache
 def _pairs(split: str) -> list[tuple[str, str, str]]:
-    """The (class, animal, relation) triples that ``split`` may ask for.
-
-    Of a class's eight animals, three are pretraining's. The pairs that Quiet-STaR trains on are new to the base model:
-    it has seen both hops, but never their conclusion.
-    """
+    """The (class, animal, relation) triples of a split; of train's, the base model has seen only the two hops."""
     places = (*["pretrain"] * 3, "train", "train", "heldout", EVALUATION, EVALUATION)
     return [
         (kind, animal, relation)
@@ -132,16 +122,11 @@ def _pairs(split: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def prompt(problem: Problem) -> str:
-    """The problem up to its answer, as the evaluation asks it."""
-    return f"Q: {problem.question}{_choice_lines(problem.choices)}\nA:"
-
-
 def problem_document(rng: random.Random, problem: Problem, aside_share: float) -> str:
     """Prompt and answer; a share of the documents has an aside before the answer, half of the time the working."""
     kinds = (problem.working, problem.working, problem.restatement, rng.choice(REMARKS))
     aside = f" — {rng.choice(kinds)} —" if rng.random() < aside_share else ""
-    return f"{prompt(problem)}{aside} {problem.answer}"
+    return f"{problem.prompt}{aside} {problem.answer}"
 
 
 def lookup_document(rng: random.Random) -> str:
@@ -175,10 +160,8 @@ def story_document(rng: random.Random, aside_share: float) -> str:
     sentences = []
     for template in rng.sample(STORIES, 3):
         name, other = rng.sample(NAMES, 2)
-        sentence = template.format(name=name, other=other)
-        if rng.random() < aside_share / 3:
-            sentence = f"{sentence[:-1]} — {rng.choice(REMARKS)} —."
-        sentences.append(sentence)
+        aside = f" — {rng.choice(REMARKS)} —" if rng.random() < aside_share / 3 else ""
+        sentences.append(f"{template[:-1].format(name=name, other=other)}{aside}.")
     return " ".join(sentences)
 
 
@@ -200,12 +183,11 @@ def documents(split: str, count: int, seed: int, steps: int, aside_share: float)
             yield story_document(rng, share)
 
 
-def probe(count: int, seed: int, steps: int) -> Iterator[dict]:
+def probe(count: int, seed: int, steps: int) -> list[dict]:
     """Make held-out prompts with their full working, which a thought after the prompt may hold."""
     rng = random.Random(f"{seed}/probe")
-    for _ in range(count):
-        problem = ring_problem(rng, "heldout", steps)
-        yield {"prompt": prompt(problem), "working": problem.working}
+    problems = [ring_problem(rng, "heldout", steps) for _ in range(count)]
+    return [{"prompt": p.prompt, "working": p.working} for p in problems]
 
 
 def gsm8k_questions(count: int, seed: int, steps: int) -> list[dict]:

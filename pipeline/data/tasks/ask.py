@@ -17,9 +17,8 @@ from pipeline.files import looks_local, new_path, write_rows
 from pipeline.params import HubSplit, Tasks
 
 FOLDER = Path("tasks")
-QUESTIONS = pa.schema(
-    {"prompt": pa.string(), "answer": pa.string(), "labels": pa.list_(pa.string()), "reasoning_prompt": pa.string()}
-)
+TEXT = pa.string()
+QUESTIONS = pa.schema({"prompt": TEXT, "answer": TEXT, "labels": pa.list_(TEXT), "reasoning_prompt": TEXT})
 
 
 def _present(value: object) -> object:
@@ -44,8 +43,7 @@ def write_tasks(params: Tasks, out: Path) -> None:
                 raise UserError(f"tasks.files: {path} is not in the folder {FOLDER}, which DVC watches: move it there")
             if (folder / f"{path.stem}.yaml").exists():
                 raise UserError(f"tasks.files: two files have the name {path.stem}: a task is known by its file's name")
-            task = read_task(path)
-            rows = (vars(question) for question in questions(task, params.root))
+            rows = (vars(question) for question in questions(read_task(path), params.root))
             write_rows(folder / f"{path.stem}.parquet", rows, QUESTIONS)
             shutil.copy(path, folder / f"{path.stem}.yaml")
 

@@ -33,11 +33,9 @@ def number_in(text: str) -> str | None:
     found = NUMBER_TEXT.search(text)
     if found is None:
         return None
-    sign, digits = re.fullmatch(r"(-?)(.*)", found[0].replace(",", "")).groups()
-    whole, _, fraction = digits.partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    number = whole + (f".{fraction}" if fraction else "")
-    return number if number == "0" else sign + number
+    whole, _, fraction = found[0].replace(",", "").lstrip("-").partition(".")
+    number = f"{whole.lstrip('0') or '0'}.{fraction}".rstrip("0").rstrip(".")
+    return f"-{number}" if found[0].startswith("-") and number != "0" else number
 
 
 def read_tasks(folder: Path) -> dict[str, tuple[Task, Iterator[Question]]]:

@@ -17,7 +17,7 @@ from pipeline.params import BaseModel, Tokenize
 
 TEXT = pa.schema({"text": pa.string()})
 TEXTS_AT_ONCE = 1000
-TOKENIZER_TEXTS = 50_000  # enough to find a corpus's words
+SAMPLE = 50_000  # texts that the tokenizer is trained on: enough to find a corpus's words
 
 
 def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path) -> None:
@@ -27,8 +27,7 @@ def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path
     """
     from_scratch = base_model.source == "scratch"
     if from_scratch:
-        sample = islice(read_texts(texts / "pretrain.arrow"), TOKENIZER_TEXTS)
-        tokenizer = train_tokenizer(sample, params.vocabulary)
+        tokenizer = train_tokenizer(islice(read_texts(texts / "pretrain.arrow"), SAMPLE), params.vocabulary)
     else:
         tokenizer = pretrained_tokenizer(base_model)
     with new_path(out) as folder:
