@@ -1,4 +1,4 @@
-"""Choose which weights are trained (``train.adapt``), and write and read the folder of a trained model (``train.saved``).
+"""Choose which weights are trained, and write and read the folder of a trained model.
 
 A folder holds the whole model, as transformers writes it, or only what was trained: `learned.safetensors` (the trained
 tensors) and `learned.json` (the path of the base model, the digests of its weights, the sizes of the adapters).
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -27,7 +27,6 @@ from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCaus
 
 LEARNED = TENSORS, ABOUT = "learned.safetensors", "learned.json"
 WEIGHTS = "*.safetensors"  # the weight files of a base model
-NO_MODEL = "holds no trained model: run `dvc repro train`"
 
 
 def limit_learning(model: QuietStarForCausalLM, params: Train) -> None:
@@ -137,7 +136,7 @@ def base_of(folder: Path) -> Path | None:
 
 
 def check_base(folder: Path, base: Path) -> None:
-    """Raise UserError if the model in ``folder`` was trained on other weights than those in ``base`` (reads them all)."""
+    """Raise UserError if the model in ``folder`` was trained on other weights than those in ``base`` (reads all)."""
     if digests(base, WEIGHTS) != _about(folder)["digests"]:
         raise UserError(f"{folder} was trained on other weights than those in {base}")
 
@@ -154,10 +153,10 @@ def check_trained(folder: Path) -> None:
     """Raise UserError if ``folder`` holds no trained model. Reads its configuration only, not its weights."""
     try:
         config = QuietStarConfig.get_config_dict(folder, local_files_only=True)[0]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} {NO_MODEL}") from error
-    if not config:  # transformers returns this for some missing files
-        raise UserError(f"{folder} {NO_MODEL}")
+    except (OSError, ValueError):
+        config = {}  # which transformers returns for some missing files, too
+    if not config:
+        raise UserError(f"{folder} holds no trained model: run `dvc repro train`")
     if config.get("model_type") != QuietStarConfig.model_type:
         raise UserError(f"{folder} holds a {config.get('model_type')} model, not a trained Quiet-STaR one")
 
@@ -165,67 +164,50 @@ def check_trained(folder: Path) -> None:
 def load_trained(folder: Path) -> QuietStarForCausalLM:
     """Read the model in ``folder`` for evaluation, whole or put on its base model, with adapters merged.
 
-    Raises UserError if ``folder`` holds no trained model, or its base model is missing or another one.
+    Raises UserError if ``folder`` holds no trained model, or if its base model is missing or another one.
     """
     keep_memory()
     check_trained(folder)
     base = base_of(folder)
-    if base is None:
-        try:
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        if base is None:
+            model, loading = QuietStarForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+        else:
+            check_base(folder, base)
+            decoder, learned = load_base(base), load_file(folder / TENSORS)
+            adapters = {name: learned.pop(name) for name in list(learned) if name.startswith("base.")}
+            state = {f"base.{name}": value for name, value in decoder.state_dict().items()} | learned
+            config = QuietStarConfig.from_pretrained(folder)
             model, loading = QuietStarForCausalLM.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
+                None, config=config, state_dict=state, dtype=decoder.dtype, **options
             )
-        except Exception as error:  # transformers and safetensors raise many types
-            raise UserError(f"the model in {folder} cannot be read: {reason(error)}") from error
-        wrong = _wrong_weights(loading)
+        wrong = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
         if wrong:
-            raise UserError(f"the weights in {folder} are not those of its config.json: {wrong[0]}")
-    else:
-        check_base(folder, base)
-        model = _load_learned(folder, load_base(base))
+            raise UserError(f"the weights in {folder} are not those of its config.json: {min(map(str, wrong))}")
+        if base is not None:
+            _put_adapters(model, _about(folder)["lora"], adapters)
+    except UserError:
+        raise
+    except Exception as error:  # transformers, safetensors and peft raise many types
+        raise UserError(f"the model in {folder} cannot be read: {reason(error)}") from error
     check_finite(model, folder)
     return model.eval()
 
 
-def _load_learned(folder: Path, base: PreTrainedModel) -> QuietStarForCausalLM:
-    """Put the trained tensors in ``folder`` on ``base``, and merge adapters. Raises UserError if they do not fit."""
-    lora = _about(folder)["lora"]
-    try:
-        learned = load_file(folder / TENSORS)
-        adapters = {name: value for name, value in learned.items() if name.startswith("base.")}
-        state = {f"base.{name}": value for name, value in base.state_dict().items()}
-        state |= {name: value for name, value in learned.items() if name not in adapters}
-        model, loading = QuietStarForCausalLM.from_pretrained(
-            None,
-            config=QuietStarConfig.from_pretrained(folder),
-            state_dict=state,
-            dtype=base.dtype,
-            output_loading_info=True,
-        )
-        wrong = _wrong_weights(loading)
-        if wrong:
-            raise ValueError(f"{wrong[0]} is missing or unexpected")
-        if lora is not None:
-            add_adapters(model.base, **lora)
-        if adapters.keys() != {name for name in model.state_dict() if ".lora_" in name}:
-            raise ValueError(f"its adapters are not those that {ABOUT} describes")
-        if lora is not None:
-            model.load_state_dict(adapters, strict=False)
-            merge_adapters(model.base)
-    except UserError:
-        raise
-    except Exception as error:  # transformers, safetensors and peft raise many types
-        raise UserError(f"{folder} does not fit its base model: {reason(error)}") from error
-    return model
-
-
-def _wrong_weights(loading: dict) -> list[str]:
-    """Return the names of weights that are missing, unexpected or of another size, from transformers' loading info."""
-    return sorted(map(str, [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]))
+def _put_adapters(model: QuietStarForCausalLM, lora: dict | None, tensors: dict[str, Tensor]) -> None:
+    """Merge adapters of these sizes (`params.Lora`; None: no adapters). Raises ValueError for ``tensors`` of others."""
+    if lora is not None:
+        add_adapters(model.base, **lora)
+    if tensors.keys() != {name for name in model.state_dict() if ".lora_" in name}:
+        raise ValueError(f"its adapters are not those that {ABOUT} describes")
+    if lora is not None:
+        model.load_state_dict(tensors, strict=False)
+        merge_adapters(model.base)
 
 
 def load_plain(folder: Path) -> QuietStarForCausalLM:
-    """Read the base model in ``folder`` for evaluation, as a model without thoughts. Raises UserError as `load_base`."""
+    """Read the base model in ``folder`` for evaluation, without thoughts. Raises UserError as `load_base` does."""
     keep_memory()
     return QuietStarForCausalLM.from_base(load_base(folder), meta_token_ids=[0], method=NO_THOUGHT).eval()
 
