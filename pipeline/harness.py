@@ -8,7 +8,6 @@ import of this file registers the model ``quiet_star``, so that `lm_eval.simple_
 
 import hashlib
 import logging
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,10 +42,8 @@ HELD_LOGITS = 2**25  # logits in memory at once: 128 MiB in float32
 POSITIONS = 2048  # lm-eval's default for a model whose configuration does not say
 NEW_TOKENS = 256  # lm-eval's default
 GENERATION = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
-# what lm-eval says of a user's mistake, in a ValueError: any other ValueError is a bug and needs its traceback
-MISTAKES = re.compile(
-    "Tasks not found|No tasks specified|Specify --output_path|If --samples|When `fewshot_as_multiturn"
-)
+# how lm-eval's ValueErrors about a user's mistake begin: any other ValueError is a bug and needs its traceback
+MISTAKES = ("Tasks not found", "No tasks specified", "Specify --output", "If --samples", "When `fewshot_as_multiturn")
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +55,7 @@ def main() -> None:
     try:
         cli_evaluate()
     except ValueError as error:
-        if not MISTAKES.match(str(error)):
+        if not str(error).startswith(MISTAKES):
             raise
         raise UserError(str(error)) from error
     except (DatasetsError, OSError) as error:
@@ -114,9 +111,7 @@ class QuietStarLM(TemplateLM):
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"thought_temperature, seed and batch_size must be numbers: {error}") from error
         if not 0 <= self._sampling.seed < 2**32 or self.batch_size < 1:
-            raise UserError(
-                f"seed is {seed} (0 to 4294967295 are possible), batch_size is {batch_size} (at least 1 is)"
-            )
+            raise UserError(f"seed is {seed} and batch_size {batch_size}: they must be 0 to 4294967295 and at least 1")
         self._think, self._warned = think, set()
         folder = Path(str(pretrained))  # lm-eval makes a folder called 5 a number
         self._model = load_trained(folder).to(usable_device(device))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.models.adapters import add_adapters, merge_adapters
+from pipeline.models.trained import add_adapters, merge_adapters
 from pipeline.thought.model import METHODS, PAUSE, QUIET_STAR, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine

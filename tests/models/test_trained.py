@@ -17,17 +17,17 @@ from transformers.pytorch_utils import Conv1D
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
 from pipeline.files import digests, write_rows
-from pipeline.models.learned import (
+from pipeline.models.trained import (
     ABOUT,
     LEARNED,
     TENSORS,
     WEIGHTS,
     limit_learning,
+    load_trained,
     restore_frozen,
     round_frozen,
     save_trained,
 )
-from pipeline.models.trained import load_trained
 from pipeline.params import Lora, Train
 from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
 from pipeline.training.quiet_star.trainer import STEP_COLUMNS, parameter_groups
