@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         tokenizer.save_pretrained(folder)
     size, dtype = sum(p.numel() for p in model.parameters()), str(model.dtype).removeprefix("torch.")
     thoughts = "{thought_tokens} thought tokens, lookahead {lookahead}, {rationales} rationales".format(**counts)
-    banned = f"never sampled: {', '.join(map(str, model.banned)) or 'no id'}"
+    banned = f"never sampled: {', '.join(map(str, model.config.banned)) or 'no id'}"
     print(f"{options.out}: {size:,} parameters in {dtype}, {thoughts}; {banned}")
 
 

@@ -262,7 +262,7 @@ class QuietStarLM(TemplateLM):
             logits = logits.to(exact_dtype(logits))
             columns = torch.arange(len(places), device=ids.device)
             log_probs.append(logits[rows[:, None], columns, targets] - logits.logsumexp(-1)[rows])
-            greedy.append(ban(logits, self._model.banned).argmax(-1)[rows] == targets)
+            greedy.append(ban(logits, self._model.config.banned).argmax(-1)[rows] == targets)
         sums = torch.cat(log_probs, 1).double().masked_fill(~real, 0).sum(1)
         same = (torch.cat(greedy, 1) | ~real).all(1)
         return list(zip(sums.tolist(), same.tolist(), strict=True))

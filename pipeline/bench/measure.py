@@ -104,7 +104,7 @@ def recomputed(
     for _ in range(count):
         start = clock(options.device)
         logits = model(ids, sampling=Sampling(temperature=0.0), engine=engine).logits[:, -1]
-        ids = torch.cat([ids, ban(logits, model.banned).argmax(-1, keepdim=True)], dim=1)
+        ids = torch.cat([ids, ban(logits, model.config.banned).argmax(-1, keepdim=True)], dim=1)
         taken.append(clock(options.device) - start)
     return ids, statistics.median(taken)
 

@@ -23,7 +23,8 @@ from pipeline.files import digests
 from pipeline.models.base import check_finite, load_base
 from pipeline.models.device import keep_memory
 from pipeline.params import Train
-from pipeline.thought.model import NO_THOUGHT, QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.methods import NO_THOUGHT
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 
 LEARNED = TENSORS, ABOUT = "learned.safetensors", "learned.json"
 WEIGHTS = "*.safetensors"  # the weight files of a base model

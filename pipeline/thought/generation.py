@@ -69,7 +69,7 @@ def generate(
             state = writer.read(model.decoder.embed(whole[writing, stop - 2 : stop - 1]))
         chance = sampling.chances(keys, 1, writer.newest, TEXT_STEP)[:, 0, 0]
         predicting = writer.think(state, keys)
-        new, entropy = sample(model.decoder.head, predicting, model.banned, sampling, chance)
+        new, entropy = sample(model.decoder.head, predicting, model.config.banned, sampling, chance)
         if not entropy.isfinite().all():
             raise FloatingPointError("logits are not finite")
         whole[writing, stop - 1] = new.masked_fill(done, pad_token_id)
@@ -137,7 +137,7 @@ class _Writer:
         model = self._model
         for step in range(model.config.thought_tokens):
             chance = self._sampling.chances(keys, 1, self.newest, step)[:, 0, 0]
-            drawn, _ = sample(model.decoder.head, last, model.banned, self._sampling, chance)
+            drawn, _ = sample(model.decoder.head, last, model.config.banned, self._sampling, chance)
             tokens = model.decoder.embed(drawn[:, None])
             if step == model.config.thought_tokens - 1:
                 tokens = torch.cat([tokens, self._meta_token(model.end_embedding, tokens)], dim=1)

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.models.trained import add_adapters, merge_adapters
-from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from tests.thought.test_architectures import LENGTHS, TOKENS, padded_batch

@@ -29,7 +29,8 @@ from pipeline.models.trained import (
     save_trained,
 )
 from pipeline.params import Lora, Train
-from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.quiet_star.trainer import STEP_COLUMNS, parameter_groups
 from tests.thought.tiny import GPT2, LLAMA, VOCABULARY, error, quiet_star, random_ids
 from tests.training.quiet_star.test_trainer import TRAIN, trainer

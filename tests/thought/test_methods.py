@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline.thought import model as model_module
 from pipeline.thought.decoder import Decoder
 from pipeline.thought.generation import GREEDY, SAMPLES_APART, TEXT_STEP
-from pipeline.thought.model import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.objective import IGNORED, Losses
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
 from pipeline.thought.step import DEFAULT_ENGINE, Engine

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from pipeline.thought.model import PAUSE, QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.methods import PAUSE
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from tests.thought.slow_reference import Setting, SlowPause, SlowQuietStar
 
 VOCABULARY = 23
