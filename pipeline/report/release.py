@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import new_path
-from pipeline.models.learned import LEARNED, base_of
-from pipeline.models.trained import load_trained
+from pipeline.models.trained import LEARNED, base_of, load_trained
 from pipeline.report.card import CardInputs, model_card
 
 CARD = "README.md"

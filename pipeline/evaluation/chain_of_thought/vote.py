@@ -17,8 +17,7 @@ from pipeline.evaluation.chain_of_thought.votes import metrics_of, points_of, vo
 from pipeline.files import write_json, write_rows, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
-from pipeline.models.learned import base_of
-from pipeline.models.trained import load_trained
+from pipeline.models.trained import base_of, load_trained
 from pipeline.params import ChainOfThought
 from pipeline.resume import Scratch, unfinished
 

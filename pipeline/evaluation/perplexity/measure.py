@@ -12,8 +12,7 @@ from pipeline.evaluation.perplexity.tokens import token_table
 from pipeline.files import write_json, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
-from pipeline.models.learned import base_of
-from pipeline.models.trained import load_trained
+from pipeline.models.trained import base_of, load_trained
 from pipeline.params import Perplexity
 from pipeline.resume import unfinished
 
