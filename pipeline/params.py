@@ -149,7 +149,6 @@ class Train:
     warmup_steps: int = at_least(0)
     weight_decay: float = at_least(0)
     gradient_clip: float = above(0)
-    skipped_steps: int = at_least(0)
     log_steps: int = at_least(1)
     evaluation_steps: int = at_least(1)
     evaluation_texts: int = at_least(1)

@@ -1,7 +1,7 @@
-"""Training that was killed goes on from its last checkpoint, and ends with the bytes that it would have had anyway.
+"""Checkpoints: training that was killed resumes from the last one, and ends with the bytes of an uninterrupted run.
 
-Checkpoints are the HF Trainer's: weights, optimizer, schedule, position in the data and random states. They lie in the
-stage's scratch folder (`pipeline.resume`), and bear the name ``step-N`` once all of them is on the disk.
+They are the HF Trainer's: weights, optimizer, schedule, position in the data and random states. They lie in the
+stage's scratch folder (`pipeline.resume`) and are named ``step-N`` once everything in them is on the disk.
 """
 
 import shutil
@@ -21,12 +21,12 @@ from pipeline.training.processes import agreed, is_main
 
 LEAST_SECONDS = 10  # between two checkpoints
 LEAST_SHARE = 50  # times what the last one took to write: at most 2 % of the time goes into them
-WHOLE, HALF = "step-", "checkpoint-"  # HALF is the HF Trainer's
+WHOLE, HALF = "step-", "checkpoint-"  # HALF is the HF Trainer's name
 
 
 @contextmanager
 def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path], code: Path) -> Iterator[Path]:
-    """The folder for checkpoints of ``stage``, the main process's in every process of a run; see `unfinished`."""
+    """The folder for checkpoints of ``stage``: the main process's, in every process of a run. See `unfinished`."""
     if not is_main():
         yield agreed(None)
         return
@@ -37,15 +37,19 @@ def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path], code: Path)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in ``folder``; None where there is none."""
-    whole = (path for path in folder.glob(f"{WHOLE}*") if path.name.removeprefix(WHOLE).isdecimal())
-    return max(whole, key=step_of, default=None)
+    """The newest whole checkpoint in ``folder``, None if there is none."""
+    return max(folder.glob(f"{WHOLE}*"), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was taken."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 class Checkpoints(TrainerCallback):
-    """Writes a checkpoint into ``folder`` now and then; the one before it is removed.
+    """Takes a checkpoint in ``folder`` when it is time, and removes the one before it.
 
-    Only where a row is logged, as what is being summed up for the next row is in no checkpoint.
+    Only at a logged step, as no checkpoint holds the sums for the next row of the log.
     """
 
     def __init__(self, folder: Path):
@@ -55,11 +59,12 @@ class Checkpoints(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         logged = state.global_step % int(args.logging_steps) == 0
-        if logged and state.global_step < state.max_steps and self._is_time():
-            control.should_save = True
+        if logged and state.global_step < state.max_steps:
+            due = torch.tensor(time.monotonic() >= self._due, device=PartialState().device)
+            control.should_save |= bool(broadcast(due))  # the main process's clock decides for all
 
     def begin(self) -> None:
-        """A checkpoint is being written from now on, until `on_save`."""
+        """Note when the writing of a checkpoint begins; `on_save` ends it."""
         self._began = time.monotonic()
 
     def on_save(self, args, state, control, **kwargs) -> None:
@@ -69,11 +74,6 @@ class Checkpoints(TrainerCallback):
         now = time.monotonic()
         self._due = now + max(LEAST_SECONDS, LEAST_SHARE * (now - self._began))
 
-    def _is_time(self) -> bool:
-        """As the main process's clock says, in all processes."""
-        due = torch.tensor(time.monotonic() >= self._due, device=PartialState().device)
-        return bool(broadcast(due))
-
     def _publish(self, half: Path) -> None:
         sync(half)
         before = list(self._folder.glob(f"{WHOLE}*"))
@@ -81,8 +81,3 @@ class Checkpoints(TrainerCallback):
         sync(self._folder, inside=False)
         for old in before:
             shutil.rmtree(old)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was taken."""
-    return int(checkpoint.name.rpartition("-")[2])
