@@ -7,17 +7,17 @@ stage's scratch folder (`pipeline.resume`) and are named ``step-N`` once everyth
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list
 from transformers import TrainerCallback
 
 from pipeline.files import sync
 from pipeline.resume import unfinished
-from pipeline.training.processes import agreed, is_main
+from pipeline.training.processes import is_main, processes
 
 LEAST_SECONDS = 10  # between two checkpoints
 LEAST_SHARE = 50  # times what the last one took to write: at most 2 % of the time goes into them
@@ -27,13 +27,14 @@ WHOLE, HALF = "step-", "checkpoint-"  # HALF is the HF Trainer's name
 @contextmanager
 def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path], code: Path) -> Iterator[Path]:
     """The folder for checkpoints of ``stage``: the main process's, in every process of a run. See `unfinished`."""
-    if not is_main():
-        yield agreed(None)
-        return
-    with unfinished(stage, params, inputs, code) as scratch:
-        for half in scratch.folder.glob(f"{HALF}*"):
+    with unfinished(stage, params, inputs, code) if is_main() else nullcontext() as scratch:
+        folder = scratch and scratch.folder
+        for half in folder.glob(f"{HALF}*") if folder else ():
             shutil.rmtree(half)
-        yield agreed(scratch.folder)
+        if processes() > 1:
+            (name,) = broadcast_object_list([folder and str(folder.absolute())])
+            folder = Path(name)
+        yield folder
 
 
 def last_checkpoint(folder: Path) -> Path | None:

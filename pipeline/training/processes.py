@@ -2,10 +2,8 @@
 
 import os
 from datetime import timedelta
-from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch.distributed import DistError
 
 from pipeline.errors import UserError
@@ -46,17 +44,9 @@ def is_sharded() -> bool:
 
 
 def join(device: str) -> None:
-    """Wait until all processes have found each other; `agreed` needs this."""
+    """Wait until all processes have found each other."""
     if processes() > 1:
         PartialState(cpu=device == "cpu", backend="gloo" if device == "cpu" else None, timeout=PATIENCE)
-
-
-def agreed(path: Path | None) -> Path:
-    """The main process's ``path`` in every process; the others pass None."""
-    if processes() == 1:
-        return path
-    (shared,) = broadcast_object_list([path and str(path.absolute())])
-    return Path(shared)
 
 
 def stand_alone() -> None:

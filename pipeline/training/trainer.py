@@ -17,6 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
@@ -123,7 +124,8 @@ class CheckedTrainer(Trainer):
             log.info("going on from %s", checkpoint)
             self._clock = (time.perf_counter(), step_of(checkpoint))
             self._check_checkpoint(checkpoint)
-        self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        with logging_redirect_tqdm([logging.getLogger("pipeline")]):  # so that a message has a line of its own
+            self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         self._check_weights()
         return self.state.log_history
 

@@ -5,7 +5,8 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from pipeline.errors import UserError
 from pipeline.training.checkpoints import Checkpoints, last_checkpoint
+from pipeline.training.quiet_star.trainer import QuietStarTrainer
 from tests.bad_input.spoil import small_disk
 from tests.eight_bits import find_8_bits, needs_8_bits
 from tests.stage_runner import copy_project, run_here, run_stage, run_stages, set_params
@@ -26,6 +28,7 @@ OUTS = {
     "baseline no_thought 1": ("models/baseline/no_thought-1", "results/train/no_thought-1"),
 }
 LENGTHS = {"train.steps": 8, "train.evaluation_steps": 3, "train.accumulation": 2}
+Place = tuple[str, str]  # of a function: its module and name
 # the moments at which a run is killed: a function, and which call of it
 LOSS = ("pipeline.training.quiet_star.trainer", "QuietStarTrainer.compute_loss")
 PRETRAINING_LOSS = ("pipeline.training.pretrain", "PretrainTrainer.compute_loss")
@@ -47,50 +50,36 @@ MOMENTS = {
 IN_STEP_7 = (LOSS, 13)
 
 
-class Stopped(BaseException):
-    """Ends a run in this process."""
-
-
 def often() -> None:
     """Take a checkpoint at every logged step."""
     module = importlib.import_module("pipeline.training.checkpoints")
     module.LEAST_SECONDS = module.LEAST_SHARE = 0
 
 
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def stop() -> None:
-    raise Stopped
-
-
-def doomed(
-    place: tuple[str, str], call: int, end: Callable[[], None] = kill, put: Callable[..., None] = setattr
-) -> None:
-    """Take checkpoints often, and ``end`` this process at this ``call`` of a function."""
-    often()
-    module, names = place
-    *path, last = names.split(".")
-    owner = importlib.import_module(module)
-    for part in path:
-        owner = getattr(owner, part)
-    function, left = getattr(owner, last), call
+def ends(function: Callable, call: int, end: Callable[[], None]) -> Callable:
+    """``function``, which calls ``end`` at this ``call``."""
+    calls = count(1)
 
     def counted(*args: object, **kwargs: object) -> object:
-        nonlocal left
-        left -= 1
-        if not left:
+        if next(calls) == call:
             end()
         return function(*args, **kwargs)
 
-    put(owner, last, counted)
+    return counted
 
 
-def with_8_bits(then: Callable[[], None]) -> None:
-    """Call ``then`` in a process that has bitsandbytes."""
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def doomed(place: Place, call: int) -> None:
+    """Take checkpoints often, and kill this process at this ``call`` of a function."""
+    often()
     find_8_bits()
-    then()
+    module, names = place
+    *path, last = names.split(".")
+    owner = reduce(getattr, path, importlib.import_module(module))
+    setattr(owner, last, ends(getattr(owner, last), call, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
 @pytest.fixture(scope="module")
@@ -127,22 +116,23 @@ def scratches(folder: Path) -> list[Path]:
     return [lock.parent for lock in (folder / ".resume").rglob("lock")]
 
 
-def killed(folder: Path, stage: str, place: tuple[str, str], call: int, also: Callable = lambda end: end) -> Path:
+def killed(folder: Path, stage: str, place: Place, call: int) -> Path:
     """Kill the stage; the scratch folder that it leaves."""
-    assert run_stage(folder, stage, also(partial(doomed, place, call))).code == -signal.SIGKILL
+    assert run_stage(folder, stage, partial(doomed, place, call)).code == -signal.SIGKILL
     (scratch,) = scratches(folder)
     return scratch
 
 
 @pytest.fixture
 def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path | None]:
-    """Stop training in this process, at a call of the loss; returns the newest checkpoint."""
+    """Interrupt training in this process, at a call of the loss; returns the newest checkpoint."""
+    for name in ("LEAST_SECONDS", "LEAST_SHARE"):
+        monkeypatch.setattr(f"pipeline.training.checkpoints.{name}", 0)
 
     def run(call: int) -> Path | None:
-        for name in ("LEAST_SECONDS", "LEAST_SHARE"):  # put back at the end of the test
-            monkeypatch.setattr(f"pipeline.training.checkpoints.{name}", 0)
-        with monkeypatch.context() as patch, pytest.raises(Stopped):
-            doomed(LOSS, call, stop, patch.setattr)
+        loss = ends(QuietStarTrainer.compute_loss, call, interrupt)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(QuietStarTrainer, "compute_loss", loss)
             run_here(folder, "train")
         newest = max(scratches(folder), key=lambda scratch: scratch.stat().st_mtime)
         return last_checkpoint(newest)
@@ -150,10 +140,10 @@ def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Pa
     return run
 
 
-def resumes(folder: Path, stage: str, whole: dict[str, bytes], also: Callable[[], None] | None = None) -> None:
+def resumes(folder: Path, stage: str, whole: dict[str, bytes]) -> None:
     """Run the stage again: it goes on, and ends with the bytes of an uninterrupted run."""
     goes_on = any(map(last_checkpoint, scratches(folder)))
-    done = run_stage(folder, stage, also)
+    done = run_stage(folder, stage, find_8_bits)
     assert done.code == 0, done.stderr
     assert ("going on from .resume/" in done.stderr) == goes_on
     assert outputs(folder, stage) == whole and scratches(folder) == []
@@ -176,49 +166,37 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(moment: str, folder: 
     resumes(folder, "train", outputs(project, "train"))
 
 
+LORA = {"train.adapt": "lora", "train.saved": "learned"}
+PRETRAINING = {"base_model.scratch.steps": 200}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage, place, call, step",
+    "stage, changes, place, call, step",
     [
-        ("baseline pause 1", LOSS, 11, "step-5"),
-        ("baseline no_thought 1", LOSS, 11, "step-5"),
-        ("base_model", PRETRAINING_LOSS, 60, "step-50"),
-        ("base_model", PRETRAINING_LOSS, 120, "step-100"),  # in a later epoch
+        ("baseline pause 1", {}, LOSS, 11, 5),
+        ("baseline no_thought 1", {}, LOSS, 11, 5),
+        ("base_model", PRETRAINING, PRETRAINING_LOSS, 60, 50),
+        ("base_model", PRETRAINING, PRETRAINING_LOSS, 120, 100),  # in a later epoch
+        ("train", LORA, LOSS, 11, 5),
+        ("train", LORA | {"train.precision": "bfloat16"}, LOSS, 11, 5),
+        pytest.param("train", {"train.optimizer": "adamw_8bit"}, LOSS, 11, 5, marks=needs_8_bits),
     ],
 )
-def test_baselines_and_pretraining_resume_too(stage: str, place: tuple, call: int, step: str, folder: Path):
-    set_params(folder, {"base_model.scratch.steps": 200} if stage == "base_model" else {})
-    assert run_stage(folder, stage).code == 0
-    whole = outputs(folder, stage)
-    assert whole
-    remove(folder, stage)
-    assert last_checkpoint(killed(folder, stage, place, call)).name == step
-    resumes(folder, stage, whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_adapters_resume_too_and_their_checkpoints_hold_no_base(precision: str, folder: Path):
-    set_params(folder, {"train.adapt": "lora", "train.saved": "learned", "train.precision": precision})
-    assert run_stage(folder, "train").code == 0
-    whole = outputs(folder, "train")
-    scratch = killed(folder, "train", LOSS, 11)
-    assert not any("base_layer" in name for name in load_file(last_checkpoint(scratch) / "model.safetensors"))
-    resumes(folder, "train", whole)
-
-
-@pytest.mark.slow
-@needs_8_bits
-def test_moments_in_8_bits_resume_too(folder: Path, project: Path):
-    set_params(folder, {"train.optimizer": "adamw_8bit"})
-    done = run_stage(folder, "train", find_8_bits)
+def test_other_training_resumes_too(stage: str, changes: dict, place: Place, call: int, step: int, folder: Path):
+    set_params(folder, changes)
+    done = run_stage(folder, stage, find_8_bits)
     assert done.code == 0, done.stderr
-    whole = outputs(folder, "train")
-    assert whole != outputs(project, "train")
-    scratch = killed(folder, "train", LOSS, 11, also=lambda end: partial(with_8_bits, end))
-    state = torch.load(last_checkpoint(scratch) / "optimizer.pt", weights_only=True)["state"]
-    assert torch.uint8 in {moments["__bnb_optimizer_quant_state__"]["state1"].dtype for moments in state.values()}
-    resumes(folder, "train", whole, find_8_bits)
+    whole = outputs(folder, stage)
+    remove(folder, stage)
+    checkpoint = last_checkpoint(killed(folder, stage, place, call))
+    assert checkpoint.name == f"step-{step}"
+    if LORA.items() <= changes.items():
+        assert not any("base_layer" in name for name in load_file(checkpoint / "model.safetensors"))
+    if "train.optimizer" in changes:
+        state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+        assert torch.uint8 in {moments["__bnb_optimizer_quant_state__"]["state1"].dtype for moments in state.values()}
+    resumes(folder, stage, whole)
 
 
 @pytest.mark.slow

@@ -94,6 +94,13 @@ def column(log: list[dict], name: str) -> list[float]:
     return logged(log, [name], needed="base_loss")[name].tolist()
 
 
+def test_padding_is_neither_attended_to_nor_a_label(spans: Spans):
+    last = spans[7]
+    assert len(spans) == 8 and spans.mean_length == 9.5 and last["text_keys"] == 7
+    assert last["attention_mask"].tolist() == [1] * 6 + [0] * 4
+    assert last["labels"].tolist() == [*last["input_ids"][:6].tolist(), *[-100] * 4]
+
+
 NOT_LOGGED = {
     QUIET_STAR: [],
     PAUSE: ["policy_loss", "positive_advantages", "thought_entropy"],
