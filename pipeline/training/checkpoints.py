@@ -55,8 +55,7 @@ class Checkpoints(TrainerCallback):
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._began = time.monotonic()
-        self._due = self._began + LEAST_SECONDS
+        self._due = time.monotonic() + LEAST_SECONDS
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         logged = state.global_step % int(args.logging_steps) == 0
@@ -64,21 +63,15 @@ class Checkpoints(TrainerCallback):
             due = torch.tensor(time.monotonic() >= self._due, device=PartialState().device)
             control.should_save |= bool(broadcast(due))  # the main process's clock decides for all
 
-    def begin(self) -> None:
-        """Note when the writing of a checkpoint begins; `on_save` ends it."""
-        self._began = time.monotonic()
-
-    def on_save(self, args, state, control, **kwargs) -> None:
+    def publish(self, half: Path, began: float) -> None:
+        """Rename a written checkpoint once it is on the disk. ``began``: when writing began, by `time.monotonic`."""
         PartialState().wait_for_everyone()
         if is_main():
-            self._publish(self._folder / f"{HALF}{state.global_step}")
+            sync(half)
+            before = list(self._folder.glob(f"{WHOLE}*"))
+            half.rename(self._folder / f"{WHOLE}{step_of(half)}")
+            sync(self._folder, inside=False)
+            for old in before:
+                shutil.rmtree(old)
         now = time.monotonic()
-        self._due = now + max(LEAST_SECONDS, LEAST_SHARE * (now - self._began))
-
-    def _publish(self, half: Path) -> None:
-        sync(half)
-        before = list(self._folder.glob(f"{WHOLE}*"))
-        half.rename(self._folder / f"{WHOLE}{step_of(half)}")
-        sync(self._folder, inside=False)
-        for old in before:
-            shutil.rmtree(old)
+        self._due = now + max(LEAST_SECONDS, LEAST_SHARE * (now - began))

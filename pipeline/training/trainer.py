@@ -188,13 +188,14 @@ class CheckedTrainer(Trainer):
             )
 
     def _save_checkpoint(self, *args: object) -> None:
-        self._checkpoints.begin()
+        began, half = time.monotonic(), self._folder / f"{HALF}{self.state.global_step}"
         self._check_weights()
         try:
             with _explained(lambda why: f"no checkpoint could be written to {self._folder} (is the disk full?): {why}"):
                 super()._save_checkpoint(*args)
+                self._checkpoints.publish(half, began)
         except UserError:
-            shutil.rmtree(self._folder / f"{HALF}{self.state.global_step}", ignore_errors=True)
+            shutil.rmtree(half, ignore_errors=True)
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

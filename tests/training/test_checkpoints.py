@@ -33,7 +33,7 @@ Place = tuple[str, str]  # of a function: its module and name
 LOSS = ("pipeline.training.quiet_star.trainer", "QuietStarTrainer.compute_loss")
 PRETRAINING_LOSS = ("pipeline.training.pretrain", "PretrainTrainer.compute_loss")
 SYNC = ("pipeline.training.checkpoints", "sync")
-PUBLISH = ("pipeline.training.checkpoints", "Checkpoints._publish")
+PUBLISH = ("pipeline.training.checkpoints", "Checkpoints.publish")
 SAVE = ("transformers", "Trainer._save_optimizer_and_scheduler")
 TIDY = ("pipeline.training.checkpoints", "shutil.rmtree")
 LAST = ("pipeline.training.quiet_star.train", "write_json")
@@ -212,7 +212,7 @@ def test_a_checkpoint_has_its_name_when_it_is_on_the_disk(tmp_path: Path, on_dis
     for name in ("step-2", "checkpoint-4"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("weights")
-    Checkpoints(tmp_path)._publish(tmp_path / "checkpoint-4")
+    Checkpoints(tmp_path).publish(tmp_path / "checkpoint-4", 0.0)
     half, renamed = ["sync checkpoint-4", "sync checkpoint-4/model.safetensors"], "rename checkpoint-4 step-4"
     assert sorted(on_disk[:2]) == half and on_disk[2:] == [renamed, "sync .", "remove step-2"]
 
@@ -256,11 +256,9 @@ def test_the_time_between_checkpoints_goes_by_what_one_takes_to_write(tmp_path: 
 
     state = SimpleNamespace(global_step=1, max_steps=9)
     assert not saves(9) and saves(11)
-    now = 71
-    callback.begin()
-    now = 72
     (tmp_path / "checkpoint-1").mkdir()
-    callback.on_save(None, state, control)
+    now = 72
+    callback.publish(tmp_path / "checkpoint-1", 71.0)
     assert not saves(72 + 49) and saves(72 + 51)
 
 

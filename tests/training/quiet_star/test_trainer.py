@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -396,16 +397,19 @@ def test_evaluating_is_no_part_of_the_time_that_a_checkpoint_takes(spans: Spans,
     """The Trainer evaluates between the step after which a checkpoint is due and its writing."""
     monkeypatch.setattr("pipeline.training.checkpoints.LEAST_SECONDS", 0)
     monkeypatch.setattr("pipeline.training.checkpoints.LEAST_SHARE", 0)
-    happened = []
+    evaluated, began = [], []
+    evaluate, publish = QuietStarTrainer.evaluate, Checkpoints.publish
 
-    def note(owner: type, name: str) -> None:
-        call = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, **kwargs: happened.append(name) or call(*args, **kwargs))
+    def note(self: QuietStarTrainer) -> dict[str, float]:
+        metrics = evaluate(self)
+        evaluated.append(time.monotonic())
+        return metrics
 
-    for owner, name in ((QuietStarTrainer, "evaluate"), (Checkpoints, "begin"), (Checkpoints, "on_save")):
-        note(owner, name)
+    monkeypatch.setattr(QuietStarTrainer, "evaluate", lambda self, *args, **kwargs: note(self))
+    monkeypatch.setattr(Checkpoints, "publish", lambda self, half, at: began.append(at) or publish(self, half, at))
     trained(spans, replace(TRAIN, steps=3))
-    assert happened == ["evaluate", *["evaluate", "begin", "on_save"] * 2, "evaluate"]
+    assert len(evaluated) == 4 and len(began) == 2
+    assert evaluated[1] <= began[0] <= evaluated[2] <= began[1]
 
 
 def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: pytest.LogCaptureFixture):
