@@ -146,7 +146,6 @@ class Train:
     warmup_steps: int = a_size(0)
     weight_decay: float = a_number(at_least=0)
     gradient_clip: float = a_number(above=0)
-    skipped_steps: int = a_size(0)
     log_steps: int = a_size()
     evaluation_steps: int = a_size()
     evaluation_texts: int = a_size()
