@@ -26,7 +26,8 @@ from pipeline.data.tasks.questions import Question, read_task  # noqa: E402
 from pipeline.data.tokens.tokenizer import train_tokenizer  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.evaluation.direct.encoding import Encodings  # noqa: E402
-from pipeline.evaluation.direct.score import ANSWER_TOKENS, Asked, score  # noqa: E402
+from pipeline.evaluation.direct.score import ANSWER_TOKENS, score  # noqa: E402
+from pipeline.evaluation.prompts import AskedModel  # noqa: E402
 from pipeline.harness import QuietStarLM, usable_device  # noqa: E402
 from pipeline.models.base import read_tokenizer  # noqa: E402
 from pipeline.models.trained import load_trained  # noqa: E402
@@ -210,9 +211,9 @@ FIRST_NUMBER = {
 
 
 def our_answers(folder: Path, task: str, questions: list[Question], think: bool) -> list[str]:
-    asked = Asked(load_trained(folder), read_tokenizer(folder), Sampling(0.0), batch_size=3)
+    asked = AskedModel(load_trained(folder), read_tokenizer(folder), Sampling(0.0), batch_size=3)
     about = read_task(ROOT / f"tasks/{task}.yaml")
-    found = chain(*score(asked, Encodings(about, questions, asked.tokenizer, BytesIO()), about, task))
+    found = chain(*score(asked, Encodings(about, questions, asked.tokenizer, BytesIO()), task))
     rows = sorted(found, key=lambda row: row["index"])
     return [row["thought" if think else "no_thought"]["predicted"] for row in rows]
 
