@@ -14,10 +14,8 @@ from pipeline.params import Baseline, Compare
 
 PARAMS = Compare(seed=3, bootstrap_samples=400)
 FIGURES = ["task", "measure", "arm", "seeds", "n", "mean", "ci_low", "ci_high"]
-COMPARISONS = [
-    *("task", "measure", "arm", "against", "seeds", "n", "difference"),
-    *("ci_low", "ci_high", "only_arm", "only_against", "p_value"),
-]
+COMPARISONS = ["task", "measure", "arm", "against", "seeds", "n", "difference"]
+COMPARISONS += ["ci_low", "ci_high", "only_arm", "only_against", "p_value"]
 OFF = "quiet_star, thoughts off"
 
 
@@ -49,11 +47,8 @@ def compared(
 
 def the(table: pd.DataFrame, **values: object) -> pd.Series:
     """The one row with these values."""
-    rows = table
-    for name, value in values.items():
-        rows = rows[rows[name] == value]
-    assert len(rows) == 1
-    return rows.iloc[0]
+    (row,) = (row for _, row in table.iterrows() if all(row[name] == value for name, value in values.items()))
+    return row
 
 
 def probs(start: float) -> list[float]:

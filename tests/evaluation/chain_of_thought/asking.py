@@ -23,18 +23,9 @@ from tests.local_hub import texts, word_tokenizer
 from tests.thought.tiny import LLAMA, quiet_star
 
 HOW = spec.ChainOfThought(prompt="{{ q }}", stop=["e", "7+"], answer_prompt="\nTherefore, the answer is")
-PARAMS = {
-    "seed": 3,
-    "questions": None,
-    "samples": 4,
-    "temperature": 0.9,
-    "thought_temperature": 0.0,
-    "new_tokens": 12,
-    "answer_tokens": 6,
-    "batch_size": 3,
-    "bootstrap_samples": 50,
-    "device": "cpu",
-}
+PARAMS = {"seed": 3, "questions": None, "samples": 4, "temperature": 0.9, "thought_temperature": 0.0, "new_tokens": 12}
+PARAMS |= {"answer_tokens": 6, "batch_size": 3, "bootstrap_samples": 50, "device": "cpu"}
+Model, Tokenizing, Questions = QuietStarForCausalLM, PreTrainedTokenizerBase, list[Question]
 
 
 def params(**changes: object) -> ChainOfThought:
@@ -66,27 +57,15 @@ def choices(count: int) -> list[Question]:
     return [Question(q.prompt, labels[i], labels, q.reasoning_prompt) for i, q in enumerate(numbers(count))]
 
 
-def ask(
-    model: QuietStarForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[Question],
-    rows: Path,
-    how: spec.ChainOfThought = HOW,
-    **changes: object,
-) -> list[dict]:
-    about, scratch = params(**changes), Scratch(rows)
+def ask(model: Model, tokenizer: Tokenizing, questions: Questions, path: Path, how=HOW, **changes) -> list[dict]:
+    """Ask the questions with `PARAMS` and ``changes``; the scratch is at ``path``."""
+    about, scratch = params(**changes), Scratch(path)
     asked = AskedModel(model, tokenizer, Sampling(about.thought_temperature, about.seed), about.batch_size)
     return [scratch.rows[place] for place in samples.ask(asked, about, "t", how, questions, scratch)]
 
 
 @torch.no_grad()
-def slow_samples(
-    model: QuietStarForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[Question],
-    how: spec.ChainOfThought = HOW,
-    **changes: object,
-) -> list[dict]:
+def slow_samples(model: Model, tokenizer: Tokenizing, questions: Questions, how=HOW, **changes) -> list[dict]:
     """What `ask` returns: one question, way and sample at a time, and each token from a pass over the whole text."""
     about, rows = params(**changes), []
     sampling, thoughts = Sampling(about.temperature, about.seed), Sampling(about.thought_temperature, about.seed)

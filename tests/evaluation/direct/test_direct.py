@@ -132,23 +132,15 @@ def encode_all(task: Task, asked: Sequence[Question], tokenizer: Tokenizing) -> 
     return Encodings(task, asked, tokenizer, BytesIO())
 
 
-def scores(
-    model: QuietStarForCausalLM,
-    tokenizer: Tokenizing,
-    task: Task,
-    asked: Sequence[Question],
-    batch_size: int = 4,
-    sampling: Sampling = GREEDY,
-) -> list[dict]:
+def scores(model, tokenizer, task, asked, batch_size: int = 4, sampling: Sampling = GREEDY) -> list[dict]:
+    """The rows of all questions, in their own order."""
     one = AskedModel(model, tokenizer, sampling, batch_size)
     rows = sorted(chain(*score(one, encode_all(task, asked, tokenizer), "test")), key=lambda row: row["index"])
     assert [row["index"] for row in rows] == list(range(len(asked)))
     return rows
 
 
-def check(
-    rows: list[dict], predicts: dict[str, Predict], tokenizer: Tokenizing, asked: Sequence[Question], **near: float
-):
+def check(rows: list[dict], predicts: dict[str, Predict], tokenizer: Tokenizing, asked: list[Question], **near: float):
     """Each way's probability and answer are those of the slow computation."""
     for row, question in zip(rows, asked, strict=True):
         assert set(row) == {"index", "thought_text", *predicts}

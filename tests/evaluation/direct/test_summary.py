@@ -1,4 +1,4 @@
-"""What an evaluation writes: a row a question and way, and each task's means, differences and p-value."""
+"""What an evaluation writes: a row for each question and way; each task's means, differences and p-value."""
 
 import json
 from collections.abc import Iterator
@@ -7,18 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from pipeline.data.tasks.ask import write_tasks
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.direct.evaluate import summary, write_evaluation
 from pipeline.evaluation.statistics import interval
-from pipeline.models.base import load_base
-from pipeline.params import Evaluate, Tasks
-from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
-from tests.local_hub import commonsense_qa_rows, configured, gsm8k_rows, model_folder, word_tokenizer
+from pipeline.params import Evaluate
+from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR
+from tests.evaluation.chain_of_thought.asking import tasks_folder, trained_folder
+from tests.local_hub import model_folder
 
-ROOT = Path(__file__).parents[3]
 PARAMS = Evaluate(seed=1, batch_size=2, thought_temperature=0.0, bootstrap_samples=2000, device="cpu")
 COLUMNS = ["task", "index", "prompt", "answer", "way", "predicted", "correct", "prob", "thought"]
 DIFFERENCE = ["accuracy", "ci_low", "ci_high", "p_value", "prob", "prob_ci_low", "prob_ci_high"]
@@ -29,6 +26,11 @@ def answers(**ways: tuple[list[bool], float]) -> pd.DataFrame:
     return pd.concat(pd.DataFrame({"way": way, "correct": right, "prob": prob}) for way, (right, prob) in ways.items())
 
 
+WAYS = {
+    QUIET_STAR: ["thought", "no_thought", "base"],
+    PAUSE: ["thought", "no_thought"],  # as a baseline is asked: without the base model
+    NO_THOUGHT: ["no_thought", "base"],
+}
 RIGHT_WITHOUT = [True, False, False, True, True, False, False, False]
 RIGHT_THINKING = [False, True, True, True, True, False, False, False]
 
@@ -64,23 +66,13 @@ def test_the_summary_has_the_ways_that_there_are():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Questions of two tasks, a base model and a model of each method, trained on nothing."""
+    """Questions of three tasks, a base model and a model of each method, trained on nothing."""
     root = tmp_path_factory.mktemp("evaluation")
-    base = model_folder(root / "base")
-    torch.manual_seed(0)
-    for method in (QUIET_STAR, PAUSE, NO_THOUGHT):
-        model = QuietStarForCausalLM.from_base(load_base(base), [3], method=method, thought_tokens=2)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.add_((0.5 if "mixing_head" in name else 0.05) * torch.randn_like(parameter))
-        model.save_pretrained(root / method)
-        word_tokenizer().save_pretrained(root / method)
-    configured(root / "hub/openai/gsm8k", "main", "test", gsm8k_rows(5))
-    configured(root / "hub/tau/commonsense_qa", None, "validation", commonsense_qa_rows(5))
+    model_folder(root / "base")
+    tasks_folder(root / "tasks", 5)
+    for method in WAYS:
+        trained_folder(root / method, method=method, thought_tokens=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        files = ["tasks/gsm8k.yaml", "tasks/commonsense_qa.yaml"]
-        write_tasks(Tasks(files, root=str(root / "hub")), root / "tasks")
         patch.setenv("DVC_ROOT", str(root))
         yield root
 
@@ -92,27 +84,20 @@ def evaluated(folder: Path, method: str, results: Path, base: bool = True, **cha
     return pd.read_parquet(results / "predictions.parquet"), metrics
 
 
-WAYS = {
-    QUIET_STAR: ["thought", "no_thought", "base"],
-    PAUSE: ["thought", "no_thought"],  # as a baseline is asked: without the base model
-    NO_THOUGHT: ["no_thought", "base"],
-}
-
-
 def test_a_row_for_each_question_and_way(folder: Path, tmp_path: Path):
     probs = {}
     for method, ways in WAYS.items():
         rows, metrics = evaluated(folder, method, tmp_path / method, base="base" in ways)
-        assert list(rows.columns) == COLUMNS and len(rows) == 2 * 5 * len(ways)
         read = {name: list(questions) for name, (_, questions) in read_tasks(folder / "tasks").items()}
-        assert list(metrics) == list(read) == ["commonsense_qa", "gsm8k"]
+        assert list(rows.columns) == COLUMNS and len(rows) == (5 + 5 + 2) * len(ways)
+        assert list(metrics) == list(read) == ["a", "b", "c"]
         for name, questions in read.items():
             assert set(metrics[name]) == {"n", *ways} | ({"difference"} if "thought" in ways else set())
-            assert metrics[name]["n"] == 5
+            assert metrics[name]["n"] == len(questions)
             for way in ways:
                 some = rows[(rows["task"] == name) & (rows["way"] == way)]
                 probs[method, name, way] = list(some["prob"])
-                assert list(some["index"]) == list(range(5))
+                assert list(some["index"]) == list(range(len(questions)))
                 expected = [(q.prompt, q.answer) for q in questions]
                 assert list(zip(some["prompt"], some["answer"], strict=True)) == expected
                 assert list(some["correct"]) == list(some["predicted"] == some["answer"])
@@ -132,6 +117,6 @@ def test_thoughts_are_drawn_from_the_seed_and_belong_to_their_questions(folder: 
     without = [list(rows.loc[rows["way"] == "no_thought", "prob"]) for rows in runs]
     assert without[0] == without[1]
     some, metrics = evaluated(folder, QUIET_STAR, tmp_path / "some", seed=0, questions=2, **drawn)
-    assert metrics["gsm8k"]["n"] == metrics["commonsense_qa"]["n"] == 2
+    assert metrics["a"]["n"] == metrics["b"]["n"] == 2
     expected = runs[0][runs[0]["index"] < 2].reset_index(drop=True)
     pd.testing.assert_frame_equal(some, expected, rtol=1e-4)

@@ -83,23 +83,14 @@ def test_kinds_by_hand(name: str):
     assert None not in ids and TokenReader(TOKENIZERS[name]).kinds(ids) == kinds
 
 
-@pytest.mark.parametrize(
-    "text, in_word, kind, ends_in_word",
-    [
-        ("x2", False, START, False),
-        ("x2", True, MIDDLE, False),
-        ("2nd", True, START, True),
-        ("a b", True, MIDDLE, True),
-        (" a.", True, START, False),
-        ("%5", True, DIGIT, False),
-        ("½", False, DIGIT, False),
-        (" .\n", True, PUNCTUATION, False),
-        ("\t \r\n", True, SPACE, False),
-        ("", True, SPACE, True),
-        ("\u0301", True, MIDDLE, True),
-        ("\u0301", False, PUNCTUATION, False),
-    ],
-)
+# text, after a letter, its kind, whether a letter ends it
+SEVERAL = [("x2", False, START, False), ("x2", True, MIDDLE, False), ("2nd", True, START, True)]
+SEVERAL += [("a b", True, MIDDLE, True), (" a.", True, START, False), ("%5", True, DIGIT, False)]
+SEVERAL += [("½", False, DIGIT, False), (" .\n", True, PUNCTUATION, False), ("\t \r\n", True, SPACE, False)]
+SEVERAL += [("", True, SPACE, True), ("\u0301", True, MIDDLE, True), ("\u0301", False, PUNCTUATION, False)]
+
+
+@pytest.mark.parametrize("text, in_word, kind, ends_in_word", SEVERAL)
 def test_tokens_of_several_things(text: str, in_word: bool, kind: str, ends_in_word: bool):
     assert kind_of(text, in_word) == (kind, ends_in_word)
 
