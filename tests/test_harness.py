@@ -30,7 +30,8 @@ from pipeline.data.tasks.questions import Question, read_task  # noqa: E402
 from pipeline.data.tokens.tokenizer import train_tokenizer  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
 from pipeline.evaluation.direct.encoding import Encodings  # noqa: E402
-from pipeline.evaluation.direct.score import Asked, score  # noqa: E402
+from pipeline.evaluation.direct.score import score  # noqa: E402
+from pipeline.evaluation.prompts import AskedModel  # noqa: E402
 from pipeline.harness import QuietStarLM, usable_device  # noqa: E402
 from pipeline.models.base import read_tokenizer  # noqa: E402
 from pipeline.models.trained import load_trained  # noqa: E402
@@ -168,9 +169,9 @@ def evaluated(folder: Path, tasks: Path, name: str, **settings: object) -> tuple
 
 def our_answers(folder: Path, task: str, questions: list[Question], think: bool) -> list[str]:
     """Return the answers that our own evaluation predicts."""
-    asked = Asked(load_trained(folder), read_tokenizer(folder), GREEDY, batch_size=3)
+    asked = AskedModel(load_trained(folder), read_tokenizer(folder), GREEDY, batch_size=3)
     about = read_task(ROOT / f"tasks/{task}.yaml")
-    found = chain(*score(asked, Encodings(about, questions, asked.tokenizer, BytesIO()), about, task))
+    found = chain(*score(asked, Encodings(about, questions, asked.tokenizer, BytesIO()), task))
     rows = sorted(found, key=lambda row: row["index"])
     return [row["thought" if think else "no_thought"]["predicted"] for row in rows]
 
