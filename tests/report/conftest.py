@@ -1,27 +1,36 @@
-"""A run's fake outputs, and the page made of them."""
+"""A fake run, and the pages of a run of each method."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_outputs import write_inputs
+from fake_outputs import write_run
 from markupsafe import Markup
-from report_page import Page, written
+from report_page import Page
 
-from pipeline.report import ReportInputs, curves, figures
+from pipeline.report import curves, figures
 from pipeline.report.drawing import Plot, csv_link
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> ReportInputs:
-    return write_inputs(tmp_path)
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    folder = tmp_path_factory.mktemp("report")
-    return written(write_inputs(folder), folder / "out")
+    return Page(write_run(tmp_path_factory.mktemp("quiet_star")))
+
+
+@pytest.fixture(scope="session")
+def pausing(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(write_run(tmp_path_factory.mktemp("pause"), "pause"))
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(write_run(tmp_path_factory.mktemp("no_thought"), "no_thought"))
 
 
 @pytest.fixture

@@ -8,15 +8,17 @@ from urllib.parse import unquote
 
 import pandas as pd
 
-from pipeline.report import ReportInputs, write_report
+from pipeline.report.page import write_report
 
 
 class Page(HTMLParser):
-    """The page as a list of elements (tag, attributes) and their text, entities resolved, every space a plain one."""
+    """A run's page as elements (tag, attributes) and their text, entities resolved, every space a plain one."""
 
-    def __init__(self, html: str):
+    def __init__(self, run: Path):
         super().__init__()
-        self.html = html.replace("\N{NO-BREAK SPACE}", " ")
+        self.file = run / "page/index.html"
+        write_report(run / "params.yaml", run / "results", self.file)
+        self.html = self.file.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
         self.elements: list[tuple[str, dict]] = []
         self.texts: list[str] = []
         self.feed(self.html)
@@ -42,6 +44,10 @@ class Page(HTMLParser):
     def ids(self, tag: str) -> list[str]:
         return [attributes["id"] for name, attributes in self.elements if name == tag and "id" in attributes]
 
+    def part(self, start: str, end: str) -> str:
+        """The HTML from one pattern to another."""
+        return re.search(f"{start}.*?{end}", self.html, flags=re.DOTALL)[0]
+
     def csv(self, name: str) -> pd.DataFrame:
         link = next(a["href"] for _, a in self.elements if a.get("download") == f"{name}.csv")
         return pd.read_csv(io.StringIO(unquote(link.split(",", 1)[1])), keep_default_na=False)
@@ -50,8 +56,3 @@ class Page(HTMLParser):
 def flat(html: str) -> str:
     """The text between the tags, a bar between any two of its pieces."""
     return re.sub(r"(<[^>]*>\s*)+", "|", html)
-
-
-def written(inputs: ReportInputs, out: Path) -> Page:
-    write_report(inputs, out)
-    return Page((out / "index.html").read_text(encoding="utf-8"))
