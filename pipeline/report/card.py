@@ -11,10 +11,10 @@ from pipeline import params
 from pipeline.params import Params
 from pipeline.report.comparisons import arm_name, read_comparisons
 from pipeline.report.estimates import Estimate, decimal, interval, nats, p_value, percent, points, whole
+from pipeline.report.facts import training_facts, training_sentence
 from pipeline.report.method import METHODS, Method
 from pipeline.report.reading import read_json
 from pipeline.report.results import MEASURES
-from pipeline.report.trained import training_facts, training_sentence
 
 ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$!])")

@@ -9,9 +9,8 @@ def seeds_sentence(arms: list[dict]) -> str:
     if not arms:
         return "No other ways of training were compared with this run."
     seeds, questions = (_range({row[name] for row in arms}) for name in ("seeds", "n"))
-    return (
-        f"{seeds} {'seed' if seeds == '1' else 'seeds'} for each way of training, {questions} questions for each task."
-    )
+    unit = "seed" if seeds == "1" else "seeds"
+    return f"{seeds} {unit} for each way of training, {questions} questions for each task."
 
 
 def coverage_sentence(arms: list[dict]) -> str:

@@ -68,7 +68,7 @@ def comparison_findings(comparisons: list[dict], method: Method) -> list[Finding
     for task, by_verdict in by_task.items():
         parts = [f"{STANDS[verdict]} {listed(by_verdict[verdict])}" for verdict in STANDS if verdict in by_verdict]
         text = f"On {task}, {SPOKEN[method.key]} {'; it '.join(parts)}."
-        found.append(Finding(text, *by_verdict if len(by_verdict) == 1 else [UNDECIDED]))
+        found.append(Finding(text, next(iter(by_verdict)) if len(by_verdict) == 1 else UNDECIDED))
     return found
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import params
 from pipeline.files import new_path
-from pipeline.report import certainty, comparisons, curves, estimates, figures, quotes, results, trained, where
+from pipeline.report import certainty, comparisons, curves, estimates, facts, figures, quotes, results, where
 from pipeline.report.drawing import Plot, csv_link
 from pipeline.report.method import METHODS, Method
 from pipeline.report.reading import read_csv, read_json, read_parquet
@@ -48,8 +48,8 @@ def write_report(params_file: Path, results_folder: Path, out: Path) -> None:
     shown = {
         "method": method,
         "question": f"Did {method.act.lower()} help?",
-        "facts": trained.training_facts(train, given, method),
-        "in_words": trained.training_sentence(train, given, method),
+        "facts": facts.training_facts(train, given, method),
+        "in_words": facts.training_sentence(train, given, method),
         "seed": given.train.seed,
         "params": params_file.read_text(encoding="utf-8").partition(PLAN)[0].rstrip(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -80,8 +80,9 @@ def _did_it_help(folder: Path, text: dict, method: Method) -> dict:
     tasks = read_json(folder / "evaluate/metrics.json")
     reasoning = read_json(folder / "chain_of_thought/metrics.json")
     arms = read_csv(folder / "compare/figures.csv", *FIGURES)
-    compared = comparisons.read_comparisons(folder)
     accuracy = arms[arms["measure"] == "accuracy"]
+    arm_rows = arms.to_dict("records")
+    compared = comparisons.read_comparisons(folder)
     votes = {}
     if reasoning:
         table = read_csv(folder / "chain_of_thought/votes.csv", "task", "way", "k", "accuracy", *ENDS, "n")
@@ -91,12 +92,12 @@ def _did_it_help(folder: Path, text: dict, method: Method) -> dict:
         "tasks": tasks,
         "measures": results.MEASURES,
         "own_findings": results.own_findings(tasks, text, method),
-        "arms": arms.to_dict("records"),
+        "arms": arm_rows,
         "arm_plot": figures.accuracy_by_arm(accuracy, method) if len(accuracy) else None,
         "arm_findings": comparisons.comparison_findings(compared, method),
         "comparisons": compared,
-        "seeds": certainty.seeds_sentence(arms.to_dict("records")),
-        "coverage": certainty.coverage_sentence(arms.to_dict("records")),
+        "seeds": certainty.seeds_sentence(arm_rows),
+        "coverage": certainty.coverage_sentence(arm_rows),
         "reasoning": reasoning,
         "unreasoned": [task for task in tasks if task not in reasoning],
         "reasoning_findings": results.reasoning_findings(reasoning, method),

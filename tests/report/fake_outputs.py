@@ -1,5 +1,6 @@
 """A small fake run: params.yaml and the files in results/ that the report reads, with hostile text among them."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,9 @@ HOSTILE = """<script>alert(1)</script> & "double" 'single' $x_1$ </span>"""
 TOKENS = ("Q", ":", " The", " lemur", "\n", "\n\n", "\t", "  ", HOSTILE, " A")
 PASSAGE = 6 * len(TOKENS)  # tokens of a text
 STEPS = 60
-PARAMS = Path(__file__).parents[2] / "params.yaml"
-MEASURES = ("accuracy@1", "maj@2", "maj@8")
+PARAMS = (Path(__file__).parents[2] / "params.yaml").read_text()
+HUB_PARAMS = PARAMS.replace("source: microworld", "source: hub").replace("source: scratch", "source: hub")
+CELLS = [(0.1, 0.05, 4000), (0.3, 0.05, 100), (0.7, 0.35, 10), (0.7, -0.25, 1)]  # of the density
 GROUPS = {
     "deciles": [str(i) for i in range(1, 11)],
     "kinds": ["word start", "digit", "NA", "$x_1$", HOSTILE],
@@ -23,7 +25,7 @@ GROUPS = {
 
 def write_run(folder: Path, method: str = "quiet_star") -> Path:
     """Write a run of this method: gsm8k is helped, commonsense_qa undecided. The page shows two passages."""
-    text = re.sub(r"passages: \d+", "passages: 2", PARAMS.read_text())
+    text = re.sub(r"passages: \d+", "passages: 2", PARAMS)
     (folder / "params.yaml").write_text(f"# <b>\n{text}")
     files = {
         "base_model/steps.csv": base_model_steps(),
@@ -41,7 +43,7 @@ def write_run(folder: Path, method: str = "quiet_star") -> Path:
         "chain_of_thought/votes.csv": votes(),
         "perplexity/metrics.json": perplexity(),
         "perplexity/tokens.parquet": tokens(method),
-        "perplexity/density.csv": density(),
+        "perplexity/density.csv": pd.DataFrame(CELLS, columns=["base_loss", "improvement", "tokens"]),
         "perplexity/extremes.csv": extremes(),
         **{f"perplexity/{name}.csv": groups(names) for name, names in GROUPS.items()},
     }
@@ -64,34 +66,21 @@ def write(run: Path, name: str, content: dict | pd.DataFrame) -> None:
 
 def task(accuracy: float, low: float, high: float, method: str = "quiet_star") -> dict:
     """Metrics of a task whose difference in accuracy is ``accuracy`` [``low``, ``high``]."""
-    test = {"accuracy": accuracy, "ci_low": low, "ci_high": high, "p_value": 0.0234}
-    found = {
-        "n": 1400,
-        "base": {"prob": 0.11, "accuracy": 0.095},
-        "no_thought": {"prob": 0.125, "accuracy": 0.1},
-        "thought": {"prob": 0.75, "accuracy": 0.1 + accuracy},
-        "difference": test | {"prob": 0.625, "prob_ci_low": 0.6, "prob_ci_high": 0.65},
-    }
-    return _of_method(found, method)
+    found = {"n": 1400, "base": {"prob": 0.11, "accuracy": 0.095}, "no_thought": {"prob": 0.125, "accuracy": 0.1}}
+    if method != "no_thought":
+        test = {"accuracy": accuracy, "ci_low": low, "ci_high": high, "p_value": 0.0234}
+        found["thought"] = {"prob": 0.75, "accuracy": 0.1 + accuracy}
+        found["difference"] = test | {"prob": 0.625, "prob_ci_low": 0.6, "prob_ci_high": 0.65}
+    return found
 
 
 def reasoning(method: str = "quiet_star") -> dict:
     """Metrics of a task with written reasoning."""
-    found = {
-        "n": 32,
-        "samples": 8,
-        "thought": dict(zip(MEASURES, (0.5, 0.6, 0.7), strict=True)),
-        "no_thought": dict(zip(MEASURES, (0.4, 0.45, 0.5), strict=True)),
-        "difference": {name: {"mean": 0.2, "ci_low": 0.05, "ci_high": 0.35} for name in MEASURES},
-    }
-    found["difference"]["maj@8"]["p_value"] = 0.0156
-    return _of_method(found, method)
-
-
-def _of_method(found: dict, method: str) -> dict:
-    """A run without thoughts has no figures with thoughts."""
-    if method == "no_thought":
-        return {name: value for name, value in found.items() if name not in ("thought", "difference")}
+    found = {"n": 32, "samples": 8, "no_thought": {"accuracy@1": 0.4, "maj@2": 0.45, "maj@8": 0.5}}
+    if method != "no_thought":
+        found["thought"] = {"accuracy@1": 0.5, "maj@2": 0.6, "maj@8": 0.7}
+        found["difference"] = {name: {"mean": 0.2, "ci_low": 0.05, "ci_high": 0.35} for name in found["thought"]}
+        found["difference"]["maj@8"]["p_value"] = 0.0156
     return found
 
 
@@ -139,30 +128,18 @@ def groups(names: list[str]) -> pd.DataFrame:
     return table.assign(base_loss=0.3 * (table.index + 1), improvement=gain, **ends, helped=0.125, hurt=0.0625)
 
 
-def density() -> pd.DataFrame:
-    cells = [(0.1, 0.05, 4000), (0.3, 0.05, 100), (0.7, 0.35, 10), (0.7, -0.25, 1)]
-    return pd.DataFrame(cells, columns=["base_loss", "improvement", "tokens"])
-
-
 def extremes() -> pd.DataFrame:
     """Eight of a kind and side, the first two alike, the last ones first."""
-    rows = [
-        {
-            "what": what,
-            "side": side,
-            "rank": rank,
-            "text": rank,
-            "token": "" if what == "passage" else " NA",
-            "thought": "" if what == "passage" else f"thought {side} {max(rank, 2)} {HOSTILE}",
-            "base_loss": 3.0,
-            "improvement": sign * (3 - 0.25 * rank),
-            "excerpt": f"{what} {side} {max(rank, 2)}\n{HOSTILE}" + " long" * 100,
-        }
-        for what in ("passage", "thought")
-        for side, sign in (("gain", 1), ("loss", -1))
-        for rank in range(8, 0, -1)
-    ]
-    return pd.DataFrame(rows)
+    rows = []
+    for what in ("passage", "thought"):
+        for side, sign in (("gain", 1), ("loss", -1)):
+            for rank in range(8, 0, -1):
+                name = f"{side} {max(rank, 2)}"
+                token, thought = ("", "") if what == "passage" else (" NA", f"thought {name} {HOSTILE}")
+                excerpt = f"{what} {name}\n{HOSTILE}" + " long" * 100
+                rows.append((what, side, rank, rank, token, thought, 3.0, sign * (3 - 0.25 * rank), excerpt))
+    columns = ["what", "side", "rank", "text", "token", "thought", "base_loss", "improvement", "excerpt"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def perplexity() -> dict:
@@ -182,14 +159,9 @@ def perplexity() -> dict:
 
 def train(method: str = "quiet_star") -> dict:
     first, last = {"base_loss": 1.5, "talk_loss": 1.51}, {"base_loss": 1.4, "talk_loss": 1.1}
-    return {
-        "method": method,
-        "steps": STEPS,
-        "working_share": {"first": 0.4, "last": 0.95} if method == "quiet_star" else None,
-        "heldout": {"first": first, "last": last},
-        "text_tokens": 983040,
-        "parameters": 1234567,
-    }
+    share = {"first": 0.4, "last": 0.95} if method == "quiet_star" else None
+    sizes = {"steps": STEPS, "text_tokens": 983040, "parameters": 1234567}
+    return {"method": method, "working_share": share, "heldout": {"first": first, "last": last}, **sizes}
 
 
 def train_steps() -> pd.DataFrame:
@@ -216,9 +188,9 @@ def train_heldout() -> pd.DataFrame:
 
 
 def base_model_steps() -> pd.DataFrame:
-    step = np.arange(10, 1010, 10)
-    heldout = pd.Series(2 + 300 / (step + 60)).where(step % 200 == 0)
-    return pd.DataFrame({"step": step, "loss": 1.9 + 300 / (step + 60), "heldout_loss": heldout})
+    table = pd.DataFrame({"step": range(10, 1010, 10)})
+    table["loss"] = 1.9 + 300 / (table["step"] + 60)
+    return table.assign(heldout_loss=(table["loss"] + 0.1).where(table["step"] % 200 == 0))
 
 
 def tokens(method: str = "quiet_star") -> pd.DataFrame:
@@ -235,22 +207,14 @@ def tokens(method: str = "quiet_star") -> pd.DataFrame:
 
 def predictions(method: str = "quiet_star") -> pd.DataFrame:
     """Six questions a task; thoughts add -20, -10, 0, ... 30 points of probability."""
-    gains = {"base": 0.0, "no_thought": 0.25, "thought": 0.3}
-    rows = [
-        {
-            "task": task,
-            "index": index,
-            "prompt": f"Q: Question {index} of {task}? {HOSTILE}\n(A) trees\n(B) ponds\nA:",
-            "answer": "A",
-            "way": way,
-            "predicted": "A" if way == "thought" and index > 2 else None,
-            "correct": way == "thought" and index > 2,
-            "prob": 0.25 + gain + (0 if way == "base" else (index - 2) * 0.1 * (1 if way == "thought" else 0.01)),
-            "thought": f" thought {index} of {task} {HOSTILE}" if way == "thought" and method == "quiet_star" else "",
-        }
-        for task in ("gsm8k", "commonsense_qa")
-        for index in range(6)
-        for way, gain in gains.items()
-        if way != "thought" or method != "no_thought"
-    ]
-    return pd.DataFrame(rows).sample(frac=1, random_state=0)
+    gains = {"base": (0.25, 0), "no_thought": (0.5, 0.001), "thought": (0.55, 0.1)}
+    rows = []
+    for task, index in itertools.product(("gsm8k", "commonsense_qa"), range(6)):
+        prompt = f"Q: Question {index} of {task}? {HOSTILE}\n(A) trees\n(B) ponds\nA:"
+        for way, (probability, more) in list(gains.items())[: 2 if method == "no_thought" else 3]:
+            right = way == "thought" and index > 2
+            thought = f" thought {index} of {task} {HOSTILE}" if way == "thought" and method == "quiet_star" else ""
+            answer = ("A", "A" if right else None, right, probability + more * (index - 2), thought)
+            rows.append((task, index, way, prompt, *answer))
+    columns = ["task", "index", "way", "prompt", "answer", "predicted", "correct", "prob", "thought"]
+    return pd.DataFrame(rows, columns=columns).sample(frac=1, random_state=0)

@@ -20,22 +20,15 @@ class Page(HTMLParser):
         write_report(run / "params.yaml", run / "results", self.file)
         self.html = self.file.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
         self.elements: list[tuple[str, dict]] = []
-        self.texts: list[str] = []
+        self.text = ""
         self.feed(self.html)
+        self.flat = flat(self.html)
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-    @property
-    def flat(self) -> str:
-        return flat(self.html)
+        self.text += data
 
     @property
     def cells(self) -> list[dict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from fake_outputs import HOSTILE, PARAMS, comparisons, task, write, write_run
+from fake_outputs import HOSTILE, HUB_PARAMS, comparisons, task, write, write_run
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.data.tokens.tokenizer import train_tokenizer
@@ -74,13 +74,9 @@ def test_nothing_half_written_remains(trained: Path, run: Path, monkeypatch: pyt
     assert not list(run.glob("release*"))
 
 
-def test_no_trained_model(run: Path):
+def test_missing_inputs(trained: Path, run: Path):
     with pytest.raises(UserError, match="empty holds no trained model: run `dvc repro train`"):
         release(run / "empty", run)
-    assert not (run / "release").exists()
-
-
-def test_missing_metrics(trained: Path, run: Path):
     (run / "results/evaluate/metrics.json").unlink()
     with pytest.raises(UserError, match="results/evaluate/metrics.json: no such file"):
         release(trained, run)
@@ -111,8 +107,7 @@ def test_the_hub_reads_the_head(run: Path):
     assert (data.library_name, data.pipeline_tag, data.tags) == ("transformers", "text-generation", ["quiet-star"])
     assert data.base_model is None and data.datasets is None
 
-    changed = PARAMS.read_text().replace("source: microworld", "source: hub").replace("source: scratch", "source: hub")
-    (run / "params.yaml").write_text(changed.replace("path: null", "path: Qwen/Qwen2.5-0.5B"))
+    (run / "params.yaml").write_text(HUB_PARAMS.replace("path: null", "path: Qwen/Qwen2.5-0.5B"))
     data = huggingface_hub.ModelCard(card(run)).data
     assert data.base_model == "Qwen/Qwen2.5-0.5B" and data.datasets == ["openai/gsm8k"]
     assert "# Quiet-STaR on Qwen2.5-0.5B\n" in card(run)

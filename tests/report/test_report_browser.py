@@ -13,21 +13,13 @@ from report_page import Page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--enable-logging=stderr",
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--enable-logging=stderr"),
 )
 DARK = "--blink-settings=preferredColorScheme=0"
 LIGHT = "--blink-settings=preferredColorScheme=1"
 SLOTS = ("token", "without", "withThought", "improvement", "weight", "thought")
-METHODS = pytest.mark.parametrize("method", ["page", "pausing", "plain"])  # a fixture for each
+EVERY_METHOD = pytest.mark.parametrize("method", ["quiet_star", "pause", "no_thought"])
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,9 +44,9 @@ def result(page: Page, folder: Path, script: str, *flags: str):
     return json.loads(html.unescape(re.search(r'data-result="([^"]*)"', dom)[1]))
 
 
-@METHODS
-def test_renders_without_console_message(method: str, request: pytest.FixtureRequest, tmp_path: Path):
-    dom, console = browse(request.getfixturevalue(method).file, tmp_path)
+@EVERY_METHOD
+def test_renders_without_console_message(pages: dict[str, Page], method: str, tmp_path: Path):
+    dom, console = browse(pages[method].file, tmp_path)
     assert "How sure are we?" in dom and dom.count("<svg") >= 5
     assert console == []
 
@@ -135,11 +127,11 @@ def test_follows_the_dark_scheme(page: Page, tmp_path: Path):
     assert paper > 700 and ink < 150 and drawn < 350
 
 
-@METHODS
-def test_nothing_overflows_sideways(method: str, request: pytest.FixtureRequest, tmp_path: Path):
+@EVERY_METHOD
+def test_nothing_overflows_sideways(pages: dict[str, Page], method: str, tmp_path: Path):
     """At 360, 768 and 1200 pixels, folded parts open; in a frame, as a headless window cannot be that narrow."""
     wrapper = tmp_path / "wrapper.html"
-    source = html.escape(request.getfixturevalue(method).html)
+    source = html.escape(pages[method].html)
     wrapper.write_text(
         f'<iframe id="frame" style="border: 0" srcdoc="{source}"></iframe><script>'
         "onload = () => { const page = frame.contentDocument;"

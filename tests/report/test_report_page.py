@@ -5,29 +5,10 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
+import fake_outputs as fake
 import pandas as pd
 import pytest
-from fake_outputs import (
-    GROUPS,
-    HOSTILE,
-    PARAMS,
-    PASSAGE,
-    STEPS,
-    arms,
-    base_model_steps,
-    comparisons,
-    perplexity,
-    predictions,
-    reasoning,
-    task,
-    tokens,
-    train,
-    train_heldout,
-    votes,
-    write,
-    write_run,
-)
+from fake_outputs import GROUPS, HOSTILE, PASSAGE, write, write_run
 from markupsafe import escape
 from report_page import Page, flat
 
@@ -45,8 +26,7 @@ def test_what_was_trained(page: Page):
 
 
 def test_a_base_model_and_a_text_from_the_hub(run: Path, undrawn):
-    changed = PARAMS.read_text().replace("source: microworld", "source: hub").replace("source: scratch", "source: hub")
-    (run / "params.yaml").write_text(re.sub(r"(path|revision): null", r"\1: some/\1", changed))
+    (run / "params.yaml").write_text(re.sub(r"(path|revision): null", r"\1: some/\1", fake.HUB_PARAMS))
     text = Page(run).flat
     assert "|base model|some/path at some/revision|" in text and "|text|openai/gsm8k, main, train|" in text
 
@@ -73,7 +53,7 @@ def test_the_runs_own_numbers(page: Page):
     ],
 )
 def test_verdict_follows_the_interval(page: Page, numbers: tuple, opening: str, change: str):
-    found, text = results.own_findings({"gsm8k": task(*numbers)}, perplexity(), METHODS["quiet_star"])
+    found, text = results.own_findings({"gsm8k": fake.task(*numbers)}, fake.perplexity(), METHODS["quiet_star"])
     assert found.text.startswith(f"{opening} on gsm8k: accuracy is 10.0% without thoughts and {change}")
     assert text.text in page.text and text.text.startswith("Thinking helps on held-out text: the loss is 1.234")
 
@@ -84,10 +64,8 @@ def test_ways_of_training_compared(page: Page):
     assert f"|gsm8k|other {escape(HOSTILE)}|+1.0 [−2.0, +4.0]|20 : 6|p = 0.250|1,400|3|" in text
     assert "|gsm8k|base model|+30.0 [+20.0, +40.0]|1,400|1|" in text, "of probability: no test"
     assert "|gsm8k|accuracy|Quiet-STaR, thoughts off|50.0% [40.0%, 62.5%]|1,400|2|" in text
-    sentence = (
-        "On gsm8k, Quiet-STaR has a higher accuracy than the base model (+40.0 [+30.0, +50.0] points); it cannot be "
-    )
-    assert f"{sentence}told apart from other {HOSTILE} (+1.0 [−2.0, +4.0] points)." in page.text
+    sentence = "On gsm8k, Quiet-STaR has a higher accuracy than the base model (+40.0 [+30.0, +50.0] points); it "
+    assert f"{sentence}cannot be told apart from other {HOSTILE} (+1.0 [−2.0, +4.0] points)." in page.text
 
 
 def test_chain_of_thought(page: Page):
@@ -95,20 +73,20 @@ def test_chain_of_thought(page: Page):
     finding = "Thinking helps on gsm8k with written reasoning: maj@8 is 50.0% without thoughts and 70.0% with"
     assert f"{finding}, +20.0 points (95% interval +5.0 to +35.0; p = 0.016; 32 questions)." in page.text
     assert "This run has no chain-of-thought figures for commonsense_qa." in page.text
-    drawn = votes().query("task == 'gsm8k'").reset_index(drop=True)
+    drawn = fake.votes().query("task == 'gsm8k'").reset_index(drop=True)
     pd.testing.assert_frame_equal(page.csv("votes-1-gsm8k").astype(drawn.dtypes), drawn)
 
 
 def test_what_was_not_done_or_logged_is_left_out(run: Path, undrawn):
-    write(run, "compare/figures.csv", arms().head(0))
-    write(run, "compare/comparisons.csv", comparisons().head(0))
+    write(run, "compare/figures.csv", fake.arms().head(0))
+    write(run, "compare/comparisons.csv", fake.comparisons().head(0))
     write(run, "chain_of_thought/metrics.json", {})
     (run / "results/chain_of_thought/votes.csv").write_text("\n")
-    write(run, "base_model/steps.csv", base_model_steps().head(0))
-    write(run, "train/heldout.csv", train_heldout().assign(working_share=None))
-    write(run, "train/metrics.json", train() | {"working_share": None})
+    write(run, "base_model/steps.csv", fake.base_model_steps().head(0))
+    write(run, "train/heldout.csv", fake.train_heldout().assign(working_share=None))
+    write(run, "train/metrics.json", fake.train() | {"working_share": None})
     unknown = {"spearman": None, "ci_low": None, "ci_high": None}
-    write(run, "perplexity/metrics.json", perplexity() | {"agreement": unknown})
+    write(run, "perplexity/metrics.json", fake.perplexity() | {"agreement": unknown})
     page = Page(run)
     assert "No other ways of training were compared with this run." in page.text
     assert "This run has no chain-of-thought figures: none of its tasks" in page.text and "|maj@" not in page.flat
@@ -125,12 +103,12 @@ def test_every_figure_offers_its_numbers(page: Page):
     assert figures == ["accuracy", "votes-1-gsm8k", *GROUPS, "density", *training]
     assert sum(tag == "svg" for tag, _ in page.elements) == len(figures)
     assert all(len(page.csv(name)) for name in figures)
-    shares = train_heldout()[["step", "working_share"]].astype({"step": float})
+    shares = fake.train_heldout()[["step", "working_share"]].astype({"step": float})
     pd.testing.assert_frame_equal(page.csv("working-share"), shares)
-    assert page.csv("reward")["reward"].tolist() == pytest.approx(0.01 * np.arange(1, 61) + 0.1 * np.sin(range(1, 61)))
+    assert page.csv("reward")["reward"].tolist() == pytest.approx(fake.train_steps()["reward"].tolist())
     assert page.csv("deciles")["improvement"].tolist() == pytest.approx([0.05 * i - 0.03 for i in range(10)])
-    assert page.csv("accuracy")["arm"].tolist() == arms().query("measure == 'accuracy'")["arm"].tolist()
-    assert len(page.csv("objective")) == STEPS
+    assert page.csv("accuracy")["arm"].tolist() == fake.arms().query("measure == 'accuracy'")["arm"].tolist()
+    assert len(page.csv("objective")) == fake.STEPS
 
 
 def test_a_label_is_text_and_no_formula(page: Page):
@@ -187,7 +165,7 @@ def test_examples_are_the_extremes_and_the_median(page: Page):
             verdict = "A, right" if index > 2 else "—, wrong"
             assert "|before training|—, wrong|25.0%|without thoughts|—, wrong|" in flat(card)
             assert f"|with thoughts|{verdict}|{probability}|" in flat(card)
-    only = predictions().query("task == 'gsm8k' and index == 0")
+    only = fake.predictions().query("task == 'gsm8k' and index == 0")
     assert len(quotes.examples(only, METHODS["quiet_star"])) == 1, "one question is shown once"
 
 
@@ -198,7 +176,7 @@ def test_token_map(page: Page):
     assert "in text 0" in page.cells[0]["data-thought"] and "in text 1" in page.cells[-1]["data-thought"]
     assert [cell["tabindex"] for cell in page.cells] == (["0"] + ["-1"] * (PASSAGE - 1)) * 2
 
-    every = tokens().sort_values(["text", "position"])
+    every = fake.tokens().sort_values(["text", "position"])
     full = (every["nll_no_thought"] - every["nll_thought"]).abs().quantile(0.95)  # of all texts
     assert f"helped, {full:.2f} nats or more" in page.text
     table = every.head(2 * PASSAGE)
@@ -211,11 +189,8 @@ def test_token_map(page: Page):
         assert float(cell["data-improvement"].replace("−", "-")) == pytest.approx(better, abs=6e-4)
         assert cell["data-weight"] == "0.250"
         assert ("data-clearest" in cell) == (better == improvement[table["text"] == row.text].max())
-
-
-def test_thoughts_that_change_nothing_have_no_colour():
-    shown = quotes.heat_map(tokens().assign(nll_thought=tokens()["nll_no_thought"]), passages=1)
-    assert {row["strength"] for row in shown["passages"][0]} == {0}
+    unchanged = quotes.heat_map(every.assign(nll_thought=every["nll_no_thought"]), passages=1)["passages"][0]
+    assert {row["strength"] for row in unchanged} == {0}, "no colour"
 
 
 def test_how_sure(page: Page):
@@ -229,7 +204,7 @@ def test_how_sure(page: Page):
     assert f"This page shows {total} differences with an interval." in page.text
     assert f"about {total / 20:.0f} of them (one in twenty)" in page.text
 
-    one_seed = arms().assign(seeds=1.0).to_dict("records")
+    one_seed = fake.arms().assign(seeds=1.0).to_dict("records")
     assert certainty.seeds_sentence(one_seed).startswith("1 seed for each way of training, 1,400 questions")
     assert certainty.coverage_sentence(one_seed) == "They do not cover the choice of seed."
 
@@ -244,10 +219,10 @@ def test_corpus_text_is_escaped(page: Page):
 
 
 def test_task_names_are_escaped(run: Path):
-    write(run, "evaluate/metrics.json", {HOSTILE: task(0.1, 0, 1)})
-    write(run, "chain_of_thought/metrics.json", {HOSTILE: reasoning()})
-    write(run, "chain_of_thought/votes.csv", votes().replace("gsm8k", HOSTILE))
-    write(run, "compare/figures.csv", arms().replace("gsm8k", HOSTILE))
+    write(run, "evaluate/metrics.json", {HOSTILE: fake.task(0.1, 0, 1)})
+    write(run, "chain_of_thought/metrics.json", {HOSTILE: fake.reasoning()})
+    write(run, "chain_of_thought/votes.csv", fake.votes().replace("gsm8k", HOSTILE))
+    write(run, "compare/figures.csv", fake.arms().replace("gsm8k", HOSTILE))
     page = Page(run)
     assert "<script>alert" not in page.html
     assert HOSTILE in [attributes.get("aria-label") for tag, attributes in page.elements if tag == "svg"]
