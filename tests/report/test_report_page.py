@@ -131,8 +131,8 @@ def test_where_thoughts_helped(page: Page):
     assert "|tokens hurt by more than that|10.0% [9.0%, 11.0%]|" in page.flat
     together = "a larger mixing weight goes with a larger improvement: Spearman’s ρ 0.31 [0.25, 0.37]."
     assert f"Among tokens whose loss changed by more than 0.01 nats, {together}" in page.text
-    largest = "Largest improvement: positions 4–7, +0.070 [+0.050, +0.090] nats."
-    assert f"{largest} Smallest: positions 1, −0.030 [−0.050, −0.010] nats." in page.text
+    assert "Largest improvement: positions 4–7, +0.070 [+0.050, +0.090] nats." in page.text
+    assert " Smallest: positions 1, −0.030 [−0.050, −0.010] nats." in page.text
     assert "|−0.5 to 0.1|−0.030 [−0.050, −0.010]|0.300|12.5%|6.2%|1,234|50.0%|" in page.flat
     assert page.text.count("regression to the mean") == 1
 
@@ -257,5 +257,4 @@ def test_ids_are_unique_and_links_resolve(page: Page):
     assert inner and {first or second for first, second in inner} <= set(ids)
     skips = [a["href"].removeprefix("#") for tag, a in page.elements if tag == "a" and a.get("class") == "skip"]
     assert skips == ["trained", "certainty"]
-    places = [page.html.index(what) for what in ('href="#certainty">Skip', 'id="token-map"', 'id="certainty"')]
-    assert places == sorted(places), "a link comes before what it skips"
+    assert re.search('href="#certainty">Skip.*id="token-map".*id="certainty"', page.html, flags=re.DOTALL)
