@@ -18,8 +18,7 @@ from pipeline.evaluation.statistics import interval, mcnemar
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
-from pipeline.models.learned import base_of
-from pipeline.models.trained import check_trained, load_plain, load_trained
+from pipeline.models.trained import base_of, check_trained, load_plain, load_trained
 from pipeline.params import Evaluate
 from pipeline.resume import KeptRows, unfinished
 from pipeline.thought.sampler import Sampling
