@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from pipeline import params
 from pipeline.errors import UserError
-from pipeline.models.learned import limit_learning, round_frozen
+from pipeline.models.trained import limit_learning, round_frozen
 from pipeline.params import Params
 from pipeline.plan.__main__ import duration, main, warnings
 from pipeline.plan.estimate import estimate

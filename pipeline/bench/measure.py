@@ -105,7 +105,7 @@ def measure_generation(model: QuietStarForCausalLM, options: argparse.Namespace)
         for _ in range(2):  # each token from a pass over the whole text with a thought at every position
             start = clock(options.device)
             output = model(recomputed, sampling=Sampling(temperature=0.0), engine=Engine(options.attention))
-            token = ban(output.logits[:, -1], model.banned).argmax(-1, keepdim=True)
+            token = ban(output.logits[:, -1], model.config.banned).argmax(-1, keepdim=True)
             recomputed = torch.cat([recomputed, token], dim=1)
             taken.append(clock(options.device) - start)
     return {
