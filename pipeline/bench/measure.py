@@ -93,25 +93,28 @@ def measure_training(model: QuietStarForCausalLM, options: argparse.Namespace) -
 def measure_generation(model: QuietStarForCausalLM, options: argparse.Namespace) -> dict:
     """Time greedy generation with a thought before each token, with the cache and recomputed from scratch."""
     model.eval()
-    ids, taken = random_ids(options), []
-    written: list[Tensor] = []
+    ids = random_ids(options)
+    written, recomputed = ids, ids
 
     def generate() -> None:
-        written[:] = [model.generate(ids, max_new_tokens=options.new_tokens)]
+        nonlocal written
+        written = model.generate(ids, max_new_tokens=options.new_tokens)
+
+    def recompute_token() -> None:
+        """One more token, from a pass over the whole text with a thought at every position."""
+        nonlocal recomputed
+        output = model(recomputed, sampling=Sampling(temperature=0.0), engine=Engine(options.attention))
+        token = ban(output.logits[:, -1], model.banned).argmax(-1, keepdim=True)
+        recomputed = torch.cat([recomputed, token], dim=1)
 
     with torch.no_grad():
         seconds = statistics.median(times(generate, options.repeats, options.device)) / options.new_tokens
-        recomputed = ids
-        for _ in range(2):  # each token from a pass over the whole text with a thought at every position
-            start = clock(options.device)
-            output = model(recomputed, sampling=Sampling(temperature=0.0), engine=Engine(options.attention))
-            token = ban(output.logits[:, -1], model.config.banned).argmax(-1, keepdim=True)
-            recomputed = torch.cat([recomputed, token], dim=1)
-            taken.append(clock(options.device) - start)
+        [slow] = times(recompute_token, 1, options.device)
+    common = min(written.shape[1], recomputed.shape[1])
     return {
         "seconds_per_token": seconds,
-        "seconds_per_token_recomputed": statistics.median(taken),
-        "equal_to_recomputed": bool((written[0][:, : recomputed.shape[1]] == recomputed).all()),
+        "seconds_per_token_recomputed": slow,
+        "equal_to_recomputed": torch.equal(written[:, :common], recomputed[:, :common]),
     }
 
 
@@ -154,19 +157,15 @@ def random_ids(options: argparse.Namespace) -> Tensor:
 
 def times(call: Callable[[], None], repeats: int, device: str) -> list[float]:
     """Seconds of each of ``repeats`` calls, after a warm-up call."""
-    call()
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     taken = []
-    for _ in range(repeats):
-        start = clock(device)
+    for _ in range(1 + repeats):
+        wait()
+        start = time.perf_counter()
         call()
-        taken.append(clock(device) - start)
-    return taken
-
-
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        wait()
+        taken.append(time.perf_counter() - start)
+    return taken[1:]
 
 
 def peak_memory(device: str) -> int:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pipeline.ablations.figure import write_figure
-from pipeline.ablations.results import COLUMNS, in_words
+from pipeline.ablations.results import COLUMNS, WHOLE, in_words
 
 ARMS = {(1, 1): 0.1, (1, 2): 0.2, (5, 1): 0.5, (5, 2): 0.6}
 
@@ -21,19 +21,12 @@ def rows(failed: tuple[tuple[int, int], ...] = (), lengths: tuple[int, ...] = (1
                 found.append(arm | {"state": "failed"})
                 continue
             mean = ARMS[length, lookahead]
-            figures = {
-                "state": "done",
-                "seeds": 1,
-                "n": 10,
-                "mean": mean,
-                "ci_low": mean - 0.05,
-                "ci_high": mean + 0.05,
-            }
+            figures = {"state": "done", "seeds": 1, "n": 10}
+            figures |= {"mean": mean, "ci_low": mean - 0.05, "ci_high": mean + 0.05}
             found += [arm | figures | {"task": "rings", "measure": measure} for measure in ("accuracy", "prob")]
     base = {"experiment": "", "state": "done", "method": "base", "task": "rings", "seeds": 1, "n": 10}
     found += [base | {"measure": m, "mean": 0.05, "ci_low": 0.0, "ci_high": 0.1} for m in ("accuracy", "prob")]
-    whole = {"thought_tokens": "Int64", "lookahead": "Int64", "seeds": "Int64", "n": "Int64"}
-    return pd.DataFrame(found).reindex(columns=COLUMNS).astype(whole)
+    return pd.DataFrame(found).reindex(columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64"))
 
 
 def words(some: pd.DataFrame) -> list[str]:
@@ -67,10 +60,10 @@ def test_the_chart_has_a_line_a_lookahead_in_the_order_of_lengths():
 @pytest.mark.parametrize("failed", [((5, 1),), ((5, 1), (5, 2)), ((1, 2), (5, 2)), tuple(ARMS)])
 def test_every_arm_that_failed_is_named_and_has_its_cell(failed: tuple[tuple[int, int], ...], tmp_path: Path):
     shown = words(rows(failed))
-    told = next(line for line in shown if line.startswith("**"))
-    assert told.startswith(f"**{len(failed)} of 4 arms failed:**")
+    named = next(line for line in shown if line.startswith("**"))
+    assert named.startswith(f"**{len(failed)} of 4 arms failed:**")
     for length, lookahead in failed:
-        assert f"arm-{length}-{lookahead}" in told
+        assert f"arm-{length}-{lookahead}" in named
     if len(failed) < len(ARMS):
         for length, lookahead in failed:
             line = next(line for line in shown if line.startswith(f"| {length} |"))
