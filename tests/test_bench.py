@@ -40,7 +40,7 @@ def test_train_prints_one_line(options: str, capsys: pytest.CaptureFixture):
     assert record["attention"] == ("reference" if "reference" in options else "blocked")
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_generate_prints_one_line_and_equals_recomputation(count: int, capsys: pytest.CaptureFixture):
     record = printed(f"generate {TINY} --batch 2 --new-tokens {count}", capsys)
     assert record.keys() >= EVERY | {"seconds_per_token", "seconds_per_token_recomputed"}

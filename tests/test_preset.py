@@ -39,7 +39,7 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: py
     return words[1::2]
 
 
-@pytest.mark.parametrize("groups", [[group] for group in preset.known()] + WHOLE[::17], ids=" ".join)
+@pytest.mark.parametrize("groups", [[group] for group in preset.known()] + WHOLE[::47], ids=" ".join)
 def test_what_is_printed_is_a_runs_parameters_as_dvc_reads_them(groups: list[str], capsys, monkeypatch):
     """`preset.options` refuses what the schema does, and what a command line cannot hold."""
     shown = printed(groups, capsys, monkeypatch)

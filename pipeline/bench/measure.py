@@ -104,7 +104,7 @@ def measure_generation(model: QuietStarForCausalLM, options: argparse.Namespace)
         """One more token, from a pass over the whole text with a thought at every position."""
         nonlocal recomputed
         output = model(recomputed, sampling=Sampling(temperature=0.0), engine=Engine(options.attention))
-        token = ban(output.logits[:, -1], model.banned).argmax(-1, keepdim=True)
+        token = ban(output.logits[:, -1], model.config.banned).argmax(-1, keepdim=True)
         recomputed = torch.cat([recomputed, token], dim=1)
 
     with torch.no_grad():
