@@ -31,7 +31,7 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
     try:
         with initialize_config_dir(str(PRESETS), version_base=None):
             flat = _flat(OmegaConf.to_container(compose("preset", overrides=groups), resolve=True))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise errors.UserError(errors.reason(error)) from error
     flat |= _flat(dict(_value(word) for word in arguments if word not in groups))
     if root is not None:
