@@ -1,4 +1,4 @@
-"""Rows of data sets as questions, as task files say: the project's own task files, and what can be wrong with others."""
+"""Rows of data sets as questions, as task files say: the shipped task files, and what can be wrong with others."""
 
 import shutil
 from dataclasses import asdict
