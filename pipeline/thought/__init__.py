@@ -1,10 +1,11 @@
 """The thought machinery: a decoder that thinks after every token. It knows nothing of files, DVC or experiments.
 
-Read in this order: `layout` (what a thought row is), `attention` (what it may see, and three ways to compute that),
-`views` (how a decoder's layers are made to look so), `head` (losses without logits), `decoder` (any transformers
-decoder), `sampler` (think), `mixing` (talk), `objective` (learn), `slices` (some positions at a time), `step` (one
-training step), `model` (all of it as a `PreTrainedModel`), `generation` (one thought at a time).
-`adapters` stands apart: less of the decoder to train.
+Read in this order: `layout` (the tokens of a thought row), `attention` (what a row attends to, and three ways to
+compute that), `views` (how a decoder's layers are made to do so), `decoder` (any transformers decoder), `sampler` and
+`thinking` (think and talk), `mixing`, `head` (losses without logits), `objective` and `quiet_star` (the loss), `slices`
+and `step` (one training step), `model` (all of it as a `PreTrainedModel`), `generation` (one thought at a time).
+
+Imports are `from .x import y`, as transformers' trust_remote_code loader follows only these, and within one folder.
 
 Shapes, everywhere in this package:
 
@@ -15,7 +16,7 @@ Shapes, everywhere in this package:
     S  tokens of each row that one pass feeds: T, or 1 when sampling token by token
     D  hidden size   V  vocabulary    H  query heads   G  key-value heads   C  size of a head
 
-Where thought rows are flattened into one axis, they are in the order (R, P, S).
+Where thought rows are flattened into one axis, their order is (R, P, S).
 
 Source: Zelikman et al. 2024, "Quiet-STaR", arXiv 2403.09629, and the code its authors released.
 """

@@ -1,8 +1,8 @@
 """Thought attention for CUDA GPUs: one FlexAttention kernel over the text and the rows' own tokens.
 
-Keys are the text, padded to a multiple of 128, followed by every row's own tokens; the block mask skips what a row
-does not see, and scores of rows x keys never exist (FlexAttention: Dong et al. 2024). Lengths are padded because
-PyTorch has had wrong gradients for lengths that are no multiple of 128 (pytorch issues 153799 and 158212).
+The keys are the text, padded to a multiple of 128, followed by every row's own tokens. The block mask skips what a row
+does not see, and no tensor of rows x keys scores ever exists (FlexAttention: Dong et al. 2024). Lengths are padded
+because PyTorch has had wrong gradients for lengths that are no multiple of 128 (pytorch issues 153799 and 158212).
 """
 
 from functools import cache, lru_cache
@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from .rows import Rows, Style
 
 TILE = 128
-SMALLEST_HEAD = 16  # of the compiled kernel
+SMALLEST_HEAD = 16  # that the compiled kernel accepts
 
 
 def attend(
@@ -36,10 +36,10 @@ def attend(
 
 @lru_cache(maxsize=64)
 def block_mask(positions: tuple[int, ...], text: int, rows: int, tokens: int, device: torch.device) -> BlockMask:
-    """What ``rows`` (R*P) rows of ``tokens`` (S) see of ``text`` (N) tokens and of themselves.
+    """The mask of ``rows`` (R*P) rows of ``tokens`` (S) each over ``text`` (N) tokens and the rows' own.
 
-    Made once a shape: making it holds a padded queries x keys table of booleans for a moment. What it says is in
-    tensors, as the compiler makes a new kernel for every new number, and gives up after eight.
+    It is cached by shape, as making it takes a padded queries x keys table of booleans for a moment. Its numbers are
+    held in tensors, as the compiler makes a new kernel for every new Python number, and gives up after eight.
     """
     own_start, length = _round_up(text), rows * tokens
     query = torch.arange(_round_up(length), device=device)
@@ -61,7 +61,7 @@ def block_mask(positions: tuple[int, ...], text: int, rows: int, tokens: int, de
 
 @cache
 def _kernel(device: str):
-    """FlexAttention is fast only when compiled; on a CPU, where it has no backward, it runs as written."""
+    """FlexAttention, compiled on CUDA, as it is slow otherwise; uncompiled on a CPU, where it has no backward pass."""
     return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
 
 
@@ -70,5 +70,5 @@ def _round_up(length: int) -> int:
 
 
 def _padded(x: Tensor) -> Tensor:
-    """(..., L, C) with zeros after the L, up to a multiple of TILE."""
+    """Pad (..., L, C) with zeros at the end of L, up to a multiple of TILE."""
     return F.pad(x, (0, 0, 0, _round_up(x.shape[-2]) - x.shape[-2]))

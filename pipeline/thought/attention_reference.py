@@ -1,15 +1,16 @@
-"""Thought attention in plain operations: holds every score at once, does whatever `Rows` and `Style` can say."""
+"""Thought attention in plain operations: it holds every score at once and supports all of `Rows` and `Style`."""
 
 import torch
 from torch import Tensor
 
+from .head import exact_dtype
 from .rows import Rows, Style
 
 
 def attend(
     rows: Rows, query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], style: Style
 ) -> Tensor:
-    """`rows.Attend`. The text's scores are one matrix product for all rows; query heads are folded into its rows."""
+    """`rows.Attend`. One matrix product scores the text for all rows: query heads are folded into its rows."""
     prefix_key, prefix_value = prefix
     groups, count = prefix_key.shape[1], prefix_key.shape[2]
     query = query.unflatten(1, (groups, -1)) * style.scaling  # (B, G, H/G, R*P, S, C)
@@ -26,4 +27,4 @@ def attend(
 
 def softmax(scores: Tensor) -> Tensor:
     """Softmax in at least float32, as transformers' own attention does it in half precision."""
-    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    return torch.softmax(scores, dim=-1, dtype=exact_dtype(scores)).to(scores.dtype)

@@ -1,4 +1,4 @@
-"""Any transformers decoder, seen as the four things that a thought needs: embed, read, run rows, predict."""
+"""Any transformers decoder, reduced to the four operations that thoughts need: embed, read, run rows, predict."""
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,13 @@ from .attention import pick
 from .head import Head
 from .layout import pads_before_end, row_position_ids, text_position_ids
 from .rows import Rows
-from .views import NAME, OwnTokens, TextView, ThoughtView, View
+from .views import NAME, KeyValueCache, TextView, ThoughtView, View
 
-RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # settings that make two passes of one model differ
+RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # ends of the names of settings that add noise
 
 
 class UnsupportedDecoderError(ValueError):
-    """The decoder cannot think in parallel: its attention is not transformers' attention interface, or not plain."""
+    """The decoder cannot think in parallel: it bypasses transformers' attention interface or goes beyond it."""
 
 
 class Decoder:
@@ -33,7 +33,7 @@ class Decoder:
     ) -> tuple[Tensor, TextView]:
         """The text pass: hidden states (B, N, D) and the view through which thoughts see the text.
 
-        ``attention`` is how they will be computed (`attention.pick`). Raises ValueError for an unknown way.
+        ``attention``: how thoughts will attend to it (`attention.pick`). Raises ValueError for an unknown name.
         """
         valid = attention_mask.bool() if pads_before_end(attention_mask) else None
         path = pick(attention, input_ids.device)
@@ -41,9 +41,12 @@ class Decoder:
         return self.run(self.embed(input_ids), view.position_ids, view), view
 
     def run_rows(
-        self, embeddings: Tensor, text: TextView, positions: Tensor, first: int = 0, own: OwnTokens | None = None
+        self, embeddings: Tensor, text: TextView, positions: Tensor, first: int = 0, own: KeyValueCache | None = None
     ) -> Tensor:
-        """Hidden states (B, R, P, S, D) of thought rows, from their ``embeddings`` (B, R, P, S, D)."""
+        """Hidden states (B, R, P, S, D) of the rows of thoughts after ``positions`` (P,), from their ``embeddings``.
+
+        The embeddings (B, R, P, S, D) are those of row tokens ``first`` on; ``own`` caches the earlier ones.
+        """
         position_ids = row_position_ids(text.position_ids, positions, first, embeddings.shape[3])
         rows = Rows(positions, position_ids, text.position_ids, text.valid, first)
         ids = position_ids.unsqueeze(1).expand(embeddings.shape[:4]).flatten(1)
@@ -58,21 +61,21 @@ class Decoder:
 
     @property
     def head(self) -> Head:
-        """The LM head. Raises UnsupportedDecoderError where it is not a linear layer."""
+        """The LM head, its weight gathered where FSDP shards it. Raises UnsupportedDecoderError if it is not linear."""
         layer = self._base.get_output_embeddings()
         if not isinstance(layer, nn.Linear):
             raise UnsupportedDecoderError(f"{self._base.config.model_type}: its LM head is not a linear layer")
         if isinstance(layer, FSDPModule):
-            layer.unshard()  # FSDP2 gathers a layer's weight for its forward pass only, which is never run
+            layer.unshard()  # FSDP2 does so in a layer's own forward pass only, which is never run here
         softcap = getattr(self._base.config.get_text_config(), "final_logit_softcapping", None)
         return Head(layer.weight, layer.bias, softcap)
 
 
 def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
-    """A decoder with new weights whose attention is ours and whose dropout is off.
+    """A decoder with new weights and our attention, and without dropout.
 
-    Dropout would make the pass that scores a thought differ from the one that sampled it.
-    Raises UnsupportedDecoderError for a model that is known not to work.
+    With dropout, the pass that scores a thought would differ from the one that sampled it.
+    Raises UnsupportedDecoderError for a model that transformers cannot build so.
     """
     for name in vars(config):
         if name.endswith(RANDOM) and isinstance(getattr(config, name), float):
@@ -81,7 +84,7 @@ def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
         base = AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
     except ValueError as error:
         raise UnsupportedDecoderError(f"{config.model_type}: {_first_line(error)}") from error
-    except KeyError:  # a model that keeps a table of its own of attention classes
+    except KeyError:  # the model has its own table of attention classes
         base = None
     if base is None or not base._supports_attention_backend:
         raise UnsupportedDecoderError(f"{config.model_type}: it does not use transformers' attention interface")
@@ -92,8 +95,8 @@ def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
 def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-3) -> None:
     """Run a thought in parallel and as an ordinary sequence; raise UnsupportedDecoderError if the logits differ.
 
-    The ordinary run is the model's own forward pass with eager attention, so this finds whatever a model does that
-    the views or `Head` do not know of (state-space layers, ALiBi, scaled logits, ...).
+    The ordinary run is the model's own forward pass with eager attention. So this finds everything a model does that
+    the views and `Head` do not (state-space layers, ALiBi, scaled logits, ...), without a list of supported models.
     """
     if isinstance(getattr(base, "decoder", None), Decoder):
         raise UnsupportedDecoderError("it is a trained Quiet-STaR model: name the one that it was trained on")

@@ -1,4 +1,4 @@
-"""What a thought row is made of, and where its tokens stand (paper, section 4.2 and figure 2)."""
+"""The tokens of a thought row and their position ids (paper, section 4.2 and figure 2)."""
 
 from dataclasses import dataclass
 
@@ -20,38 +20,38 @@ class Layout:
 
     @property
     def sampling_outputs(self) -> slice:
-        """The outputs, from the one at ``[start]`` on, that give the distributions of t_1 .. t_K."""
+        """The outputs that give the distributions of t_1 .. t_K; the first is the one at ``[start]``."""
         return slice(0, self.thought_tokens)
 
     @property
     def talking_outputs(self) -> slice:
-        """The outputs, from the one at ``[end]`` on, that predict x_{i+1} .. x_{i+A}."""
+        """The outputs that predict x_{i+1} .. x_{i+A}; the first is the one at ``[end]``."""
         return slice(self.thought_tokens + 1, self.row_tokens)
 
 
 def text_position_ids(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
-    """Position ids (B, N): 0 at each text's first real token, whichever side it is padded on."""
+    """Position ids (B, N): 0 at each text's first real token, on whichever side the text is padded."""
     if attention_mask is None:
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def pads_before_end(attention_mask: Tensor | None) -> bool:
-    """Whether a text has padding before its last real token. Padding after it is seen by nothing that counts."""
+    """Whether a text has padding before its last real token. No real token sees padding after that."""
     return attention_mask is not None and not bool((attention_mask.long().diff(dim=1) <= 0).all())
 
 
 def row_position_ids(position_ids: Tensor, positions: Tensor, first: int, count: int) -> Tensor:
     """Position ids (B, P, S) of row tokens ``first .. first + count - 1`` after the text at ``positions`` (P,).
 
-    A thought pushes the true tokens after it further along: row token s of position i stands at i + 1 + s.
+    A thought pushes the true tokens after it further along: row token s of position i has position id i + 1 + s.
     """
     steps = torch.arange(first, first + count, device=position_ids.device)
     return position_ids[:, positions].unsqueeze(-1) + 1 + steps
 
 
 def ahead(values: Tensor, steps: int, fill: float | int) -> Tensor:
-    """Of ``values`` (B, N, ...) the ones at i + k for k < ``steps``: (B, N, steps, ...), ``fill`` past the end."""
+    """For each position i, the ``values`` (B, N, ...) at i + k, k < ``steps``: (B, N, steps, ...); past N, ``fill``."""
     padding = values.new_full((values.shape[0], steps - 1, *values.shape[2:]), fill)
     windows = torch.cat([values, padding], dim=1).unfold(1, steps, 1)  # the window is unfolded as the last axis
     return windows.movedim(-1, 2)

@@ -7,27 +7,26 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from . import generation, step
 from .decoder import Decoder, build_decoder, check_decoder, embedding_of
-from .layout import Layout, ahead
+from .generation import generate
+from .layout import Layout
+from .methods import METHODS, QUIET_STAR
 from .mixing import MixingHead
-from .objective import Counts, Losses, counts_of
-from .sampler import Sampling, Thoughts, sample_thoughts
-from .step import DEFAULT_ENGINE, Engine
-from .views import OwnTokens, TextView
+from .objective import NOTHING, PAUSES, SAMPLED, Counts, Losses, counts_of
+from .sampler import Sampling, Thoughts
+from .step import DEFAULT_ENGINE, Engine, Learner
+from .thinking import Text, Thinker
 
-QUIET_STAR, PAUSE, NO_THOUGHT = METHODS = ("quiet_star", "pause", "no_thought")
-
-# of a base's configuration: where it was read from (a path of this machine), and the dtype, which is the whole model's
+# not kept of the base's configuration: the path that it was read from, and the dtype, which is the whole model's
 NOT_KEPT = ("_name_or_path", "dtype", "torch_dtype")
 
 
 class QuietStarConfig(PretrainedConfig):
     """A base decoder's configuration and the thoughts it has.
 
-    ``method``: what a thought is. quiet_star: K sampled tokens. pause: K learned tokens, always the same (Goyal et al.
-    2023, arXiv 2310.02226; each has its own embedding), so nothing is sampled and no policy learned. no_thought: the
-    base decoder alone, whose training is continued pretraining. The rest of these settings is then of no use.
+    ``method``: what is learned, one of `methods.METHODS`. quiet_star: thoughts of K sampled tokens. pause: K learned
+    tokens in their place, each with its own embedding (Goyal et al. 2023, arXiv 2310.02226). no_thought: the base
+    decoder alone, whose training is continued pretraining; it has no use for the settings below.
     ``thought_tokens`` (K), ``lookahead`` (A), ``rationales`` (R): sizes of the thoughts it trains with.
     ``meta_token_scale``: what the meta-tokens (and pauses) are multiplied by where they are used; it multiplies the
     effective step size of these embeddings (paper, appendix A: 100 at learning rate 1e-6).
@@ -35,8 +34,7 @@ class QuietStarConfig(PretrainedConfig):
     log-probabilities (3 in the released code).
     ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
     where the vocabulary has none.
-    Raises ValueError for a thought without tokens, without a true token after it, or none at a position, for a method
-    that there is not, and for values of another kind.
+    Raises ValueError for an unknown method, for sizes below 1, and for values of another type.
     """
 
     model_type = "quiet_star"
@@ -79,6 +77,11 @@ class QuietStarConfig(PretrainedConfig):
         self.end_token_id = end_token_id
         super().__init__(**kwargs)
 
+    @property
+    def banned(self) -> list[int]:
+        """The ids that are never sampled."""
+        return [i for i in (self.start_token_id, self.end_token_id) if i is not None]
+
     def base_config(self) -> PretrainedConfig:
         """The base decoder's configuration, as transformers' own class."""
         values = dict(self.base)
@@ -87,11 +90,10 @@ class QuietStarConfig(PretrainedConfig):
 
 @dataclass
 class QuietStarOutput(ModelOutput):
-    """Of a training step ``loss`` and its parts ``losses``; of any other pass ``logits`` (B, P, V).
+    """The result of a pass: of a training step ``loss`` and ``losses``, of any other ``logits`` (B, P, V).
 
-    ``thoughts`` are the sampled ones; ``weight`` is the mixing weight, (B, R, N, A) or (B, P), R being 1 for pauses.
-    Both are None in a training step that has none.
-    ``base_logits`` (B, P, V) are the prediction without thoughts, from the same pass.
+    ``base_logits`` (B, P, V): the prediction without thoughts, from the same pass. ``weight``: the mixing weight,
+    (B, R, N, A) in a training step and else (B, P). ``thoughts``: those that were sampled, else None.
     """
 
     loss: Tensor | None = None
@@ -116,11 +118,12 @@ class QuietStarForCausalLM(PreTrainedModel):
         base = build_decoder(config.base_config())
         hidden_size = base.get_input_embeddings().embedding_dim
         self.base = base
+        self.objective = METHODS[config.method](config)
         if self.has_thoughts:
             self.start_embedding = nn.Parameter(torch.zeros(hidden_size))
             self.end_embedding = nn.Parameter(torch.zeros(hidden_size))
             self.mixing_head = MixingHead(hidden_size)
-        if config.method == PAUSE:
+        if self.objective.thoughts == PAUSES:
             self.pause_embeddings = nn.Parameter(torch.zeros(config.thought_tokens, hidden_size))
         self.post_init()
         if self.has_thoughts:
@@ -130,7 +133,7 @@ class QuietStarForCausalLM(PreTrainedModel):
     def from_base(cls, base: PreTrainedModel, meta_token_ids: list[int], **settings: object) -> "QuietStarForCausalLM":
         """Quiet-STaR on a pretrained ``base``; its own tokens start as the mean embedding of ``meta_token_ids``.
 
-        ``settings`` are `QuietStarConfig`'s. Raises UnsupportedDecoderError for one that cannot think in parallel.
+        ``settings`` are `QuietStarConfig`'s. Raises UnsupportedDecoderError for a base that cannot think in parallel.
         """
         config = QuietStarConfig(base=base.config.to_dict(), **settings)
         model = cls._from_config(config, dtype=base.dtype)  # not .to(dtype), which rounds the rotary frequencies too
@@ -147,17 +150,28 @@ class QuietStarForCausalLM(PreTrainedModel):
         return [getattr(self, name) for name in names if hasattr(self, name)]
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.config.thought_tokens, self.config.lookahead)
-
-    @property
     def lookahead(self) -> int:
         """A; 1 without thoughts, which predicts the next token only."""
         return self.config.lookahead if self.has_thoughts else 1
 
     @property
+    def layout(self) -> Layout:
+        return Layout(self.config.thought_tokens, self.lookahead)
+
+    @property
     def decoder(self) -> Decoder:
         return Decoder(self.base)
+
+    @property
+    def thinker(self) -> Thinker:
+        """The machinery that thinks, with the meta-tokens as they are now."""
+        scale, pauses = self.config.meta_token_scale, None
+        if not self.has_thoughts:
+            return Thinker(self.decoder, self.layout, None, None, None, self.config.banned)
+        if self.objective.thoughts == PAUSES:
+            pauses = scale * self.pause_embeddings
+        start, end = scale * self.start_embedding, scale * self.end_embedding
+        return Thinker(self.decoder, self.layout, start, end, pauses, self.config.banned)
 
     @property
     def vocabulary(self) -> int:
@@ -165,17 +179,12 @@ class QuietStarForCausalLM(PreTrainedModel):
 
     @property
     def samples_thoughts(self) -> bool:
-        return self.config.method == QUIET_STAR
+        return self.objective.thoughts == SAMPLED
 
     @property
     def has_thoughts(self) -> bool:
         """Whether anything, sampled or learned, stands between a token and its prediction."""
-        return self.config.method != NO_THOUGHT
-
-    @property
-    def banned(self) -> list[int]:
-        """Ids that are never sampled."""
-        return [i for i in (self.config.start_token_id, self.config.end_token_id) if i is not None]
+        return self.objective.thoughts != NOTHING
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
@@ -194,130 +203,57 @@ class QuietStarForCausalLM(PreTrainedModel):
         positions: Tensor | None = None,
         counts: Counts | None = None,
         engine: Engine = DEFAULT_ENGINE,
+        old: Losses | None = None,
     ) -> QuietStarOutput:
         """Train on ``labels`` (B, N; -100 is ignored), or predict the next token at every position without them.
 
         ``positions`` (P,): predict after these only; what others think would not matter to them.
         ``thought_ids`` (B, R, N, K) replaces sampling. ``sampling`` is at temperature 1 when training and greedy
         otherwise, unless given; ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
-        ``counts``: what the loss's means are taken over, where these texts are only some of a step's (`counts_of` them
-        unless given): the losses of all of a step's texts then add up to the step's.
+        ``counts``: what the means of the loss are taken over, where these texts are a micro-batch of a step: the losses
+        of all micro-batches then add up to the step's. Unless given, the texts' own (`counts_of`).
         ``engine``: how it is computed, which changes speed and memory and nothing else.
+        ``old``: the losses of an earlier pass over the same ``thought_ids``, for objectives with inner epochs.
         Raises ValueError for ``thought_ids`` where the method samples none.
         """
         if thought_ids is not None and not self.samples_thoughts:
             raise ValueError(f"method {self.config.method} has no sampled thoughts to replace by thought_ids")
         sampling = sampling or Sampling(temperature=0.0 if labels is None else 1.0)
-        hidden, text = self.decoder.read(input_ids, attention_mask, engine.attention)
+        text = self.thinker.read(input_ids, attention_mask, text_keys, engine.attention)
         if labels is None:
-            return self._predict(hidden, text, input_ids, thought_ids, sampling, text_keys, positions)
-        if counts is None:
-            counts = counts_of(labels, self.lookahead)
-        if not self.has_thoughts:
-            losses = step.learn_text(self, hidden, labels, counts)
-            return QuietStarOutput(losses.total, losses)
-        learned = step.learn(self, hidden, text, input_ids, labels, thought_ids, sampling, text_keys, counts, engine)
-        return QuietStarOutput(learned.losses.total, learned.losses, weight=learned.weight, thoughts=learned.thoughts)
+            return self._predict(text, thought_ids, sampling, positions)
+        mixing_head = self.mixing_head if self.has_thoughts else None
+        learner = Learner(self.thinker, mixing_head, self.objective, self.config.rationales, list(self.parameters()))
+        counts = counts_of(labels, self.lookahead) if counts is None else counts
+        losses, thoughts = learner.learn(text, labels, counts, sampling, engine, thought_ids, old)
+        weight = losses.weight if self.has_thoughts else None
+        return QuietStarOutput(losses.total, losses, weight=weight, thoughts=thoughts)
 
     def _predict(
-        self,
-        hidden: Tensor,
-        text: TextView,
-        input_ids: Tensor,
-        thought_ids: Tensor | None,
-        sampling: Sampling,
-        text_keys: Tensor | None,
-        positions: Tensor | None,
+        self, text: Text, thought_ids: Tensor | None, sampling: Sampling, positions: Tensor | None
     ) -> QuietStarOutput:
         """The next token's logits after each of ``positions``, with one thought there and without."""
         if positions is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        base_logits = self.decoder.head.logits(hidden[:, positions])
+            positions = torch.arange(text.input_ids.shape[1], device=text.input_ids.device)
+        head, hidden, thinker, thoughts = self.decoder.head, text.hidden[:, positions], self.thinker, None
+        base_logits = head.logits(hidden)
         if not self.has_thoughts:
-            weight = hidden.new_zeros(len(hidden), len(positions))
+            weight = hidden.new_zeros(hidden.shape[:2])
             return QuietStarOutput(logits=base_logits, base_logits=base_logits, weight=weight)
-        thoughts, talk = self._talk(text, input_ids, thought_ids, sampling, text_keys, positions)
-        mixed, weight = self.mixing_head.mix(hidden[:, positions], talk)
-        logits = self.decoder.head.logits(mixed)
-        return QuietStarOutput(logits=logits, base_logits=base_logits, weight=weight, thoughts=thoughts)
-
-    def _talk(
-        self,
-        text: TextView,
-        input_ids: Tensor,
-        thought_ids: Tensor | None,
-        sampling: Sampling,
-        text_keys: Tensor | None,
-        positions: Tensor,
-    ) -> tuple[Thoughts | None, Tensor]:
-        """The states (B, P, D) at the end of the thoughts, and these where they were sampled."""
-        thoughts = None
-        if thought_ids is None and self.samples_thoughts:
-            if not torch.is_grad_enabled():
-                return self.think_and_talk(text, positions, sampling, text_keys)
-            thoughts = self.think(text, positions, 1, sampling, text_keys)
-            thought_ids = thoughts.ids
-        rows = self.embed_thoughts(positions, thought_ids, input_ids, Layout(self.config.thought_tokens, lookahead=1))
-        return thoughts, self.decoder.run_rows(rows, text, positions)[:, 0, :, -1]
-
-    def think(
-        self,
-        text: TextView,
-        positions: Tensor,
-        rationales: int,
-        sampling: Sampling,
-        text_keys: Tensor | None = None,
-        own: OwnTokens | None = None,
-    ) -> Thoughts:
-        """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,)."""
-        if text_keys is None:
-            text_keys = torch.arange(text.position_ids.shape[0], device=positions.device)
-        return sample_thoughts(
-            self.decoder,
-            text,
-            positions,
-            self.config.meta_token_scale * self.start_embedding,
-            rationales,
-            self.config.thought_tokens,
-            self.banned,
-            sampling,
-            text_keys,
-            own,
-        )
-
-    @torch.no_grad()
-    def think_and_talk(
-        self, text: TextView, positions: Tensor, sampling: Sampling, text_keys: Tensor | None = None
-    ) -> tuple[Thoughts, Tensor]:
-        """A thought after each of ``positions`` (P,), and the states (B, P, D) at its end: K + 1 passes, no more."""
-        count = self.config.thought_tokens
-        own = OwnTokens(count + 2)
-        thoughts = self.think(text, positions, 1, sampling, text_keys, own)
-        last = self.decoder.embed(thoughts.ids[..., -1:])
-        end = (self.config.meta_token_scale * self.end_embedding).expand(last.shape)
-        states = self.decoder.run_rows(torch.cat([last, end], dim=3), text, positions, first=count, own=own)
-        return thoughts, states[:, 0, :, -1]
-
-    def embed_thoughts(
-        self, positions: Tensor, thought_ids: Tensor | None, input_ids: Tensor, layout: Layout
-    ) -> Tensor:
-        """Embeddings (B, R, P, T, D) of whole thought rows, true next tokens included; None: one row of pauses."""
-        following = ahead(input_ids, layout.lookahead, fill=0)[:, positions, 1:].unsqueeze(1)  # x_{i+1} .. x_{i+A-1}
-        scale = self.config.meta_token_scale
-        if thought_ids is None:
-            following = self.decoder.embed(following)
-            thought = (scale * self.pause_embeddings).expand(*following.shape[:3], -1, -1)
+        if thought_ids is None and self.samples_thoughts and not torch.is_grad_enabled():
+            thoughts, talk = thinker.sample_and_talk(text, positions, sampling)
         else:
-            following = following.expand(-1, thought_ids.shape[1], -1, -1)
-            both = torch.cat([thought_ids, following], dim=3)
-            tokens = self.decoder.embed(both)  # at once: one gradient of the table
-            thought, following = tokens.split([layout.thought_tokens, layout.lookahead - 1], dim=3)
-        start, end = (scale * e.expand_as(thought[..., :1, :]) for e in (self.start_embedding, self.end_embedding))
-        return torch.cat([start, thought, end, following], dim=3)
+            if thought_ids is None and self.samples_thoughts:
+                thoughts = thinker.sample(text, positions, 1, sampling)
+                thought_ids = thoughts.ids
+            talk = thinker.talk(text, positions, thought_ids)
+        mixed, weight = self.mixing_head.mix(hidden, talk)
+        return QuietStarOutput(logits=head.logits(mixed), base_logits=base_logits, weight=weight, thoughts=thoughts)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: object) -> Tensor:
         """Continue texts with a thought before each token: see `generation.generate`."""
-        return generation.generate(self, input_ids, attention_mask, **settings)
+        mixing_head = self.mixing_head if self.has_thoughts else None
+        return generate(self.thinker, mixing_head, input_ids, attention_mask, **settings)
 
 
 AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)

@@ -1,42 +1,27 @@
-"""Learn: how much each prediction counts, the reward of a thought and REINFORCE (paper, section 4.4)."""
+"""What every objective shares: its inputs, what its means are taken over, and its result."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .head import IGNORED
+from .head import IGNORED, HeadLosses
 from .layout import ahead
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-@dataclass(frozen=True)
-class Losses:
-    """The parts of the loss. Per-token terms are in nats and carry no gradient; ignored targets are 0.
-
-    ``total``, ``base``, ``talk``, ``policy``: scalars. ``base_nll`` (B, N); ``talk_nll`` (B, R, N, A);
-    ``reward`` and ``advantage`` (B, R, N-1-A); ``log_probs`` (B, R, N-1-A, K), of
-    sampled thoughts only where there is an advantage and else 0.
-    """
-
-    total: Tensor
-    base: Tensor
-    talk: Tensor
-    policy: Tensor
-    base_nll: Tensor
-    talk_nll: Tensor
-    reward: Tensor
-    advantage: Tensor
-    log_probs: Tensor
+SAMPLED, PAUSES, NOTHING = "sampled", "pauses", "nothing"  # what stands between a token and its prediction
 
 
 class Counts(NamedTuple):
-    """What a step's means are taken over, as integers; a step's are the sums of its micro-batches' and processes'.
+    """What a step's means are taken over, as integers; add up those of micro-batches and processes (`sum_counts`).
 
     ``targets`` (A,): true tokens that are predicted at each distance. ``thoughts`` (): positions whose thoughts are
-    rewarded, B * (N-1-A). Of those that are not padding, which is what is logged: ``tokens`` () and ``rewards`` ().
+    rewarded, B * (N-1-A), padding included. Without padding, for the log: ``tokens`` () and ``rewards`` ().
     """
 
     targets: Tensor
@@ -57,7 +42,7 @@ def counts_of(labels: Tensor, lookahead: int) -> Counts:
 
 
 def sum_counts(parts: Iterable[Counts]) -> Counts:
-    """Those of all texts, of parts of them."""
+    """Sum the counts of several micro-batches."""
     return Counts(*map(sum, zip(*parts, strict=True)))
 
 
@@ -67,34 +52,89 @@ def lookahead_targets(labels: Tensor, lookahead: int) -> Tensor:
     return ahead(following, lookahead, fill=IGNORED)
 
 
-def base_weights(targets: Tensor, counts: Counts, dtype: torch.dtype) -> Tensor:
-    """What each base cross-entropy (B, N) counts in the base loss, their mean: of ``targets`` (B, N, A)."""
-    real = (targets[..., 0] != IGNORED).to(dtype)
-    return real / counts.targets[0].to(dtype).clamp(min=1)
-
-
-def talk_weights(targets: Tensor, rationales: int, counts: Counts, dtype: torch.dtype) -> Tensor:
-    """What each talk cross-entropy (B, R, N, A) counts in the talk loss, the mean over k of the means over the rest."""
-    real = (targets != IGNORED).to(dtype)
-    weights = real / (targets.shape[-1] * rationales * counts.targets.to(dtype).clamp(min=1))
-    return weights.unsqueeze(1).expand(-1, rationales, -1, -1)
-
-
 def rewarded_positions(tokens: int, lookahead: int) -> int:
     """How many positions, from the first on, have all their A true tokens and a reward: N-1-A, or none."""
     return max(0, tokens - 1 - lookahead)
 
 
-def thought_rewards(base_nll: Tensor, talk_nll: Tensor) -> Tensor:
-    """How much likelier a thought made its next A tokens: R_i = sum over k of base_nll[i+k] - talk_nll[i, k].
+@dataclass(frozen=True)
+class SliceStates:
+    """The hidden states of a slice of p positions, q of which are rewarded, and the true tokens that they predict.
 
-    From ``base_nll`` (B, P, A) at i + k and ``talk_nll`` (B, R, P, A) to (B, R, P).
+    ``base`` (B, p + A-1, D): states of the text pass at these positions and at the A-1 after them, whose losses the
+    last rewards need (fewer at the end of the text). ``targets`` (B, p + A-1, A): `lookahead_targets` at the same.
+    ``mixed`` (B, R, p, A, D): states after the thoughts, mixed with the text's by the mixing ``weight`` (B, R, p, A).
+    ``thinking`` (B, R, q, K, D): the states that gave the tokens of the thoughts, ``ids`` (B, R, q, K). Pauses have no
+    ids, and without thoughts there is nothing but ``base`` and ``targets``. ``sampled``: whether the model drew the ids
+    itself, now, rather than being given them. ``old_log_probs`` (B, R, q, K): those of an earlier pass over the same
+    thoughts, None in the first one (inner epochs).
     """
-    return (base_nll.unsqueeze(1) - talk_nll).sum(-1)
+
+    base: Tensor
+    targets: Tensor
+    mixed: Tensor | None = None
+    weight: Tensor | None = None
+    thinking: Tensor | None = None
+    ids: Tensor | None = None
+    sampled: bool = False
+    old_log_probs: Tensor | None = None
 
 
-def advantages(rewards: Tensor) -> Tensor:
-    """Rewards (B, R, ...) less their mean over a position's thoughts, negative ones dropped; no mean if R = 1."""
-    if rewards.shape[1] > 1:
-        rewards = rewards - rewards.mean(1, keepdim=True)
-    return rewards.clamp(min=0)
+@dataclass(frozen=True)
+class Losses:
+    """The loss of a training step, or of a slice of its positions, and what it was made from; in nats.
+
+    ``parts``: the terms of the loss by name, weighted; ``total`` is their sum. Only ``total`` has a gradient, unless
+    the parts were asked for apart (`step.Engine`). ``base``, ``talk`` and ``policy``: the means, not weighted.
+    By token: ``base_nll`` (B, N) and ``talk_nll`` (B, R, N, A), the cross-entropies without and with the thought, 0 for
+    ignored targets, and ``weight`` (B, R, N, A), the mixing weight. By thought, at the first N-1-A positions, which
+    have all their true tokens: ``reward`` and ``advantage`` (B, R, N-1-A), and the ``log_probs`` (B, R, N-1-A, K) of
+    its tokens, 0 where a thought that was sampled now has no advantage. R is 1 for pauses and 0 without thoughts.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    base: Tensor
+    talk: Tensor
+    policy: Tensor
+    base_nll: Tensor
+    talk_nll: Tensor
+    weight: Tensor
+    reward: Tensor
+    advantage: Tensor
+    log_probs: Tensor
+
+    def detached(self) -> "Losses":
+        """The same numbers without the graph that computed them."""
+        return replace(self, total=self.total.detach(), parts={name: x.detach() for name, x in self.parts.items()})
+
+
+def join(slices: Sequence[Losses], total: Tensor, parts: dict[str, Tensor]) -> Losses:
+    """The losses of a whole step from those of its slices; ``total`` and ``parts`` as they are differentiated."""
+    by_token = {f.name: [getattr(one, f.name) for one in slices] for f in fields(Losses)[5:]}
+    return Losses(
+        total=total,
+        parts=parts,
+        base=sum(one.base for one in slices),
+        talk=sum(one.talk for one in slices),
+        policy=sum(one.policy for one in slices),
+        **{name: torch.cat(values, dim=1 if name == "base_nll" else 2) for name, values in by_token.items()},
+    )
+
+
+class Objective(nn.Module):
+    """What is learned from a slice of positions. A new one is a file with a subclass, and a line in `methods`.
+
+    ``thoughts`` says what stands between a token and its prediction. Parameters that an objective creates (a learned
+    value, say) are trained and saved with the model's.
+    """
+
+    thoughts = SAMPLED
+
+    def __init__(self, config: "PretrainedConfig"):
+        super().__init__()
+        self.config = config
+
+    def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> Losses:
+        """The slice's losses. Every mean is over the whole step's ``counts``, so that slices' losses add up."""
+        raise NotImplementedError

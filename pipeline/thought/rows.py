@@ -1,4 +1,4 @@
-"""Which tokens a thought row may see, and how a layer weighs them (paper, section 4.2)."""
+"""Which tokens a thought row may see, how a layer scores them, and the interface of thought attention (section 4.2)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Style:
-    """How a layer attends: the scale of its scores, its sliding window in tokens, the cap on its scores."""
+    """A layer's attention settings: the scale of its scores, its sliding window in tokens and the cap on its scores."""
 
     scaling: float
     window: int | None
@@ -22,10 +22,10 @@ class Style:
 
 @dataclass(frozen=True)
 class Rows:
-    """Thought rows after the text at ``positions`` (P,), of which a pass feeds S tokens from row token ``first`` on.
+    """Thought rows that start after the text at ``positions`` (P,); a pass feeds S tokens of each, from ``first`` on.
 
-    ``position_ids`` (B, P, S) of these tokens; ``text_position_ids`` (B, N); ``valid`` (B, N) where a text has padding
-    before its end, else None.
+    ``position_ids`` (B, P, S): those of the S tokens. ``text_position_ids`` (B, N). ``valid`` (B, N): False for
+    padding; None if no text has padding before its end.
     """
 
     positions: Tensor
@@ -36,7 +36,7 @@ class Rows:
 
     @cached_property
     def at(self) -> tuple[int, ...]:
-        """The positions as numbers: read once a pass, as that waits for the device."""
+        """The positions as numbers, read once a pass, because reading them waits for the device."""
         return tuple(self.positions.tolist())
 
     @property
@@ -46,7 +46,7 @@ class Rows:
 
     @property
     def is_whole(self) -> bool:
-        """Whether this pass feeds rows from their start on, not token by token."""
+        """Whether this pass feeds whole rows rather than a token at a time."""
         return self.first == 0 and self.tokens > 1
 
     def is_plain(self, style: Style) -> bool:

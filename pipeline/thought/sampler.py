@@ -1,7 +1,7 @@
 """Think: sample a thought after every position of every text at once (paper, section 4.2).
 
-All B * R * P thoughts advance together, one token a pass, without a graph. A draw depends on the seed and on the
-text, position, thought and step it is for, on nothing else: not on the batch or on what else is sampled in it.
+All B * R * P thoughts advance together, one token a pass, without gradients. A random draw depends on the seed and on
+its own text, thought, position and step alone, so it is the same in any batch, shard or slice.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .head import CHUNK_LOGITS, Head, ban
-from .views import OwnTokens, TextView
+from .views import KeyValueCache, TextView
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Sampling:
     """How tokens are drawn: temperature 0 is greedy.
 
     ``top_k``: only among the k likeliest tokens. ``top_p``: only among the likeliest that together have at least this
-    probability (Holtzman et al. 2020), after ``top_k``. Raises ValueError for a number that means nothing.
+    probability (Holtzman et al. 2020), after ``top_k``. Raises ValueError for a number out of its range.
     """
 
     temperature: float = 1.0
@@ -38,7 +38,7 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}, but must be above 0 and at most 1")
 
     def chances(self, text_keys: Tensor, rationales: int, position_ids: Tensor, step: int) -> Tensor:
-        """`uniforms` (B, R, P) of this seed; zeros where it is greedy and looks at none."""
+        """`uniforms` (B, R, P) of this seed; zeros where greedy draws do not need them."""
         if self.temperature == 0:
             return torch.zeros(len(position_ids), rationales, position_ids.shape[1], device=position_ids.device)
         return uniforms(self.seed, text_keys, rationales, position_ids, step)
@@ -46,7 +46,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Thoughts:
-    """Sampled ids (B, R, P, K) and the model's entropy in nats at each (B, R, P, K), at temperature 1."""
+    """Sampled ids (B, R, P, K), and the entropies in nats (B, R, P, K) of their distributions at temperature 1."""
 
     ids: Tensor
     entropy: Tensor
@@ -63,16 +63,16 @@ def sample_thoughts(
     banned: Sequence[int],
     sampling: Sampling,
     text_keys: Tensor,
-    own: OwnTokens | None = None,
+    own: KeyValueCache | None = None,
 ) -> Thoughts:
     """Sample ``thought_tokens`` (K) tokens for each of ``rationales`` (R) thoughts at ``positions`` (P,).
 
-    ``start_embedding`` (D,) is the start-of-thought token's; ``banned`` ids are never sampled; ``text_keys`` (B,)
-    name the texts in the draws. ``own`` is left with the keys and values of ``[start]`` and all but the last token.
+    ``start_embedding`` (D,): that of the start-of-thought token. ``banned`` ids are never sampled. ``text_keys`` (B,)
+    name the texts in the random draws. ``own`` caches the rows: of ``[start]`` and all sampled tokens but the last.
     """
     shape = (text.position_ids.shape[0], rationales, len(positions))
     places = text.position_ids[:, positions]
-    own = own or OwnTokens(thought_tokens)
+    own = own or KeyValueCache(thought_tokens)
     embeddings = start_embedding.expand(*shape, 1, -1)
     ids, entropies = [], []
     for step in range(thought_tokens):
@@ -88,9 +88,9 @@ def sample_thoughts(
 def sample(
     head: Head, hidden: Tensor, banned: Sequence[int], sampling: Sampling, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Ids (...) drawn after hidden states (..., D) by ``uniform`` (...) numbers, and the entropies (...) in nats.
+    """Ids (...) drawn after hidden states (..., D) with ``uniform`` numbers (...), and the entropies (...) in nats.
 
-    The logits of all rows never exist at once.
+    It works in chunks, so that the logits of all rows never exist at once.
     """
     size = max(1, CHUNK_LOGITS // head.weight.shape[0])
     drawn, entropies = [], []
@@ -121,7 +121,7 @@ def draw(logits: Tensor, probabilities: Tensor, sampling: Sampling, uniform: Ten
 
 
 def truncate(probabilities: Tensor, sampling: Sampling) -> Tensor:
-    """``probabilities`` (M, V) with those outside ``sampling``'s top k and top p at 0; the rest no longer sums to 1."""
+    """Set ``probabilities`` (M, V) outside ``sampling``'s top k and top p to 0; the rest no longer sums to 1."""
     if sampling.top_k is not None and sampling.top_k < probabilities.shape[-1]:
         least = probabilities.topk(sampling.top_k).values[:, -1:]
         probabilities = probabilities.masked_fill(probabilities < least, 0)
@@ -135,10 +135,10 @@ def truncate(probabilities: Tensor, sampling: Sampling) -> Tensor:
 
 
 def invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """For each row of ``weights`` (M, V), at least 0, the first index (M,) whose running sum is above that share.
+    """For each row of ``weights`` (M, V), at least 0, the first index (M,) whose running sum exceeds that share of all.
 
-    First among blocks of about sqrt(V), then within one: only the blocks' sums are as long as the row. A weight of 0 is
-    never chosen. Logits that are not numbers give some index; their loss tells.
+    It searches among blocks of about sqrt(V) weights, then within one, so no running sum is as long as a row. A weight
+    of 0 is never chosen. NaN gives some index: the loss, which is NaN too, reports it.
     """
     rows, vocabulary = weights.shape
     size = math.isqrt(vocabulary)
@@ -154,9 +154,9 @@ def invert(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _find(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The first index (M, 1) whose running sum is above ``target`` (M, 1), and the target less the sum before it.
+    """The first index (M, 1) whose running sum exceeds ``target`` (M, 1), and the target less the sum before it.
 
-    A target that rounding has made the total or more means the last weight above 0.
+    A target that reaches the total through rounding means the last weight above 0.
     """
     running = weights.cumsum(-1).cummax(-1).values  # a parallel sum may fall by a rounding error
     total = running[:, -1:]
@@ -167,9 +167,9 @@ def _find(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def uniforms(seed: int, text_keys: Tensor, rationales: int, position_ids: Tensor, step: int) -> Tensor:
-    """Numbers (B, R, P) in [0, 1), each a hash of the seed and of its own text, thought, position and step.
+    """Numbers (B, R, P) in [0, 1), each a hash of the seed, text, thought, position and step.
 
-    ``position_ids`` (B, P) count a text's own tokens, so padding does not change a draw.
+    ``position_ids`` (B, P) count a text's real tokens, so padding does not change a draw.
     """
     device = position_ids.device
     state = _scramble(text_keys.to(device) + _scramble(torch.tensor(seed, device=device)))
@@ -180,7 +180,7 @@ def uniforms(seed: int, text_keys: Tensor, rationales: int, position_ids: Tensor
 
 
 def _scramble(x: Tensor) -> Tensor:
-    """A 64-bit mixing function (the finaliser of splitmix64), in int64 arithmetic that wraps around."""
+    """The 64-bit finaliser of splitmix64, in int64 arithmetic, which wraps around."""
     x = x.long() + -7046029254386353131
     x = (x ^ _shift(x, 30)) * -4658895280553007687
     x = (x ^ _shift(x, 27)) * -7723592293110705685
@@ -188,5 +188,5 @@ def _scramble(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's own keeps the sign."""
+    """Logical right shift; torch's own keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

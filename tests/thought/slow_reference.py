@@ -1,4 +1,4 @@
-"""Quiet-STaR as method.md states it, slow and obvious: every thought is a text of its own, read by the base model.
+"""Quiet-STaR as the paper states it, slow and obvious: every thought is a text of its own for the base model.
 
 Nothing of pipeline.thought is used. Hidden states come from the base model's own forward pass with eager attention, one
 sequence at a time; everything else is Python loops over positions.
@@ -9,21 +9,9 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The numbers of a Quiet-STaR model."""
-
-    thought_tokens: int
-    lookahead: int
-    meta_token_scale: float
-    policy_weight: float
-    policy_temperature: float
-    banned: tuple[int, ...]
 
 
 @dataclass
@@ -40,20 +28,17 @@ class SlowResult:
 
 
 class SlowQuietStar:
-    """Weights of a Quiet-STaR model, by the names of its state dict, run one thought at a time."""
+    """Weights of a Quiet-STaR model, by the names of its state dict, run one thought at a time.
 
-    def __init__(self, state: dict[str, Tensor], base_config: dict, setting: Setting):
-        dtype = state["start_embedding"].dtype
-        self.setting = setting
-        self.base = eager_model(base_config, dtype)
-        prefix = "base."
-        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        self.base.load_state_dict(weights)
-        self.own = {
-            name: value.detach().clone().requires_grad_()
-            for name, value in state.items()
-            if not name.startswith(prefix)
-        }
+    ``config`` has the numbers of `QuietStarConfig` and the base model's configuration.
+    """
+
+    def __init__(self, state: dict[str, Tensor], config: PretrainedConfig):
+        self.config, self.banned = config, (config.start_token_id, config.end_token_id)
+        self.base = eager_model(config.base, state["start_embedding"].dtype)
+        self.base.load_state_dict({name[5:]: value for name, value in state.items() if name.startswith("base.")})
+        own = {name: value for name, value in state.items() if not name.startswith("base.")}
+        self.own = {name: value.detach().clone().requires_grad_() for name, value in own.items()}
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradient of every parameter, by its name in the Quiet-STaR model."""
@@ -64,7 +49,7 @@ class SlowQuietStar:
         return self.base.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
 
     def meta_token(self, name: str) -> Tensor:
-        return (self.setting.meta_token_scale * self.own[name])[None]
+        return (self.config.meta_token_scale * self.own[name])[None]
 
     def embed_thought(self, thought: list[int]) -> Tensor:
         return self.embed(thought)
@@ -88,13 +73,13 @@ class SlowQuietStar:
 
     def without_banned(self, logits: Tensor) -> Tensor:
         logits = logits.clone()
-        for token in self.setting.banned:
+        for token in self.banned:
             logits[token] = -1e10
         return logits
 
     def thought_states(self, text: list[int], position: int, thought: list[int]) -> Tensor:
         """States (L, D) of ``[start] t_1 .. t_K [end] x_{i+1} .. x_{i+A-1}``, as far as the text goes."""
-        following = text[position + 1 : position + self.setting.lookahead]
+        following = text[position + 1 : position + self.config.lookahead]
         embeddings = [
             self.embed(text[: position + 1]),
             self.meta_token("start_embedding"),
@@ -111,13 +96,13 @@ class SlowQuietStar:
 
     def greedy_thought(self, text: list[int], position: int) -> list[int]:
         thought: list[int] = []
-        for _ in range(self.setting.thought_tokens):
+        for _ in range(self.config.thought_tokens):
             thought.append(int(self.next_thought_token(text, position, thought).argmax()))
         return thought
 
     def mixed_logits(self, text: list[int], position: int, thought: list[int]) -> Tensor:
         """What the model predicts after ``position`` with this thought."""
-        talk = self.thought_states(text[: position + 1], position, thought)[self.setting.thought_tokens + 1]
+        talk = self.thought_states(text[: position + 1], position, thought)[self.config.thought_tokens + 1]
         base = self.states(self.embed(text[: position + 1]))[position]
         return self.logits(self.mix(base, talk))
 
@@ -129,16 +114,16 @@ class SlowQuietStar:
     def talk_losses(self, text: list[int], position: int, base: Tensor, states: Tensor) -> list[Tensor]:
         """Of x_{i+1}, .., x_{i+A}, as far as the text goes, from the text's states and the thought's."""
         losses = []
-        for k in range(self.setting.lookahead):
+        for k in range(self.config.lookahead):
             if position + 1 + k < len(text):
-                mixed = self.mix(base[position + k], states[self.setting.thought_tokens + 1 + k])
+                mixed = self.mix(base[position + k], states[self.config.thought_tokens + 1 + k])
                 losses.append(cross_entropy(self.logits(mixed), text[position + 1 + k]))
         return losses
 
     def losses(self, texts: list[list[int]], tokens: int, thoughts: Tensor) -> SlowResult:
         """The loss of ``texts`` (real tokens; padded on the right to ``tokens``) with ``thoughts`` (B, R, N, K)."""
         all_base: list[Tensor] = []
-        all_talk: list[list[Tensor]] = [[] for _ in range(self.setting.lookahead)]
+        all_talk: list[list[Tensor]] = [[] for _ in range(self.config.lookahead)]
         result = SlowResult(*torch.zeros(4))
         for b, text in enumerate(texts):
             base_states, base = self.states(self.embed(text)), self.base_losses(text)
@@ -155,13 +140,13 @@ class SlowQuietStar:
         result.base = mean(all_base)
         result.talk = mean([mean(losses) for losses in all_talk])
         self.add_policy(result, len(texts), thoughts.shape[1], tokens)
-        result.total = 0.5 * result.base + 0.5 * result.talk + self.setting.policy_weight * result.policy
+        result.total = 0.5 * result.base + 0.5 * result.talk + self.config.policy_weight * result.policy
         return result
 
     def add_policy(self, result: SlowResult, texts: int, rationales: int, tokens: int) -> None:
         """REINFORCE, from the rewards: positions 0 .. n-2-a, those of padding with reward 0."""
-        terms: list[list[Tensor]] = [[] for _ in range(self.setting.thought_tokens)]
-        last = tokens - 2 - self.setting.lookahead
+        terms: list[list[Tensor]] = [[] for _ in range(self.config.thought_tokens)]
+        last = tokens - 2 - self.config.lookahead
         for (b, r, i), reward in result.reward.items():
             siblings = [result.reward[b, other, i] for other in range(rationales)]
             result.advantage[b, r, i] = max(reward - (fmean(siblings) if rationales > 1 else 0.0), 0.0)
@@ -175,7 +160,7 @@ class SlowQuietStar:
         """Of each of a thought's tokens, from the output before it, at REINFORCE's temperature."""
         found = []
         for j, token in enumerate(thought):
-            logits = self.without_banned(self.logits(states[j])) / self.setting.policy_temperature
+            logits = self.without_banned(self.logits(states[j])) / self.config.policy_temperature
             found.append(torch.log_softmax(logits, dim=0)[token])
         return found
 
@@ -184,7 +169,7 @@ class SlowPause(SlowQuietStar):
     """The same with K learned pauses where a thought's tokens stand: one row a position, no sampled ids, no policy."""
 
     def embed_thought(self, thought: list[int]) -> Tensor:
-        return self.setting.meta_token_scale * self.own["pause_embeddings"]
+        return self.config.meta_token_scale * self.own["pause_embeddings"]
 
     def pause_losses(self, texts: list[list[int]], tokens: int) -> SlowResult:
         """The loss of ``texts`` (real tokens; padded on the right to ``tokens``): nothing else is given."""

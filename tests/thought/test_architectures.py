@@ -1,126 +1,129 @@
-"""Every architecture's parallel thoughts equal thoughts run alone, and what cannot think so says so."""
-
-from dataclasses import dataclass
+"""Thoughts and pauses run in parallel equal the slow reference, on every architecture; what cannot think so says so."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.thought.decoder import UnsupportedDecoderError, build_decoder, check_decoder
+from pipeline.thought.methods import PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
-from pipeline.thought.objective import IGNORED, Losses
-from tests.thought.slow_reference import SlowQuietStar, SlowResult
+from pipeline.thought.objective import Losses
+from pipeline.thought.step import DEFAULT_ENGINE, Engine
+from tests.thought.slow_reference import SlowPause, SlowResult
 from tests.thought.tiny import (
     ARCHITECTURES,
     GPT2,
     GPT2_SIZES,
+    LENGTHS,
     LLAMA,
     SIZES,
+    TOKENS,
     base_model,
+    compare_gradients,
     config_of,
     error,
+    gradients,
     quiet_star,
     random_ids,
     slow,
+    texts,
+    unpadded,
 )
 
-LENGTHS = (9, 7)  # the second text is padded on the right
-TOKENS = max(LENGTHS)
-
-
-@dataclass
-class Run:
-    """One step of the engine and of the slow reference, on the same weights, texts and thoughts."""
-
-    model: QuietStarForCausalLM
-    losses: Losses
-    reference: SlowQuietStar
-    expected: SlowResult
+ENGINES = [Engine(attention, positions) for attention in ("reference", "blocked") for positions in (None, 1, 3, 100)]
+ARCHITECTURE_AND_ENGINE = [(name, ENGINES[i % len(ENGINES)]) for i, name in enumerate(ARCHITECTURES)]
+BOTH = pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
 
 
 def padded_batch() -> tuple[Tensor, Tensor, Tensor]:
-    ids = random_ids(len(LENGTHS), TOKENS)
-    mask = (torch.arange(TOKENS) < torch.tensor(LENGTHS)[:, None]).long()
-    return ids, mask, ids.masked_fill(mask == 0, IGNORED)
+    """Ids, mask and labels of two texts, the second padded on the right."""
+    return texts("right")
 
 
-def run_both(model: QuietStarForCausalLM, rationales: int = 2) -> Run:
+def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: float = 1e-5) -> None:
+    """A training step by each of ``engines`` equals the slow reference, gradients included."""
     ids, mask, labels = padded_batch()
-    thoughts = random_ids(len(LENGTHS), rationales, TOKENS, model.config.thought_tokens, seed=2)
-    losses = model(ids, mask, labels=labels, thought_ids=thoughts).losses
-    losses.total.backward()
-    reference = slow(model)
-    texts = [row[:length].tolist() for row, length in zip(ids, LENGTHS, strict=True)]
-    expected = reference.losses(texts, TOKENS, thoughts)
+    rationales, reference, given = model.config.rationales, slow(model), None
+    if model.config.method == PAUSE:
+        rationales, expected = 1, reference.pause_losses(unpadded(ids, mask), TOKENS)
+    else:
+        given = random_ids(len(LENGTHS), rationales, TOKENS, model.config.thought_tokens, seed=2)
+        expected = reference.losses(unpadded(ids, mask), TOKENS, given)
     expected.total.backward()
-    return Run(model, losses, reference, expected)
+    assert all(gradient.any() for gradient in reference.gradients().values())
+    for engine in engines:
+        output = model(ids, mask, labels=labels, thought_ids=given, engine=engine)
+        for name in ("total", "base", "talk", "policy"):
+            wanted = getattr(expected, name).item()
+            assert getattr(output.losses, name).item() == pytest.approx(wanted, rel=tolerance), name
+        assert output.weight.shape == output.losses.talk_nll.shape
+        assert output.weight.shape == (len(LENGTHS), rationales, TOKENS, model.config.lookahead)
+        compare_thoughts(output.losses, expected, tolerance)
+        compare_gradients(gradients(model, output.loss), reference.gradients(), tolerance)
 
 
-def compare(run: Run, tolerance: float) -> None:
-    for name in ("total", "base", "talk", "policy"):
-        actual, expected = getattr(run.losses, name).item(), getattr(run.expected, name).item()
-        assert actual == pytest.approx(expected, rel=tolerance), name
-    compare_thoughts(run, tolerance)
-    compare_gradients(run, tolerance)
-
-
-def compare_thoughts(run: Run, tolerance: float) -> None:
+def compare_thoughts(losses: Losses, expected: SlowResult, tolerance: float) -> None:
     """Rewards, advantages and log-probabilities at every rewarded position; none of padding."""
-    like = run.losses.reward
-    keys = [key for key in run.expected.reward if key[2] < like.shape[-1]]
+    like = losses.reward
+    keys = [key for key in expected.reward if key[2] < like.shape[-1]]
     assert len(keys) == like.shape[1] * sum(min(length, like.shape[-1]) for length in LENGTHS)
     index = tuple(torch.tensor(keys).T)
-    assert error(run.losses.reward[index], like.new_tensor([run.expected.reward[k] for k in keys])) < tolerance
-    assert error(run.losses.advantage[index], like.new_tensor([run.expected.advantage[k] for k in keys])) < tolerance
-    log_probs = torch.stack([torch.stack(run.expected.log_probs[key]) for key in keys]).detach()
-    assert error(run.losses.log_probs[index], log_probs) < tolerance
+    for name in ("reward", "advantage"):
+        wanted = like.new_tensor([getattr(expected, name)[key] for key in keys])
+        assert error(getattr(losses, name)[index], wanted) < tolerance, name
+    if expected.log_probs[keys[0]]:
+        log_probs = torch.stack([torch.stack(expected.log_probs[key]) for key in keys]).detach()
+        assert error(losses.log_probs[index], log_probs) < tolerance
+    else:
+        assert not losses.log_probs.any()
 
 
-def compare_gradients(run: Run, tolerance: float) -> None:
-    expected = run.reference.gradients()
-    scale = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-    actual = {name: parameter.grad for name, parameter in run.model.named_parameters()}
-    assert actual.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert gradient.norm() > 0, name
-        # a gradient that cancels to nearly nothing is as exact as its parts
-        assert (actual[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-2 * scale), name
+@BOTH
+@pytest.mark.parametrize(("name", "engine"), ARCHITECTURE_AND_ENGINE, ids=[name for name, _ in ARCHITECTURE_AND_ENGINE])
+def test_parallel_thoughts_equal_thoughts_alone(name, engine, method):
+    """Each architecture by one engine."""
+    check_step(quiet_star(ARCHITECTURES[name], method=method), [engine])
 
 
-@pytest.mark.parametrize("base", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
-def test_parallel_thoughts_equal_thoughts_alone(base):
-    compare(run_both(quiet_star(base)), 1e-5)
-
-
-def test_one_thought_is_compared_with_nothing():
-    run = run_both(quiet_star(LLAMA, rationales=1), rationales=1)
-    assert run.losses.advantage.count_nonzero() > 0
-    compare(run, 1e-5)
-
-
-def test_one_thought_token_and_one_true_token():
-    compare(run_both(quiet_star(LLAMA, thought_tokens=1, lookahead=1)), 1e-5)
-
-
-def test_double_precision():
+@BOTH
+@pytest.mark.parametrize("lookahead", [1, 3])
+def test_every_engine_in_double_precision(lookahead, method):
     """GPT-2, whose own attention and norms do not round to float32 on the way."""
-    compare(run_both(quiet_star(GPT2).double()), 1e-12)
+    check_step(quiet_star(GPT2, method=method, lookahead=lookahead).double(), ENGINES, 1e-12)
 
 
-@pytest.mark.parametrize("base", [ARCHITECTURES["qwen2"], GPT2], ids=["qwen2", "gpt2"])
-def test_activation_checkpointing_changes_nothing(base):
-    model = quiet_star(base).train()
-    ids, mask, labels = padded_batch()
-    thoughts = random_ids(2, 2, TOKENS, 3, seed=2)
-    gradients = []
-    for switch in (None, model.activation_checkpointing_enable):
-        if switch is not None:
-            switch()
-        model.zero_grad()
-        model(ids, mask, labels=labels, thought_ids=thoughts).loss.backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(checkpointed, plain)
+@BOTH
+def test_one_thought_of_one_token_and_one_true_token(method):
+    """One thought's reward is compared with nothing."""
+    for settings in ({"rationales": 1}, {"thought_tokens": 1, "lookahead": 1}):
+        check_step(quiet_star(LLAMA, method=method, **settings), [DEFAULT_ENGINE])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("base", ["llama", "mistral, window", "gemma2", "gpt2"])
+@torch.no_grad()
+def test_pauses_predict_what_they_predict_alone(base, side):
+    """Mixed and base logits, and so the mixing weight, of every real token of padded texts."""
+    model = quiet_star(ARCHITECTURES[base], method=PAUSE).eval()
+    ids, mask, _ = texts(side)
+    output, reference, rows, real = model(ids, mask), slow(model), unpadded(ids, mask), mask.bool()
+    expected = [reference.mixed_logits(row, i, []) for row in rows for i in range(len(row))]
+    base_logits = [reference.logits(reference.states(reference.embed(row))) for row in rows]
+    assert error(output.logits[real], torch.stack(expected)) < 1e-5
+    assert error(output.base_logits[real], torch.cat(base_logits)) < 1e-5
+    assert error(output.weight[real], mixing_weights(reference, rows)) < 1e-5
+    assert error(output.logits[real], output.base_logits[real]) > 0.1  # or the mixture would not show
+
+
+def mixing_weights(reference: SlowPause, rows: list[list[int]]) -> Tensor:
+    """How far from the base state to the state after the pauses the mixture lies, at each token."""
+    weights = []
+    for row in rows:
+        for i in range(len(row)):
+            base = reference.states(reference.embed(row))[i]
+            lead = reference.thought_states(row[: i + 1], i, [])[-1] - base
+            weights.append((reference.mix(base, base + lead) - base) @ lead / lead.norm() ** 2)
+    return torch.stack(weights)
 
 
 @pytest.mark.parametrize("base", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
@@ -128,19 +131,12 @@ def test_check_accepts(base):
     check_decoder(build_decoder(config_of(base)))
 
 
+BART = {"d_model": 16, "decoder_layers": 1, "encoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 16}
 UNSUPPORTED = {
     "state space": {"model_type": "mamba", "vocab_size": 23, "hidden_size": 16, "num_hidden_layers": 2},
     "alibi": {"model_type": "bloom", "vocab_size": 23, "hidden_size": 16, "n_layer": 2, "n_head": 4},
     "encoder-decoder": {"model_type": "t5", "vocab_size": 23, "d_model": 16, "num_layers": 1, "num_heads": 4},
-    "encoder-decoder with a decoder of its own": {
-        "model_type": "bart",
-        "vocab_size": 23,
-        "d_model": 16,
-        "decoder_layers": 1,
-        "encoder_layers": 1,
-        "decoder_attention_heads": 4,
-        "decoder_ffn_dim": 16,
-    },
+    "encoder-decoder with a decoder of its own": {"model_type": "bart", "vocab_size": 23, **BART},
     "encoder": {"model_type": "bert", **SIZES, "pad_token_id": 0},
     "attention sinks": {"model_type": "gpt_oss", **SIZES, "num_local_experts": 2, "num_experts_per_tok": 1},
     "scaled logits": {"model_type": "cohere", **SIZES, "pad_token_id": 0},

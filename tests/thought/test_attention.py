@@ -370,7 +370,7 @@ def test_an_unknown_path_is_refused(name):
 
 
 def test_the_path_is_logged_once(caplog):
-    pick._say.cache_clear()
+    pick._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger=pick.__name__):
         for _ in range(3):
             pick.pick("auto", torch.device("cpu"))

@@ -1,11 +1,15 @@
 """Tiny random models for the tests of the thought engine, with weights large enough for differences to show."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from pipeline.thought.model import PAUSE, QuietStarConfig, QuietStarForCausalLM
-from tests.thought.slow_reference import Setting, SlowPause, SlowQuietStar
+from pipeline.thought.methods import PAUSE
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.objective import IGNORED
+from tests.thought.slow_reference import SlowPause, SlowQuietStar
 
 VOCABULARY = 23
 START, END = 21, 22
@@ -56,6 +60,9 @@ ARCHITECTURES = {
     "gpt2": GPT2,
     "gpt_neox": {"model_type": "gpt_neox", **SIZES, "rotary_pct": 0.5},
 }
+FAMILIES = {"llama": LLAMA, "gemma2": GEMMA2, "gpt2": GPT2}
+LENGTHS = (9, 7)  # of the two texts of `texts`
+TOKENS = max(LENGTHS)
 
 
 def config_of(base: dict) -> PretrainedConfig:
@@ -92,17 +99,7 @@ def quiet_star(base: dict, seed: int = 0, **settings: object) -> QuietStarForCau
 
 
 def slow(model: QuietStarForCausalLM) -> SlowQuietStar:
-    config = model.config
-    setting = Setting(
-        thought_tokens=config.thought_tokens,
-        lookahead=config.lookahead,
-        meta_token_scale=config.meta_token_scale,
-        policy_weight=config.policy_weight,
-        policy_temperature=config.policy_temperature,
-        banned=(START, END),
-    )
-    kind = SlowPause if config.method == PAUSE else SlowQuietStar
-    return kind(model.state_dict(), config.base, setting)
+    return (SlowPause if model.config.method == PAUSE else SlowQuietStar)(model.state_dict(), model.config)
 
 
 def random_ids(*shape: int, seed: int = 1, below: int = START) -> Tensor:
@@ -113,3 +110,49 @@ def error(actual: Tensor, expected: Tensor) -> float:
     """Norm of the difference over norm of the reference."""
     assert actual.shape == expected.shape
     return ((actual - expected).norm() / expected.norm()).item()
+
+
+class Texts(NamedTuple):
+    """``mask``: None where nothing is padded."""
+
+    ids: Tensor
+    mask: Tensor | None
+    labels: Tensor
+
+
+def texts(padding: str | None = None, tokens: int = TOKENS, seed: int = 1) -> Texts:
+    """Two texts, the second two tokens shorter where there is padding (random ids), on the left or right."""
+    ids = random_ids(2, tokens, seed=seed)
+    if padding is None:
+        return Texts(ids, None, ids)
+    mask = torch.ones_like(ids)
+    mask[1, slice(0, 2) if padding == "left" else slice(-2, None)] = 0
+    return Texts(ids, mask, ids.masked_fill(mask == 0, IGNORED))
+
+
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
+def left_padded(prompts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ids and mask of texts of several lengths, with an id where nobody should look."""
+    width = max(map(len, prompts))
+    ids = torch.stack([torch.cat([text.new_full((width - len(text),), 9), text]) for text in prompts])
+    return ids, torch.stack([torch.arange(width) >= width - len(text) for text in prompts]).long()
+
+
+def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
+    model.zero_grad()
+    loss.backward()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
+
+def compare_gradients(actual: dict[str, Tensor | None], expected: dict[str, Tensor | None], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    scale = torch.stack([g.norm() for g in expected.values() if g is not None]).norm()
+    assert scale > 0
+    for name, gradient in expected.items():
+        assert (actual[name] is None) == (gradient is None), name
+        if gradient is not None:
+            # a gradient that cancels to nearly nothing is as exact as its parts
+            assert (actual[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-2 * scale), name

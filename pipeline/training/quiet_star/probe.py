@@ -25,9 +25,9 @@ class Probe:
     def thoughts(self, model: QuietStarForCausalLM, sampling: Sampling) -> list[list[str]]:
         """The texts of the thoughts sampled at each prompt's end."""
         ids, mask = self.input_ids.to(model.device), self.attention_mask.to(model.device)
-        _, text = model.decoder.read(ids, mask)
+        thinker = model.thinker
         last = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        sampled = model.think(text, last, self.rationales, sampling).ids[:, :, 0]
+        sampled = thinker.sample(thinker.read(ids, mask), last, self.rationales, sampling).ids[:, :, 0]
         return [self.tokenizer.batch_decode(thoughts) for thoughts in sampled]
 
     def share(self, model: QuietStarForCausalLM, seed: int) -> float:

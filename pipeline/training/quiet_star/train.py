@@ -11,8 +11,7 @@ from pipeline.errors import UserError
 from pipeline.files import digests, new_path, write_json, write_table
 from pipeline.models.base import load_base, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
-from pipeline.models.learned import WEIGHTS, limit_learning, restore_frozen, round_frozen, save_trained
-from pipeline.models.trained import check_room
+from pipeline.models.trained import WEIGHTS, check_room, limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
