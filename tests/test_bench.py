@@ -28,7 +28,7 @@ def printed(line: str, capsys: pytest.CaptureFixture) -> dict:
     return json.loads(shown)
 
 
-@pytest.mark.parametrize("options", ["", "--positions 3 --checkpointing", "--attention reference --freeze-base"])
+@pytest.mark.parametrize("options", ["", "--positions 3 --checkpointing --attention reference --freeze-base"])
 def test_train_prints_one_line(options: str, capsys: pytest.CaptureFixture):
     record = printed(f"train {TINY} {options}", capsys)
     assert record.keys() >= EVERY | TRAIN
@@ -135,6 +135,14 @@ def test_the_suite_writes_a_table_and_says_what_failed(monkeypatch, tmp_path, ca
     assert f"| `train {TINY}` | {records[0]['step_seconds']:.2f} |" in table
     assert "failed: --heads must divide" in table
     assert table in capsys.readouterr().out
+
+
+def test_a_table_is_blank_where_a_record_has_nothing():
+    machine = {"device_name": "cpu", "threads": 1, "torch": "2"}
+    found = suite.table([{"command": "a", "step_seconds": 0.5, **machine}, {"command": "b", "failed": "no"}])
+    row, failed = found.splitlines()[2:4]
+    assert row.startswith("| `a` | 0.50 |  | ") and failed.startswith("| `b` failed: no |  |")
+    assert found.endswith("\n\ncpu, 1 threads, torch 2\n")
 
 
 def test_an_unknown_set_is_refused(monkeypatch):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from pipeline import params
@@ -163,14 +164,10 @@ def test_devices_share_states_and_gather_weights_and_gradients():
     assert warned(*PAPER, "hardware=node", "plan.disk=1000", "train.precision=float32").startswith(
         "training takes 85.3"
     )
+    only_training = (eight.flops["train"] + eight.flops["baseline"]) / 1e14
+    assert eight.seconds(1e14) - eight.seconds(1e14, devices=8) == pytest.approx(only_training * 7 / 8)
     adapters = estimate(planned(*PAPER, "hardware=node", "train.adapt=lora"))
     assert adapters.memory.gathered == 2 * (parameters + adapters.learned)
-
-
-def test_only_training_is_shared_out():
-    one, eight = (estimate(planned(*PAPER, "hardware=node")).seconds(1e14, devices) for devices in (1, 8))
-    flops = estimate(planned(*PAPER, "hardware=node")).flops
-    assert one - eight == pytest.approx((flops["train"] + flops["baseline"]) / 1e14 * 7 / 8)
 
 
 def test_slices_keep_their_gradients_apart():
@@ -221,6 +218,18 @@ def test_what_does_not_learn_has_no_gradient_and_no_moments():
     assert "; set train.precision to bfloat16, or" in small
 
 
+class Count(TorchDispatchMode):
+    """Operations of matrix products, as torch's FlopCounterMode counts them; its module hooks fail on our engine."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function.overloadpacket)
+        self.flops += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
 @pytest.mark.parametrize(
     "adapt, thought_tokens, lookahead, tokens",
     [("whole", 9, 4, 16), ("whole", 3, 2, 32), ("lora", 3, 2, 32), ("frozen", 9, 4, 16)],
@@ -231,10 +240,10 @@ def test_operations_against_those_of_a_step(adapt: str, thought_tokens: int, loo
     model = quiet_star(LLAMA | sizes, thought_tokens=thought_tokens, lookahead=lookahead)
     shape, ids = shape_of(model.base), random_ids(2, tokens)
     limit_learning(model, replace(TRAIN, adapt=adapt))
-    with FlopCounterMode(display=False) as counter:
+    with Count() as counted:
         model(ids, labels=ids, engine=Engine("blocked")).loss.backward()
     step = Step(2, tokens, model.config.rationales, thought_tokens, lookahead)
-    assert pass_flops(shape, step, replace(TRAIN, adapt=adapt)) == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert pass_flops(shape, step, replace(TRAIN, adapt=adapt)) == pytest.approx(counted.flops, rel=0.03)
 
 
 def test_reading_is_a_third_of_training_without_thoughts():
@@ -292,10 +301,10 @@ def test_baselines_are_counted_by_method_and_seed():
     assert "baseline" not in estimate(planned("baseline.methods=[]")).flops
 
 
-@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("data=")])
-def test_every_corpus_has_a_size(name: str):
-    disk = estimate(planned(name)).disk
-    assert disk["corpus"] > 1e5 and disk["tokens"] > 1e4
+def test_every_corpus_has_a_size():
+    for name in [name for name in preset.known() if name.startswith("data=")]:
+        disk = estimate(planned(name)).disk
+        assert disk["corpus"] > 1e5 and disk["tokens"] > 1e4, name
 
 
 def test_durations():

@@ -28,30 +28,27 @@ def call(folder: Path, *words: str) -> str:
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[list[str]]]:
-    """What configures a remote: its address and, for S3, the server's."""
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[list[str]]]:
+    """The `dvc` commands that configure a remote: a folder, or a bucket on an S3 server of this process."""
     if request.param == "folder":
         yield [["remote", "add", "-d", "shared", str(tmp_path / "remote")]]
         return
+    import boto3
+
     s3 = ThreadedMotoServer(port=0)
     s3.start()
     try:
         host, port = s3.get_host_and_port()
         endpoint = f"http://127.0.0.1:{port}"
-        make_bucket(endpoint)
+        keys = {"aws_access_key_id": "tester", "aws_secret_access_key": "tester"}
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+        client.create_bucket(Bucket=BUCKET)
         yield [
             ["remote", "add", "-d", "shared", f"s3://{BUCKET}/dvc"],
             ["remote", "modify", "shared", "endpointurl", endpoint],
         ]
     finally:
         s3.stop()
-
-
-def make_bucket(endpoint: str) -> None:
-    import boto3
-
-    keys = {"aws_access_key_id": "tester", "aws_secret_access_key": "tester"}
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).create_bucket(Bucket=BUCKET)
 
 
 def project(folder: Path, remote: list[list[str]]) -> Path:
@@ -71,9 +68,9 @@ def runs(output: str) -> int:
     return output.count("Running stage")
 
 
-@pytest.mark.parametrize("server", ["folder", "s3"], indirect=True)
-def test_a_second_clone_has_nothing_to_run(server: list[list[str]], tmp_path: Path):
-    first = project(tmp_path / "first", server)
+@pytest.mark.parametrize("remote", ["folder", "s3"], indirect=True)
+def test_a_second_clone_has_nothing_to_run(remote: list[list[str]], tmp_path: Path):
+    first = project(tmp_path / "first", remote)
     assert runs(call(first, "dvc", "repro")) == len(STAGES)
     call(first, "git", "add", "dvc.lock")
     call(first, "git", "commit", "-qm", "what came out")

@@ -43,11 +43,12 @@ def test_the_grids_workflow_runs_what_it_needs_in_order():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_actions_are_pinned_and_the_whole_history_is_fetched(path: Path):
+def test_actions_are_pinned_the_whole_history_is_fetched_and_no_secret_is_needed(path: Path):
     used = [step for step in steps(path) if "uses" in step]
     assert all(re.fullmatch(r"actions/[a-z/-]+@[0-9a-f]{40}", step["uses"]) for step in used)
     checkout = next(step for step in used if step["uses"].startswith("actions/checkout@"))
     assert checkout["with"]["fetch-depth"] == 0 and checkout["with"]["persist-credentials"] is False
+    assert "secrets." not in path.read_text()
 
 
 def test_the_cache_is_restored_and_kept_also_when_an_arm_fails():
@@ -61,11 +62,7 @@ def test_the_cache_is_restored_and_kept_also_when_an_arm_fails():
     assert save["with"]["key"].startswith(restore["with"]["restore-keys"]) and save["if"] == "always()"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_no_secret_is_needed(path: Path):
-    assert "secrets." not in path.read_text()
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
