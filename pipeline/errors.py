@@ -1,4 +1,7 @@
-"""A user's mistake, told in one line: what is wrong and what to do."""
+"""How a command ends: a user's mistake is told in one line, Ctrl-C without a word, a stage says how long it took.
+
+The first import of the package is this module, which loads no library, so that Ctrl-C is quiet while torch loads.
+"""
 
 import logging
 import os
@@ -6,33 +9,39 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
+STARTED = time.monotonic()
 INTERRUPTED = 130  # the exit code that a shell gives a command that Ctrl-C has ended
-PATIENCE = 20  # seconds: ending a process that has torch in it takes some
-LONGEST = 1000  # characters of a message: a bad value may be a whole file
-TELLING = 40  # characters of a reason: a shorter one needs the lines after it
-OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory")  # torch's, of a GPU and of a processor
+PATIENCE = 20  # seconds: ending a process that has loaded torch takes some
+LONGEST_MESSAGE = 1000  # characters: a bad value may be a whole file
+SHORT_REASON = 40  # characters: the first line of an exception that is shorter needs the next one
+OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory")  # torch on a GPU and on a CPU
 MEMORY_KNOBS = "docs/engine.md and docs/large-models.md say what else takes less"
+
+is_command = any(option == "-m" and re.match(r"(stages|pipeline)\.", name) for option, name in pairwise(sys.orig_argv))
+if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it ignores Ctrl-C
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # until `run` takes over
 
 
 class UserError(Exception):
-    """Something that the user can put right, in one printable line; a stage prints it and ends with exit code 1."""
+    """A mistake that the user can put right, told in one printable line."""
 
     def __init__(self, text: str):
         line = " ".join(text.split())
         shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
-        super().__init__(shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…")
+        super().__init__(shown if len(shown) <= LONGEST_MESSAGE else f"{shown[:LONGEST_MESSAGE]}…")
 
 
 def reason(error: BaseException) -> str:
-    """An exception of a library, in one line: as much of its text as says something."""
+    """A library's exception in one line: the first lines of its text, until they say something."""
     text = ""
     for line in filter(None, map(str.strip, str(error).splitlines())):
         text = f"{text} {line}".strip()
-        if len(text) >= TELLING and not line.endswith(":"):
+        if len(text) >= SHORT_REASON and not line.endswith(":"):
             break
     return text if " " in text else ": ".join(filter(None, (type(error).__name__, text)))
 
@@ -43,7 +52,7 @@ def first_line(text: str) -> str:
 
 @contextmanager
 def optional(package: str, why: str) -> Iterator[None]:
-    """Raise UserError where the block imports ``package``, an optional one, and it is not installed."""
+    """Raise UserError if the block imports the optional ``package`` and it is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -52,21 +61,27 @@ def optional(package: str, why: str) -> Iterator[None]:
         raise UserError(f"{why}, which needs {package}: pip install {package}") from error
 
 
-def run(stage: Callable[[], None]) -> None:
-    """Run a stage's main function; a user's mistake ends it with one line on standard error and no traceback."""
-    _show_log()
+def run(command: Callable[[], None]) -> None:
+    """Run a command's main function. A user's mistake ends it with exit code 1 and one line on standard error."""
+    log = logging.getLogger("pipeline")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _take_over_ctrl_c()
-        _check_workspace()
-        stage()
+        code = Path(__file__).resolve().parent
+        if not code.is_relative_to(Path.cwd().resolve()):  # DVC hashes this folder's code: other code spoils its cache
+            raise UserError(f"the code in use is {code}, not this folder's: run `python -m` from the project's root")
+        command()
     except UserError as error:
         _exit(str(error))
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
         _close_progress_bars()
         sys.exit(INTERRUPTED)
     except OSError as error:
-        if error.errno is None:  # not the system's own complaint (a full disk, a missing permission)
+        if error.errno is None:  # raised by a library, not by the system (a full disk, a missing permission)
             raise
         _exit(f"{error.strerror}: {error.filename or 'while writing'}")
     except (MemoryError, RuntimeError) as error:
@@ -76,48 +91,36 @@ def run(stage: Callable[[], None]) -> None:
 
 
 def run_stage(stage: Callable[..., None], *names: str) -> None:
-    """`run`, with the command's arguments, one for each of ``names``."""
-    run(lambda: stage(*_arguments(names)))
+    """`run` a stage with the command's arguments, which ``names`` are called; then print how long the command took."""
+    name, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
+
+    def command() -> None:
+        if len(arguments) != len(names):
+            usage = " ".join([f"python -m stages.{name}", *names])
+            raise UserError(f"usage: {usage} (all else is in params.yaml)")
+        stage(*arguments)
+
+    run(command)
+    if "LOCAL_RANK" not in os.environ:  # one of several processes: the one that launched them tells
+        print(f"{' '.join([name, *arguments])}: {duration(time.monotonic() - STARTED)}", file=sys.stderr)
 
 
-def _arguments(names: Sequence[str]) -> list[str]:
-    given = sys.argv[1:]
-    if len(given) != len(names):
-        command = " ".join([f"python -m stages.{Path(sys.argv[0]).stem}", *names])
-        raise UserError(f"usage: {command} (all else is in params.yaml)")
-    return given
-
-
-def _take_over_ctrl_c() -> None:
-    """From `stages` and `pipeline`, which have it end a command while libraries are loaded."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 42 s, 3 min 12 s, 2 h 5 min."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _exit(message: str) -> None:
     _close_progress_bars()
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(PATIENCE)  # where all processes fail alike, the first one tells, and the others are ended meanwhile
+        time.sleep(PATIENCE)  # if all processes fail alike, the first one tells, and the others are ended meanwhile
     sys.exit(f"error: {message}")
 
 
-def _show_log() -> None:
-    """What the project's own code logs (the attention it picked) goes to standard error, as it is."""
-    log = logging.getLogger("pipeline")
-    log.setLevel(logging.INFO)
-    if not log.handlers:
-        log.addHandler(logging.StreamHandler())
-
-
-def _check_workspace() -> None:
-    """DVC hashes the code in its workspace: another copy, say an installed one, would spoil the run-cache for good."""
-    here, root = Path(__file__).resolve(), Path.cwd().resolve()
-    if not here.is_relative_to(root):
-        raise UserError(f"the code in use is {here.parent}, not this folder's: run `python -m` from the project's root")
-
-
 def _close_progress_bars() -> None:
-    """So that the message has a line of its own."""
+    """Leave the message a line of its own."""
     if "tqdm" in sys.modules:
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()

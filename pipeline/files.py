@@ -1,4 +1,4 @@
-"""Writing outputs so that what is there is whole: nothing half-written is left behind."""
+"""Reading and writing files. An output is whole or absent: nothing half-written is left behind."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from pipeline.errors import UserError
 
 BATCH_ROWS = 2000
 ARROW = ".arrow"
-RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers tell of a full disk in their text alone
+RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers tell of a full disk
 
 
 @contextmanager
 def new_path(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write a file or a folder to; takes its place when the block ends without an error.
+    """Give a path beside ``path`` to write a file or a folder to, and rename it to ``path`` if the block succeeds.
 
-    It is on the disk by then, so that not even a power cut leaves half of it.
+    What was written is on the disk before it is renamed, so that not even a power cut leaves half of it at ``path``.
     """
     part = path.with_name(f"{path.name}.part")
     _remove(part)
@@ -43,28 +44,24 @@ def new_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Raise the system's errors (a full disk) in the block as OSError that names ``path`` where they name no file."""
+    """Turn errors of the system (a full disk) that name no file into OSErrors that name ``path``."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        number = _system_error(error)
+        if isinstance(error, OSError):
+            number = error.errno if error.filename is None else None
+        else:
+            found = RUST_OS_ERROR.search(str(error))
+            number = int(found[1]) if found else None
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def _system_error(error: Exception) -> int | None:
-    """The number of a system's error that does not name its file."""
-    if isinstance(error, OSError):
-        return error.errno if error.filename is None else None
-    found = RUST_OS_ERROR.search(str(error))
-    return int(found[1]) if found else None
-
-
 def sync(path: Path, inside: bool = True) -> None:
-    """Wait until a file, or a folder and all that is ``inside``, is on the disk."""
+    """Wait until a file, or a folder and everything ``inside``, is on the disk."""
     for one in [path, *(path.rglob("*") if inside else [])]:
         file = os.open(one, os.O_RDONLY)
         try:
@@ -81,13 +78,13 @@ def _remove(path: Path) -> None:
 
 
 def write_json(path: Path, values: dict) -> None:
-    """Indented JSON; a number that is not finite is an error, as no reader could use it."""
+    """Write indented JSON. Raises ValueError for a number that is not finite, as other readers could not read it."""
     with new_path(path) as part:
         part.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """A table as CSV or Parquet, by the path's ending; floats in CSV have seven digits."""
+    """Write a table as CSV (floats with seven digits) or Parquet, by the path's suffix."""
     with new_path(path) as part:
         if path.suffix == ".csv":
             table.to_csv(part, index=False, float_format="%.7g", lineterminator="\n")
@@ -96,13 +93,12 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[dict], schema: pa.Schema) -> int:
-    """Rows as Parquet or Arrow, a batch at a time, so that they never are in memory at once. Returns their number."""
-    tables = (pa.Table.from_pylist(batch, schema) for batch in batches(rows, BATCH_ROWS))
-    return write_tables(path, tables, schema)
+    """Write rows as `write_tables` does, holding one batch in memory at a time. Returns their number."""
+    return write_tables(path, (pa.Table.from_pylist(batch, schema) for batch in batches(rows, BATCH_ROWS)), schema)
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
-    """Tables one after the other, as Parquet or, by the path's ending, as an Arrow stream. Returns how many rows."""
+    """Write tables one after the other, as an Arrow stream or Parquet, by the suffix. Returns the number of rows."""
     count = 0
     open_writer = pa.ipc.new_stream if path.suffix == ARROW else pq.ParquetWriter
     with new_path(path) as part, open_writer(part, schema) as writer:
@@ -112,10 +108,20 @@ def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> i
     return count
 
 
-def arrow_table(path: Path) -> pa.Table:
-    """The rows of an Arrow stream, left on the disk until they are used. Raises UserError for a file that is none.
+def read_rows(path: Path) -> Iterator[dict]:
+    """Read a Parquet file row by row, holding one batch in memory. Raises UserError if it is missing or broken."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is missing or not a Parquet file: run `dvc repro` to make it again") from error
 
-    Mapped by Python, as `pa.memory_map` has the system read all of it ahead: a minute for 40 GB.
+
+def arrow_table(path: Path) -> pa.Table:
+    """The rows of an Arrow stream, left on the disk until they are used. Raises UserError if it is missing or broken.
+
+    Python maps the file, as `pa.memory_map` makes the system read all of it ahead: a minute for 40 GB.
     """
     try:
         with path.open("rb") as file:
@@ -125,19 +131,8 @@ def arrow_table(path: Path) -> pa.Table:
         raise UserError(f"{path} is missing or not an Arrow file: run `dvc repro` to make it again") from error
 
 
-def looks_local(path: str) -> bool:
-    """Whether a path can only mean a folder: hub names have one slash at most and no leading dot, slash or tilde."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1
-
-
-def check_model_folder(path: Path | str) -> None:
-    """Raise UserError where there is no such folder, and the path can be no model's name in the hub."""
-    if looks_local(str(path)) and not Path(path).expanduser().is_dir():
-        raise UserError(f"there is no model at {path}: the folder does not exist")
-
-
 def checked_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """The same, where the columns are those of ``schema`` and no value is missing; UserError also where not."""
+    """Like `arrow_table`. Also raises UserError if its columns are not those of ``schema`` or a value is missing."""
     table = arrow_table(path)
     if table.schema != schema or any(column.null_count for column in table.columns):
         columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
@@ -145,8 +140,19 @@ def checked_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def looks_local(path: str) -> bool:
+    """Whether a path can only be a folder: a hub name has at most one slash and begins with no dot, slash or tilde."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def check_model_folder(path: Path | str) -> None:
+    """Raise UserError if there is no folder ``path`` and it cannot be the name of a model in the hub either."""
+    if looks_local(str(path)) and not Path(path).expanduser().is_dir():
+        raise UserError(f"there is no model at {path}: the folder does not exist")
+
+
 def digests(path: Path, pattern: str = "*") -> dict[str, str]:
-    """The SHA-256 digest of a file, or of every file in a folder whose name matches, by its path from there."""
+    """SHA-256 digests by relative path: of a file, or of every file in a folder whose name matches ``pattern``."""
     found = {}
     for one in [path] if path.is_file() else path.rglob(pattern):
         if one.is_file():
@@ -155,23 +161,8 @@ def digests(path: Path, pattern: str = "*") -> dict[str, str]:
     return found
 
 
-def read_rows(path: Path) -> Iterator[dict]:
-    """The rows of a Parquet file, a batch at a time. Raises UserError where it is missing or broken."""
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS):
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is missing or not a Parquet file: run `dvc repro` to make it again") from error
-
-
 def batches(rows: Iterable, size: int) -> Iterator[list]:
-    """Lists of ``size`` successive rows, the last one shorter."""
-    batch = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    """Lists of ``size`` successive rows; the last one may be shorter."""
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
         yield batch

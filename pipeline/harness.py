@@ -1,18 +1,17 @@
-"""A trained model in EleutherAI's lm-evaluation-harness: ``python -m pipeline.harness`` is its command line, with ours.
+"""Evaluate a trained model with EleutherAI's lm-evaluation-harness, whose command line this is, plus our model.
 
     python -m pipeline.harness --model quiet_star --model_args pretrained=models/quiet_star,think=true --tasks gsm8k
 
-lm-eval (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness) is an optional extra, and only this file needs
-it. Importing it registers the model ``quiet_star``, for `lm_eval.simple_evaluate`.
+lm-eval (https://github.com/EleutherAI/lm-evaluation-harness) is an optional extra, which only this file needs. An
+import of this file registers the model ``quiet_star``, so that `lm_eval.simple_evaluate` finds it too.
 """
 
 import hashlib
 import logging
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from datasets.exceptions import DatasetsError
@@ -23,8 +22,8 @@ from pipeline.errors import UserError, reason, run
 from pipeline.evaluation.prompts import before_end, before_stop, continued, left_padded
 from pipeline.files import batches
 from pipeline.models.base import read_tokenizer
+from pipeline.models.device import pick_device
 from pipeline.models.trained import known_positions, load_trained
-from pipeline.params import MILLION
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype
 from pipeline.thought.sampler import Sampling
@@ -39,64 +38,41 @@ except ModuleNotFoundError as missing:
         raise
     cli_evaluate, TemplateLM, register_model = None, object, lambda name: lambda model: model  # `main` says so
 
-HELD_LOGITS = 2**25  # logits held at once: 128 MiB in float32
-POSITIONS = 2048  # of a model whose configuration does not say, as lm-eval has it
-NEW_TOKENS = 256  # as lm-eval has it
+HELD_LOGITS = 2**25  # logits in memory at once: 128 MiB in float32
+POSITIONS = 2048  # lm-eval's default for a model whose configuration does not say
+NEW_TOKENS = 256  # lm-eval's default
 GENERATION = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
-
-# how what lm-eval says of its command line begins, and what to do about it
-REFUSALS = {
-    "Tasks not found": "name tasks of lm-eval, or files of yours with --include_path FOLDER",
-    "No tasks specified": "name some with --tasks",
-    "Specify --output_path": "name a folder for them",
-    "If --samples is not None": "give one of them",
-    "When `fewshot_as_multiturn`": "leave out --fewshot_as_multiturn",
-}
-GREATEST = {"seed": 2**32 - 1, "batch_size": MILLION, "thought_temperature": MILLION}
+# how lm-eval's ValueErrors about a user's mistake begin: any other ValueError is a bug and needs its traceback
+MISTAKES = ("Tasks not found", "No tasks specified", "Specify --output", "If --samples", "When `fewshot_as_multiturn")
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """lm-eval's own command line, in which this model is known.
-
-    Raises UserError where lm-eval is not installed, for options that it refuses, for a task whose data set cannot be
-    read and for what the model refuses.
-    """
+    """Run lm-eval's command line. Raises UserError for mistakes, such as a data set that cannot be read."""
     if cli_evaluate is None:
         raise UserError("lm-eval is not installed: pip install --constraint constraints.txt lm-eval")
     try:
         cli_evaluate()
     except ValueError as error:
-        advice = next((told for start, told in REFUSALS.items() if str(error).startswith(start)), None)
-        if advice is None:
+        if not str(error).startswith(MISTAKES):
             raise
-        raise UserError(f"{str(error).rstrip('.')}: {advice}") from error
+        raise UserError(str(error)) from error
     except (DatasetsError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # a full disk, a missing permission
             raise
         raise UserError(f"a task's data set cannot be read: {reason(error)}") from error
 
 
-@dataclass(frozen=True)
-class Text:
-    """What a model reads, as token ids, and the name that the text has in its draws."""
+class Text(NamedTuple):
+    """Token ids to read, and the key that names the text in the draws of its thoughts."""
 
     ids: tuple[int, ...]
     key: int
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Token ids to score, which follow one another at the end of ``text`` and, the last, after it."""
-
-    text: Text
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How lm-eval wants a text to be continued: what ends it, at most how many tokens, and how they are drawn."""
+class Continuation(NamedTuple):
+    """How to continue a text: the strings that end it, at most how many tokens, and how they are drawn."""
 
     stop: tuple[str, ...]
     new_tokens: int
@@ -105,11 +81,11 @@ class Writing:
 
 @register_model("quiet_star")
 class QuietStarLM(TemplateLM):
-    """The model in the folder ``pretrained``, with a thought before each predicted token (``think``) or without.
+    """The model in the folder ``pretrained``, with a thought before each predicted token, or without (``think``).
 
-    ``thought_temperature`` 0 thinks greedily; ``seed`` is of all draws. A draw depends on the text it is for, never on
-    the batch. Texts too long for the model's positions lose their beginning, the same with thoughts and without.
-    Raises UserError for a folder that holds no trained model, and for an argument that means nothing.
+    ``thought_temperature`` 0 thinks greedily; ``seed`` seeds all draws. A draw depends on its text only, never on the
+    batch. A text longer than the model's positions loses its beginning, by the same tokens with thoughts and without.
+    Raises UserError if the folder holds no trained model, and for unknown or invalid arguments.
     """
 
     def __init__(
@@ -129,18 +105,21 @@ class QuietStarLM(TemplateLM):
             raise UserError(f"quiet_star has no argument {', '.join(unknown)}")
         if not isinstance(think, bool):
             raise UserError(f"think is {think!r}, but must be true or false")
-        temperature = number("thought_temperature", thought_temperature, float, 0)
-        self._sampling = Sampling(temperature, number("seed", seed, int, 0))
-        self.batch_size = number("batch_size", batch_size, int, 1)
-        self._think, self._told = think, set()
-        folder = Path(str(pretrained))  # which lm-eval makes a number of where it is called like one
+        try:
+            self._sampling = Sampling(float(thought_temperature), int(seed))
+            self.batch_size = int(batch_size)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"thought_temperature, seed and batch_size must be numbers: {error}") from error
+        if not 0 <= self._sampling.seed < 2**32 or self.batch_size < 1:
+            raise UserError(f"seed is {seed} and batch_size {batch_size}: they must be 0 to 4294967295 and at least 1")
+        self._think, self._warned = think, set()
+        folder = Path(str(pretrained))  # lm-eval makes a folder called 5 a number
         self._model = load_trained(folder).to(usable_device(device))
-        self._device = self._model.device
         self.tokenizer = read_tokenizer(folder)
 
     @property
     def tokenizer_name(self) -> str:
-        """lm-eval asks for it where a chat template is to be applied. Raises UserError."""
+        """lm-eval reads this only to apply a chat template. Raises UserError."""
         raise UserError("quiet_star has no chat template: leave out --apply_chat_template")
 
     @property
@@ -149,17 +128,17 @@ class QuietStarLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text of which the first token is predicted too."""
+        """The token before a text whose first token is predicted too."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
-        """How many tokens can be read so that a thought after the last one still has positions."""
+        """How many tokens fit into the model's positions with a thought ([start], K tokens, [end]) after the last."""
         return (known_positions(self._model) or POSITIONS) - self._model.config.thought_tokens - 2
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Token ids; by default with the marks that the tokenizer puts before a text, and none after it."""
+        """Tokenize, by default with the tokenizer's begin token if it adds one, but never with its end token."""
         bos = self.tokenizer.bos_token
         if add_special_tokens is None:
             add_special_tokens = not (bos and string.startswith(bos))
@@ -170,188 +149,164 @@ class QuietStarLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-likelihoods in nats, and whether greedy decoding would write the same. All of a context's answers are
-        judged after the same thoughts.
+        """Return each answer's log-likelihood in nats, and whether greedy decoding would write it.
+
+        All answers to a context are scored after the same thoughts.
         """
-        answers = [self._answer(context, ids, text_key(context)) for _, context, ids in requests]
+        asked = [(self._text(context, answer, text_key(context)), answer) for _, context, answer in requests]
         scores = {}
-        for number, score in self._scores(answers, disable_tqdm):
+        for number, score in self._scores(asked, disable_tqdm):
             scores[number] = score
             self.cache_hook.add_partial("loglikelihood", requests[number][0], score)
         return [scores[number] for number in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, in nats; a long one in windows of `max_length`, as lm-eval cuts them."""
-        windows, owners = [], []
+        """Return the log-likelihoods of whole texts in nats; lm-eval cuts long texts into windows of `max_length`."""
+        asked, owners = [], []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
                 context, predicted = make_disjoint_window(window)
-                windows.append(self._answer(context, predicted, text_key(context + predicted)))
+                asked.append((self._text(context, predicted, text_key(context + predicted)), predicted))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for number, (log_likelihood, _) in self._scores(windows, disable_tqdm):
+        for number, (log_likelihood, _) in self._scores(asked, disable_tqdm):
             totals[owners[number]] += log_likelihood
         return totals
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
-        """Continuations, each cut before the first of its stop strings. Repeated requests have draws of their own."""
-        asked, texts, repeats = defaultdict(list), [], Counter()
+        """Continue each text up to the first of its stop strings. A repeated request gets its own draws."""
+        groups, texts, repeats = defaultdict(list), [], Counter()
         for number, request in enumerate(requests):
             context, arguments = request.args
-            writing = self._writing(arguments)
+            how = self._continuation(arguments)
             ids = self.tok_encode(context) or [self.prefix_token_id]
-            key = text_key(ids) + SAMPLES_APART * repeats[context, writing]
-            repeats[context, writing] += 1
-            texts.append(Text(self._cut(ids, self.max_length - writing.new_tokens), key))
-            asked[writing].append(number)
+            key = text_key(ids) + SAMPLES_APART * repeats[context, how]
+            repeats[context, how] += 1
+            texts.append(Text(self._cut(ids, self.max_length - how.new_tokens), key))
+            groups[how].append(number)
         written = [""] * len(requests)
         with tqdm(total=len(requests), desc="quiet_star: generate_until", disable=disable_tqdm) as progress:
-            for writing, numbers in asked.items():
+            for how, numbers in groups.items():
                 for batch in batches(sorted(numbers, key=lambda n: -len(texts[n].ids)), self.batch_size):
-                    for number, text in zip(batch, self._write([texts[n] for n in batch], writing), strict=True):
-                        written[number] = text
-                        self.cache_hook.add_partial("generate_until", requests[number].args, text)
+                    ids, mask, keys = self._batch([texts[number] for number in batch])
+                    rows = continued(
+                        self._model,
+                        ids,
+                        mask,
+                        max_new_tokens=how.new_tokens,
+                        sampling=how.sampling,
+                        thought_sampling=self._sampling,
+                        eos_token_id=self.eot_token_id,
+                        pad_token_id=self.tokenizer.pad_token_id,
+                        stop_strings=how.stop,
+                        decode=self.tokenizer.decode,
+                        text_keys=keys,
+                        think=self._think,
+                    )
+                    for number, row in zip(batch, rows[:, ids.shape[1] :].tolist(), strict=True):
+                        text = self.tokenizer.decode(before_end(row, self.eot_token_id), skip_special_tokens=True)
+                        written[number] = before_stop(text, how.stop)
+                        self.cache_hook.add_partial("generate_until", requests[number].args, written[number])
                     progress.update(len(batch))
         return written
 
-    def _answer(self, context: list[int], answer: list[int], key: int) -> Answer:
-        """Raises UserError for an answer that is longer than what the model can read."""
+    def _text(self, context: list[int], answer: list[int], key: int) -> Text:
+        """Return the text whose last positions predict ``answer``. Raises UserError if the answer is too long."""
         if len(answer) > self.max_length:
             raise UserError(f"an answer of {len(answer)} tokens is too long: the model can read {self.max_length}")
         whole = self._cut([*(context or [self.prefix_token_id]), *answer], self.max_length + 1)
-        return Answer(Text(whole[:-1], key), tuple(answer))
+        return Text(whole[:-1], key)
 
     def _cut(self, ids: list[int], room: int) -> tuple[int, ...]:
-        """The end of ``ids`` that there is room for."""
-        if len(ids) > room and room not in self._told:
-            self._told.add(room)
+        """Return the last ``room`` of the ids; warn once for each ``room``."""
+        if len(ids) > room and room not in self._warned:
+            self._warned.add(room)
             log.warning("texts of more than %d tokens lose their beginning: this model has no room for it", room)
         return tuple(ids[-room:])
 
-    def _scores(self, answers: list[Answer], disable_tqdm: bool) -> Iterator[tuple[int, tuple[float, bool]]]:
-        """Each answer's number and score, as they are done: the longest texts first, and each text once."""
+    def _scores(
+        self, asked: list[tuple[Text, list[int]]], disable_tqdm: bool
+    ) -> Iterator[tuple[int, tuple[float, bool]]]:
+        """Yield the index and the score of each text with its answer; long texts first, equal texts read once."""
         numbers = defaultdict(list)
-        for number, answer in enumerate(answers):
-            numbers[answer.text].append(number)
+        for number, (text, _) in enumerate(asked):
+            numbers[text].append(number)
         ordered = sorted(numbers, key=lambda text: -len(text.ids))
-        with tqdm(total=len(answers), desc="quiet_star: loglikelihood", disable=disable_tqdm) as progress:
+        with tqdm(total=len(asked), desc="quiet_star: loglikelihood", disable=disable_tqdm) as progress:
             for texts in batches(ordered, self.batch_size):
                 rows = [(row, number) for row, text in enumerate(texts) for number in numbers[text]]
-                scores = self._score(texts, [(row, answers[number].ids) for row, number in rows])
+                scores = self._score(texts, [(row, asked[number][1]) for row, number in rows])
                 yield from zip((number for _, number in rows), scores, strict=True)
                 progress.update(len(rows))
 
     @torch.no_grad()
-    def _score(self, texts: list[Text], answers: list[tuple[int, tuple[int, ...]]]) -> list[tuple[float, bool]]:
-        """Score answers, each given with the row of its text."""
-        rows = torch.tensor([row for row, _ in answers], device=self._device)
-        wanted, real = self._left_padded([ids for _, ids in answers])
-        if not wanted.shape[1]:  # nothing is sure to follow
+    def _score(self, texts: list[Text], answers: list[tuple[int, list[int]]]) -> list[tuple[float, bool]]:
+        """Score Q answers, each given with the row (0 .. B-1) of its text, in chunks of positions."""
+        wanted, real = self._left_padded([ids for _, ids in answers])  # (Q, A): the targets of the last A positions
+        if not wanted.shape[1]:  # all answers are empty
             return [(0.0, True)] * len(answers)
+        rows = torch.tensor([row for row, _ in answers], device=wanted.device)
+        ids, mask, keys = self._batch(texts)
+        positions = torch.arange(ids.shape[1] - wanted.shape[1], ids.shape[1], device=ids.device)
+        size = max(1, HELD_LOGITS // (len(texts) * self._model.vocabulary))
+        hidden = None if self._think else self._model.decoder.read(ids, mask)[0]
         log_probs, greedy = [], []
-        for logits, ids in self._predictions(texts, wanted):
-            total = logits.logsumexp(-1)[rows]
-            log_probs.append(logits[rows[:, None], torch.arange(ids.shape[1], device=self._device), ids] - total)
-            greedy.append(ban(logits, self._model.config.banned).argmax(-1)[rows] == ids)
+        for places, targets in zip(positions.split(size), wanted.split(size, dim=1), strict=True):
+            if hidden is None:  # only these positions think
+                end = int(places[-1]) + 1
+                options = {"positions": places, "sampling": self._sampling, "text_keys": keys}
+                logits = self._model(ids[:, :end], mask[:, :end], **options).logits
+            else:
+                logits = self._model.decoder.head.logits(hidden[:, places])
+            logits = logits.to(exact_dtype(logits))
+            columns = torch.arange(len(places), device=ids.device)
+            log_probs.append(logits[rows[:, None], columns, targets] - logits.logsumexp(-1)[rows])
+            greedy.append(ban(logits, self._model.config.banned).argmax(-1)[rows] == targets)
         sums = torch.cat(log_probs, 1).double().masked_fill(~real, 0).sum(1)
         same = (torch.cat(greedy, 1) | ~real).all(1)
         return list(zip(sums.tolist(), same.tolist(), strict=True))
 
-    def _predictions(self, texts: list[Text], wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits (B, P, V) after the last positions of ``texts`` (B), a few at a time, and their part of ``wanted``.
-
-        ``wanted`` (Q, A): what is to be predicted after the last A positions. No other position thinks.
-        """
-        ids, real = self._left_padded([text.ids for text in texts])
-        keys = torch.tensor([text.key for text in texts], device=self._device)
-        positions = torch.arange(ids.shape[1] - wanted.shape[1], ids.shape[1], device=self._device)
-        size = max(1, HELD_LOGITS // (len(texts) * self._model.vocabulary))
-        hidden = None if self._think else self._model.decoder.read(ids, real)[0]
-        for places, part in zip(positions.split(size), wanted.split(size, dim=1), strict=True):
-            if hidden is not None:
-                logits = self._model.decoder.head.logits(hidden[:, places])
-            else:
-                end = int(places[-1]) + 1
-                options = {"positions": places, "sampling": self._sampling, "text_keys": keys}
-                logits = self._model(ids[:, :end], real[:, :end], **options).logits
-            yield logits.to(exact_dtype(logits)), part
-
-    def _write(self, texts: list[Text], writing: Writing) -> list[str]:
-        ids, real = self._left_padded([text.ids for text in texts])
-        written = continued(
-            self._model,
-            ids,
-            real,
-            max_new_tokens=writing.new_tokens,
-            sampling=writing.sampling,
-            thought_sampling=self._sampling,
-            eos_token_id=self.eot_token_id,
-            pad_token_id=self._padding,
-            stop_strings=writing.stop,
-            decode=self.tokenizer.decode,
-            text_keys=torch.tensor([text.key for text in texts], device=self._device),
-            think=self._think,
-        )
-        return [self._read_out(new, writing.stop) for new in written[:, ids.shape[1] :].tolist()]
-
-    def _read_out(self, ids: list[int], stop: Sequence[str]) -> str:
-        """The text of new tokens, up to the end token and before the first stop string."""
-        text = self.tokenizer.decode(before_end(ids, self.eot_token_id), skip_special_tokens=True)
-        return before_stop(text, stop)
-
-    def _writing(self, arguments: dict) -> Writing:
-        """lm-eval's generation arguments. Raises UserError for one that is not known or means nothing."""
+    def _continuation(self, arguments: dict) -> Continuation:
+        """Read lm-eval's generation arguments. Raises UserError for one that is unknown or invalid."""
         unknown = [name for name in arguments if name not in GENERATION]
         if unknown:
             raise UserError(f"quiet_star cannot generate with {', '.join(unknown)}: it knows {', '.join(GENERATION)}")
         until = arguments.get("until") or []
         new_tokens = arguments.get("max_gen_toks", arguments.get("max_new_tokens", NEW_TOKENS))
         sample = arguments.get("do_sample")
-        temperature = arguments.get("temperature", 1.0 if sample else 0.0)
+        temperature = 0.0 if sample is False else arguments.get("temperature", 1.0 if sample else 0.0)
         try:
-            drawn = {name: arguments.get(name) for name in ("top_k", "top_p")}
-            sampling = Sampling(0.0 if sample is False else float(temperature), self._sampling.seed, **drawn)
+            limits = {name: arguments.get(name) for name in ("top_k", "top_p")}
+            sampling = Sampling(float(temperature), self._sampling.seed, **limits)
             stop = tuple(string for string in ([until] if isinstance(until, str) else until) if string)
-            writing = Writing(stop, int(new_tokens), sampling)
+            how = Continuation(stop, int(new_tokens), sampling)
         except (TypeError, ValueError) as error:
             raise UserError(f"generation arguments {arguments}: {error}") from error
-        if not 0 < writing.new_tokens < self.max_length:
+        if not 0 < how.new_tokens < self.max_length:
             raise UserError(f"max_gen_toks is {new_tokens}, but this model has room for 1 to {self.max_length - 1}")
-        return writing
+        return how
 
-    @property
-    def _padding(self) -> int:
-        return self.eot_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+    def _batch(self, texts: list[Text]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids (B, N), padded on the left, their mask (B, N), and the texts' keys (B,)."""
+        keys = torch.tensor([text.key for text in texts], device=self._model.device)
+        return *self._left_padded([text.ids for text in texts]), keys
 
     def _left_padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Ids (B, N), and which of them are real."""
-        ids, mask = left_padded(rows, self._padding, self._device)
+        ids, mask = left_padded(rows, self.tokenizer.pad_token_id, self._model.device)
         return ids, mask.bool()
 
 
-def number(name: str, value: object, kind: Callable[[object], float], least: int) -> float:
-    """An argument as a number of this ``kind``. Raises UserError where it is none from ``least`` to its greatest."""
-    try:
-        found = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not least <= found <= GREATEST[name]:
-        raise UserError(f"{name} is {value!r}, but must be a number from {least} to {GREATEST[name]}")
-    return found
-
-
 def text_key(ids: Sequence[int]) -> int:
-    """A text's name in its draws: a hash of its tokens, so that nothing else that is asked changes a draw."""
+    """Return a hash of the tokens, which names the text in its draws, so that no other text changes a draw."""
     digest = hashlib.sha256(repr(list(ids)).encode()).digest()
     return int.from_bytes(digest[:8], "big") % SAMPLES_APART
 
 
 def usable_device(device: str) -> str:
-    """lm-eval's command line asks for ``cuda:0`` unless told otherwise: without a GPU that means the CPU."""
-    usable = torch.cuda.is_available()
-    if device == "auto" or (device.startswith("cuda") and not usable):
-        return "cuda" if usable else "cpu"
+    """Check the device. lm-eval's default, cuda:0, means the CPU without a GPU. Raises UserError if it is unknown."""
+    if device == "auto" or (device.startswith("cuda") and not torch.cuda.is_available()):
+        return pick_device("auto")
     known = ["cpu", "cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if device not in known:
         raise UserError(f"device is {device}, but must be one of auto, {', '.join(known)}")

@@ -1,8 +1,10 @@
 """What params.yaml may say: one dataclass a section, and the checks that types alone cannot express."""
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,29 @@ from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
-MILLION = 10**6  # far more than any run has; of texts, passes and steps the product is a length that Python can count
+LARGEST_SEED = 2**32 - 1  # that numpy's generator takes
+MILLION = 10**6  # more than any run counts; texts a pass * passes a step * steps still is a length that Python allows
+METHODS = ("quiet_star", "pause", "no_thought")
+# whether a value is within a bound, by the words that tell the user of it
+TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "one of": lambda a, b: a in b}
 
 
-def at_least(least: float, at_most: float | None = None, default: object = MISSING) -> Any:
-    """A number that must not be below ``least``, nor above ``at_most``."""
-    return field(default=default, metadata={"at least": least, "at most": at_most})
+def a_number(default: object = MISSING, **bounds: float) -> Any:
+    """A field whose number must be ``at_least``, ``above`` and ``at_most`` these bounds."""
+    return field(default=default, metadata={name.replace("_", " "): bound for name, bound in bounds.items()})
 
 
 def a_seed() -> Any:
-    return at_least(0, at_most=2**32 - 1)  # what numpy's generator takes
+    return a_number(at_least=0, at_most=LARGEST_SEED)
 
 
-def a_size(least: int = 1) -> Any:
-    """How many there are of what is gone through or held in memory."""
-    return at_least(least, at_most=MILLION)
+def a_size(at_least: int = 1, at_most: int = MILLION, default: object = MISSING) -> Any:
+    """A field that counts what is gone through or held in memory."""
+    return a_number(default, at_least=at_least, at_most=at_most)
 
 
-def above(bound: float, at_most: float | None = None) -> Any:
-    """A number that must be greater than ``bound``, and not above ``at_most``."""
-    return field(default=MISSING, metadata={"above": bound, "at most": at_most})
-
-
-def one_of(*names: str) -> Any:
-    """One of these words."""
-    return field(default=MISSING, metadata={"one of": names})
+def one_of(*words: str) -> Any:
+    return field(default=MISSING, metadata={"one of": words})
 
 
 @dataclass
@@ -49,7 +49,7 @@ class HubSplit:
     split: str = MISSING
     revision: str | None = None
     columns: str | None = None
-    rows: int | None = at_least(1, default=None)
+    rows: int | None = a_size(at_most=MILLION**2, default=None)
 
 
 @dataclass
@@ -61,13 +61,13 @@ class Hub:
 
 @dataclass
 class MicroWorld:
-    pretrain_documents: int = at_least(1)
-    train_documents: int = at_least(1)
-    heldout_documents: int = at_least(1)
-    probe_documents: int = at_least(1)
-    questions: int = at_least(1)
-    steps: int = at_least(1)
-    aside_share: float = at_least(0, at_most=1)
+    pretrain_documents: int = a_size(at_most=MILLION**2)
+    train_documents: int = a_size(at_most=MILLION**2)
+    heldout_documents: int = a_size(at_most=MILLION**2)
+    probe_documents: int = a_size(at_most=MILLION**2)
+    questions: int = a_size()
+    steps: int = a_size()
+    aside_share: float = a_number(at_least=0, at_most=1)
 
 
 @dataclass
@@ -97,17 +97,17 @@ class Tokenize:
 class Scratch:
     architecture: str = one_of("llama", "mistral", "qwen2", "qwen3", "gemma")
     hidden_size: int = a_size()
-    layers: int = at_least(1, at_most=1000)
+    layers: int = a_size(at_most=1000)
     heads: int = a_size()
     key_value_heads: int = a_size()
     ffn_size: int = a_size()
-    init_std: float = above(0, at_most=1)
+    init_std: float = a_number(above=0, at_most=1)
     tied_embeddings: bool = MISSING
     steps: int = a_size()
     batch_size: int = a_size()
-    learning_rate: float = above(0)
-    warmup_steps: int = at_least(0)
-    weight_decay: float = at_least(0)
+    learning_rate: float = a_number(above=0)
+    warmup_steps: int = a_size(0)
+    weight_decay: float = a_number(at_least=0)
 
 
 @dataclass
@@ -119,13 +119,10 @@ class BaseModel:
     scratch: Scratch = field(default_factory=Scratch)
 
 
-METHODS = ("quiet_star", "pause", "no_thought")
-
-
 @dataclass
 class Lora:
     rank: int = a_size()
-    alpha: float = above(0)
+    alpha: float = a_number(above=0)
     modules: list[str] | None = None
 
 
@@ -135,27 +132,26 @@ class Train:
     launcher: str = MISSING
     method: str = one_of(*METHODS)
     thought_tokens: int = a_size()
-    lookahead: int = at_least(1)
+    lookahead: int = a_size()
     rationales: int = a_size()
     meta_token_text: str = MISSING
-    meta_token_scale: float = above(0)
-    policy_weight: float = at_least(0)
-    policy_temperature: float = above(0)
+    meta_token_scale: float = a_number(above=0)
+    policy_weight: float = a_number(at_least=0)
+    policy_temperature: float = a_number(above=0)
     steps: int = a_size()
     batch_size: int = a_size()
     accumulation: int = a_size()
-    learning_rate: float = above(0)
-    mixing_head_learning_rate: float = above(0)
-    warmup_steps: int = at_least(0)
-    weight_decay: float = at_least(0)
-    gradient_clip: float = above(0)
-    skipped_steps: int = at_least(0)
-    log_steps: int = at_least(1)
-    evaluation_steps: int = at_least(1)
-    evaluation_texts: int = at_least(1)
+    learning_rate: float = a_number(above=0)
+    mixing_head_learning_rate: float = a_number(above=0)
+    warmup_steps: int = a_size(0)
+    weight_decay: float = a_number(at_least=0)
+    gradient_clip: float = a_number(above=0)
+    log_steps: int = a_size()
+    evaluation_steps: int = a_size()
+    evaluation_texts: int = a_size()
     device: str = one_of("auto", "cpu", "cuda")
     attention: str = one_of("auto", "reference", "blocked", "flex")
-    positions: int | None = at_least(1, default=None)
+    positions: int | None = a_size(default=None)
     checkpointing: bool = MISSING
     precision: str = one_of("float32", "bfloat16")
     adapt: str = one_of("whole", "lora", "frozen")
@@ -173,9 +169,9 @@ class Baseline:
 @dataclass
 class Evaluate:
     seed: int = a_seed()
-    questions: int | None = at_least(1, default=None)
+    questions: int | None = a_size(default=None)
     batch_size: int = a_size()
-    thought_temperature: float = at_least(0)
+    thought_temperature: float = a_number(at_least=0)
     bootstrap_samples: int = a_size()
     device: str = one_of("auto", "cpu", "cuda")
 
@@ -189,10 +185,10 @@ class Compare:
 @dataclass
 class ChainOfThought:
     seed: int = a_seed()
-    questions: int | None = at_least(1, default=None)
+    questions: int | None = a_size(default=None)
     samples: int = a_size()
-    temperature: float = above(0)
-    thought_temperature: float = at_least(0)
+    temperature: float = a_number(above=0)
+    thought_temperature: float = a_number(at_least=0)
     new_tokens: int = a_size()
     answer_tokens: int = a_size()
     batch_size: int = a_size()
@@ -203,27 +199,27 @@ class ChainOfThought:
 @dataclass
 class Perplexity:
     seed: int = a_seed()
-    texts: int = at_least(1)
+    texts: int = a_size()
     batch_size: int = a_size()
-    thought_temperature: float = at_least(0)
+    thought_temperature: float = a_number(at_least=0)
     bootstrap_samples: int = a_size()
     device: str = one_of("auto", "cpu", "cuda")
 
 
 @dataclass
 class Report:
-    passages: int = at_least(1)
+    passages: int = a_size()
 
 
 @dataclass
 class Plan:
-    devices: int = at_least(1)
-    device_memory: float = above(0)
-    flops: float = above(0)
-    disk: float | None = at_least(0, default=None)
-    document_bytes: int = at_least(1)
-    documents: int = at_least(0)
-    questions: int = at_least(0)
+    devices: int = a_size()
+    device_memory: float = a_number(above=0)
+    flops: float = a_number(above=0)
+    disk: float | None = a_number(None, at_least=0)
+    document_bytes: int = a_size()
+    documents: int = a_size(0, MILLION**2)
+    questions: int = a_size(0)
 
 
 @dataclass
@@ -243,119 +239,73 @@ class Params:
 
 
 def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) -> Params:
-    """The parameters in ``path``, with ``changes`` by dotted name, checked.
+    """Read and check the parameters in ``path``, with ``changes`` by dotted name put on top.
 
-    Raises UserError, in one line, for what cannot be run.
+    Raises UserError, in one line, if there is no such file or no run can have these parameters.
     """
     try:
         params = typed_yaml.load(path, Params, changes)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run from the project's root") from error
-    for problem in _problems(params):
+    for problem in chain(_out_of_bounds(params, ""), _impossible_names(params), _impossible_sizes(params)):
         raise UserError(f"{path}: {problem}")
     return params
 
 
-def _problems(params: Params) -> Iterator[str]:
-    """What no run can have, one line each."""
-    yield from _out_of_bounds(params, "")
-    yield from _impossible_sizes(params)
-    yield from _impossible_lists(params)
-    yield from _impossible_learning(params)
+def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
+    for entry in fields(section):
+        name, value, bounds = f"{prefix}{entry.name}", getattr(section, entry.name), entry.metadata
+        if is_dataclass(value):
+            yield from _out_of_bounds(value, f"{name}.")
+            continue
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if value is not None and not (finite and all(TESTS[how](value, bound) for how, bound in bounds.items())):
+            allowed = [f"{how} {', '.join(bound) if how == 'one of' else bound}" for how, bound in bounds.items()]
+            yield f"{name} is {value}, but must be {'' if finite else 'a finite number '}{' and '.join(allowed)}"
+
+
+def _impossible_names(params: Params) -> Iterator[str]:
+    """Problems of names, lists and choices."""
+    train, baseline = params.train, params.baseline
+    if not params.tasks.files:
+        yield "tasks.files is empty: name at least one task file"
     if params.base_model.source == "hub" and not params.base_model.path:
         yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
     for split in ("pretrain", "train", "heldout"):
         source = getattr(params.corpus.hub, split)
         if not source.path:
             yield f"corpus.hub.{split}.path is empty: name a hub data set or a local folder"
-        columns = source.columns
-        if columns is not None and columns.count("+") > 1:
-            yield f"corpus.hub.{split}.columns is {columns}, but must name one column, or two with a + between"
-    if not params.train.meta_token_text:
-        yield "train.meta_token_text is empty: the meta-tokens start as the embedding of this text"
-
-
-def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
-    for entry in fields(section):
-        name, value = f"{prefix}{entry.name}", getattr(section, entry.name)
-        if is_dataclass(value):
-            yield from _out_of_bounds(value, f"{name}.")
-        elif value is not None and not _within(value, entry.metadata):
-            bounds = " and ".join(
-                f"{how} {_listed(bound)}" for how, bound in entry.metadata.items() if bound is not None
-            )
-            finite = "" if _finite(value) else "a finite number "
-            yield f"{name} is {value}, but must be {finite}{bounds}".rstrip()
-
-
-def _within(value: object, bounds: Mapping[str, Any]) -> bool:
-    return _finite(value) and all(
-        bound is None
-        or (how == "at least" and value >= bound)
-        or (how == "at most" and value <= bound)
-        or (how == "above" and value > bound)
-        or (how == "one of" and value in bound)
-        for how, bound in bounds.items()
-    )
-
-
-def _finite(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _listed(bound: object) -> str:
-    return ", ".join(bound) if isinstance(bound, tuple) else str(bound)
-
-
-def _impossible_lists(params: Params) -> Iterator[str]:
-    if not params.tasks.files:
-        yield "tasks.files is empty: name at least one task file"
-    for name in ("methods", "seeds"):
-        values = getattr(params.baseline, name)
+        if source.columns and source.columns.count("+") > 1:
+            yield f"corpus.hub.{split}.columns is {source.columns}, but must name one column, or two with a + between"
+    for name, values in (("methods", baseline.methods), ("seeds", baseline.seeds)):
         if len(set(values)) < len(values):
             yield f"baseline.{name} is {values}, but must name nothing twice"
-    for method in params.baseline.methods:
+    for method in baseline.methods:
         if method not in METHODS:
-            yield f"baseline.methods has {method}, but a method is one of {_listed(METHODS)}"
-    if not all(0 <= seed < 2**32 for seed in params.baseline.seeds):
-        yield f"baseline.seeds is {params.baseline.seeds}, but a seed must be at least 0 and at most {2**32 - 1}"
-
-
-def _impossible_learning(params: Params) -> Iterator[str]:
-    train, baseline = params.train, params.baseline
+            yield f"baseline.methods has {method}, but a method is one of {', '.join(METHODS)}"
+    if not all(0 <= seed <= LARGEST_SEED for seed in baseline.seeds):
+        yield f"baseline.seeds is {baseline.seeds}, but a seed must be at least 0 and at most {LARGEST_SEED}"
+    if not train.meta_token_text:
+        yield "train.meta_token_text is empty: the meta-tokens start as the embedding of this text"
     if train.adapt == "whole" and train.saved == "learned":
         yield "train.saved is learned, but with train.adapt whole that is the whole model: set one of them"
     if train.lora.modules == []:
         yield "train.lora.modules is empty: name linear layers, or null for all of them"
-    if train.adapt == "frozen":
-        for name, some in (("train.method", [train.method]), ("baseline.methods", baseline.methods)):
-            if "no_thought" in some:
-                yield (
-                    f"{name} has no_thought, which has nothing to learn on a frozen base model (train.adapt): "
-                    "take it out, or set train.adapt to lora"
-                )
+    for name, methods in (("train.method", [train.method]), ("baseline.methods", baseline.methods)):
+        if train.adapt == "frozen" and "no_thought" in methods:
+            yield f"{name} has no_thought, which has nothing to learn when train.adapt is frozen: drop it, or take lora"
 
 
 def _impossible_sizes(params: Params) -> Iterator[str]:
-    train, tokenize, scratch = params.train, params.tokenize, params.base_model.scratch
-    if train.lookahead > tokenize.span - 2:
-        yield (
-            f"train.lookahead is {train.lookahead}, but in a span of {tokenize.span} tokens (tokenize.span) a thought "
-            f"has at most {tokenize.span - 2} tokens after it"
-        )
-    room = LONGEST_TEXT - tokenize.span - train.thought_tokens - 1 - train.lookahead
-    if params.base_model.source == "scratch" and room < 0:
-        yield (
-            f"tokenize.span ({tokenize.span}), train.thought_tokens ({train.thought_tokens}) and train.lookahead "
-            f"({train.lookahead}) leave no room for a thought: a model from scratch has {LONGEST_TEXT} positions"
-        )
+    """Problems of sizes that do not go together."""
+    train, span, scratch = params.train, params.tokenize.span, params.base_model.scratch
+    if train.lookahead > span - 2:
+        yield f"train.lookahead is {train.lookahead}, but must be at most {span - 2}, two less than tokenize.span"
+    positions = span + train.thought_tokens + 1 + train.lookahead
+    if params.base_model.source == "scratch" and positions > LONGEST_TEXT:
+        names = "tokenize.span, train.thought_tokens and train.lookahead"
+        yield f"{names} need {positions} positions, but a model from scratch has {LONGEST_TEXT}"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
-        yield (
-            f"base_model.scratch: heads ({scratch.heads}) must divide hidden_size ({scratch.hidden_size}), "
-            f"and key_value_heads ({scratch.key_value_heads}) must divide heads"
-        )
+        yield "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
     elif scratch.hidden_size // scratch.heads % 2:
-        yield (
-            f"base_model.scratch: hidden_size ({scratch.hidden_size}) over heads ({scratch.heads}) must be even, for "
-            "rotary position embeddings"
-        )
+        yield "base_model.scratch: hidden_size divided by heads must be even, for rotary position embeddings"

@@ -1,4 +1,4 @@
-"""Train with another method and seed what the run is compared with: `python -m stages.baseline METHOD SEED`."""
+"""Train a baseline, which the run is compared with: `python -m stages.baseline METHOD SEED`."""
 
 from functools import partial
 from pathlib import Path

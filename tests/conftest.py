@@ -1,4 +1,4 @@
-"""How property-based tests draw, and a finished run that tests of stages share."""
+"""What all tests share: how property tests draw their examples, and a finished run of the tiny project."""
 
 import os
 import shutil
@@ -11,18 +11,17 @@ from hypothesis import HealthCheck, settings
 
 from tests.stage_runner import copy_project, run_stages
 
-# the same examples in every run; on a loaded machine any one may be slow (`--hypothesis-profile default`: others)
+# the same examples in every run (`--hypothesis-profile default`: new ones); a loaded machine may be slow at any
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
-
-# tests send Ctrl-C to processes, which a shell's background, and all that is started in it, has ignored
+# a shell's background job ignores Ctrl-C, and so would the processes to which tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What happens below ``tmp_path``, in order: files that are waited for, renamed or, as whole folders, removed."""
+    """Record what happens below ``tmp_path``: files that are synced or renamed, folders that are removed."""
     happened: list[str] = []
     fsync, rename, rmtree = os.fsync, Path.rename, shutil.rmtree
 
@@ -44,7 +43,7 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose stages have run. Copy it to change it."""
+    """A tiny project whose stages have all run. Copy it to change it."""
     folder = copy_project(tmp_path_factory.mktemp("project"))
     run_stages(folder)
     return folder

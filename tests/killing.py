@@ -34,14 +34,15 @@ Scratch.add = add_and_stop
 
 
 def same_threads() -> dict[str, str]:
-    """The environment of a process at the same work: the number of threads is a part of the work's fingerprint."""
+    """The environment of a process at the same work: the number of threads is part of the fingerprint."""
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 @contextmanager
 def stopped(function: str, params: object, paths: list[Path], adds: int) -> Iterator[subprocess.Popen]:
-    """A process that calls ``function`` (module.name) with these parameters and paths and waits after ``adds`` calls
-    of add; it is killed when the block ends.
+    """A process that calls ``function`` (module.name) and waits after ``adds`` calls of `Scratch.add`.
+
+    It is killed when the block ends.
     """
     module, _, name = function.rpartition(".")
     code = STOPPING.format(module=module, function=name, params=type(params).__name__, adds=adds)
@@ -68,7 +69,7 @@ def run_and_kill(function: str, params: object, paths: list[Path], adds: int) ->
 
 
 def kill_tree(process: psutil.Process) -> None:
-    """Kill everything below ``process``, and then it."""
+    """Kill ``process`` and everything below it, children first."""
     with suppress(psutil.NoSuchProcess):  # ended since it was listed
         for one in (*process.children(recursive=True), process):
             with suppress(psutil.NoSuchProcess):

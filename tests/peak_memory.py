@@ -1,4 +1,4 @@
-"""The peak memory of a stage on a corpus of any size: `python -m tests.peak_memory tokenize 20000` prints it in MB."""
+"""Print the peak memory in MB of a stage on data of this size: `python -m tests.peak_memory tokenize 20000`."""
 
 import random
 import re
@@ -35,7 +35,7 @@ def texts(count: int, characters: int) -> Iterator[str]:
 
 
 def tokenize(count: int, folder: Path) -> None:
-    """Documents of 2,000 characters to pretrain on."""
+    """Tokenize ``count`` documents of 2,000 characters for pretraining."""
     for split, some in (("pretrain", count), ("train", 100), ("heldout", 100)):
         write_rows(folder / f"texts/{split}.arrow", ({"text": text} for text in texts(some, 2000)), TEXT)
     params = Tokenize(seed=1, vocabulary=300, pretrain_span=128, span=48)
@@ -43,7 +43,7 @@ def tokenize(count: int, folder: Path) -> None:
 
 
 def asked(count: int, folder: Path, **changes: object) -> None:
-    """A task of questions of 300 characters, ``changes`` in its file, and a model to be asked."""
+    """Write a task of ``count`` questions of 300 characters, with ``changes`` in its file, and a model."""
     rows = (
         {"prompt": f"Q: {text}\nA:", "answer": LABELS[i % 5], "labels": LABELS, "reasoning_prompt": text}
         for i, text in enumerate(texts(count, 300))
@@ -56,14 +56,14 @@ def asked(count: int, folder: Path, **changes: object) -> None:
 
 
 def evaluate(count: int, folder: Path) -> None:
-    """With thoughts and without."""
+    """Evaluate with thoughts and without."""
     asked(count, folder)
     params = Evaluate(seed=1, batch_size=32, thought_temperature=0.0, bootstrap_samples=100, device="cpu")
     write_evaluation(params, folder / "model", None, folder / "tasks", folder / "results")
 
 
 def chain_of_thought(count: int, folder: Path) -> None:
-    """Three samples of each question, with thoughts and without."""
+    """Draw three samples of each question, with thoughts and without."""
     asked(count, folder, chain_of_thought=asdict(HOW))
     params = ChainOfThought(**PARAMS | {"samples": 3, "new_tokens": 2, "answer_tokens": 1, "batch_size": 32})
     write_chain_of_thought(params, folder / "model", folder / "tasks", folder / "results")
@@ -76,7 +76,7 @@ def main() -> None:
     stage, count = sys.argv[1:]
     with TemporaryDirectory() as folder:
         STAGES[stage](int(count), Path(folder))
-    status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak where that is higher
+    status = Path("/proc/self/status").read_text()  # getrusage may give the parent's peak
     print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024)
 
 

@@ -1,10 +1,10 @@
 """Corpora of any size that take no room on the disk: their texts and token ids are holes in Arrow files, read as zeros.
 
-    python -m tests.simulate_data tokenize 40    # GB; texts are streamed and tokenized for a minute
-    python -m tests.simulate_data train 40       # spans are read in training's random order for a minute
-    python -m tests.simulate_data order 0.1      # thousands of millions of texts: numbers of their order for a minute
+    python -m tests.simulate_data tokenize 40    # GB: stream and tokenize texts for a minute
+    python -m tests.simulate_data train 40       # read spans in training's random order for a minute
+    python -m tests.simulate_data order 0.1      # thousands of millions of texts: draw their order for a minute
 
-Prints what was read, how fast, and the process's own memory (without pages of files) before and at its end.
+Prints what was read, how fast, and the process's own memory (without pages of files) before and after.
 """
 
 import sys
@@ -14,48 +14,39 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
-from pipeline.data.spans import SPANS, Spans
-from pipeline.data.tokens.tokenize import SPANS_AT_ONCE, documents
+from pipeline.data.spans import SPANS, SPANS_AT_ONCE, Spans
+from pipeline.data.tokens.tokenize import TEXT, encoded, read_texts
 from pipeline.training.trainer import TextOrder
 from tests.evaluation.chain_of_thought.asking import byte_tokenizer
-from tests.peak_memory import TEXT
 
 GIGA, MEGA = 1e9, 1e6
-INDEX_BYTES = 8
-SPAN, TEXT_BYTES = 256, 2000
+SPAN, TEXT_BYTES, INDEX_BYTES = 256, 2000, 8
 SECONDS = 60
-HOLE = 2**17  # bytes: buffers as long as this are left out
+HOLE = 2**17  # bytes: longer buffers become holes
 
 
-class Sparse:
-    """A file to write to in which long buffers become holes."""
+class SparseFile:
+    """A file to write to that skips long buffers."""
 
     closed = False
 
     def __init__(self, path: Path):
         self._file = path.open("wb")
+        self.tell, self.flush, self.close = self._file.tell, self._file.flush, self._file.close
 
     def write(self, data: pa.Buffer | bytes) -> int:
-        if len(data) >= HOLE:
-            self._file.seek(len(data), 1)
-            return len(data)
-        return self._file.write(data)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        if len(data) < HOLE:
+            return self._file.write(data)
+        self._file.seek(len(data), 1)
+        return len(data)
 
 
 def sparse(path: Path, batch: pa.RecordBatch, size: float) -> Path:
-    """``batch`` again and again, ``size`` bytes in all."""
-    sink = Sparse(path)
+    """Write ``batch`` until the file has ``size`` bytes."""
+    sink = SparseFile(path)
     with pa.ipc.new_stream(pa.PythonFile(sink, "w"), batch.schema) as writer:
         for _ in range(int(size / batch.nbytes)):
             writer.write_batch(batch)
@@ -63,13 +54,9 @@ def sparse(path: Path, batch: pa.RecordBatch, size: float) -> Path:
     return path
 
 
-def rows_of(width: int, values: pa.Array) -> pa.Array:
-    """``values`` in rows of ``width``."""
-    return pa.ListArray.from_arrays(np.arange(0, len(values) + 1, width, dtype=np.int32), values)
-
-
 def spans(folder: Path, size: float) -> Iterator[int]:
-    ids = rows_of(SPAN, pa.array(np.zeros(SPANS_AT_ONCE * SPAN, np.int32)))
+    offsets = np.arange(0, SPANS_AT_ONCE * SPAN + 1, SPAN, dtype=np.int32)
+    ids = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(SPANS_AT_ONCE * SPAN, np.int32)))
     lengths = pa.array(np.full(SPANS_AT_ONCE, SPAN, np.int32))
     found = Spans(sparse(folder / "spans.arrow", pa.record_batch([ids, lengths], schema=SPANS), size), vocabulary=1)
     yield 0
@@ -82,7 +69,7 @@ def texts(folder: Path, size: float) -> Iterator[int]:
     column = pa.StringArray.from_buffers(SPANS_AT_ONCE, pa.py_buffer(offsets), pa.py_buffer(bytes(offsets[-1])))
     path = sparse(folder / "texts.arrow", pa.record_batch([column], schema=TEXT), size)
     yield 0
-    for _ in documents.encoded(documents.read(path), byte_tokenizer()):
+    for _ in encoded(read_texts(path), byte_tokenizer()):
         yield TEXT_BYTES
 
 
@@ -93,8 +80,8 @@ def order(folder: Path, size: float) -> Iterator[int]:
 
 
 def own_memory() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 / MEGA for line in lines if line.startswith("RssAnon"))
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / MEGA
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""Runs a project copy's stages: by `python -m`, or, some ten times faster, in a fork of a process with the libraries.
+"""Run the stages of a project copy: in this process, in a fork (`run_stage`) or by `python -m` (`run_as_module`).
 
-The fork imports the copy's own code, from the copy's folder, as `python -m` does.
+This process uses this checkout's code. The fork, of a process that has loaded the libraries, imports the copy's own
+code from the copy's folder, as `python -m` does, and is some ten times faster than that.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import multiprocessing
 import os
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from pipeline.preset import options as preset
 
 ROOT = Path(__file__).parents[1]
-# each with its arguments
+# with their arguments
 STAGES = (
     "corpus",
     "tasks",
@@ -90,7 +90,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # offline: no tes
 
 @dataclass(frozen=True)
 class Finished:
-    """How a stage ended; ``complaint`` is its standard error without progress bars and log lines of libraries."""
+    """How a stage ended. ``complaint`` is its standard error from the first error on, without what it logged before."""
 
     code: int
     stderr: str
@@ -103,7 +103,7 @@ class Finished:
 
 
 def copy_project(folder: Path, **changes: object) -> Path:
-    """The code and tasks with the smoke preset, made smaller still, and ``changes`` (``__`` is a dot) on top."""
+    """Copy code and tasks to ``folder``, with the smoke preset, `TINY` and ``changes`` (``__`` is a dot) on top."""
     for name in ("pipeline", "stages", "tasks", "launchers"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "params.yaml", folder)
@@ -113,7 +113,7 @@ def copy_project(folder: Path, **changes: object) -> Path:
 
 
 def make_repository(folder: Path, stages: tuple[str, ...], call: Callable[..., object]) -> None:
-    """A project copy under git and DVC, with these stages of the graph; ``call`` runs a command in the folder."""
+    """Put a project copy under git and DVC, with these stages of dvc.yaml. ``call`` runs a command in the folder."""
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -132,7 +132,7 @@ def set_params(folder: Path, changes: dict[str, object]) -> None:
 
 
 def run_as_module(folder: Path, stage: str, environment: Mapping[str, str] | None = None) -> Finished:
-    """`python -m stages.<stage>` in ``folder``; ``stage`` may have arguments. Its own ``environment`` comes on top."""
+    """Run `python -m stages.STAGE` in ``folder``, with these environment variables added."""
     name, *arguments = stage.split()
     done = subprocess.run(
         [sys.executable, "-m", f"stages.{name}", *arguments],
@@ -147,7 +147,7 @@ def run_as_module(folder: Path, stage: str, environment: Mapping[str, str] | Non
 
 
 def run_stage(folder: Path, stage: str, prepare: Callable[[], None] | None = None) -> Finished:
-    """The same in a fork, in which ``prepare`` (a function of a test's module) is called first."""
+    """Run the same in a fork, which first calls ``prepare`` (a function at the top level of a test's module)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     with tempfile.NamedTemporaryFile("r", suffix=".err") as stderr:
@@ -173,14 +173,12 @@ def _main(folder: Path, stage: str, stderr: str, prepare: Callable[[], None] | N
 
 
 def run_here(folder: Path, stage: str) -> None:
-    """The stage's main function in this process, with this checkout's code, in ``folder``: the fastest way.
+    """Run the stage's main function in this process, with this checkout's code, in ``folder``: the fastest way.
 
     A user's mistake is raised as UserError. For exit codes, printed lines and kills use `run_stage`.
     """
     name, *arguments = stage.split()
-    interrupt = signal.getsignal(signal.SIGINT)
     main = importlib.import_module(f"stages.{name}").main
-    signal.signal(signal.SIGINT, interrupt)  # importing `stages` has Ctrl-C end the process at once
     AcceleratorState._reset_state(reset_partial_state=True)  # as another test may have trained in bfloat16
     with contextlib.chdir(folder):
         main(*arguments)

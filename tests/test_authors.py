@@ -1,4 +1,4 @@
-"""Reading the authors' checkpoints (their numbers are compared in thought/test_reference.py)."""
+"""Conversion of the authors' checkpoints (thought/test_reference.py compares their numbers)."""
 
 import json
 import os
@@ -25,8 +25,9 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = Path(os.environ.get("QUIET_STAR_REFERENCE", ROOT.parent / "shared" / "reference"))
 CASES = sorted(path.parent for path in REFERENCE.glob("*/case.json"))
 START, END = "<|startthought|>", "<|endthought|>"
-CONFIG = {
-    "vocab_size": 17,
+ROWS = len(word_tokenizer()) + 2
+BASE = {
+    "vocab_size": ROWS,
     "hidden_size": 8,
     "intermediate_size": 12,
     "num_hidden_layers": 1,
@@ -34,73 +35,28 @@ CONFIG = {
     "num_key_value_heads": 1,
     "rope_theta": 123.0,
     "rms_norm_eps": 1e-3,
-    "max_thoughts": 11,
-    "use_complex_talk_head": True,
 }
+THEIRS = {**BASE, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+THEIRS |= {**VARIANT, "max_thoughts": 13, "merged_talk_heads": True, "torch_dtype": "bfloat16", "use_cache": True}
+COUNTS = from_their_counts(n_ahead=8, n_ahead_talk=4, n_passes=2)
+IDS = {"start_token_id": ROWS - 2, "end_token_id": ROWS - 1}
 
 
-def their_state(settings: dict, rows: int = 17) -> dict[str, torch.Tensor]:
-    """A state dict under their names, made from a model of ours."""
-    ours = from_authors_untrained(settings, rows).state_dict()
-    state = {name.removeprefix("base.").replace("mixing_head.", "talk_head.0."): value for name, value in ours.items()}
-    for name in ("start_embedding", "end_embedding"):
-        state[name] = torch.stack([torch.randn(8), torch.full((8,), 99.0)])
-    return state
-
-
-def from_authors_untrained(settings: dict, rows: int = 17) -> QuietStarForCausalLM:
+def untrained(rows: int = ROWS) -> QuietStarForCausalLM:
     torch.manual_seed(0)
-    base = MistralConfig(**{k: v for k, v in CONFIG.items() if not k.startswith(("max_thoughts", "use_"))})
-    base.vocab_size, base.initializer_range = rows, 0.5
-    model = QuietStarForCausalLM(QuietStarConfig(base=base.to_dict(), **settings))
+    base = MistralConfig(**BASE | {"vocab_size": rows, "initializer_range": 0.5})
+    model = QuietStarForCausalLM(QuietStarConfig(base=base.to_dict(), **COUNTS))
     torch.nn.init.normal_(model.mixing_head[-1].weight)
     return model
 
 
-def test_names_shapes_and_the_mean_row():
-    settings = from_their_counts(n_ahead=8, n_ahead_talk=4, n_passes=2)
-    assert settings == {"thought_tokens": 5, "lookahead": 4, "rationales": 2}
-    state = their_state(settings)
-    model = from_authors(state, CONFIG, **settings)
-    assert torch.equal(model.start_embedding, state["start_embedding"][0])
-    assert torch.equal(model.mixing_head[2].weight, state["talk_head.0.2.weight"])
-    assert torch.equal(model.base.lm_head.weight, state["lm_head.weight"])
-
-
-def test_the_configuration_is_kept_under_its_old_names_too():
-    settings = from_their_counts(8, 4, 2)
-    config = from_authors(their_state(settings), CONFIG, **settings).base.config
-    assert config.rope_parameters["rope_theta"] == 123.0
-    assert config.rms_norm_eps == 1e-3
-
-
-def test_another_state_dict_is_refused():
-    settings = from_their_counts(8, 4, 2)
-    state = their_state(settings)
-    del state["talk_head.0.0.weight"]
-    with pytest.raises(ValueError, match="not a checkpoint"):
-        from_authors(state, CONFIG, **settings)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_the_dtype_is_kept_and_nothing_is_copied(dtype: torch.dtype):
-    """Rotary frequencies stay exact: bfloat16 would move every position."""
-    settings = from_their_counts(8, 4, 2)
-    state = {name: value.to(dtype) for name, value in their_state(settings).items()}
-    model = from_authors(state, CONFIG, **settings)
-    assert {p.dtype for p in model.parameters()} == {dtype}
-    exact = from_authors_untrained(settings).base.model.rotary_emb.inv_freq
-    assert exact.dtype == torch.float32 and torch.equal(model.base.model.rotary_emb.inv_freq, exact)
-    assert model.base.model.embed_tokens.weight.data_ptr() == state["model.embed_tokens.weight"].data_ptr()
-
-
-def test_of_several_dtypes_none_is_rounded():
-    settings = from_their_counts(8, 4, 2)
-    state = their_state(settings)
-    mixed = {name: value.bfloat16() if "layers" in name else value for name, value in state.items()}
-    model = from_authors(mixed, CONFIG, **settings)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert torch.equal(model.mixing_head[0].weight, state["talk_head.0.0.weight"])
+def their_state(rows: int = ROWS, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return a state dict under their names, made from a model of ours."""
+    ours = untrained(rows).state_dict()
+    state = {name.removeprefix("base.").replace("mixing_head.", "talk_head.0."): value for name, value in ours.items()}
+    for name in ("start_embedding", "end_embedding"):
+        state[name] = torch.stack([torch.randn(8), torch.full((8,), 99.0)])
+    return {name: value.to(dtype) for name, value in state.items()}
 
 
 def meta_tokenizer() -> PreTrainedTokenizerBase:
@@ -109,19 +65,12 @@ def meta_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-ROWS = len(word_tokenizer()) + 2
-THEIRS = {**CONFIG, "vocab_size": ROWS, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-THEIRS |= {**VARIANT, "max_thoughts": 13, "merged_talk_heads": True, "torch_dtype": "bfloat16", "use_cache": True}
-
-
-def checkpoint(
-    folder: Path, tokenizer: PreTrainedTokenizerBase | None = None, shards: int = 2, rows: int = ROWS
-) -> Path:
-    """A checkpoint of theirs in bfloat16, as the hub lays it out, in several shards or in one file."""
+def checkpoint(folder: Path, make: Callable = meta_tokenizer, shards: int = 2, rows: int = ROWS) -> Path:
+    """Write a checkpoint of theirs in bfloat16, as the hub lays it out, in several shards or in one file."""
     folder.mkdir(parents=True)
-    state = {name: value.bfloat16() for name, value in their_state(from_their_counts(8, 4, 2), rows).items()}
+    state = their_state(rows, torch.bfloat16)
     (folder / "config.json").write_text(json.dumps(THEIRS | {"vocab_size": rows}))
-    (tokenizer or meta_tokenizer()).save_pretrained(folder)
+    make().save_pretrained(folder)
     if shards == 1:
         save_file(state, folder / "model.safetensors")
         return folder
@@ -133,83 +82,90 @@ def checkpoint(
     return folder
 
 
-def weights_in(folder: Path) -> dict[str, Tensor]:
-    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
-
-
 @torch.no_grad()
-def predicted(model: QuietStarForCausalLM, rows: int = ROWS) -> Tensor:
-    ids = torch.arange(1, 13).view(2, 6) % rows
-    return model(ids, sampling=Sampling(1.0, 3)).logits
+def predicted(model: QuietStarForCausalLM) -> Tensor:
+    return model(torch.arange(1, 13).view(2, 6) % ROWS, sampling=Sampling(1.0, 3)).logits
+
+
+def test_names_the_mean_row_and_the_configuration():
+    assert COUNTS == {"thought_tokens": 5, "lookahead": 4, "rationales": 2}
+    state = their_state()
+    model = from_authors(state, THEIRS, **COUNTS)
+    assert torch.equal(model.start_embedding, state["start_embedding"][0])
+    assert torch.equal(model.mixing_head[2].weight, state["talk_head.0.2.weight"])
+    assert torch.equal(model.base.lm_head.weight, state["lm_head.weight"])
+    assert model.base.config.rope_parameters["rope_theta"] == 123.0
+    assert model.base.config.rms_norm_eps == 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_dtype_is_kept_and_nothing_is_copied(dtype: torch.dtype):
+    """Rotary frequencies stay exact: bfloat16 would move every position."""
+    state = their_state(dtype=dtype)
+    model = from_authors(state, THEIRS, **COUNTS)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    exact = untrained().base.model.rotary_emb.inv_freq
+    assert exact.dtype == torch.float32 and torch.equal(model.base.model.rotary_emb.inv_freq, exact)
+    assert model.base.model.embed_tokens.weight.data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+
+
+def test_of_several_dtypes_none_is_rounded():
+    state = their_state()
+    mixed = {name: value.bfloat16() if "layers" in name else value for name, value in state.items()}
+    model = from_authors(mixed, THEIRS, **COUNTS)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.mixing_head[0].weight, state["talk_head.0.0.weight"])
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_checkpoint_becomes_a_trained_folder(shards: int, tmp_path: Path, capsys: pytest.CaptureFixture):
-    source = checkpoint(tmp_path / "theirs", shards=shards)
-    main([str(source), str(tmp_path / "ours")])
-    told = capsys.readouterr().out
-    model = load_trained(tmp_path / "ours")
-    counts, ids = from_their_counts(8, 4, 2), {"start_token_id": ROWS - 2, "end_token_id": ROWS - 1}
-    expected = from_authors(weights_in(source), THEIRS, **counts, **ids)
+    """The output folder may exist if it is empty, and pickles beside safetensors, as trainers leave, do not matter."""
+    source, out = checkpoint(tmp_path / "theirs", shards=shards), tmp_path / "ours"
+    out.mkdir()
+    (source / "training_args.bin").write_bytes(b"no pickle")
+    main([str(source), str(out)])
+    printed = capsys.readouterr().out
+    model, expected = load_trained(out), from_authors(their_state(dtype=torch.bfloat16), THEIRS, **COUNTS, **IDS)
     assert torch.equal(predicted(model), predicted(expected))
     assert model.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.state_dict().items())
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.base.model.rotary_emb.inv_freq.dtype == torch.float32
+    config = model.config
+    assert (config.method, config.meta_token_scale, config.policy_weight) == ("quiet_star", 100.0, 1e6)
+    assert (config.thought_tokens, config.lookahead, config.rationales, config.policy_temperature) == (5, 4, 2, 3.0)
+    ours, theirs, text = read_tokenizer(out), meta_tokenizer(), "What is 12 and the rest?"
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+    assert ours.convert_tokens_to_ids([START, END]) == [ROWS - 2, ROWS - 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]
     size = sum(p.numel() for p in model.parameters())
-    assert told.splitlines() == [
-        f"{tmp_path}/ours: {size:,} parameters in bfloat16, 5 thought tokens, lookahead 4, 2 rationales; "
+    assert printed.splitlines() == [
+        f"{out}: {size:,} parameters in bfloat16, 5 thought tokens, lookahead 4, 2 rationales; "
         f"never sampled: {ROWS - 2}, {ROWS - 1}"
     ]
 
 
-def test_settings_are_theirs(tmp_path: Path):
-    source = checkpoint(tmp_path / "theirs")
-    main([str(source), str(tmp_path / "ours")])
-    config = load_trained(tmp_path / "ours").config
-    assert (config.method, config.meta_token_scale, config.policy_weight) == ("quiet_star", 100.0, 1e6)
-    assert (config.thought_tokens, config.lookahead, config.rationales, config.policy_temperature) == (5, 4, 2, 3.0)
-    main([str(source), str(tmp_path / "other"), "--n-ahead", "12", "--n-ahead-talk", "3", "--n-passes", "1"])
-    config = load_trained(tmp_path / "other").config
-    assert (config.thought_tokens, config.lookahead, config.rationales) == (9, 3, 1)
-
-
-def test_the_tokenizer_comes_along(tmp_path: Path):
-    main([str(checkpoint(tmp_path / "theirs")), str(tmp_path / "ours")])
-    text = "What is 12 and the rest?"
-    ours, theirs = read_tokenizer(tmp_path / "ours"), meta_tokenizer()
-    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
-    assert ours.convert_tokens_to_ids([START, END]) == [ROWS - 2, ROWS - 1]
-
-
 def test_meta_tokens_are_added_to_mistrals_own_tokenizer(tmp_path: Path):
-    """As their script does, which does not save the tokenizer that it makes."""
-    main([str(checkpoint(tmp_path / "theirs", word_tokenizer())), str(tmp_path / "ours")])
+    """Their script does the same, and does not save the tokenizer that it makes."""
+    main([str(checkpoint(tmp_path / "theirs", word_tokenizer)), str(tmp_path / "ours")])
     assert read_tokenizer(tmp_path / "ours").convert_tokens_to_ids([START, END]) == [ROWS - 2, ROWS - 1]
     model = load_trained(tmp_path / "ours")
-    assert model.config.banned == [ROWS - 2, ROWS - 1]
+    assert [model.config.start_token_id, model.config.end_token_id] == [ROWS - 2, ROWS - 1]
     with torch.no_grad():
-        model.base.lm_head.weight[model.config.banned] = 50.0
+        model.base.lm_head.weight[-2:] = 50.0
         model.base.model.norm.weight.abs_()
     written = model.generate(torch.tensor([[3, 4]]), max_new_tokens=20, sampling=Sampling(5.0, 1))
-    assert not torch.isin(written, torch.tensor(model.config.banned)).any()
+    assert written.max() < ROWS - 2
 
 
 @pytest.mark.parametrize("spare", [-2, 5])
 def test_a_vocabulary_without_meta_tokens_bans_nothing(spare: int, tmp_path: Path, capsys: pytest.CaptureFixture):
     """There is no row for them, or nothing says which rows are theirs."""
-    rows = ROWS + spare
-    main([str(checkpoint(tmp_path / "theirs", word_tokenizer(), rows=rows)), str(tmp_path / "ours")])
-    assert load_trained(tmp_path / "ours").banned == []
+    main([str(checkpoint(tmp_path / "theirs", word_tokenizer, rows=ROWS + spare)), str(tmp_path / "ours")])
+    config = load_trained(tmp_path / "ours").config
+    assert config.start_token_id is None and config.end_token_id is None
     assert len(read_tokenizer(tmp_path / "ours")) == ROWS - 2
     assert "never sampled: no id" in capsys.readouterr().out
-
-
-def test_an_empty_folder_is_written_to(tmp_path: Path):
-    (tmp_path / "ours").mkdir()
-    main([str(checkpoint(tmp_path / "theirs")), str(tmp_path / "ours")])
-    assert load_trained(tmp_path / "ours")
 
 
 @pytest.mark.parametrize("there", ["a trained folder", "a file"])
@@ -230,8 +186,10 @@ def test_counts_that_the_configuration_contradicts_are_pointed_out(tmp_path: Pat
     source = checkpoint(tmp_path / "theirs")
     main([str(source), str(tmp_path / "ours")])
     assert not caplog.records
-    main([str(source), str(tmp_path / "other"), "--n-ahead", "12"])
-    assert "max_thoughts 13" in caplog.text and "17" in caplog.text
+    main([str(source), str(tmp_path / "other"), "--n-ahead", "12", "--n-ahead-talk", "3", "--n-passes", "1"])
+    assert "max_thoughts 13" in caplog.text and "16" in caplog.text
+    config = load_trained(tmp_path / "other").config
+    assert (config.thought_tokens, config.lookahead, config.rationales) == (9, 3, 1)
 
 
 def change_config(**changes: object) -> Callable[[Path], None]:
@@ -243,7 +201,7 @@ def change_config(**changes: object) -> Callable[[Path], None]:
 
 
 def change_weights(name: str, value: Tensor | None) -> Callable[[Path], None]:
-    """Another tensor of this name in the first shard; None leaves it out."""
+    """Put another tensor of this name into the first shard; None leaves it out."""
 
     def change(source: Path) -> None:
         for path in source.glob("*.safetensors"):
@@ -256,15 +214,11 @@ def change_weights(name: str, value: Tensor | None) -> Callable[[Path], None]:
 
 
 def remove(*patterns: str) -> Callable[[Path], None]:
-    def change(source: Path) -> None:
-        for path in [path for pattern in patterns for path in source.glob(pattern)]:
-            path.unlink()
-
-    return change
+    return lambda source: [path.unlink() for pattern in patterns for path in list(source.glob(pattern))]
 
 
 def write(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda source: (source / name).write_bytes(content) and None
+    return lambda source: (source / name).write_bytes(content)
 
 
 def pickled(source: Path) -> None:
@@ -272,6 +226,7 @@ def pickled(source: Path) -> None:
     torch.save({}, source / "pytorch_model-00001-of-00002.bin")
 
 
+INDEX = "model.safetensors.index.json"
 WRONG = {
     name: (change_config(**{name: not value}), f"{name} is {json.dumps(not value)}") for name, value in VARIANT.items()
 }
@@ -281,18 +236,16 @@ WRONG |= {
     "another size": (change_config(hidden_size=16), "not a checkpoint of the authors' code: .* is torch.bfloat16 of"),
     "no config": (remove("config.json"), "config.json is missing or broken"),
     "broken config": (write("config.json", b"{"), "config.json is missing or broken"),
-    "a list": (write("config.json", b"[]"), "config.json is broken: it holds no JSON object"),
+    "a list": (write("config.json", b"[]"), "holds a None model"),
     "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
     "no weights": (remove("*.safetensors", "*.index.json"), "holds no weights"),
-    "broken index": (write("model.safetensors.index.json", b"?"), "index.json is missing or broken"),
-    **{
-        f"an index of {content}": (write("model.safetensors.index.json", content), "its weight_map names no files")
-        for content in (b"{}", *(b'{"weight_map": %s}' % some for some in (b"[]", b"null", b'{"a": 5}', b'{"a": {}}')))
-    },
+    "broken index": (write(INDEX, b"?"), "index.json is missing or broken"),
+    "empty index": (write(INDEX, b"{}"), "index.json is broken: it has no weight_map"),
+    "wrong index": (write(INDEX, b'{"weight_map": {"a": 5}}'), "theirs/5 is missing or broken"),
     "nested too deep": (write("config.json", b'{"a":' * 100_000), "config.json is missing or broken"),
     "no size": (change_config(vocab_size=2**63 - 1), "config.json is not one of theirs: "),
-    "lost shard": (remove("*00002-of*"), "model-00002-of-00002.safetensors is missing"),
-    "broken shard": (write("model-00002-of-00002.safetensors", b"version https://git-lfs"), "00002.* cannot be read"),
+    "lost shard": (remove("*00002-of*"), "model-00002-of-00002.safetensors is missing or broken: download it again"),
+    "broken shard": (write("model-00002-of-00002.safetensors", b"version https://git-lfs"), "00002.* is missing or"),
     "no head": (change_weights("talk_head.0.0.weight", None), "it has no talk_head.0.0.weight"),
     "no table": (change_weights("model.embed_tokens.weight", None), "embeddings for 0 tokens"),
     "more": (change_weights("think_head.0.weight", torch.zeros(3)), "it has a think_head.0.weight"),
@@ -303,13 +256,13 @@ WRONG |= {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_not_their_checkpoint_is_refused_in_one_line(
+def test_other_folders_are_refused_in_one_line(
     wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ):
     source = checkpoint(tmp_path / "theirs")
-    change, told = WRONG[wrong]
+    change, message = WRONG[wrong]
     change(source)
-    with pytest.raises(UserError, match=told) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         main([str(source), str(tmp_path / "ours")])
     assert str(source) in str(refused.value) and "\n" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
@@ -317,78 +270,59 @@ def test_what_is_not_their_checkpoint_is_refused_in_one_line(
 
 
 def test_a_tokenizer_larger_than_the_table_is_refused(tmp_path: Path):
-    source = checkpoint(tmp_path / "theirs", rows=ROWS - 1)
     with pytest.raises(UserError, match=f"embeddings for {ROWS - 1} tokens, but its tokenizer has {ROWS}"):
-        main([str(source), str(tmp_path / "ours")])
+        main([str(checkpoint(tmp_path / "theirs", rows=ROWS - 1)), str(tmp_path / "ours")])
 
 
 @pytest.mark.parametrize("counts", [("--n-ahead", "3"), ("--n-ahead-talk", "0"), ("--n-passes", "0")])
 def test_counts_that_make_no_thought_are_refused(counts: tuple[str, str], tmp_path: Path):
     with pytest.raises(UserError, match="--n-ahead must be at least 4, --n-ahead-talk and --n-passes at least 1"):
-        main([str(checkpoint(tmp_path / "theirs")), str(tmp_path / "ours"), *counts])
-
-
-def test_pickles_beside_safetensors_are_left_alone(tmp_path: Path):
-    """A trainer leaves its training_args.bin there."""
-    source = checkpoint(tmp_path / "theirs")
-    (source / "training_args.bin").write_bytes(b"no pickle")
-    main([str(source), str(tmp_path / "ours")])
-    assert load_trained(tmp_path / "ours")
+        main([str(tmp_path / "theirs"), str(tmp_path / "ours"), *counts])
 
 
 def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = checkpoint(tmp_path / "theirs")
-
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "x")
 
+    source = checkpoint(tmp_path / "theirs")
     monkeypatch.setattr("pipeline.data.tokens.tokenizer.PreTrainedTokenizerBase.save_pretrained", full)
     with pytest.raises(OSError, match="No space"):
         main([str(source), str(tmp_path / "ours")])
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path):
     source, out = checkpoint(tmp_path / "theirs"), tmp_path / "ours"
-
-    def run() -> subprocess.CompletedProcess:
-        line = [sys.executable, "-m", "pipeline.authors", str(source), str(out)]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-    done = run()
-    assert done.returncode == 0 and done.stdout.startswith(f"{out}: ") and len(done.stdout.splitlines()) == 1
+    line = [sys.executable, "-m", "pipeline.authors", str(source), str(out)]
+    first, again = (subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120) for _ in range(2))
+    assert first.returncode == 0 and first.stdout.startswith(f"{out}: ") and len(first.stdout.splitlines()) == 1
     assert load_trained(out)
-    again = run()
     assert (again.returncode, again.stdout, len(again.stderr.splitlines())) == (1, "", 1)
     assert again.stderr.startswith(f"error: {out} exists")
-
-
-def case_checkpoint(case: Path, folder: Path, about: dict) -> Path:
-    """One of the authors' own cases as a folder in the hub's layout, with a tokenizer as large as it needs."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(about["config"]))
-    (folder / "model.safetensors").write_bytes((case / "model.safetensors").read_bytes())
-    tokenizer = word_tokenizer()
-    spare = [f"<{i}>" for i in range(about["start_token_id"] - len(tokenizer))]
-    tokenizer.add_tokens(spare)
-    tokenizer.add_tokens([START, END], special_tokens=True)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.skipif(not CASES, reason=f"no reference cases in {REFERENCE} (set QUIET_STAR_REFERENCE)")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_their_own_cases_are_read_from_a_folder(case: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """The authors' own case, in the hub's layout, with a tokenizer as large as it needs."""
     about, expected = json.loads((case / "case.json").read_text()), load_file(case / "expected.safetensors")
-    source = case_checkpoint(case, tmp_path / "theirs", about)
-    counts = {f"--{name.replace('_', '-')}": about[name] for name in ("n_ahead", "n_ahead_talk", "n_passes")}
-    main([str(source), str(tmp_path / "ours"), *(str(part) for pair in counts.items() for part in pair)])
+    source = tmp_path / "theirs"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(about["config"]))
+    (source / "model.safetensors").write_bytes((case / "model.safetensors").read_bytes())
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(about["start_token_id"] - len(tokenizer))])
+    tokenizer.add_tokens([START, END], special_tokens=True)
+    tokenizer.save_pretrained(source)
+    counts = {name: about[name] for name in ("n_ahead", "n_ahead_talk", "n_passes")}
+    options = [f"--{name.replace('_', '-')}={count}" for name, count in counts.items()]
+    main([str(source), str(tmp_path / "ours"), *options])
     assert not caplog.records  # their max_thoughts agrees
     model = load_trained(tmp_path / "ours")
-    assert model.config.banned == [about["start_token_id"], about["end_token_id"]]
-    settings = from_their_counts(about["n_ahead"], about["n_ahead_talk"], about["n_passes"])
-    ids = {"start_token_id": about["start_token_id"], "end_token_id": about["end_token_id"]}
-    direct = from_authors(load_file(case / "model.safetensors"), about["config"], **settings, **ids)
+    ids = {name: about[name] for name in ("start_token_id", "end_token_id")}
+    assert {name: getattr(model.config, name) for name in ids} == ids
+    direct = from_authors(load_file(case / "model.safetensors"), about["config"], **from_their_counts(**counts), **ids)
     text, thoughts = expected["input_ids"].long(), expected["thought_ids"].long()[:, :1]
     with torch.no_grad():
         logits = model(text, thought_ids=thoughts).logits

@@ -1,7 +1,6 @@
-"""How a command ends: the guard against another copy's code, Ctrl-C, exceptions in one line."""
+"""How a command ends: one line for a mistake, Ctrl-C, other code than this folder's, how long a stage took."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,73 +15,79 @@ from pipeline import errors
 ROOT = Path(__file__).parents[1]
 
 
-def test_code_from_elsewhere_is_refused(tmp_path: Path):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    command = [sys.executable, "-m", "stages.corpus"]
-    ran = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("error: the code in use is ") and "Traceback" not in ran.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml"]
-
-
-def interrupted() -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.fixture
-def own_ctrl_c():
-    """What the test makes of Ctrl-C ends with it."""
+@pytest.fixture(autouse=True)
+def as_a_command(monkeypatch: pytest.MonkeyPatch):
+    """In the project's root; what the command makes of Ctrl-C ends with the test."""
+    monkeypatch.chdir(ROOT)
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_ends_a_command_as_a_shell_expects(monkeypatch: pytest.MonkeyPatch, own_ctrl_c: None):
-    monkeypatch.chdir(ROOT)
+def ended(command: Callable[[], None]) -> object:
+    """The exit code, or the line that comes with exit code 1."""
     with pytest.raises(SystemExit) as end:
-        errors.run(interrupted)
-    assert end.value.code == 130
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second one has nothing to end
+        errors.run(command)
+    return end.value.code
 
 
-@pytest.mark.parametrize("module", ["stages.train", "pipeline.plan", "pipeline.preset"])
-def test_ctrl_c_while_libraries_are_loaded(module: str, tmp_path: Path):
-    (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", module],
+def fails(error: BaseException) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    return command
+
+
+def test_code_from_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(ended(lambda: (tmp_path / "written").touch())).startswith("error: the code in use is ")
+    assert not (tmp_path / "written").exists()
+
+
+def test_ctrl_c_ends_a_command_as_a_shell_expects():
+    assert ended(fails(KeyboardInterrupt())) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a second Ctrl-C has nothing to end
+
+
+def loading(tmp_path: Path, *words: str) -> subprocess.Popen:
+    """A process of Python that is loading torch, and has printed its handler of Ctrl-C."""
+    code = "import signal, time\nprint(signal.getsignal(signal.SIGINT).__name__, flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "torch.py").write_text(code)
+    return subprocess.Popen(
+        [sys.executable, *words],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline() == "loading\n"
+
+
+@pytest.mark.parametrize("words", ["-m stages.train", "-u -m stages.train", "-m pipeline.plan", "-m pipeline.preset"])
+def test_ctrl_c_while_libraries_are_loaded(words: str, tmp_path: Path):
+    process = loading(tmp_path, *words.split())
+    assert process.stdout.readline() == "<lambda>\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30) == ("", "") and process.returncode == 130
 
 
-def test_importing_the_package_leaves_ctrl_c_alone():
-    code = (
-        "from signal import *; signal(SIGINT, default_int_handler); import pipeline; print(getsignal(SIGINT).__name__)"
-    )
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert told.stdout == "default_int_handler\n"
+def test_importing_the_package_leaves_ctrl_c_alone(tmp_path: Path):
+    """As in a notebook or a test."""
+    process = loading(tmp_path, "-c", "from signal import *; signal(SIGINT, default_int_handler); import pipeline")
+    assert process.stdout.readline() == "default_int_handler\n"
+    process.kill()
+    process.communicate()
+
+
+SENTENCE = "what a library says in one line of some length"
 
 
 @pytest.mark.parametrize(
     "error, told",
     [
-        (
-            ValueError("what a library says in one line of some length\nand what it adds"),
-            "what a library says in one line of some length",
-        ),
+        (ValueError(f"{SENTENCE}\nand what it adds"), SENTENCE),
         (ValueError("one\n\n  two"), "one two"),
-        (
-            ValueError("it says what it is about in a line that ends so:\n what it is\n3"),
-            "it says what it is about in a line that ends so: what it is",
-        ),
+        (ValueError(f"{SENTENCE}:\n what it is\n3"), f"{SENTENCE}: what it is"),
         (KeyError("foo"), "KeyError: 'foo'"),
         (ValueError(), "ValueError"),
         (ValueError("\n"), "ValueError"),
@@ -93,30 +98,21 @@ def test_an_exception_in_one_line(error: Exception, told: str):
 
 
 def test_only_a_users_mistake_hides_the_traceback():
-    def broken() -> None:
-        raise RuntimeError("a bug")
-
-    with pytest.raises(RuntimeError):
-        errors.run(broken)
+    for error in (RuntimeError("a bug"), OSError("a library's own")):
+        with pytest.raises(type(error)):
+            errors.run(fails(error))
 
 
-def exhaust() -> None:
-    torch.empty(2**50)  # more than there are addresses
-
-
-def exhaust_python() -> None:
-    raise MemoryError
-
-
-def exhaust_a_gpu() -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words")
-
-
-@pytest.mark.parametrize("stage", [exhaust, exhaust_python, exhaust_a_gpu])
-def test_no_memory_left(stage: Callable[[], None]):
-    with pytest.raises(SystemExit) as end:
-        errors.run(stage)
-    told = str(end.value.code)
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda: torch.empty(2**50),  # more than there are addresses
+        fails(MemoryError()),
+        fails(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words")),
+    ],
+)
+def test_no_memory_left(command: Callable[[], None]):
+    told = str(ended(command))
     assert told.startswith("error: out of memory (") and "lower the stage's batch_size" in told and "\n" not in told
 
 
@@ -125,15 +121,44 @@ def test_no_memory_left(stage: Callable[[], None]):
     [("first\n  second", "first second"), ("a\x1b[31mb\x00", "a\ufffd[31mb\ufffd"), ("x" * 5000, "x" * 1000 + "…")],
 )
 def test_a_message_is_one_printable_line(text: str, told: str):
-    def refuse() -> None:
-        raise errors.UserError(text)
-
-    with pytest.raises(SystemExit) as end:
-        errors.run(refuse)
-    assert end.value.code == f"error: {told}"
+    assert ended(fails(errors.UserError(text))) == f"error: {told}"
 
 
 def test_a_complaint_of_the_system_names_the_file(tmp_path: Path):
-    with pytest.raises(SystemExit) as end:
-        errors.run(lambda: (tmp_path / "nothing").read_text())
-    assert end.value.code == f"error: No such file or directory: {tmp_path / 'nothing'}"
+    path = tmp_path / "nothing"
+    assert ended(path.read_text) == f"error: No such file or directory: {path}"
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (192, "3 min 12 s"),
+        (3600, "1 h 0 min"),
+        (93_661, "26 h 1 min"),
+    ],
+)
+def test_durations(seconds: float, words: str):
+    assert errors.duration(seconds) == words
+
+
+def test_a_stage_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause", "1"])
+    monkeypatch.setattr("time.monotonic", lambda: errors.STARTED + 192)
+    errors.run_stage(lambda *arguments: called.append(arguments), "METHOD", "SEED")
+    assert called == [("pause", "1")]
+    assert capsys.readouterr().err == "baseline pause 1: 3 min 12 s\n"
+    with pytest.raises(SystemExit, match="^error: no$"):
+        errors.run_stage(lambda *_: fails(errors.UserError("no"))(), "METHOD", "SEED")
+    monkeypatch.setenv("LOCAL_RANK", "0")  # in one of several processes, the one that launched them tells
+    errors.run_stage(lambda *_: None, "METHOD", "SEED")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stage_needs_its_arguments(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause"])
+    with pytest.raises(SystemExit, match=r"^error: usage: python -m stages.baseline METHOD SEED \(all else is in"):
+        errors.run_stage(print, "METHOD", "SEED")

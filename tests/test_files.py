@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.files import BATCH_ROWS, arrow_table, batches, new_path, read_rows, write_json, write_rows, write_table
+from pipeline.files import (
+    BATCH_ROWS,
+    arrow_table,
+    batches,
+    checked_table,
+    new_path,
+    read_rows,
+    write_json,
+    write_rows,
+    write_table,
+)
 
 SCHEMA = pa.schema({"n": pa.int64()})
 
@@ -56,14 +66,15 @@ def test_an_output_has_its_name_when_it_is_on_the_disk(tmp_path: Path, on_disk: 
     assert on_disk[2:] == ["rename folder.part folder", "sync ."]
 
 
-def test_a_full_disk_that_only_a_text_tells_of(tmp_path: Path):
+def test_a_full_disk_of_which_only_a_message_tells(tmp_path: Path):
+    """As safetensors and tokenizers do."""
     with pytest.raises(OSError) as error, new_path(tmp_path / "model"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path / "model")
 
 
 def test_a_full_disk_of_which_only_a_number_tells(tmp_path: Path):
-    """As pyarrow does; within a folder that is being written it is the inner path that is named."""
+    """As pyarrow does. In a folder that is being written, the inner path is named."""
     with pytest.raises(OSError) as error, new_path(tmp_path / "folder") as folder, new_path(folder / "rows.parquet"):
         raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
     assert error.value.strerror == "No space left on device"
@@ -102,15 +113,6 @@ def test_more_rows_than_a_batch(tmp_path: Path):
     assert [row["n"] for row in read_rows(tmp_path / "rows.parquet")] == list(range(count))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PAR1 but not really", b"x" * 100])
-def test_a_missing_or_broken_file(content: bytes | None, tmp_path: Path):
-    path = tmp_path / "rows.parquet"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match="rows.parquet"):
-        list(read_rows(path))
-
-
 def test_arrow_rows_are_the_same_bytes_and_stay_on_the_disk(tmp_path: Path):
     count = 2 * BATCH_ROWS + 3
     for name in ("one.arrow", "other.arrow"):
@@ -122,12 +124,15 @@ def test_arrow_rows_are_the_same_bytes_and_stay_on_the_disk(tmp_path: Path):
     assert (tmp_path / "one.arrow").read_bytes() == (tmp_path / "other.arrow").read_bytes()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no arrow at all", b"\xff\xff\xff\xff"])
-def test_a_missing_or_broken_arrow_file(content: bytes | None, tmp_path: Path):
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 but not really", b"no arrow at all", b"\xff\xff\xff\xff"])
+def test_a_missing_or_broken_file(content: bytes | None, tmp_path: Path):
+    path = tmp_path / "rows"
     if content is not None:
-        (tmp_path / "rows.arrow").write_bytes(content)
-    with pytest.raises(UserError, match="rows.arrow is missing or not an Arrow file"):
-        arrow_table(tmp_path / "rows.arrow")
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="rows is missing or not a Parquet file: run `dvc repro`"):
+        list(read_rows(path))
+    with pytest.raises(UserError, match="rows is missing or not an Arrow file: run `dvc repro`"):
+        arrow_table(path)
 
 
 def test_an_arrow_file_that_is_cut_short(tmp_path: Path):
@@ -136,3 +141,18 @@ def test_an_arrow_file_that_is_cut_short(tmp_path: Path):
     (tmp_path / "rows.arrow").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="rows.arrow"):
         arrow_table(tmp_path / "rows.arrow")
+
+
+def test_a_checked_table_has_the_columns_of_the_schema_and_no_value_missing(tmp_path: Path):
+    for name, rows, schema in (
+        ("fine", [{"n": 1}], SCHEMA),
+        ("empty", [], SCHEMA),
+        ("missing", [{"n": 1}, {"n": None}], SCHEMA),
+        ("other", [{"m": 1}], pa.schema({"m": pa.int64()})),
+    ):
+        write_rows(tmp_path / f"{name}.arrow", rows, schema)
+    assert checked_table(tmp_path / "fine.arrow", SCHEMA)["n"].to_pylist() == [1]
+    assert not len(checked_table(tmp_path / "empty.arrow", SCHEMA))
+    for name in ("missing", "other"):
+        with pytest.raises(UserError, match=f"{name}.arrow does not hold the columns n: int64"):
+            checked_table(tmp_path / f"{name}.arrow", SCHEMA)

@@ -1,4 +1,4 @@
-"""The graph in dvc.yaml: what a stage depends on is what it imports, and what it writes is kept somewhere."""
+"""The graph in dvc.yaml: a stage depends on exactly what it imports, and its outputs are kept somewhere."""
 
 import ast
 import subprocess
@@ -27,7 +27,7 @@ def code_deps(stage: dict) -> set[str]:
 
 
 def outputs(stage: dict) -> dict[str, bool]:
-    """Whether each output is in DVC's cache."""
+    """The outputs by path, and whether DVC caches them."""
     entries = [*stage.get("outs", []), *stage.get("metrics", [])]
     named = [entry if isinstance(entry, dict) else {entry: {}} for entry in entries]
     return {path: options.get("cache", True) for entry in named for path, options in entry.items()}
@@ -40,13 +40,13 @@ def test_the_closure_finds_what_is_known_to_be_imported():
 
 
 def holds_code(path: Path) -> bool:
-    """Whether a file is more than a docstring, as most __init__ files are not."""
+    """Whether a file has more than a docstring; most __init__ files have no more."""
     return any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_code_that_it_imports(name: str):
-    """Every file that it imports; and no other, unless the whole folder is named."""
+    """On every file that it imports; and on no other, unless the whole folder is named."""
     closed = filter(holds_code, closure(ROOT / f"stages/{name}.py"))
     imported = {str(path.relative_to(ROOT)) for path in closed} - CANNOT_CHANGE_OUTPUTS
     assert imported <= code_deps(STAGES[name])
@@ -64,24 +64,20 @@ def test_a_stage_depends_on_the_other_files_of_its_packages(name: str):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_runs_its_own_module(name: str):
+def test_a_stage_runs_its_own_module_with_parameters_that_exist(name: str):
     arguments = " ${item.method} ${item.seed}" if name in BASELINES else ""
     assert STAGES[name]["cmd"] == f"exec python -m stages.{name}{arguments}"
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_parameters_that_exist(name: str):
     config = OmegaConf.load(ROOT / "params.yaml")
     for key in STAGES[name]["params"]:
         section, _, last = key.rpartition(".")
         assert last in (OmegaConf.select(config, section) if section else config)
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_an_output_is_in_the_cache_or_in_git_never_both(name: str):
-    for path, cached in outputs(STAGES[name]).items():
-        ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False).returncode == 0
-        assert ignored == cached, path
+def test_an_output_is_in_the_cache_or_in_git_never_both():
+    cached = {path: is_cached for stage in STAGES.values() for path, is_cached in outputs(stage).items()}
+    command = ["git", "check-ignore", "--stdin"]
+    listed = subprocess.run(command, cwd=ROOT, input="\n".join(cached), capture_output=True, text=True, check=True)
+    assert set(listed.stdout.splitlines()) == {path for path, is_cached in cached.items() if is_cached}
 
 
 def test_every_data_dependency_is_another_stages_output():
@@ -95,7 +91,7 @@ def test_every_data_dependency_is_another_stages_output():
 
 
 def reruns(changed: str) -> set[str]:
-    """The stages that run again when this parameter or file changes."""
+    """The stages that run again if this parameter or file changes."""
     ran: set[str] = set()
     dirty = {changed}
     for _ in STAGES:

@@ -1,4 +1,4 @@
-"""Memory stays flat as a corpus grows tenfold: texts, tokens and questions are on the disk, not in memory."""
+"""Memory stays flat while the data grow tenfold: texts, tokens and questions stay on the disk."""
 
 import os
 import subprocess
@@ -10,15 +10,16 @@ from tests.stage_runner import ENVIRONMENT, ROOT
 
 
 def peak(stage: str, count: int) -> int:
-    """MB of a process of its own."""
+    """The peak memory of a new process, in MB."""
     run = [sys.executable, "-m", "tests.peak_memory", stage, str(count)]
     environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(run, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     return int(done.stdout)
 
 
-# held in memory, the texts of 40,000 documents would be 80 MB; questions, which once were, took 42 MB where they are
-# evaluated and 68 with samples of a chain of thought (measured; 40 of those are what a first batch of 2,000 rows takes)
+# in memory, the texts of 40,000 documents would take 80 MB; questions, which once were in memory, took 42 MB in
+# evaluation and 68 MB with samples of a chain of thought (measured; a first batch of 2,000 rows takes 40 MB of these)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, count, more", [("tokenize", 4000, 60), ("evaluate", 500, 25), ("chain_of_thought", 500, 54)]
 )

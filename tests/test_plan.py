@@ -1,25 +1,23 @@
 """A plan's figures against what arithmetic, a real model and measured steps give."""
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from pipeline import params
 from pipeline.errors import UserError
-from pipeline.models.learned import limit_learning, round_frozen
+from pipeline.models.trained import limit_learning, round_frozen
 from pipeline.params import Params
-from pipeline.plan.__main__ import duration, warnings
-from pipeline.plan.estimate import estimate, pass_flops
+from pipeline.plan.__main__ import duration, main, warnings
+from pipeline.plan.estimate import estimate
 from pipeline.plan.memory import learned_numbers, training_memory
 from pipeline.plan.shape import KNOWN, hub_shape, shape_from, shape_of, with_thoughts
-from pipeline.plan.work import Step, reading_flops, training_flops
+from pipeline.plan.work import Step, pass_flops, reading_flops
 from pipeline.preset import options as preset
 from pipeline.thought.step import Engine
 from tests.local_hub import model_folder
@@ -40,24 +38,20 @@ def planned(*words: str) -> Params:
     return params.load(changes=preset.options(list(words)))
 
 
-@pytest.mark.parametrize(
-    "path, parameters",
-    [
-        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
-        ("Qwen/Qwen2.5-0.5B", 494_032_768),
-        ("Qwen/Qwen2.5-7B", 7_615_616_512),
-        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
-    ],
-)
-def test_the_presets_models_have_their_published_sizes(path: str, parameters: int):
-    revision = yaml.safe_load(KNOWN.read_text())[path]["revision"]
-    assert hub_shape(path, revision).parameters == parameters
+# the published number of parameters of the presets' models
+PUBLISHED = {
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+}
 
 
-@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("model=")])
-def test_a_presets_model_is_known_without_a_network(name: str):
+@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("model=") and "tiny" not in name])
+def test_a_presets_model_is_known_without_a_network_and_has_its_published_size(name: str):
     base = planned(name).base_model
-    assert base.source == "scratch" or hub_shape(base.path, base.revision).parameters > 1e8
+    assert base.path in yaml.safe_load(KNOWN.read_text())
+    assert hub_shape(base.path, base.revision).parameters == PUBLISHED[base.path]
 
 
 def test_the_mixing_head_and_meta_tokens_are_counted():
@@ -166,7 +160,9 @@ def test_devices_share_states_and_gather_weights_and_gradients():
     shared = eight.memory.weights + eight.memory.gradients + eight.memory.optimizer
     assert shared == 16 * parameters / 8 and eight.memory.gathered == (2 + 2) * parameters
     assert one.memory.gathered == 0 and one.memory.activations - eight.memory.activations == 2 * parameters
-    assert told(*PAPER, "hardware=node", "plan.disk=1000", "train.precision=float32").startswith("training takes 85.3")
+    assert warned(*PAPER, "hardware=node", "plan.disk=1000", "train.precision=float32").startswith(
+        "training takes 85.3"
+    )
     adapters = estimate(planned(*PAPER, "hardware=node", "train.adapt=lora"))
     assert adapters.memory.gathered == 2 * (parameters + adapters.learned)
 
@@ -184,13 +180,24 @@ def test_slices_keep_their_gradients_apart():
     assert some.gradients == 2 * whole.gradients and some.activations < whole.activations
 
 
-@pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2"])
-@pytest.mark.parametrize("adapt", ["whole", "lora", "frozen"])
-def test_what_learns_is_counted_as_it_is_trained(adapt: str, base: dict):
+TIED = LLAMA | {"tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    "adapt, base",
+    [("whole", LLAMA), ("whole", GPT2), ("lora", LLAMA), ("lora", TIED), ("lora", GPT2), ("frozen", TIED)],
+    ids=["whole-llama", "whole-gpt2", "lora-llama", "lora-tied", "lora-gpt2", "frozen-tied"],
+)
+def test_what_learns_and_what_is_in_bfloat16_are_counted_as_in_training(adapt: str, base: dict):
     train, model = replace(TRAIN, adapt=adapt), quiet_star(base)
     shape = with_thoughts(shape_of(model.base))
     limit_learning(model, train)
     assert learned_numbers(shape, train) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if adapt != "whole":
+        round_frozen(model)
+        kept = sum(p.nbytes for name, p in model.named_parameters() if "lora_" not in name)
+        step = Step(texts=1, tokens=16, rationales=2, thought_tokens=3, lookahead=2)
+        assert training_memory(shape, step, 1, replace(train, precision="bfloat16")).weights == kept
 
 
 def test_what_does_not_learn_has_no_gradient_and_no_moments():
@@ -208,67 +215,44 @@ def test_what_does_not_learn_has_no_gradient_and_no_moments():
     assert found.disk["models"] == 2 * 4 * (2 * found.shape.parameters + 3 * learned)
     in_8_bits = estimate(planned(*words, "train.optimizer=adamw_8bit")).memory
     assert (in_8_bits.gradients, in_8_bits.optimizer) == (2 * 4 * learned, 2 * learned)
-    small = told(*words, "plan.device_memory=16")
+    small = warned(*words, "plan.device_memory=16")
     assert "alone are 16.4 GB; take a smaller model or more devices\n" in small
-    assert "; set train.precision to bfloat16, or" in told(*words, "plan.device_memory=20", "train.precision=float32")
+    small = warned(*words, "plan.device_memory=20", "train.precision=float32")
+    assert "; set train.precision to bfloat16, or" in small
 
 
-@pytest.mark.parametrize("base", [LLAMA, LLAMA | {"tie_word_embeddings": True}, GPT2], ids=["llama", "tied", "gpt2"])
-@pytest.mark.parametrize("adapt", ["lora", "frozen"])
-def test_weights_in_bfloat16_are_counted_as_they_are_kept(adapt: str, base: dict):
-    train, model = replace(TRAIN, adapt=adapt, precision="bfloat16"), quiet_star(base)
-    shape = with_thoughts(shape_of(model.base))
-    limit_learning(model, train)
-    round_frozen(model)
-    kept = sum(p.nbytes for name, p in model.named_parameters() if "lora_" not in name)
-    step = Step(texts=1, tokens=16, rationales=2, thought_tokens=3, lookahead=2)
-    assert training_memory(shape, step, 1, train).weights == kept
-
-
-class Count(TorchDispatchMode):
-    """Operations of the matrix products that torch is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        count = flop_registry.get(function.overloadpacket)
-        self.flops += count(*args, **(kwargs or {}), out_val=out) if count else 0
-        return out
-
-
-@pytest.mark.parametrize("thought_tokens, lookahead, tokens", [(9, 4, 16), (3, 2, 32)])
-@pytest.mark.parametrize("adapt", ["whole", "lora", "frozen"])
+@pytest.mark.parametrize(
+    "adapt, thought_tokens, lookahead, tokens",
+    [("whole", 9, 4, 16), ("whole", 3, 2, 32), ("lora", 3, 2, 32), ("frozen", 9, 4, 16)],
+)
 def test_operations_against_those_of_a_step(adapt: str, thought_tokens: int, lookahead: int, tokens: int):
-    """The engine finds ways round some of them, and the mixing head's own are not planned."""
+    """Within 3 %: the engine finds a way round some operations, and those of the mixing head are not planned."""
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 16}
     model = quiet_star(LLAMA | sizes, thought_tokens=thought_tokens, lookahead=lookahead)
     shape, ids = shape_of(model.base), random_ids(2, tokens)
     limit_learning(model, replace(TRAIN, adapt=adapt))
-    with Count() as counted:
+    with FlopCounterMode(display=False) as counter:
         model(ids, labels=ids, engine=Engine("blocked")).loss.backward()
     step = Step(2, tokens, model.config.rationales, thought_tokens, lookahead)
-    assert pass_flops(shape, step, replace(TRAIN, adapt=adapt)) == pytest.approx(counted.flops, rel=0.03)
+    assert pass_flops(shape, step, replace(TRAIN, adapt=adapt)) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 def test_reading_is_a_third_of_training_without_thoughts():
     shape = shape_of(quiet_star(LLAMA).base)
     step = Step(texts=2, tokens=64, rationales=0, thought_tokens=3, lookahead=2)
-    assert training_flops(shape, step) == pytest.approx(3 * reading_flops(shape, 2 * 64, 64))
+    assert pass_flops(shape, step) == pytest.approx(3 * reading_flops(shape, 2 * 64, 64))
 
 
-def told(*words: str) -> str:
+def warned(*words: str) -> str:
     some = planned(*words)
     return "\n".join(warnings(estimate(some), some))
 
 
 def test_what_fits_is_not_warned_of():
-    assert told("plan.disk=10") == ""
+    assert warned("plan.disk=10") == ""
     small = [*PAPER, "hardware=gpu", "plan.disk=1000", "plan.device_memory=24", "train.adapt=lora"]
     on_cpu = [f"{stage}.device=cpu" for stage in ("evaluate", "chain_of_thought", "perplexity")]
-    assert told(*small, *on_cpu).startswith("only training is in bfloat16") and "holds 29.2 GB" in told(*small)
+    assert warned(*small, *on_cpu).startswith("only training is in bfloat16") and "holds 29.2 GB" in warned(*small)
 
 
 @pytest.mark.parametrize(
@@ -287,11 +271,11 @@ def test_what_fits_is_not_warned_of():
         (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
         ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which is refused"),
-        ([*PAPER, "hardware=node", "train.positions=64"], "train.positions is 64, which is refused where"),
+        ([*PAPER, "hardware=node", "train.positions=64"], "train.positions is 64, which is refused"),
     ],
 )
 def test_what_does_not_fit_is(words: list[str], warning: str):
-    assert warning in told(*words)
+    assert warning in warned(*words)
 
 
 def test_a_method_without_thoughts_takes_less():
@@ -314,24 +298,20 @@ def test_every_corpus_has_a_size(name: str):
     assert disk["corpus"] > 1e5 and disk["tokens"] > 1e4
 
 
-@pytest.mark.parametrize(
-    "seconds, words", [(5, "5.0 seconds"), (90, "1.5 minutes"), (5400, "1.5 hours"), (129600, "1.5 days")]
-)
-def test_durations(seconds: float, words: str):
-    assert duration(seconds) == words
+def test_durations():
+    shown = {5: "5.0 seconds", 90: "1.5 minutes", 5400: "1.5 hours", 129600: "1.5 days"}
+    assert {seconds: duration(seconds) for seconds in shown} == shown
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "pipeline.plan", *words], capture_output=True, text=True, check=False)
-
-
-def test_as_a_command():
-    shown = run(*PAPER, "hardware=node", "plan.disk=1000")
-    assert shown.returncode == 0 and shown.stderr == ""
-    lines = dict(line.rsplit("  ", 1) for line in shown.stdout.splitlines() if not line.startswith("warning"))
+def test_as_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(sys, "argv", ["plan", *PAPER, "hardware=node", "plan.disk=0.1"])
+    main()
+    shown = capsys.readouterr().out
+    lines = dict(line.rsplit("  ", 1) for line in shown.splitlines() if not line.startswith("warning: "))
     assert {name.strip(): value.strip() for name, value in lines.items()}["parameters"] == "7,292,084,224"
-    for word in ("tokens of text", "operations, train", "memory a device", "time at", "disk, models"):
-        assert word in shown.stdout
-    refused = run("model=huge")
-    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "model=huge" in refused.stderr
-    assert "mistral-7b" in run("--help").stdout
+    for word in ("tokens of text", "operations, train", "memory a device", "time at", "time on 8", "disk, models"):
+        assert word in shown
+    assert "warning: " in shown
+    monkeypatch.setattr(sys, "argv", ["plan", "--help"])
+    main()
+    assert "mistral-7b" in capsys.readouterr().out

@@ -1,12 +1,13 @@
-"""Finished rows outlive a kill, and nothing else."""
+"""Finished rows outlive a kill, and nothing else does."""
 
 import fcntl
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import time
 from importlib.metadata import version
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,10 @@ import pytest
 from pipeline import resume
 from pipeline.errors import UserError
 from pipeline.resume import Scratch, fingerprint, unfinished
-from tests.killing import same_threads
-from tests.stage_runner import ROOT
 
 CODE = Path(resume.__file__)
+FORK = multiprocessing.get_context("fork")
 ROWS = [{"index": 0, "text": "é\n\u2028\x00", "loss": 0.1}, {"index": 1, "text": "", "loss": 1e-300}]
-HOLD = """
-import sys, time
-from pathlib import Path
-from pipeline import resume
-with resume.unfinished("s", {"seed": int(sys.argv[1])}, [], Path(resume.__file__)) as scratch:
-    scratch.add([{"index": 0}])
-    print("held", flush=True)
-    time.sleep(600)
-"""
 
 
 class KilledError(Exception):
@@ -40,20 +31,31 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def hold(ready: Event) -> None:
+    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
+        scratch.add([{"index": 0}])
+        ready.set()
+        time.sleep(600)
+
+
 @pytest.fixture
 def held(root: Path):
     """Another process that has the scratch of seed 1."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, "1"], cwd=ROOT, env=same_threads(), stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
+    ready = FORK.Event()
+    process = FORK.Process(target=hold, args=(ready,), daemon=True)
+    process.start()
+    assert ready.wait(60)
     yield process
+    kill(process)
+
+
+def kill(process: BaseProcess) -> None:
     process.kill()
-    process.wait()
+    process.join()
 
 
 def leave(rows: list[dict], seed: int = 1) -> None:
-    """A run that ends badly after these rows."""
+    """Run until these rows are kept, and fail."""
     with pytest.raises(KilledError), unfinished("s", {"seed": seed}, [], CODE) as scratch:
         scratch.add(rows)
         raise KilledError
@@ -89,19 +91,16 @@ def test_a_row_cut_short_is_dropped_and_written_over(tmp_path: Path):
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("line", [b"[]\n", b"5\n", b"null\n"])
-def test_what_is_no_row_is_dropped(line: bytes, tmp_path: Path):
-    path = tmp_path / "rows"
-    Scratch(path).add(ROWS[:1])
-    path.write_bytes(path.read_bytes() + line)
-    assert list(Scratch(path).rows) == ROWS[:1]
+ZEROS = bytes(5000)  # as a power cut leaves where nothing was on the disk yet
 
 
-@pytest.mark.parametrize("rest", [b"", b"\n", b'dex": 1}\n{"index": 2}\n'], ids=["to the end", "a line", "rows behind"])
-def test_zeros_where_a_power_cut_came_first_are_dropped(rest: bytes, tmp_path: Path):
+@pytest.mark.parametrize(
+    "rest", [b"[]\n", b"5\n", b"null\n", ZEROS, ZEROS + b"\n", ZEROS + b'dex": 1}\n{"index": 2}\n']
+)
+def test_what_is_no_row_is_dropped_with_all_behind_it(rest: bytes, tmp_path: Path):
     path = tmp_path / "rows"
     Scratch(path).add(ROWS[:1])
-    path.write_bytes(path.read_bytes() + bytes(5000) + rest)
+    path.write_bytes(path.read_bytes() + rest)
     scratch = Scratch(path)
     assert list(scratch.rows) == ROWS[:1]
     scratch.add(ROWS[1:])
@@ -136,8 +135,9 @@ def test_other_parameters_and_stages_have_rows_of_their_own(root: Path):
 
 @pytest.fixture
 def code(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which a.py imports b/c.py, and not d.py."""
-    files = {"a": "from pipeline.b.c import f", "b/__init__": "", "b/c": "def f(): pass", "d": "import pipeline.a"}
+    """A project in which a.py imports b/c.py and, relatively, e.py, but not d.py."""
+    files = {"a": "from pipeline.b.c import f\nfrom .e import g", "b/__init__": "", "b/c": "def f(): pass"}
+    files |= {"d": "import pipeline.a", "e": "def g(): pass"}
     for name, text in files.items():
         path = root / f"pipeline/{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def code(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root / "pipeline"
 
 
-def test_everything_that_can_change_a_row_is_in_its_name(root: Path, code: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_fingerprint_has_everything_that_can_change_a_row(root: Path, code: Path, monkeypatch: pytest.MonkeyPatch):
     data = root / "data"
     for path in (data / "x", data / "y/z", root / "file"):
         path.parent.mkdir(exist_ok=True)
@@ -157,7 +157,7 @@ def test_everything_that_can_change_a_row_is_in_its_name(root: Path, code: Path,
         return fingerprint(about, [data, root / "file"], code / "a.py", resume.LIBRARIES)
 
     names = [name(), name(seed=2)]
-    for path in (code / "a.py", code / "b/__init__.py", code / "b/c.py", data / "x", data / "y/z", root / "file"):
+    for path in (*(code / f"{one}.py" for one in ("a", "b/__init__", "b/c", "e")), *data.rglob("[xz]"), root / "file"):
         path.write_text(f"{path.read_text()}#")
         names.append(name())
     (data / "x").rename(data / "w")
@@ -196,12 +196,11 @@ def test_a_copy_of_inputs_and_code_elsewhere_has_the_same_name(code: Path, root:
     assert fingerprint({}, [copy / "x"], copy / "pipeline/a.py", ()) == name
 
 
-def test_a_second_process_is_refused_until_the_first_is_dead(held: subprocess.Popen, root: Path):
+def test_a_second_process_is_refused_until_the_first_is_dead(held: BaseProcess, root: Path):
     with pytest.raises(UserError, match=f"^process {held.pid} is at the same work, in ") as told:
         leave(ROWS)
     assert "\n" not in str(told.value)
-    held.kill()
-    held.wait()
+    kill(held)
     with unfinished("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == [{"index": 0}]
         with pytest.raises(UserError, match=f"^process {os.getpid()} is at"):
@@ -209,15 +208,15 @@ def test_a_second_process_is_refused_until_the_first_is_dead(held: subprocess.Po
 
 
 def age(folder: Path, seconds: float) -> None:
-    """As if nobody had touched it since."""
+    """Make the folder look unused for that long."""
     for path in (*folder.iterdir(), folder):
         os.utime(path, (time.time() - seconds,) * 2)
 
 
-def test_a_run_that_ends_well_removes_what_nobody_has_been_at_for_a_week(
-    held: subprocess.Popen, root: Path, caplog: pytest.LogCaptureFixture
+def test_a_run_that_succeeds_removes_what_was_unused_for_a_week(
+    held: BaseProcess, root: Path, caplog: pytest.LogCaptureFixture
 ):
-    """Other runs of the stage, killed together with it, each still find their own rows when they are run again."""
+    """Other runs of the stage, killed together with it, still find their own rows when they resume."""
     caplog.set_level("INFO")
     (one,) = (root / ".resume/s").iterdir()
     age(one, resume.KEPT + 60)
@@ -228,18 +227,17 @@ def test_a_run_that_ends_well_removes_what_nobody_has_been_at_for_a_week(
     (root / ".resume/s/.nfs1").touch()
     (root / ".resume/s/half.gone").mkdir()
     with unfinished("s", {"seed": 2}, [], CODE):
-        assert folders(root) == 6  # they may still go on, as long as nothing has ended well
+        assert folders(root) == 6  # nothing has succeeded yet
     assert folders(root) == 3  # of seed 1, which is at work, seed 4, and the file that is no folder
     assert caplog.messages[-1].startswith("2 other runs in ") and caplog.messages[-1].endswith("kept for a week")
-    held.kill()
-    held.wait()
+    kill(held)
     for seed, rows in {1: [{"index": 0}], 4: ROWS, 3: []}.items():
         with unfinished("s", {"seed": seed}, [], CODE) as scratch:
             assert list(scratch.rows) == rows
 
 
 def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its last run removes it between this one's opening the lock and having it."""
+    """Another run removes the folder after this one has opened the lock file, and before it has the lock."""
     lock, calls = fcntl.flock, []
 
     def flock(file, how):

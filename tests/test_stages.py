@@ -1,4 +1,4 @@
-"""The stages, one after the other, on very little: they run, write what dvc.yaml says, and write the same again."""
+"""All stages on very little data: they write what dvc.yaml says, and the same bytes again."""
 
 import itertools
 import json
@@ -19,13 +19,13 @@ from tests.stage_runner import ROOT, STAGES, copy_project, run_as_module, run_st
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """Everything that stages wrote, but for the speed, which is never the same."""
+    """Every file that stages wrote, except the speed, which is never the same."""
     files = [f for top in ("data", "models", "results") for f in (folder / top).rglob("*") if f.is_file()]
     return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "speed.csv"}
 
 
 def graph(project: Path) -> dict[str, dict]:
-    """The stages in dvc.yaml, by their commands; those of a matrix one by one, as this project's parameters have it."""
+    """The stages in dvc.yaml by command, a matrix expanded with the project's parameters."""
     params, stages = OmegaConf.load(project / "params.yaml"), {}
     for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
         matrix = stage.pop("matrix", {})
@@ -38,11 +38,8 @@ def graph(project: Path) -> dict[str, dict]:
     return stages
 
 
-def test_the_stages_that_run_here_are_those_of_the_graph(finished: Path):
+def test_every_stage_of_the_graph_writes_its_outputs_and_leaves_no_part(finished: Path):
     assert set(graph(finished)) == {f"exec python -m stages.{stage}" for stage in STAGES}
-
-
-def test_every_output_of_the_graph_is_there_and_no_part_is_left(finished: Path):
     for stage in graph(finished).values():
         for entry in [*stage.get("outs", []), *stage.get("metrics", [])]:
             path = finished / (entry if isinstance(entry, str) else next(iter(entry)))
@@ -50,24 +47,25 @@ def test_every_output_of_the_graph_is_there_and_no_part_is_left(finished: Path):
     assert not list(finished.rglob("*.part"))
 
 
+def changed(finished: Path, folder: Path, stages: tuple[str, ...], **changes: object) -> Path:
+    """A copy of the finished project in which these stages have run again with other parameters (``__`` is a dot)."""
+    shutil.copytree(finished, folder)
+    set_params(folder, {name.replace("__", "."): value for name, value in changes.items()})
+    run_stages(folder, stages)
+    return folder
+
+
 def test_a_second_run_writes_the_same_bytes(finished: Path, tmp_path: Path):
-    before = written(finished)
-    again = tmp_path / "again"
-    shutil.copytree(finished, again)
-    run_stages(again)
-    after = written(again)
+    before, after = written(finished), written(changed(finished, tmp_path / "again", STAGES))
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == []
 
 
 def test_another_seed_changes_what_it_should(finished: Path, tmp_path: Path):
-    other = tmp_path / "other"
-    shutil.copytree(finished, other)
-    set_params(other, {"train.seed": 2})
-    run_stages(other, ("train",))
-    changed = {name for name, content in written(other).items() if content != written(finished)[name]}
-    assert {"models/quiet_star/model.safetensors", "results/train/steps.csv"} <= changed
-    assert not any(name.startswith(("data", "models/base")) for name in changed)
+    other = changed(finished, tmp_path / "other", ("train",), train__seed=2)
+    names = {name for name, content in written(other).items() if content != written(finished)[name]}
+    assert {"models/quiet_star/model.safetensors", "results/train/steps.csv"} <= names
+    assert not any(name.startswith(("data", "models/base")) for name in names)
 
 
 def test_metrics_say_what_was_done(finished: Path):
@@ -118,13 +116,12 @@ def test_a_baseline_is_trained_by_its_own_method_and_seed(finished: Path, tmp_pa
         for run in ("quiet_star", "baseline/pause-1", "baseline/no_thought-1")
     }
     assert list(methods.values()) == ["quiet_star", "pause", "no_thought"]
-    other = tmp_path / "other"
-    shutil.copytree(finished, other)
-    run_stages(other, ("baseline pause 2",))
+    other = changed(finished, tmp_path / "other", ("baseline pause 2",))
     one, two = (other / f"models/baseline/pause-{seed}/model.safetensors" for seed in (1, 2))
     assert one.read_bytes() != two.read_bytes()
 
 
+@pytest.mark.slow
 def test_data_sets_and_a_model_from_local_folders(tmp_path: Path):
     """What `corpus.source=hub` and `base_model.source=hub` do with hub names, they do with folders."""
     model = model_folder(tmp_path / "openai-community/gpt2")
@@ -149,25 +146,22 @@ def test_data_sets_from_local_folders_for_a_model_from_scratch(tmp_path: Path):
     assert (project / "models/base/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3", "gemma"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "qwen2", "qwen3")]
+
+
+@pytest.mark.parametrize("architecture", ["gemma", *SLOW])
 def test_every_architecture_from_scratch_trains(architecture: str, finished: Path, tmp_path: Path):
-    project = tmp_path / "project"
-    shutil.copytree(finished, project)
-    set_params(project, {"base_model.scratch.architecture": architecture})
-    run_stages(project, ("base_model", "train"))
+    changed(finished, tmp_path / "project", ("base_model", "train"), base_model__scratch__architecture=architecture)
 
 
-def adapted(finished: Path, folder: Path, **changes: str) -> Path:
-    """The finished project, everything after its base model run again."""
-    shutil.copytree(finished, folder)
-    set_params(folder, {f"train.{name}": value for name, value in changes.items()})
-    run_stages(folder, STAGES[STAGES.index("train") :])
-    return folder
-
-
+@pytest.mark.slow
 def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_path: Path):
     """From training to the release."""
-    whole, small = (adapted(finished, tmp_path / saved, adapt="lora", saved=saved) for saved in ("whole", "learned"))
+    stages = STAGES[STAGES.index("train") :]
+    whole, small = (
+        changed(finished, tmp_path / saved, stages, train__adapt="lora", train__saved=saved)
+        for saved in ("whole", "learned")
+    )
     weights = {path.parent.name for path in (small / "models").rglob("learned.safetensors")}
     assert weights == {"quiet_star", "pause-1", "no_thought-1"}
     kept, trained = (small / f"models/{name}/model.safetensors" for name in ("base", "quiet_star"))
@@ -179,29 +173,25 @@ def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_pat
     assert AutoModelForCausalLM.from_pretrained(small / "models/release").config.method == "quiet_star"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision, saved", [("float32", "learned"), ("bfloat16", "whole")])
 def test_a_frozen_base_model(precision: str, saved: str, finished: Path, tmp_path: Path):
     """Kept in bfloat16 while it is trained on, too."""
-    project = tmp_path / "project"
-    shutil.copytree(finished, project)
-    changes = {"train.adapt": "frozen", "train.precision": precision, "train.saved": saved}
-    set_params(project, changes | {"baseline.methods": ["pause"]})
     stages = ("train", "baseline pause 1", "evaluate", "evaluate_baseline pause 1", "perplexity", "release")
-    run_stages(project, stages)
+    changes = {"train__adapt": "frozen", "train__precision": precision, "train__saved": saved}
+    project = changed(finished, tmp_path / "project", stages, baseline__methods=["pause"], **changes)
     base = load_file(project / "models/base/model.safetensors")
     released = load_file(project / "models/release/model.safetensors")
     assert all(torch.equal(value, released[f"base.{name}"]) for name, value in base.items())
 
 
 def test_packed_spans_train(finished: Path, tmp_path: Path):
-    project = tmp_path / "project"
-    shutil.copytree(finished, project)
-    set_params(project, {"tokenize.packed": True})
-    run_stages(project, ("tokenize",))
+    project = changed(finished, tmp_path / "project", ("tokenize", "train"), tokenize__packed=True)
     rows = arrow_table(project / "data/tokens/train.arrow").to_pandas()
     assert (rows["length"] == 24).all()
 
 
+@pytest.mark.slow
 def test_stages_import_the_code_beside_them(finished: Path, tmp_path: Path):
     """An experiment's temporary workspace must not run the main checkout's code (dvc.md)."""
     project = tmp_path / "project"

@@ -1,1 +1,1 @@
-"""The paper's central figure: accuracy against thought length and lookahead, a DVC experiment an arm."""
+"""The paper's central figure: accuracy against thought length and lookahead, with one DVC experiment an arm."""

@@ -1,8 +1,8 @@
 """Run a grid of experiments and put their figures side by side: `python -m pipeline.ablations [GRID] [--jobs N]`.
 
-GRID (ablations.yaml if it is not given) names thought lengths, lookaheads, methods and seeds. The arms share corpus,
-tokens and base model through DVC's cache; what an earlier call has finished is not run again. Writes results/GRID.csv,
-.md and .svg, also where arms failed, which are then named in all three; the exit code is 1.
+GRID (default: ablations.yaml) lists thought lengths, lookaheads, methods and seeds. The arms share corpus, tokens and
+base model through DVC's cache, and an arm that an earlier call has finished is not run again. Writes results/GRID.csv,
+.md and .svg. If arms failed, all three files name them and the exit code is 1.
 """
 
 import argparse
@@ -18,32 +18,6 @@ RESULTS = Path("results")
 
 
 def main() -> None:
-    options = _options()
-    grid = read_grid(options.grid)
-    every = arms(grid)
-    print(f"{len(every)} arms; `dvc queue logs ARM` shows what one is doing", flush=True)
-    experiments.queue_up(every)
-    if arms(grid) != every:  # an arm is named after the code that it runs, which was queued just now
-        experiments.withdraw(every)
-        raise UserError("code or parameters have changed while they were queued: run this again")
-    states = experiments.wait(
-        every, options.jobs, tell=lambda line: print(line, flush=True), unchanged=lambda: arms(grid) == every
-    )
-    stem = RESULTS / options.grid.stem
-    rows = results.table(every, states)
-    write_table(stem.with_suffix(".csv"), rows)
-    figure.write_figure(rows, stem.with_suffix(".svg"))
-    words = results.in_words(rows, _about(options.grid, grid.seeds, every[0].baseline), stem.with_suffix(".svg"))
-    with new_path(stem.with_suffix(".md")) as part:
-        part.write_text(words, encoding="utf-8")
-    failed = [arm for arm in every if states[arm.name] != experiments.DONE]
-    if failed:
-        told = "; ".join(f"{arm.name} ({experiments.reason(arm)})" for arm in failed)
-        raise UserError(f"{len(failed)} of {len(every)} arms failed: {told}. Put it right and run this again")
-    print(f"all {len(every)} arms are done: {stem}.csv, .md and .svg")
-
-
-def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,12 +26,24 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}, but must be at least 1")
-    return options
+    grid = read_grid(options.grid)
+    every = arms(grid)
+    print(f"{len(every)} arms", flush=True)
+    failed = experiments.run(every, options.jobs, tell=lambda line: print(line, flush=True))
 
-
-def _about(grid: Path, seeds: list[int], commit: str) -> str:
-    named = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
-    return f"`python -m pipeline.ablations {grid}` on commit {commit[:7]}, {named}. Brackets are 95 % intervals."
+    stem = RESULTS / options.grid.stem
+    rows = results.table(every, failed)
+    seeds = f"seed {grid.seeds[0]}" if len(grid.seeds) == 1 else f"seeds {', '.join(map(str, grid.seeds))}"
+    about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}, {seeds}. "
+    write_table(stem.with_suffix(".csv"), rows)
+    figure.write_figure(rows, stem.with_suffix(".svg"))
+    with new_path(stem.with_suffix(".md")) as part:
+        page = results.in_words(rows, about + "Brackets are 95 % intervals.", stem.with_suffix(".svg"))
+        part.write_text(page, encoding="utf-8")
+    if failed:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+        raise UserError(f"{len(failed)} of {len(every)} arms failed: {reasons}. Put it right and run this again")
+    print(f"all {len(every)} arms are done: {stem}.csv, .md and .svg")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Accuracy against thought length, as in the paper's figure: a line a lookahead, the base model dashed."""
+"""Accuracy against thought length, as in the paper's figure: one line per lookahead, the base model dashed."""
 
 import textwrap
 from pathlib import Path
@@ -8,13 +8,12 @@ from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.ablations.experiments import DONE
-from pipeline.ablations.results import BASE
+from pipeline.ablations.results import BASE, FAILED
 from pipeline.files import new_path
 
-PANEL = (4.2, 3.2)  # inches
-APART = 0.09  # thought tokens between lines, so that equal ones are seen
-NAMES_A_PANEL = 70  # letters across
+WIDTH, HEIGHT = 4.2, 3.2  # of a panel, inches
+APART = 0.09  # thought tokens between lines, so that equal lines can be told apart
+LETTERS = 70  # that fit across a panel
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ablations", "text.parse_math": False, "font.size": 9}
 STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.2}
 DASHES = {BASE: (4, 2), "no_thought": (1, 1)}
@@ -22,17 +21,17 @@ MARKERS = {"quiet_star": "o", "pause": "s"}
 
 
 def write_figure(rows: pd.DataFrame, path: Path) -> None:
-    """Draw the accuracies in ``rows`` (`results.table`) to ``path``, SVG, with 95 % intervals: a panel a task."""
-    accuracies = rows[rows["measure"] == "accuracy"]
-    panels = list(accuracies.groupby("task", sort=True))
+    """Draw the accuracies in ``rows`` (`results.table`) as SVG with 95 % intervals, one panel per task."""
+    panels = list(rows[rows["measure"] == "accuracy"].groupby("task", sort=True))
+    count = max(1, len(panels))
     with style.context(["default", STYLE]), new_path(path) as part:
-        figure = Figure(figsize=(PANEL[0] * max(1, len(panels)), PANEL[1]), layout="constrained", facecolor="white")
-        axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+        figure = Figure(figsize=(WIDTH * count, HEIGHT), layout="constrained", facecolor="white")
+        axes = figure.subplots(1, count, squeeze=False)[0]
         for axis, (task, some) in zip(axes, panels, strict=False):
             _panel(axis, task, some)
-        failed = rows.loc[rows["state"] != DONE, "experiment"]
+        failed = rows.loc[rows["state"] == FAILED, "experiment"]
         if len(failed):
-            names = textwrap.fill(f"failed: {', '.join(failed)}", width=NAMES_A_PANEL * max(1, len(panels)))
+            names = textwrap.fill(f"failed: {', '.join(failed)}", width=LETTERS * count)
             figure.suptitle(names, color="crimson", fontsize=7)
         figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
 
@@ -42,15 +41,13 @@ def _panel(axis: Axes, task: str, some: pd.DataFrame) -> None:
     lookaheads = sorted(grid["lookahead"].unique())
     colours = colormaps["viridis"].resampled(len(lookaheads) + 1).colors
     for (method, lookahead), line in grid.groupby(["method", "lookahead"], sort=True):
-        line = line.sort_values("thought_tokens")
-        spread = [(line["mean"] - line["ci_low"]).clip(lower=0), (line["ci_high"] - line["mean"]).clip(lower=0)]
-        aside = APART * (lookaheads.index(lookahead) - (len(lookaheads) - 1) / 2)
+        line, rank = line.sort_values("thought_tokens"), lookaheads.index(lookahead)
         axis.errorbar(
-            line["thought_tokens"].astype(int) + aside,
+            line["thought_tokens"].astype(int) + APART * (rank - (len(lookaheads) - 1) / 2),
             line["mean"],
-            yerr=spread,
+            yerr=[(line["mean"] - line["ci_low"]).clip(lower=0), (line["ci_high"] - line["mean"]).clip(lower=0)],
             label=f"{method}, lookahead {lookahead}",
-            color=colours[lookaheads.index(lookahead)],
+            color=colours[rank],
             marker=MARKERS.get(method, "^"),
             linestyle="-" if method == "quiet_star" else ":",
             capsize=2,

@@ -1,8 +1,7 @@
-"""The grid in a parameters file, and the arms that it asks for."""
+"""The grid file, and the arms that it asks for."""
 
 import hashlib
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -13,14 +12,14 @@ from pipeline import params, typed_yaml
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
 
-WITHOUT_THOUGHTS = ("no_thought",)  # methods to which thought length and lookahead mean nothing: one arm each
-GRAPH = Path("dvc.yaml")
+WITHOUT_THOUGHTS = ("no_thought",)  # methods that have neither thought length nor lookahead: one arm each
+GRAPH = "dvc.yaml"
 CODE = ("stages/", "pipeline/", "tasks")
 
 
 @dataclass
 class Grid:
-    """What is combined, and what all arms share (words for `python -m pipeline.preset`)."""
+    """The values to combine, and options that all arms share (words for `python -m pipeline.preset`)."""
 
     methods: list[str] = field(default_factory=list)
     thought_tokens: list[int] = field(default_factory=list)
@@ -31,7 +30,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Arm:
-    """One experiment: a method at a thought length K and a lookahead A (both None where it knows neither)."""
+    """One experiment: a method with thought length K and lookahead A (both None if the method has neither)."""
 
     name: str
     method: str
@@ -39,10 +38,11 @@ class Arm:
     lookahead: int | None
     params: dict[str, object]  # by dotted name
     baseline: str  # the commit that the experiment starts from
+    snapshot: str  # a commit of the workspace's tracked files; the baseline itself if nothing has changed
 
 
 def read_grid(path: Path) -> Grid:
-    """The grid in ``path``. Raises UserError, in one line, for a file that is none or leaves an axis empty."""
+    """Read a grid file. Raises UserError if it is missing or malformed, or if an axis is empty or has duplicates."""
     try:
         grid = typed_yaml.load(path, Grid)
     except FileNotFoundError as error:
@@ -55,55 +55,41 @@ def read_grid(path: Path) -> Grid:
 
 
 def arms(grid: Grid) -> list[Arm]:
-    """Every arm of the grid, on the commit and code of this moment. Raises UserError for what cannot be run."""
+    """Every arm of the grid, with the workspace's code as it is now.
+
+    An arm's name ends in eight digits for commit, code and parameters: arms of one name have the same results.
+    Raises UserError outside a git repository, in a shallow clone, and for parameters that no run can have.
+    """
     baseline = git("rev-parse", "HEAD")
     if git("rev-parse", "--is-shallow-repository") == "true":
-        raise UserError("this clone has no history, in which DVC loses experiments: `git fetch --unshallow`")
-    code = _code_digest()
-    return [_arm(grid, baseline, code, *point) for point in _points(grid)]
+        raise UserError("this clone is shallow, but experiments need its history: `git fetch --unshallow`")
+    git("status", "--porcelain")  # refreshes the index: `stash create` fails on files that only have another date
+    snapshot = git("stash", "create") or baseline  # creates a commit; leaves workspace, index and stash alone
+    graph = yaml.safe_load(git("show", f"{snapshot}:./{GRAPH}"))
+    code = sorted({dep for stage in graph["stages"].values() for dep in stage["deps"] if dep.startswith(CODE)})
+    hashes = git("ls-tree", "-r", snapshot, "--", GRAPH, *code)
+    first, *others = grid.seeds
+    found = []
+    for method in grid.methods:
+        sizes = [(None, None)] if method in WITHOUT_THOUGHTS else product(grid.thought_tokens, grid.lookaheads)
+        for length, lookahead in sizes:
+            # further seeds are baselines of the same method, so that `compare` pools all seeds
+            values = {"train.method": method, "train.seed": first}
+            values |= {"baseline.methods": [method] if others else [], "baseline.seeds": others or [first]}
+            name = method
+            if length is not None:
+                values |= {"train.thought_tokens": length, "train.lookahead": lookahead}
+                name += f"-k{length}-a{lookahead}"
+            changes = preset.options([*grid.options, *preset.words(values)])
+            identity = f"{baseline}\n{hashes}\n{params.load(changes=changes)}"
+            name += f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+            found.append(Arm(name, method, length, lookahead, changes, baseline, snapshot))
+    return found
 
 
 def git(*words: str) -> str:
-    """What git prints. Raises UserError where it fails."""
+    """Run git and return what it prints, stripped. Raises UserError if it fails."""
     done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"experiments need a git repository with a commit: {done.stderr}")
     return done.stdout.strip()
-
-
-def _points(grid: Grid) -> Iterator[tuple[str, int | None, int | None]]:
-    for method in grid.methods:
-        if method in WITHOUT_THOUGHTS:
-            yield method, None, None
-        else:
-            yield from product([method], grid.thought_tokens, grid.lookaheads)
-
-
-def _arm(grid: Grid, baseline: str, code: str, method: str, thought_tokens: int | None, lookahead: int | None) -> Arm:
-    """Its first seed is the run's own, the others are baselines of the same method: `compare` takes all together."""
-    seed, *others = grid.seeds
-    values: dict[str, object] = {"train.method": method, "train.seed": seed}
-    values |= {"baseline.methods": [method] if others else [], "baseline.seeds": others or [seed]}
-    if thought_tokens is not None:
-        values |= {"train.thought_tokens": thought_tokens, "train.lookahead": lookahead}
-    changes = preset.options([*grid.options, *preset.words(values)])
-    sizes = "" if thought_tokens is None else f"-k{thought_tokens}-a{lookahead}"
-    name = f"{method}{sizes}-{_fingerprint(baseline, code, changes)}"
-    return Arm(name, method, thought_tokens, lookahead, changes, baseline)
-
-
-def _fingerprint(baseline: str, code: str, changes: dict[str, object]) -> str:
-    """Eight digits for commit, code and parameters: experiments that share a name share their results."""
-    return hashlib.sha256(f"{baseline}\n{code}\n{params.load(changes=changes)}".encode()).hexdigest()[:8]
-
-
-def _code_digest() -> str:
-    """Of the graph and of every file of code that a stage depends on."""
-    digest = hashlib.sha256()
-    stages = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))["stages"].values()
-    code = sorted({dep for stage in stages for dep in stage["deps"] if dep.startswith(CODE)})
-    tracked = git("ls-files", "-z", "--", *code).split("\0")
-    for path in (GRAPH, *map(Path, sorted(filter(None, tracked)))):
-        if path.is_file():
-            digest.update(f"\n{path}\n".encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""The benchmark of the thought engine; run as `python -m pipeline.bench` (`__main__`)."""
+"""The benchmark of the thought engine; run as `python -m pipeline.bench`."""

@@ -1,24 +1,37 @@
-"""One model of a given shape, with random weights, made to train and to write."""
+"""What one benchmark measures: a model with random weights that trains or writes, and the device's matrix products."""
 
 import argparse
+import platform
+import re
+import resource
 import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import LlamaConfig
 
-from pipeline.bench.machine import DTYPES, clock, times
-from pipeline.bench.work import useful_flops
+from pipeline.plan.shape import shape_of
+from pipeline.plan.work import Step, pass_flops, products
 from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 
 SEED = 0
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# dense bfloat16 operations a second from the datasheets, by a part of the device's name
+DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def build(options: argparse.Namespace) -> QuietStarForCausalLM:
-    """A Llama-shaped Quiet-STaR model with random weights, of which the last layer of the mixing head is not 0."""
+    """A Llama-shaped Quiet-STaR model with random weights. The mixing head's last layer is not 0, as it is at first."""
     room = options.tokens + options.new_tokens + options.thought_tokens + options.lookahead + 2
     base = LlamaConfig(
         vocab_size=options.vocab,
@@ -57,57 +70,123 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
 
 
 def measure_training(model: QuietStarForCausalLM, options: argparse.Namespace) -> dict:
-    """Whole steps: forward, backward, clipping left out, AdamW."""
+    """Time whole training steps: forward, backward and AdamW, without gradient clipping."""
     model.train()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-5, fused=True)
     engine = Engine(options.attention, options.positions)
     ids = random_ids(options)
 
-    def step() -> None:
+    def train_step() -> None:
         model(ids, labels=ids, sampling=Sampling(seed=SEED), engine=engine).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    seconds = statistics.median(times(step, options.repeats, options.device))
+    seconds = statistics.median(times(train_step, options.repeats, options.device))
     return {
         "step_seconds": seconds,
         "tokens_per_second": options.batch * options.tokens / seconds,
-        "useful_flops": useful_flops(model, options),
+        "useful_flops": pass_flops(shape_of(model.base), step_of(options)),
     }
 
 
 def measure_generation(model: QuietStarForCausalLM, options: argparse.Namespace) -> dict:
-    """Greedy text after prompts of ``--tokens``, a thought before each token; and the same run anew for every token."""
+    """Time greedy generation with a thought before each token, with the cache and recomputed from scratch."""
     model.eval()
-    ids, count = random_ids(options), options.new_tokens
-    found: list[Tensor] = []
+    ids, taken = random_ids(options), []
+    written: list[Tensor] = []
 
-    def cached() -> None:
-        found[:] = [model.generate(ids, max_new_tokens=count)]
+    def generate() -> None:
+        written[:] = [model.generate(ids, max_new_tokens=options.new_tokens)]
 
     with torch.no_grad():
-        seconds = statistics.median(times(cached, options.repeats, options.device)) / count
-        written, slow = recomputed(model, ids, 2, options)
+        seconds = statistics.median(times(generate, options.repeats, options.device)) / options.new_tokens
+        recomputed = ids
+        for _ in range(2):  # each token from a pass over the whole text with a thought at every position
+            start = clock(options.device)
+            output = model(recomputed, sampling=Sampling(temperature=0.0), engine=Engine(options.attention))
+            token = ban(output.logits[:, -1], model.config.banned).argmax(-1, keepdim=True)
+            recomputed = torch.cat([recomputed, token], dim=1)
+            taken.append(clock(options.device) - start)
     return {
         "seconds_per_token": seconds,
-        "seconds_per_token_recomputed": slow,
-        "equal_to_recomputed": bool((found[0][:, : written.shape[1]] == written).all()),
+        "seconds_per_token_recomputed": statistics.median(taken),
+        "equal_to_recomputed": bool((written[0][:, : recomputed.shape[1]] == recomputed).all()),
     }
 
 
-def recomputed(
-    model: QuietStarForCausalLM, ids: Tensor, count: int, options: argparse.Namespace
-) -> tuple[Tensor, float]:
-    """``count`` tokens, each from a pass over the whole text with a thought at every position, and its median time."""
-    engine, taken = Engine(options.attention), []
-    for _ in range(count):
-        start = clock(options.device)
-        logits = model(ids, sampling=Sampling(temperature=0.0), engine=engine).logits[:, -1]
-        ids = torch.cat([ids, ban(logits, model.config.banned).argmax(-1, keepdim=True)], dim=1)
-        taken.append(clock(options.device) - start)
-    return ids, statistics.median(taken)
+def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measured: dict) -> dict:
+    """Operations a second of a 2048-cube and, for training, of the step's matrix products, each run alone."""
+    cube = 2 * 2048**3 / _product_seconds((2048, 2048, 2048), options)
+    if options.what == "generate":
+        return {"gemm_2048_flops_per_second": cube}
+    counts: Counter[tuple[int, int, int]] = Counter()
+    for rows, inputs, outputs, forward, backward in products(shape_of(model.base), step_of(options)):
+        counts[rows, inputs, outputs] += forward
+        counts[rows, outputs, inputs] += backward  # the gradient of the rows
+        counts[inputs, rows, outputs] += backward  # the gradient of the weight
+    counts = +counts
+    work = sum(2 * m * k * n * count for (m, k, n), count in counts.items())
+    rate = work / sum(_product_seconds(shape, options) * count for shape, count in counts.items())
+    achieved = measured["useful_flops"] / measured["step_seconds"]
+    found = {"gemm_flops_per_second": rate, "gemm_fraction": achieved / rate, "gemm_2048_flops_per_second": cube}
+    name = torch.cuda.get_device_name() if options.device == "cuda" else ""
+    peaks = [peak for part, peak in DATASHEET.items() if part in name]
+    return found | {"mfu": achieved / peaks[0]} if peaks else found
+
+
+def _product_seconds(shape: tuple[int, int, int], options: argparse.Namespace) -> float:
+    """The fastest of several (m, k) times (k, n) products."""
+    m, k, n = shape
+    place = {"device": options.device, "dtype": DTYPES[options.dtype]}
+    left, right, out = torch.randn(m, k, **place), torch.randn(k, n, **place), torch.empty(m, n, **place)
+    return min(times(lambda: torch.mm(left, right, out=out), 7, options.device))
+
+
+def step_of(options: argparse.Namespace) -> Step:
+    return Step(options.batch, options.tokens, options.rationales, options.thought_tokens, options.lookahead)
 
 
 def random_ids(options: argparse.Namespace) -> Tensor:
+    """Token ids (B, N), without the two meta-tokens."""
     return torch.randint(0, options.vocab - 2, (options.batch, options.tokens), device=options.device)
+
+
+def times(call: Callable[[], None], repeats: int, device: str) -> list[float]:
+    """Seconds of each of ``repeats`` calls, after a warm-up call."""
+    call()
+    taken = []
+    for _ in range(repeats):
+        start = clock(device)
+        call()
+        taken.append(clock(device) - start)
+    return taken
+
+
+def clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_memory(device: str) -> int:
+    """Bytes at most in use so far: on a CPU by the whole process, on a GPU by what was allocated."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def machine(device: str) -> dict:
+    """What the benchmark ran on."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    if device == "cpu" and CPUINFO.exists():
+        names = re.findall(r"model name\s*: (.*)", CPUINFO.read_text())
+        name = names[0] if names else name
+    return {
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,6 +1,6 @@
 """The benchmark set: ``python -m pipeline.bench.suite cpu`` (or ``cuda``) measures it and writes a table.
 
-Each line of the set runs in a process of its own, so that its peak memory is its own.
+Each line of the set runs in its own process, so that its peak memory is its own.
 """
 
 import json
@@ -55,20 +55,19 @@ COLUMNS = {
 
 
 def main() -> None:
-    """Measure the named set; write FOLDER/NAME.jsonl and, with the table, FOLDER/NAME.md."""
+    """Measure the named set; write FOLDER/NAME.jsonl and a table, FOLDER/NAME.md."""
     name = sys.argv[1] if len(sys.argv) == 2 else ""
     if name not in SETS:
         raise UserError(f"usage: python -m pipeline.bench.suite {'|'.join(SETS)}")
-    records = [(line, measure(line)) for line in tqdm(SETS[name], desc="benchmarks", unit=" runs")]
+    records = [{"command": line, **measure(line)} for line in tqdm(SETS[name], desc="benchmarks", unit=" runs")]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps({"command": line, **record}) + "\n" for line, record in records)
-    (FOLDER / f"{name}.jsonl").write_text(lines)
+    (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (FOLDER / f"{name}.md").write_text(table(records))
     print(table(records))
 
 
 def measure(line: str) -> dict:
-    """What ``python -m pipeline.bench`` prints for this command line; its message where it fails."""
+    """Run ``python -m pipeline.bench`` with this command line; return its record, or its message as ``failed``."""
     done = subprocess.run([sys.executable, "-m", "pipeline.bench", *line.split()], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -76,20 +75,17 @@ def measure(line: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(records: list[tuple[str, dict]]) -> str:
-    """The records as Markdown; what one does not have is blank."""
+def table(records: list[dict]) -> str:
+    """The records as a Markdown table; a measure that a record lacks is blank."""
     rows = [["command", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
-    for line, record in records:
-        cells = [cell(record, *column) for column in COLUMNS.values()]
-        rows.append([f"`{line}`" + (f" failed: {record['failed']}" if "failed" in record else ""), *cells])
-    machines = sorted(
-        {f"{r['device_name']}, {r['threads']} threads, torch {r['torch']}" for _, r in records if "torch" in r}
-    )
+    for record in records:
+        failed = f" failed: {record['failed']}" if "failed" in record else ""
+        found = [(record.get(field), unit, form) for field, unit, form in COLUMNS.values()]
+        cells = ["" if value is None else format(value / unit, form) for value, unit, form in found]
+        rows.append([f"`{record['command']}`{failed}", *cells])
+    whole = [record for record in records if "torch" in record]
+    machines = sorted({f"{r['device_name']}, {r['threads']} threads, torch {r['torch']}" for r in whole})
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows]) + f"\n\n{'; '.join(machines)}\n"
-
-
-def cell(record: dict, field: str, unit: float, form: str) -> str:
-    return format(record[field] / unit, form) if record.get(field) is not None else ""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Spans of token ids: the file that the tokenize stage writes, and the data set that training and analysis read."""
+"""Spans, rows of equally many token ids: how they are cut from documents, written, and read as a data set."""
 
+import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +11,55 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import UserError
-from pipeline.files import checked_table
+from pipeline.files import batches, checked_table, write_tables
 
 SPANS = pa.schema({"input_ids": pa.list_(pa.int32()), "length": pa.int32()})
+SPANS_AT_ONCE = 2000  # spans in a batch of the Arrow file
 IGNORED = -100
-SHORTEST = 2  # tokens of a span: one predicts nothing
+
+Span = tuple[np.ndarray, int]  # token ids (N,), and how many of them are not padding
+
+
+def packed(documents: Iterable[np.ndarray], span: int) -> Iterator[Span]:
+    """Join the token ids of all documents and cut them every ``span`` tokens; a shorter rest at the end is dropped."""
+    pieces: list[np.ndarray] = []
+    length = 0
+    for ids in documents:
+        pieces.append(ids)
+        length += len(ids)
+        if length >= span:
+            row = np.concatenate(pieces)
+            whole = length // span * span
+            yield from ((piece, span) for piece in row[:whole].reshape(-1, span))
+            pieces, length = [row[whole:]], length - whole
+
+
+def one_each(documents: Iterable[np.ndarray], span: int, pad: int, seed: int) -> Iterator[Span]:
+    """Take one random span of each document, padded on the right where the document is shorter (paper, section 5).
+
+    Its start depends only on the seed and the document's number. A document shorter than two tokens is skipped.
+    """
+    for number, ids in enumerate(documents):
+        if len(ids) < 2:  # one token predicts nothing
+            continue
+        start = random.Random(f"{seed}/{number}").randrange(len(ids) - span + 1) if len(ids) > span else 0
+        kept = ids[start : start + span]
+        yield np.pad(kept, (0, span - len(kept)), constant_values=pad), len(kept)
+
+
+def write_spans(path: Path, spans: Iterable[Span]) -> int:
+    """Write spans as an Arrow stream, a batch at a time. Returns how many there are."""
+    columns = (zip(*some, strict=True) for some in batches(spans, SPANS_AT_ONCE))
+    tables = (pa.table({"input_ids": list(ids), "length": lengths}, schema=SPANS) for ids, lengths in columns)
+    return write_tables(path, tables, SPANS)
 
 
 class Spans(Dataset):
-    """Spans of token ids (`SPANS`) as a model's inputs; padding is neither attended to nor a label.
+    """The spans in a file as a model's inputs; padding is masked and has no labels.
 
-    They stay on the disk until they are used. ``vocabulary``: how many tokens the model has embeddings for. Raises
-    UserError for a file that does not hold spans, also when one is used that is of another length or vocabulary.
+    Spans stay on the disk until they are used. ``vocabulary`` is how many tokens the model has embeddings for, ``rows``
+    how many spans to use, from the first (None: all). Raises UserError where the file is missing, has other columns or
+    is empty, and, when a span is used, where the model has no embedding for one of its tokens.
     """
 
     def __init__(self, path: Path, vocabulary: int, rows: int | None = None):
@@ -29,17 +68,18 @@ class Spans(Dataset):
             raise UserError(f"{path} has no spans")
         self._path, self._vocabulary = path, vocabulary
         self._batches = table["input_ids"].chunks
-        self._starts = np.cumsum([0, *map(len, self._batches)])  # Arrow's own look-up goes through all batches
+        self._starts = np.cumsum([0, *map(len, self._batches)])  # to find a batch at once: Arrow goes through them all
         self._lengths = table["length"].to_numpy()
-        self._width = len(self._row(0))
-        if self._lengths.min() < SHORTEST or self._lengths.max() > self._width:
-            raise self._refusal()
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = torch.tensor(self._ids(index), dtype=torch.long)
+        batch = np.searchsorted(self._starts, index, side="right") - 1
+        row = self._batches[batch][index - self._starts[batch]].values.to_numpy()
+        if row.max() >= self._vocabulary:
+            raise UserError(f"{self._path} does not hold spans for this model: run `dvc repro` to make it again")
+        ids = torch.tensor(row, dtype=torch.long)
         mask = torch.arange(len(ids)) < int(self._lengths[index])
         return {
             "input_ids": ids,
@@ -48,23 +88,7 @@ class Spans(Dataset):
             "text_keys": torch.tensor(index),
         }
 
-    def _ids(self, index: int) -> np.ndarray:
-        row = self._row(index)
-        if len(row) != self._width or row.null_count:
-            raise self._refusal()
-        ids = row.to_numpy()
-        if ids.min() < 0 or ids.max() >= self._vocabulary:
-            raise self._refusal()
-        return ids
-
-    def _row(self, index: int) -> pa.Array:
-        batch = np.searchsorted(self._starts, index, side="right") - 1
-        return self._batches[batch][index - self._starts[batch]].values
-
-    def _refusal(self) -> UserError:
-        return UserError(f"{self._path} does not hold spans for this model: run `dvc repro` to make it again")
-
     @property
     def mean_length(self) -> float:
-        """Tokens of a span that are not padding, on average."""
+        """Mean number of tokens in a span, without padding."""
         return float(self._lengths.mean())

@@ -1,4 +1,4 @@
-"""Is it the thoughts? The run's answers beside those of the base model and of other methods, question by question."""
+"""Is it the thoughts? Compare the run with the base model and with other methods, question by question."""
 
 from itertools import product
 from pathlib import Path
@@ -11,70 +11,62 @@ from pipeline.evaluation.statistics import interval_over_seeds, mcnemar, share_i
 from pipeline.files import write_json, write_table
 from pipeline.params import Baseline, Compare
 
-MEASURES = {"accuracy": "correct", "prob": "prob"}
-NUMBERS = [*MEASURES.values()]
-BASE = "base"  # the model before training: it is the same whatever the seed
+MEASURES = {"accuracy": "correct", "prob": "prob"}  # and the columns that hold them
+BASE = "base"  # the model before training, which is the same for every seed
 
-Runs = dict[int, np.ndarray]  # of an arm: a figure of each question (n,), by seed
+Runs = dict[int, np.ndarray]  # an arm's runs: a number for each question (n,), by seed
 
 
 def write_compare(
     params: Compare, baseline: Baseline, method: str, seed: int, evaluations: Path, results: Path
 ) -> None:
-    """Compare the run of ``method`` and ``seed`` in ``evaluations`` with the baselines' in METHOD-SEED below it.
+    """Compare the run of ``method`` and ``seed`` in ``evaluations`` with the baselines in its folders METHOD-SEED.
 
-    Writes each arm's figures (figures.csv), its distance from the run (comparisons.csv) and, of the accuracy, that
-    distance as metrics.json. Raises UserError where the runs were not asked the same questions.
+    Writes the figures of each arm (figures.csv), their differences from the run's (comparisons.csv) and the differences
+    in accuracy (metrics.json). Raises UserError if answers are missing or the runs were not asked the same questions.
     """
-    answers = _arms(baseline, method, seed, evaluations)
-    figures, comparisons = [], []
-    for (task, measure), arms in _figures(answers).items():
+    tables = [_read(evaluations, method, seed)]
+    for other, number in product(baseline.methods, baseline.seeds):
+        if (other, number) != (method, seed):  # which is the run itself
+            table = _read(evaluations / f"{other}-{number}", other, number)
+            # another method is compared as it was trained: without its answers with thoughts off
+            tables.append(table if other == method else table[table["arm"] == other])
+    figures, comparisons, metrics = [], [], {}
+    for (task, measure), arms in _arms(pd.concat(tables, ignore_index=True)).items():
         about = {"task": task, "measure": measure}
         figures += [{**about, "arm": arm, **_figure(runs, measure, params)} for arm, runs in arms.items()]
         for arm in [arm for arm in arms if arm != method]:
-            pairs = _pairs(arms[method], arms[arm], by_seed=arm != BASE)
-            comparisons.append({**about, "arm": method, "against": arm, **_comparison(pairs, measure, params)})
+            own, others = arms[method], arms[arm]
+            shared = [seed for seed in own if seed in others and arm != BASE]
+            # runs of the same seed are paired; if there are none, every run with every other
+            pairs = [(own[seed], others[seed]) for seed in shared] or list(product(own.values(), others.values()))
+            row = _comparison(pairs, measure, params)
+            comparisons.append({**about, "arm": method, "against": arm, **row})
+            if measure == "accuracy":
+                names = ("difference", "ci_low", "ci_high", "p_value")
+                metrics.setdefault(task, {})[arm] = {name: float(row[name]) for name in names}
     write_table(results / "figures.csv", pd.DataFrame(figures))
     write_table(results / "comparisons.csv", pd.DataFrame(comparisons))
-    write_json(results / "metrics.json", _metrics(comparisons))
+    write_json(results / "metrics.json", metrics)
 
 
-def _arms(baseline: Baseline, method: str, seed: int, evaluations: Path) -> pd.DataFrame:
-    """Every answer that is compared, with its ``arm`` and ``seed``."""
-    run = _read(evaluations, seed)
-    tables = [run.assign(arm=run["way"].map(_names(run, method) | {BASE: BASE}))]
-    for other, number in product(baseline.methods, baseline.seeds):
-        if (other, number) != (method, seed):  # which would be the run itself
-            table = _read(evaluations / f"{other}-{number}", number)
-            names = _names(table, other)
-            if other != method:  # of another method, what it gives without its thoughts is not compared
-                names = {way: arm for way, arm in names.items() if arm == other}
-            tables.append(table.assign(arm=table["way"].map(names)).dropna(subset="arm"))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _names(answers: pd.DataFrame, method: str) -> dict[str, str]:
-    """The arms that a run of ``method`` is, by the way of answering."""
-    if "thought" not in set(answers["way"]):
-        return {"no_thought": method}
-    return {"thought": method, "no_thought": f"{method}, thoughts off"}
-
-
-def _read(folder: Path, seed: int) -> pd.DataFrame:
-    path = folder / "predictions.parquet"
-    broken = f"{path} is missing or broken: run `dvc repro` to make it again"
+def _read(folder: Path, method: str, seed: int) -> pd.DataFrame:
+    """The answers of a run, each with its seed and its arm: the method, the method with thoughts off, or the base."""
+    path, numbers = folder / "predictions.parquet", dict.fromkeys(MEASURES.values(), float)
     try:
-        rows = pd.read_parquet(path, columns=["task", "index", "prompt", "way", *NUMBERS]).assign(seed=seed)
-        rows = rows.astype(dict.fromkeys(NUMBERS, float))
-    except (OSError, ValueError, TypeError) as error:  # TypeError: of a list where a number should be
-        raise UserError(broken) from error
-    if rows.empty:
-        raise UserError(broken)
-    return rows
+        rows = pd.read_parquet(path, columns=["task", "index", "prompt", "way", *numbers]).astype(numbers)
+        if rows.empty:
+            raise ValueError("it has no rows")
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a list where a number should be
+        raise UserError(f"{path} is missing or broken: run `dvc repro` to make it again") from error
+    names = {"no_thought": method, BASE: BASE}
+    if "thought" in set(rows["way"]):
+        names |= {"thought": method, "no_thought": f"{method}, thoughts off"}
+    return rows.assign(seed=seed, arm=rows["way"].map(names))
 
 
-def _figures(answers: pd.DataFrame) -> dict[tuple[str, str], dict[str, Runs]]:
-    """The figures by task and measure, then by arm and seed, each in the order of the questions."""
+def _arms(answers: pd.DataFrame) -> dict[tuple[str, str], dict[str, Runs]]:
+    """The runs of each arm, by task and measure; their questions are in one order."""
     found: dict[tuple[str, str], dict[str, Runs]] = {}
     runs = answers.groupby(["arm", "seed"]).ngroups
     for task, rows in answers.groupby("task", sort=False):
@@ -90,26 +82,15 @@ def _figures(answers: pd.DataFrame) -> dict[tuple[str, str], dict[str, Runs]]:
 
 def _figure(runs: Runs, measure: str, params: Compare) -> dict:
     values = np.stack(list(runs.values()))
-    if measure == "accuracy" and len(values) == 1:  # of 500 right in 500 a bootstrap would be sure
+    if measure == "accuracy" and len(values) == 1:  # a bootstrap of 500 right in 500 would have no width
         low, high = share_interval(int(values.sum()), values.shape[1])
     else:
         low, high = interval_over_seeds(values, params.bootstrap_samples, params.seed)
     return {"seeds": len(values), "n": values.shape[1], "mean": values.mean(), "ci_low": low, "ci_high": high}
 
 
-def _pairs(first: Runs, second: Runs, by_seed: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The two arms' runs of the same seed; not ``by_seed``, or where they share none, each of the one with each other.
-
-    The model before training is the same whatever the seed, so it is not paired by seed.
-    """
-    shared = [seed for seed in first if seed in second]
-    if by_seed and shared:
-        return [(first[seed], second[seed]) for seed in shared]
-    return list(product(first.values(), second.values()))
-
-
 def _comparison(pairs: list[tuple[np.ndarray, np.ndarray]], measure: str, params: Compare) -> dict:
-    """The difference with its paired interval; of right answers also how often one arm alone has them, and p."""
+    """The mean paired difference; for accuracy also how often one arm alone is right, and McNemar's largest p."""
     differences = np.stack([one - other for one, other in pairs])
     low, high = interval_over_seeds(differences, params.bootstrap_samples, params.seed)
     row = {"seeds": len(pairs), "n": differences.shape[1], "difference": differences.mean()}
@@ -118,12 +99,3 @@ def _comparison(pairs: list[tuple[np.ndarray, np.ndarray]], measure: str, params
         row["only_arm"], row["only_against"] = (float((sign * differences > 0).sum(1).mean()) for sign in (1, -1))
         row["p_value"] = max(mcnemar(one > 0, other > 0) for one, other in pairs)
     return row
-
-
-def _metrics(comparisons: list[dict]) -> dict:
-    metrics: dict = {}
-    for row in comparisons:
-        if row["measure"] == "accuracy":
-            names = ("difference", "ci_low", "ci_high", "p_value")
-            metrics.setdefault(row["task"], {})[row["against"]] = {name: float(row[name]) for name in names}
-    return metrics

@@ -1,6 +1,7 @@
-"""What asking a model takes, however it is asked: prompts in tokens, in batches, with thoughts and without."""
+"""Ask a model: prompts as token ids, left-padded batches of them, and continuations with thoughts and without."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,28 +9,61 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.sampler import Sampling
 
 NOT_FINITE = "the model's predictions are not finite: lower the learning rate"
 
 
-def ways(model: QuietStarForCausalLM) -> tuple[str, ...]:
-    """With thoughts (or pauses) and without, where the model has them."""
-    return ("thought", "no_thought") if model.has_thoughts else ("no_thought",)
+@dataclass(frozen=True)
+class AskedModel:
+    """A model that is asked ``batch_size`` questions at a time; ``sampling`` is how its thoughts are sampled."""
 
+    model: QuietStarForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    sampling: Sampling
+    batch_size: int
 
-def thought_room(model: QuietStarForCausalLM) -> int:
-    """The positions that a thought takes with its [start] and [end]; 0 where the model has none."""
-    return model.config.thought_tokens + 2 if model.has_thoughts else 0
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways in which the model answers: with thoughts (or pauses), if it has them, and without."""
+        return ("thought", "no_thought") if self.model.has_thoughts else ("no_thought",)
+
+    @property
+    def thought_room(self) -> int:
+        """The positions that a thought takes with its [start] and [end]; 0 if the model has no thoughts."""
+        return self.model.config.thought_tokens + 2 if self.model.has_thoughts else 0
+
+    def write(
+        self, prompts: list[list[int]], keys: Tensor, way: str, stop: list[str], samples: int = 1, **settings: object
+    ) -> list[str]:
+        """Continue each of the ``prompts`` (B) ``samples`` times, up to its end token or a ``stop`` string.
+
+        ``keys`` (B,) name the prompts in the random draws; ``settings`` are those of `generation.generate`. Raises
+        UserError if predictions are not finite.
+        """
+        tokenizer = self.tokenizer
+        ids, mask = left_padded(prompts, tokenizer.pad_token_id, self.model.device)
+        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "stop_strings": stop}
+        settings |= ends | {"decode": tokenizer.decode, "text_keys": keys, "think": way == "thought"}
+        whole = continued(self.model, ids, mask, samples=samples, thought_sampling=self.sampling, **settings)
+        texts = []
+        for i, new in enumerate(whole[:, ids.shape[1] :].tolist()):
+            # decode the text with its prompt, as whether a token has a space depends on its place
+            prompt = prompts[i // samples]
+            both = prompt, prompt + before_end(new, tokenizer.eos_token_id)
+            before, text = (tokenizer.decode(some, skip_special_tokens=True) for some in both)
+            texts.append(before_stop(text[len(before) :], stop))
+        return texts
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text to be continued: without the end token that some tokenizers add."""
+    """The ids of a text to be continued, so without the end token that some tokenizers append."""
     ids = tokenizer(text)["input_ids"]
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, N) of rows of different lengths, which end together."""
+    """Ids and mask, both (B, N), of rows of different lengths, padded on the left."""
     longest = max(map(len, rows))
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
@@ -37,18 +71,18 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 def before_end(ids: list[int], end: int | None) -> list[int]:
-    """``ids`` up to the first ``end`` token in them."""
+    """``ids`` up to the first ``end`` token."""
     return ids[: ids.index(end)] if end in ids else ids
 
 
 def continued(model: QuietStarForCausalLM, ids: Tensor, mask: Tensor, **settings: object) -> Tensor:
-    """`generation.generate`. Raises UserError where the model's predictions are not finite."""
+    """Call `generation.generate`. Raises UserError if the model's predictions are not finite."""
     try:
         return model.generate(ids, mask, **settings)
     except FloatingPointError as error:
         raise UserError(NOT_FINITE) from error
 
 
-def before_stop(written: str, stop: Sequence[str]) -> str:
-    """``written`` up to the first of the ``stop`` strings in it."""
-    return min((written.partition(string)[0] for string in stop), key=len, default=written)
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first of the ``stop`` strings."""
+    return min((text.partition(string)[0] for string in stop), key=len, default=text)

@@ -1,1 +1,1 @@
-"""What a run will take, before anything runs."""
+"""What a run will take, before anything runs: `python -m pipeline.plan`."""

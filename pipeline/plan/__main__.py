@@ -4,7 +4,7 @@
     python -m pipeline.plan model=mistral-7b data=openwebmath scale=paper hardware=node
     python -m pipeline.plan train.thought_tokens=12 plan.flops=4e14       # any parameter, as for pipeline.preset
 
-Warns where something will not fit. The sizes of the devices are the section `plan` of params.yaml.
+Warns if something will not fit. The sizes of the devices are the section `plan` of params.yaml.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from pipeline.plan.memory import FLOAT
 from pipeline.preset import options as preset
 
 GIGA = 1e9
-ASKING = ("evaluate", "chain_of_thought", "perplexity")  # stages that hold a model on their device, in float32
+ASKING = ("evaluate", "chain_of_thought", "perplexity")  # stages that hold a model in float32 on their device
 
 
 def main() -> None:
@@ -28,58 +28,53 @@ def main() -> None:
         return
     every = params.load(changes=preset.options(arguments))
     found = estimate(every)
-    for name, value in (*_size(found), *_work(found, every), *_memory(found), *_disk(found)):
+    for name, value in figures(found, every):
         print(f"{name:<34}{value:>16}")
     for warning in warnings(found, every):
         print(f"warning: {warning}")
 
 
-def _size(found: Estimate) -> Iterator[tuple[str, str]]:
+def figures(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
+    """The lines of the plan: what is counted, and how much of it."""
     yield "parameters", f"{found.shape.parameters:,}"
     yield "parameters that learn", f"{found.learned:,}"
     yield "tokens of pretraining", f"{found.pretraining_tokens:,}"
     yield "tokens of text in training", f"{found.text_tokens:,}"
     yield "tokens of thoughts in training", f"{found.thought_tokens:,}"
-
-
-def _work(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
-    rate = every.plan.flops
+    rate, devices = every.plan.flops, every.plan.devices
     for stage, flops in found.flops.items():
         yield f"operations, {stage}", f"{flops:.3g}"
     for stage, flops in found.flops.items():
         yield f"time, {stage}", duration(flops / rate)
     yield f"time at {rate:.3g} a second", duration(found.seconds(rate))
-    if every.plan.devices > 1:
-        yield f"time on {every.plan.devices} devices", duration(found.seconds(rate, every.plan.devices))
+    if devices > 1:
+        yield f"time on {devices} devices", duration(found.seconds(rate, devices))
+    for kind, sizes in (("memory a device", vars(found.memory)), ("disk", found.disk)):
+        for name, size in sizes.items():
+            yield f"{kind}, {name}", f"{size / GIGA:.2f} GB"
+        yield kind, f"{sum(sizes.values()) / GIGA:.2f} GB"
 
 
-def _memory(found: Estimate) -> Iterator[tuple[str, str]]:
-    for name, size in vars(found.memory).items():
-        yield f"memory a device, {name}", f"{size / GIGA:.2f} GB"
-    yield "memory a device", f"{found.memory.total / GIGA:.2f} GB"
-
-
-def _disk(found: Estimate) -> Iterator[tuple[str, str]]:
-    for name, size in found.disk.items():
-        yield f"disk, {name}", f"{size / GIGA:.2f} GB"
-    yield "disk", f"{sum(found.disk.values()) / GIGA:.2f} GB"
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which people read them."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def warnings(found: Estimate, every: Params) -> Iterator[str]:
-    """What will not fit, and what to do about it."""
+    """What will not fit or will be refused, and what to do about it."""
     plan, train = every.plan, every.train
+    limit = f"{plan.device_memory:g} GB"
     if found.memory.total > plan.device_memory * GIGA:
-        yield (
-            f"training takes {found.memory.total / GIGA:.1f} GB on a device that has {plan.device_memory:g} GB "
-            f"(plan.device_memory): {advice(found, every)}"
-        )
+        need = f"training takes {found.memory.total / GIGA:.1f} GB on a device that has {limit} (plan.device_memory)"
+        yield f"{need}: {advice(found, every)}"
     weights = found.shape.parameters * FLOAT / GIGA
     for stage in ASKING:
         if getattr(every, stage).device != "cpu" and weights > plan.device_memory:
-            yield (
-                f"{stage} holds {weights:.1f} GB of weights, in float32, where plan.device_memory is "
-                f"{plan.device_memory:g} GB: set {stage}.device to cpu if that has more"
-            )
+            need = f"{stage} holds {weights:.1f} GB of weights, in float32, where plan.device_memory is {limit}"
+            yield f"{need}: set {stage}.device to cpu if that has more"
     free = plan.disk * GIGA if plan.disk is not None else shutil.disk_usage(".").free
     if sum(found.disk.values()) > free:
         yield f"{sum(found.disk.values()) / GIGA:.1f} GB go to the disk, which has {free / GIGA:.1f} GB free"
@@ -93,13 +88,13 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
     if plan.devices > 1:
         for name, value in (("optimizer", "adamw"), ("positions", None)):
             if getattr(train, name) != value:
-                yield f"train.{name} is {getattr(train, name)}, which is refused where weights are shared out (FSDP2)"
+                yield f"train.{name} is {getattr(train, name)}, which is refused where weights are sharded (FSDP2)"
     if train.accumulation % plan.devices:
         yield f"train.accumulation ({train.accumulation}) passes cannot be shared out over {plan.devices} devices"
 
 
 def advice(found: Estimate, every: Params) -> str:
-    """The first setting that would make it fit and is not made yet."""
+    """The first setting that would make training fit and is not made yet."""
     train, memory = every.train, found.memory
     states = memory.weights + memory.gradients + memory.optimizer + memory.gathered
     if states > every.plan.device_memory * GIGA:
@@ -115,17 +110,7 @@ def advice(found: Estimate, every: Params) -> str:
         return "set train.checkpointing"
     if every.plan.devices > 1:
         return "take shorter spans, or set train.adapt to lora"
-    if train.positions is None:
-        return f"set train.positions below {every.tokenize.span}"
-    return "lower train.positions"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit in which people read them."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
+    return "lower train.positions" if train.positions else f"set train.positions below {every.tokenize.span}"
 
 
 if __name__ == "__main__":

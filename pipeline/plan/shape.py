@@ -16,30 +16,27 @@ KNOWN = Path(__file__).parent / "models.yaml"
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder; ``linears`` are the (inputs, outputs) of every matrix in its layers.
+    """Sizes of a decoder."""
 
-    ``tied``: whether its LM head is its table of embeddings.
-    """
-
-    linears: tuple[tuple[int, int], ...]
+    linears: tuple[tuple[int, int], ...]  # (inputs, outputs) of every matrix in its layers
     layers: int
     hidden: int  # D
     queries: int  # heads times their size
     keys: int  # key-value heads times their size
     ffn: int
     vocab: int  # V
-    tied: bool
+    tied: bool  # whether the LM head is the embedding table
     parameters: int
 
     @property
-    def matrices(self) -> int:
-        """Weights of the layers, and of an LM head that is no embedding."""
-        return self.body + (0 if self.tied else self.hidden * self.vocab)
+    def body(self) -> int:
+        """Weights of the layers' matrices, which every token goes through."""
+        return sum(inputs * outputs for inputs, outputs in self.linears)
 
     @property
-    def body(self) -> int:
-        """Weights that every token goes through."""
-        return sum(inputs * outputs for inputs, outputs in self.linears)
+    def matrices(self) -> int:
+        """Weights of the layers' matrices and of the LM head, unless it is the embedding table."""
+        return self.body + (0 if self.tied else self.hidden * self.vocab)
 
     @property
     def mixing_head(self) -> int:
@@ -48,38 +45,35 @@ class Shape:
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
-    """The shape of a model, which may have no weights (the device ``meta``).
+    """The shape of a model, which may have no weights (device ``meta``).
 
-    Raises ValueError for a mixture of experts, of whose weights a token goes through some only.
+    Raises ValueError for a mixture of experts, as a token goes through only some of its weights.
     """
     if any(".experts." in name for name, _ in model.named_parameters()):
         raise ValueError("it is a mixture of experts")
     config = model.config.get_text_config()
-    body = model.base_model.named_modules()
-    linears = tuple(found for _, module in body if (found := _matrix(module)))
+    linears = []
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            linears.append((module.in_features, module.out_features))
+        elif isinstance(module, Conv1D):  # GPT-2's matrices
+            linears.append(tuple(module.weight.shape))
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
-        linears=linears,
+        linears=tuple(linears),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         queries=config.num_attention_heads * head,
         keys=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
-        ffn=max(max(inputs, outputs) for inputs, outputs in linears),
+        ffn=max(map(max, linears)),
         vocab=config.vocab_size,
         tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
         parameters=sum(p.numel() for p in model.parameters()),
     )
 
 
-def _matrix(module: torch.nn.Module) -> tuple[int, int] | None:
-    """Inputs and outputs of a matrix product, which GPT-2 calls a convolution."""
-    if isinstance(module, torch.nn.Linear):
-        return module.in_features, module.out_features
-    return tuple(module.weight.shape) if isinstance(module, Conv1D) else None
-
-
 def shape_from(config: PretrainedConfig) -> Shape:
-    """The shape of the decoder that a configuration of transformers describes. Raises UserError for other models."""
+    """The shape of the decoder that a transformers configuration describes. Raises UserError for other models."""
     try:
         with torch.device("meta"):
             return shape_of(AutoModelForCausalLM.from_config(config))
@@ -88,9 +82,9 @@ def shape_from(config: PretrainedConfig) -> Shape:
 
 
 def hub_shape(path: str, revision: str | None) -> Shape:
-    """The shape of a hub model or local folder; those of the presets are known without a network.
+    """The shape of a hub model or local folder; the presets' models are known without a network.
 
-    Raises UserError where there is none, and for one that cannot be planned.
+    Raises UserError if there is no configuration, or if the model cannot be planned.
     """
     known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
     if path in known and known[path]["revision"] == revision:
@@ -103,5 +97,5 @@ def hub_shape(path: str, revision: str | None) -> Shape:
 
 
 def with_thoughts(shape: Shape) -> Shape:
-    """The same with the mixing head and the meta-tokens."""
+    """The same shape with the parameters of mixing head and meta-tokens."""
     return dataclasses.replace(shape, parameters=shape.parameters + shape.mixing_head)

@@ -1,22 +1,25 @@
-"""The work of a training step, in floating-point operations.
+"""The useful work of a training step, in floating-point operations.
 
-Useful work counts 2 operations a weight and row forward and 4 backward, for all rows that the method has, whether or
-not the engine finds a way round some of them, and attention over the half of the text that a position sees on average
-and over the thought itself.
+That is 2 operations per weight and row forward and 4 backward, for all rows of the method, whether or not the engine
+finds a way round some of them; and attention over half the text (what a position sees on average) and over the thought.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pipeline.plan.shape import Shape
 from pipeline.thought.layout import Layout
+
+if TYPE_CHECKING:
+    from pipeline.params import Train  # the benchmark runs without omegaconf
 
 HEAD_ROWS = 512  # that the head works on at a time
 
 
 @dataclass(frozen=True)
 class Step:
-    """One forward and backward pass: B texts of N tokens, R thoughts of K tokens at each, lookahead A."""
+    """One forward and backward pass: B texts of N tokens, R thoughts of K tokens at each position, lookahead A."""
 
     texts: int
     tokens: int
@@ -26,7 +29,7 @@ class Step:
 
     @property
     def row_tokens(self) -> int:
-        """T, start, thought, end and the true tokens after it."""
+        """T: start token, thought, end token and the true tokens after it."""
         return Layout(self.thought_tokens, self.lookahead).row_tokens
 
     @property
@@ -39,47 +42,40 @@ class Step:
 
 
 def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float, float]]:
-    """The step's matrix products: rows, inputs, outputs, times forward, times backward."""
+    """The step's matrix products: (rows, inputs, outputs, times forward, times backward)."""
     for inputs, outputs in shape.linears:
         yield step.thoughts * step.row_tokens, inputs, outputs, 1, 1
         yield step.positions, inputs, outputs, 1, 1
-        yield step.thoughts, inputs, outputs, step.thought_tokens + 1, 0
+        yield step.thoughts, inputs, outputs, step.thought_tokens + 1, 0  # sampling
     learned = step.positions + step.thoughts * (step.thought_tokens + step.lookahead)
     chunks, sampled = learned / HEAD_ROWS, step.thoughts * step.thought_tokens / HEAD_ROWS
     yield HEAD_ROWS, shape.hidden, shape.vocab, chunks + sampled, chunks
 
 
-def training_flops(shape: Shape, step: Step) -> float:
-    """Operations of one pass of Quiet-STaR training that the method needs."""
-    return _linear_flops(shape, step, backward=2) + _attention_flops(shape, step, backward=2)
+def pass_flops(shape: Shape, step: Step, train: "Train | None" = None, backward: bool = True) -> float:
+    """Operations of a pass; ``train`` says what is frozen (None: nothing), and so has no gradients.
 
+    Adapters are counted on all linear layers, whichever ``train.lora.modules`` names.
+    """
 
-def adapting_flops(shape: Shape, step: Step, rank: int) -> float:
-    """The same on frozen weights, which take no gradients, with adapters of ``rank`` on all linear layers; 0: none."""
-    adapters = [small for i, o in shape.linears for small in ((i, rank), (rank, o))]
-    own = _linear_flops(replace(shape, linears=tuple(adapters), vocab=0), step, backward=2)
-    return own + _linear_flops(shape, step, backward=1) + _attention_flops(shape, step, backward=2)
+    def linear(some: Shape, gradients: int) -> float:
+        return sum(2 * m * i * o * (there + gradients * back) for m, i, o, there, back in products(some, step))
 
-
-def watching_flops(shape: Shape, step: Step) -> float:
-    """The same without the backward pass: held-out texts that training is watched on."""
-    return _linear_flops(shape, step, backward=0) + _attention_flops(shape, step, backward=0)
-
-
-def _linear_flops(shape: Shape, step: Step, backward: int) -> float:
-    """``backward``: operations backward for each forward one."""
-    return sum(2 * m * i * o * (there + backward * back) for m, i, o, there, back in products(shape, step))
-
-
-def _attention_flops(shape: Shape, step: Step, backward: int) -> float:
     text, thoughts = step.tokens, step.tokens * step.rationales
     # pairs of a query and a key: of the text with itself, of thoughts with half the text, of thoughts with themselves
     row, sampled = step.row_tokens, step.thought_tokens + 1
     learned = text * text / 2 + thoughts * (row * text / 2 + row * (row + 1) / 2)
     only_forward = thoughts * (sampled * text / 2 + sampled * (sampled + 1) / 2)
-    return 4 * shape.queries * shape.layers * step.texts * ((1 + backward) * learned + only_forward)
+    attention = 4 * shape.queries * shape.layers * step.texts * ((3 if backward else 1) * learned + only_forward)
+    if not backward:
+        return linear(shape, gradients=0) + attention
+    if train is None or train.adapt == "whole":
+        return linear(shape, gradients=2) + attention
+    rank = train.lora.rank if train.adapt == "lora" else 0
+    adapters = [small for inputs, outputs in shape.linears for small in ((inputs, rank), (rank, outputs))]
+    return linear(replace(shape, linears=tuple(adapters), vocab=0), 2) + linear(shape, gradients=1) + attention
 
 
 def reading_flops(shape: Shape, tokens: float, span: int) -> float:
-    """Operations of reading ``tokens`` tokens of texts of ``span``, the head at each included."""
+    """Operations of reading ``tokens`` tokens in texts of ``span``, with the head at each token."""
     return tokens * (2 * (shape.body + shape.hidden * shape.vocab) + 4 * shape.queries * shape.layers * span / 2)

@@ -14,11 +14,11 @@ from pipeline.preset.options import known, options, words
 
 def main() -> None:
     arguments = [a for a in sys.argv[1:] if not a.startswith("root=")]
-    root = next((a.removeprefix("root=") for a in sys.argv[1:] if a.startswith("root=")), None)
+    roots = [a.removeprefix("root=") for a in sys.argv[1:] if a.startswith("root=")]
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__.strip(), *known(), sep="\n  ")
         return
-    print(*(f"-S {word}" for word in words(options(arguments, root))))
+    print(*(f"-S {word}" for word in words(options(arguments, next(iter(roots), None)))))
 
 
 if __name__ == "__main__":

@@ -12,49 +12,38 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import errors, params, typed_yaml
 
-PARSER = OverridesParser.create()
+PARSER = OverridesParser.create()  # DVC reads `-S` with it too
 PRESETS = Path(__file__).parent / "groups"
+SPLITS = ("pretrain", "train", "heldout")
 
 
 def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
     """The parameters that these groups (``data=gsm8k``) and values (``train.steps=5``) set, by dotted name.
 
-    Raises UserError for a group or preset that does not exist, and for values that params.yaml could not hold.
+    With ``root``, every data set is read from that folder. Raises UserError for a group or preset that does not exist,
+    for values that params.yaml could not hold, and for values that a command line cannot carry to `dvc exp run`.
     """
     groups = [a for a in arguments if "." not in a.partition("=")[0]]
     for group in groups:
         if group not in known():
             raise errors.UserError(f"there is no preset {group}: there are {', '.join(known())}")
-    flat = _flat(_composed(groups)) | _flat(dict(map(_value, (a for a in arguments if a not in groups))))
+        typed_yaml.read(PRESETS / f"{group.replace('=', '/')}.yaml")  # for Hydra, bad YAML is a traceback
+    try:
+        with initialize_config_dir(str(PRESETS), version_base=None):
+            flat = _flat(OmegaConf.to_container(compose("preset", overrides=groups), resolve=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise errors.UserError(errors.reason(error)) from error
+    flat |= _flat(dict(_value(word) for word in arguments if word not in groups))
     if root is not None:
-        flat |= {k: str(Path(root) / v) for k, v in flat.items() if k.startswith("corpus.hub.") and k.endswith(".path")}
-        flat |= _rooted_defaults(flat, root) | {"tasks.root": root}
-        flat |= {f"corpus.hub.{split}.revision": None for split in ("pretrain", "train", "heldout")}
+        hub = OmegaConf.load(params.PARAMS_FILE).corpus.hub
+        for split in SPLITS:
+            path = flat.get(f"corpus.hub.{split}.path", hub[split].path)
+            flat |= {f"corpus.hub.{split}.path": str(Path(root) / path), f"corpus.hub.{split}.revision": None}
+        flat["tasks.root"] = root
     params.load(changes=flat)
     for name, value in flat.items():
         _check_readable(name, value)
     return flat
-
-
-def _composed(groups: list[str]) -> dict:
-    for group in groups:
-        typed_yaml.read(PRESETS / f"{group.replace('=', '/')}.yaml")  # Hydra has a traceback for one that is no YAML
-    try:
-        with initialize_config_dir(str(PRESETS), version_base=None):
-            return OmegaConf.to_container(compose("preset", overrides=groups), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise errors.UserError(errors.reason(error)) from error
-
-
-def _value(word: str) -> tuple[str, object]:
-    """The name and the value in ``name=value``, as `dvc exp run` reads it."""
-    try:
-        override = PARSER.parse_override(word)
-    except HydraException as error:
-        raise errors.UserError(f"{word} cannot be read as name=value: {errors.reason(error)}") from error
-    if override.is_sweep_override():
-        raise errors.UserError(f"{word} is several values to `dvc exp run`: write it into params.yaml")
-    return word.partition("=")[0], override.value()
 
 
 def known() -> list[str]:
@@ -67,11 +56,15 @@ def words(values: Mapping[str, object]) -> list[str]:
     return [f"{name}={_text(value)}" for name, value in values.items()]
 
 
-def _rooted_defaults(flat: dict[str, object], root: str) -> dict[str, object]:
-    """The data sets that the preset leaves as params.yaml has them, under ``root`` too."""
-    hub = OmegaConf.load(params.PARAMS_FILE).corpus.hub
-    names = {f"corpus.hub.{split}.path": source.path for split, source in hub.items()}
-    return {name: str(Path(root) / path) for name, path in names.items() if name not in flat}
+def _value(word: str) -> tuple[str, object]:
+    """Name and value of ``name=value``, as `dvc exp run` reads it."""
+    try:
+        override = PARSER.parse_override(word)
+    except HydraException as error:
+        raise errors.UserError(f"{word} cannot be read as name=value: {errors.reason(error)}") from error
+    if override.is_sweep_override():
+        raise errors.UserError(f"{word} is several values to `dvc exp run`: write it into params.yaml")
+    return word.partition("=")[0], override.value()
 
 
 def _flat(values: Mapping, prefix: str = "") -> dict[str, object]:
@@ -82,7 +75,7 @@ def _flat(values: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def _check_readable(name: str, value: object) -> None:
-    """Raise UserError for a value that the shell would split, or `dvc exp run` take for another one."""
+    """Raise UserError for a value that the shell would split, or that `dvc exp run` would take for another one."""
     text = _text(value)
     try:
         readable = not set(text) & set(string.whitespace) and PARSER.parse_override(f"{name}={text}").value() == value

@@ -1,15 +1,6 @@
-"""The report: one self-contained HTML page about a run, readable offline.
+"""The run's results for a reader: the page (one HTML file that works offline) and the release with its model card.
 
-`inputs` and `reading` take in what other stages wrote; `trained`, `results`, `comparisons`, `chain_of_thought`, `where`
-and `certainty` say what it means, in `estimates` and in the words of the run's `method`; `drawing`, `figures` and
-`curves` draw; `examples` and `heat_map` quote; `page` fills `page.html.j2`, which is a piece a section.
+`page` fills `page.html.j2`, which includes a template for each section. `reading` reads what other stages wrote;
+`facts`, `results`, `comparisons`, `where` and `certainty` put it into words; `figures` and `curves` draw it; `quotes`
+chooses texts to show.
 """
-
-import os
-
-os.environ.pop("MPLBACKEND", None)  # figures are drawn without one, but matplotlib cannot be imported with a wrong one
-
-from pipeline.report.inputs import ReportInputs  # noqa: E402
-from pipeline.report.page import write_report  # noqa: E402
-
-__all__ = ["ReportInputs", "write_report"]

@@ -2,24 +2,25 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
 
 from pipeline import params
 from pipeline.params import Params
-from pipeline.report import chain_of_thought, comparisons, results
-from pipeline.report.estimates import decimal, interval, nats, p_value, percent, points, whole
-from pipeline.report.inputs import read_comparisons
-from pipeline.report.method import Method, read_method
-from pipeline.report.reading import read_metrics
-from pipeline.report.trained import training_facts, training_sentence
+from pipeline.report.comparisons import arm_name, read_comparisons
+from pipeline.report.estimates import Estimate, decimal, interval, nats, p_value, percent, points, whole
+from pipeline.report.facts import training_facts, training_sentence
+from pipeline.report.method import METHODS, Method
+from pipeline.report.reading import read_json
+from pipeline.report.results import MEASURES
 
 ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$!])")
 LOADING = """\
-The model needs the project's package beside transformers: `import pipeline` makes the Auto classes know it.
+The model needs this project's package as well as transformers: `import pipeline` registers the model with the Auto
+classes.
 
 ```python
 import pipeline
@@ -33,19 +34,14 @@ print(tokenizer.decode(model.generate(prompt.input_ids, max_new_tokens=8)[0]))
 ```"""
 WITHOUT = "\n\n`generate(..., think=False)` writes without {many}."
 LIMITS = (
-    "The figures are of one training run on the text and the tasks named above; they say nothing of other text, tasks "
-    "or languages. Intervals are 95 % bootstrap intervals over questions or texts.",
-    "Nothing was done to keep the model from saying what is false or harmful; it inherits what its base model does.",
-    "No licence is given here: those of the base model and of the text that it was trained on hold.",
+    "The figures are of one training run (a comparison may average several, as its column seeds says) on the text and "
+    "the tasks named above; they say nothing about other text, tasks or languages. Intervals are 95 % bootstrap "
+    "intervals over questions or texts, and over seeds where there are several.",
+    "Nothing was done to keep the model from false or harmful statements. It inherits the faults of its base model.",
+    "This card gives no licence: the licences of the base model and of its training text apply.",
 )
-LIMITS_OF = {
-    "quiet_star": (
-        "A thought comes before every token, whether it is of use or not: writing takes several times as long.",
-        "A thought is trained to make the next tokens likelier, not to be true. It explains no answer.",
-    ),
-    "pause": ("A pause comes before every token, whether it is of use or not: writing takes several times as long.",),
-    "no_thought": (),
-}
+SLOW = "A {one} comes before every token, whether it helps or not, so writing takes several times as long."
+NO_EXPLANATION = "A thought is trained to make the next tokens likelier, not to be true, and it explains no answer."
 CITATION = """\
 ```bibtex
 @article{zelikman2024quietstar,
@@ -58,51 +54,39 @@ CITATION = """\
 ```"""
 
 
-@dataclass(frozen=True)
-class CardInputs:
-    """The files that tell how the model was trained and how well it does."""
+def model_card(params_file: Path, results: Path) -> str:
+    """The card of the run with these parameters whose stages wrote their metrics to ``results``.
 
-    params: Path
-    train_metrics: Path
-    evaluate_metrics: Path
-    comparisons: Path
-    cot_metrics: Path
-    perplexity_metrics: Path
-
-
-def model_card(paths: CardInputs) -> str:
-    """The card in Markdown, its head in the YAML that the Hugging Face hub reads."""
-    given, train = params.load(paths.params), read_metrics(paths.train_metrics)
-    method = read_method(train)
+    Raises UserError if one of their files is missing or cannot be read.
+    """
+    given, train = params.load(params_file), read_json(results / "train/metrics.json")
+    method = METHODS[train["method"]]
+    base = given.base_model
+    base_name = Path(base.path).name if base.source == "hub" else f"a small {base.scratch.architecture}"
+    settings = [(field.name, repr(getattr(given.train, field.name))) for field in fields(given.train)]
+    limits = list(LIMITS)
+    if method.thinks:
+        limits.append(SLOW.format(one=method.one))
+    if method.writes:
+        limits.append(NO_EXPLANATION)
     sections = {
-        f"{_title(method)} on {escaped(_base_name(given))}": escaped(training_sentence(train, given, method)),
         "How to load it": LOADING + (WITHOUT.format(many=method.many) if method.thinks else ""),
         "Training": _table(("", ""), training_facts(train, given, method)),
-        "Settings": _settings(given),
-        "Results": "\n\n".join(_results(paths, method)),
-        "Limits": "\n".join(f"- {limit}" for limit in (*LIMITS, *LIMITS_OF[method.key])),
+        "Settings": f"Section `train` of `params.yaml`:\n\n{_table(('setting', 'value'), settings)}",
+        "Results": "\n\n".join(_results(results, method)),
+        "Limits": "\n".join(f"- {limit}" for limit in limits),
         "Citation": CITATION,
     }
-    marks = ["#"] + ["##"] * (len(sections) - 1)
-    body = "\n\n".join(f"{mark} {name}\n\n{text}" for mark, (name, text) in zip(marks, sections.items(), strict=True))
-    return f"---\n{_head(given, method)}---\n\n{body}\n"
-
-
-def _title(method: Method) -> str:
-    return f"{method.name[0].upper()}{method.name[1:]}"
-
-
-def _base_name(given: Params) -> str:
-    if given.base_model.source == "hub":
-        return Path(given.base_model.path).name
-    return f"a small {given.base_model.scratch.architecture}"
+    title, about = f"{method.title} on {escaped(base_name)}", escaped(training_sentence(train, given, method))
+    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
+    return f"---\n{_head(given, method)}---\n\n# {title}\n\n{about}\n\n{body}\n"
 
 
 def _head(given: Params, method: Method) -> str:
     head: dict = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["quiet-star", method.key.replace("_", "-")] if method.key != "quiet_star" else ["quiet-star"],
+        "tags": list(dict.fromkeys(["quiet-star", method.key.replace("_", "-")])),
     }
     if given.base_model.source == "hub" and on_the_hub(given.base_model.path):
         head["base_model"] = given.base_model.path
@@ -112,77 +96,58 @@ def _head(given: Params, method: Method) -> str:
 
 
 def on_the_hub(name: str) -> bool:
-    """Whether ``name`` can be a hub's name, and is not that of a local folder."""
+    """Whether ``name`` can be a name on the hub and is not the path of a local folder."""
     return ON_THE_HUB.fullmatch(name) is not None and not Path(name).exists()
 
 
-def _settings(given: Params) -> str:
-    rows = [(field.name, repr(getattr(given.train, field.name))) for field in fields(given.train)]
-    return f"Section `train` of `params.yaml`:\n\n{_table(('setting', 'value'), rows)}"
-
-
-def _results(paths: CardInputs, method: Method) -> Iterable[str]:
+def _results(results: Path, method: Method) -> Iterable[str]:
+    """The parts of the section: tasks, other ways of training, written reasoning, held-out text."""
     yield "Differences are in percentage points with their 95 % interval; n is the number of questions or texts."
-    yield _tasks(results.tasks(read_metrics(paths.evaluate_metrics), method), method)
-    compared = comparisons.comparisons(read_comparisons(paths.comparisons))
-    if compared:
-        yield f"Accuracy against other ways of training:\n\n{_compared(compared)}"
-    reasoned = chain_of_thought.reasoning(read_metrics(paths.cot_metrics), method)
-    if reasoned:
-        yield f"With written reasoning (maj@k: the majority of k samples):\n\n{_reasoned(reasoned, method)}"
-    yield _held_out(results.held_out(read_metrics(paths.perplexity_metrics), method), method)
+    trained_ways, gain = method.trained_ways, ["difference"] if method.thinks else []
 
-
-def _tasks(found: list[results.Task], method: Method) -> str:
-    rows = [
-        [
-            task.name,
-            measure.label,
-            *map(percent, measure.by_way.values()),
-            *(
-                [interval(measure.difference, points), p_value(test) if test is not None else ""]
-                if method.thinks
-                else []
-            ),
-            whole(task.n),
-        ]
-        for task in found
-        for measure, test in ((task.accuracy, task.p_value), (task.probability, None))
-    ]
-    gain = ("difference", "McNemar") if method.thinks else ()
-    return _table(["task", "measure", *method.ways.values(), *gain, "n"], rows)
-
-
-def _compared(found: list[comparisons.Comparison]) -> str:
     rows = []
-    for one in found:
-        if one.measure == "accuracy":
-            test = "" if one.p_value is None else p_value(one.p_value)
-            arm = comparisons.arm_name(one.against)
-            rows.append((one.task, arm, interval(one.difference, points), test, one.seeds, whole(one.n)))
-    return _table(("task", "against", "difference", "McNemar", "seeds", "n"), rows)
+    for task, values in read_json(results / "evaluate/metrics.json").items():
+        for label, key, prefix in MEASURES:
+            row = [task, label, *(percent(values[way][key]) for way in method.ways)]
+            if method.thinks:
+                difference = values["difference"]
+                test = p_value(difference["p_value"]) if key == "accuracy" else ""
+                row += [interval(Estimate.of(difference, key, prefix), points), test]
+            rows.append([*row, whole(values["n"])])
+    test = ["McNemar"] if method.thinks else []
+    yield _table(["task", "measure", *method.ways.values(), *gain, *test, "n"], rows)
 
-
-def _reasoned(found: list[chain_of_thought.Reasoning], method: Method) -> str:
-    ways = [name for way, name in method.ways.items() if way != "base"]
     rows = []
-    for one in found:
-        for vote in one.votes:
-            gain = [interval(vote.difference, points)] if method.thinks else []
-            rows.append([one.task, vote.measure, *map(percent, vote.by_way.values()), *gain, whole(one.n)])
-    return _table(["task", "measure", *ways, *(["difference"] if method.thinks else []), "n"], rows)
+    for one in read_comparisons(results):
+        if one["measure"] == "accuracy":
+            difference = interval(Estimate.of(one, "difference"), points)
+            test, counts = p_value(one["p_value"]), (whole(one["seeds"]), whole(one["n"]))
+            rows.append([one["task"], arm_name(one["against"]), difference, test, *counts])
+    if rows:
+        header = ("task", "against", "difference", "McNemar", "seeds", "n")
+        yield f"Accuracy against other ways of training:\n\n{_table(header, rows)}"
 
+    rows = []
+    for task, values in read_json(results / "chain_of_thought/metrics.json").items():
+        for measure in values["no_thought"]:
+            row = [task, measure, *(percent(values[way][measure]) for way in trained_ways)]
+            if method.thinks:
+                row.append(interval(Estimate.of(values["difference"][measure]), points))
+            rows.append([*row, whole(values["n"])])
+    if rows:
+        table = _table(["task", "measure", *trained_ways.values(), *gain, "n"], rows)
+        yield f"With written reasoning (maj@k: the majority of k samples):\n\n{table}"
 
-def _held_out(text: results.HeldOut, method: Method) -> str:
-    header = ["held-out text", *(method.ways[way] for way in text.loss)]
-    row = ["loss, nats per token", *map(decimal, text.loss.values())]
+    text = read_json(results / "perplexity/metrics.json")
+    header = ["held-out text", *trained_ways.values()]
+    row = ["loss, nats per token", *(decimal(text["loss"][way]) for way in trained_ways)]
     if method.thinks:
-        header, row = [*header, "improvement"], [*row, interval(text.improvement, nats)]
-    return _table([*header, "n"], [[*row, whole(text.texts)]])
+        header, row = [*header, "improvement"], [*row, interval(Estimate.of(text["improvement"]), nats)]
+    yield _table([*header, "n"], [[*row, whole(text["n_texts"])]])
 
 
-def _table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    lines = [[escaped(str(cell)) for cell in row] for row in (header, *rows)]
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [[escaped(cell) for cell in row] for row in (header, *rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

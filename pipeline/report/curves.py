@@ -1,20 +1,16 @@
-"""How training went: what the logs hold against the optimizer step."""
+"""How training went: the logs' columns over the optimizer steps."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.drawing import PLAIN, THOUGHT, Plot, plot
-from pipeline.report.figures import legend_above
+from pipeline.report.drawing import PLAIN, THOUGHT, Axes, Figure, Plot, legend_above, plot
 from pipeline.report.method import Method
 from pipeline.report.reading import read_csv
 from pipeline.training.warnings import WATCHED, warnings
 
-FEW_POINTS = 25  # up to here each point is marked; above, the line is smoothed over this part of the points
+FEW_POINTS = 25  # up to this many points each is marked; more are smoothed over 1 / FEW_POINTS of them
 HEIGHT = 2.3  # inches
 
 
@@ -33,86 +29,64 @@ class Curve:
     lines: tuple[Line, ...]
 
 
-def heldout_curves(path: Path, method: Method) -> list[Plot]:
-    curves = [Curve("heldout-losses", "Held-out loss", "nats per token", _losses(method))]
-    if method.writes:
-        title, unit = "Thoughts that hold the right working", "share, after probe prompts"
-        curves.append(Curve("working-share", title, unit, (Line("working_share", "share"),)))
-    return _drawn(path, curves)
-
-
-def step_curves(path: Path, method: Method) -> list[Plot]:
-    """What every step logs, as far as the method has it."""
-    curves = [Curve("losses", "Loss", "nats per token", _losses(method))]
+def training_curves(results: Path, method: Method) -> list[Plot]:
+    """The figures of the logs in ``results``; one whose columns are all blank is left out."""
+    losses: tuple[Line, ...] = (Line("base_loss", "loss", PLAIN),)
     if method.thinks:
-        weight = (Line("mixing_weight", "weight"),)
-        curves.append(Curve("mixing-weight", "Mixing weight", f"0 ignores the {method.one}", weight))
+        losses = (Line("base_loss", f"without {method.many}", PLAIN), Line("talk_loss", f"with {method.many}"))
+    heldout = [Curve("heldout-losses", "Held-out loss", "nats per token", losses)]
+    steps = [Curve("losses", "Loss", "nats per token", losses)]
+    if method.thinks:
+        unit = f"0 ignores the {method.one}"
+        steps.append(Curve("mixing-weight", "Mixing weight", unit, (Line("mixing_weight", "weight"),)))
     if method.writes:
-        curves += [
-            Curve("reward", "Reward of a thought", "nats, summed over the lookahead", (Line("reward", "reward"),)),
-            Curve(
-                "positive-advantages",
-                "Thoughts with a positive advantage",
-                "share",
-                (Line("positive_advantages", "share"),),
-            ),
-            Curve(
-                "thought-entropy",
-                "Entropy of the thoughts",
-                "nats per thought token",
-                (Line("thought_entropy", "entropy"),),
-            ),
-            Curve(
-                "objective",
-                "Objective",
-                "as optimized",
-                (Line("loss", "total"), Line("policy_loss", "policy part", PLAIN)),
-            ),
-        ]
-    return _drawn(path, curves)
-
-
-def step_warnings(path: Path) -> list[str]:
-    """What `pipeline.training.warnings` finds wrong with the training steps."""
-    return list(warnings(read_csv(path, ["step", *WATCHED])))
-
-
-def base_model_curves(path: Path) -> list[Plot]:
-    lines = (Line("loss", "training", PLAIN), Line("heldout_loss", "held-out"))
-    return _drawn(path, [Curve("base-model", "Loss of the base model’s pretraining", "nats per token", lines)])
-
-
-def _losses(method: Method) -> tuple[Line, ...]:
-    if not method.thinks:
-        return (Line("base_loss", "loss", PLAIN),)
-    return (Line("base_loss", f"without {method.many}", PLAIN), Line("talk_loss", f"with {method.many}"))
-
-
-def _drawn(path: Path, curves: list[Curve]) -> list[Plot]:
-    """These curves of a log; one none of whose columns has a value is left out."""
-    table = read_csv(path, ["step", *dict.fromkeys(line.column for curve in curves for line in curve.lines)])
+        title, unit = "Thoughts that contain the right working", "share, after probe prompts"
+        heldout.append(Curve("working-share", title, unit, (Line("working_share", "share"),)))
+        title, unit = "Reward of a thought", "nats, summed over the lookahead"
+        steps.append(Curve("reward", title, unit, (Line("reward", "reward"),)))
+        title, line = "Thoughts with a positive advantage", Line("positive_advantages", "share")
+        steps.append(Curve("positive-advantages", title, "share", (line,)))
+        title, line = "Entropy of the thoughts", Line("thought_entropy", "entropy")
+        steps.append(Curve("thought-entropy", title, "nats per thought token", (line,)))
+        lines = (Line("loss", "total"), Line("policy_loss", "policy part", PLAIN))
+        steps.append(Curve("objective", "Objective", "as optimized", lines))
+    pretraining = (Line("loss", "training", PLAIN), Line("heldout_loss", "held-out"))
+    base_model = Curve("base-model", "Loss of the base model’s pretraining", "nats per token", pretraining)
     return [
-        _curve(curve, table) for curve in curves if table[[line.column for line in curve.lines]].notna().any(axis=None)
+        *_drawn(results / "train/heldout.csv", heldout),
+        *_drawn(results / "train/steps.csv", steps),
+        *_drawn(results / "base_model/steps.csv", [base_model]),
     ]
 
 
-def _curve(curve: Curve, table: pd.DataFrame) -> Plot:
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for line in curve.lines:
-            _draw_line(axes, table[["step", line.column]].dropna(), line)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        if len(curve.lines) > 1:
-            legend_above(axes)
+def step_warnings(results: Path) -> list[str]:
+    """What the rules of `pipeline.training.warnings` say about the training log."""
+    return list(warnings(read_csv(results / "train/steps.csv", "step", *WATCHED)))
 
-    columns = [line.column for line in curve.lines]
-    data = table[["step", *columns]].dropna(how="all", subset=columns)
-    return plot(curve.name, curve.title, curve.unit, data, draw, HEIGHT)
+
+def _drawn(path: Path, curves: list[Curve]) -> list[Plot]:
+    table = read_csv(path, "step", *dict.fromkeys(line.column for curve in curves for line in curve.lines))
+    plots = []
+    for curve in curves:
+        columns = [line.column for line in curve.lines]
+        data = table[["step", *columns]].dropna(how="all", subset=columns)
+
+        def draw(figure: Figure, curve: Curve = curve, data: pd.DataFrame = data) -> None:
+            axes = figure.add_subplot()
+            for line in curve.lines:
+                _draw_line(axes, data[["step", line.column]].dropna(), line)
+            axes.set_xlabel("step")
+            axes.locator_params(axis="x", nbins=5, integer=True)
+            if len(curve.lines) > 1:
+                legend_above(axes)
+
+        if len(data):
+            plots.append(plot(curve.name, curve.title, curve.unit, data, draw, HEIGHT))
+    return plots
 
 
 def _draw_line(axes: Axes, points: pd.DataFrame, line: Line) -> None:
-    """The points' line or, where there are many, a faint line of them under their moving average."""
+    """A marked line or, with many points, a faint line under its moving average."""
     steps, values = points["step"], points[line.column]
     if len(points) <= FEW_POINTS:
         axes.plot(steps, values, color=line.colour, label=line.label, linewidth=1.6, marker="o", markersize=3)

@@ -1,6 +1,7 @@
 """Inline SVG figures that take their colours from the page, so that they follow its light or dark scheme."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +9,19 @@ from urllib.parse import quote
 
 import pandas as pd
 from markupsafe import Markup, escape
-from matplotlib import style
-from matplotlib.figure import Figure
 
-# matplotlib knows no CSS: it draws in these stand-ins, which _inline replaces in the finished SVG
+# matplotlib cannot be imported where this names an unknown backend, and figures are drawn without a backend; so this is
+# the only module that imports matplotlib
+os.environ.pop("MPLBACKEND", None)
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+__all__ = ["Axes", "Figure", "PercentFormatter"]
+
+# matplotlib knows no CSS: it draws in these stand-ins, which _inline replaces with the page's colours
 INK, THOUGHT, PLAIN, QUIET = "#010203", "#010204", "#010205", "#010206"
 CSS_COLOURS = {INK: "currentColor", THOUGHT: "var(--thought)", PLAIN: "var(--plain)", QUIET: "var(--quiet)"}
 STYLE = {
@@ -58,7 +68,7 @@ class Plot:
 
 
 def plot(name: str, title: str, unit: str, data: pd.DataFrame, draw: Callable[[Figure], None], height: float) -> Plot:
-    """The figure that ``draw`` draws, ``height`` inches high, with ``data`` as its numbers."""
+    """The figure that ``draw`` draws, ``height`` inches high; ``data`` are its numbers."""
     target = io.StringIO()
     # "default" first: a matplotlibrc of the machine must not change the bytes; the salt makes ids unique in the page
     with style.context(["default", STYLE | {"svg.hashsalt": name}]):
@@ -69,7 +79,7 @@ def plot(name: str, title: str, unit: str, data: pd.DataFrame, draw: Callable[[F
 
 
 def _inline(svg: str, title: str) -> Markup:
-    """Strips what only a file of its own needs: the prolog, the size and the ids of groups, which repeat."""
+    """The SVG for use inside a page: without prolog and size, and without the ids of groups, which repeat."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
@@ -78,6 +88,10 @@ def _inline(svg: str, title: str) -> Markup:
     for stand_in, colour in CSS_COLOURS.items():
         svg = svg.replace(stand_in, colour)
     return Markup(svg.replace("xlink:href", "href"))
+
+
+def legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0)
 
 
 def csv_link(table: pd.DataFrame) -> str:

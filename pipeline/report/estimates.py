@@ -1,7 +1,10 @@
 """Estimates with their intervals, the verdict that an interval allows, and how numbers are written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
+
+import pandas as pd
 
 MINUS, SPACE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 ABOVE, BELOW, UNDECIDED = "above", "below", "undecided"
@@ -14,6 +17,11 @@ class Estimate:
     mean: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: Mapping, mean: str = "mean", prefix: str = "") -> Self:
+        """Read a row or a section of metrics; ``prefix`` comes before the names of the interval's ends."""
+        return cls(values[mean], values[f"{prefix}ci_low"], values[f"{prefix}ci_high"])
 
     @property
     def verdict(self) -> str:
@@ -49,25 +57,31 @@ def nats(value: float) -> str:
     return _signed(f"{value:+.3f}")
 
 
-def p_value(value: float) -> str:
-    sign, number = ("<", "0.001") if value < 0.001 else ("=", f"{value:.3f}")
-    return f"p{SPACE}{sign}{SPACE}{number}"
+def p_value(value: float | None) -> str:
+    """Nothing where no test was made (None or NaN)."""
+    if pd.isna(value):
+        return ""
+    return f"p{SPACE}<{SPACE}0.001" if value < 0.001 else f"p{SPACE}={SPACE}{value:.3f}"
 
 
 def whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
-    """The mean and its interval, written by ``show``; a line does not break inside."""
+    """The mean and its interval, written by ``show``, without a line break inside."""
     return f"{show(estimate.mean)} [{show(estimate.low)},{SPACE}{show(estimate.high)}]"
 
 
 def spoken(estimate: Estimate, show: Callable[[float], str], unit: str, *more: str) -> str:
-    """The same in words, with ``more`` about it in the brackets."""
+    """The same for a sentence, with ``more`` facts in the brackets."""
     zero = ", which includes zero" if estimate.verdict == UNDECIDED else ""
     brackets = f"95% interval {show(estimate.low)} to {show(estimate.high)}{zero}"
-    return f"{show(estimate.mean)} {unit} ({'; '.join([brackets, *more])})"
+    return f"{show(estimate.mean)} {unit} ({'; '.join(filter(None, [brackets, *more]))})"
 
 
 def listed(parts: list[str]) -> str:
@@ -76,7 +90,7 @@ def listed(parts: list[str]) -> str:
 
 
 def _signed(number: str) -> str:
-    """A true minus sign, and no sign at a number that is rounded to zero."""
+    """``number`` with a true minus sign, and without a sign where it is rounded to zero."""
     if not number.strip("+-0.%"):
         return number.lstrip("+-")
     return number.replace("-", MINUS)

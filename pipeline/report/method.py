@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipeline.errors import UserError
-from pipeline.report.reading import Metrics
-
 
 @dataclass(frozen=True)
 class Method:
-    """``thinks``: something comes between a text and its prediction; ``writes``: that is words which can be read."""
+    """``thinks``: thoughts or pauses come before a prediction; ``writes``: the thoughts are words to read."""
 
     key: str
     name: str
@@ -19,6 +16,15 @@ class Method:
     writes: bool
 
     @property
+    def title(self) -> str:
+        return f"{self.name[0].upper()}{self.name[1:]}"
+
+    @property
+    def off(self) -> str:
+        """The arm of `compare` that is the trained model answering without its thoughts."""
+        return f"{self.key}, thoughts off"
+
+    @property
     def contrast(self) -> tuple[str, str]:
         """The two ways of answering whose difference the page is about."""
         return ("no_thought", "thought") if self.thinks else ("base", "no_thought")
@@ -26,9 +32,14 @@ class Method:
     @property
     def ways(self) -> dict[str, str]:
         """The ways of answering that a run of this method has, with their names on the page."""
+        return {"base": "before training", **self.trained_ways}
+
+    @property
+    def trained_ways(self) -> dict[str, str]:
+        """The ways of answering of the trained model."""
         if not self.thinks:
-            return {"base": "before training", "no_thought": "after training"}
-        return {"base": "before training", "no_thought": f"without {self.many}", "thought": f"with {self.many}"}
+            return {"no_thought": "after training"}
+        return {"no_thought": f"without {self.many}", "thought": f"with {self.many}"}
 
 
 METHODS = {
@@ -39,10 +50,3 @@ METHODS = {
         Method("no_thought", "no thoughts", "Thinking", "thought", "thoughts", thinks=False, writes=False),
     )
 }
-
-
-def read_method(train: Metrics) -> Method:
-    key = train.at("method")
-    if key not in METHODS:
-        raise UserError(f"{train.path}: method is {key!r}, not one of {', '.join(METHODS)}")
-    return METHODS[key]

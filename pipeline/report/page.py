@@ -1,27 +1,27 @@
-"""Fills the page's template. The same inputs give the same bytes: no clock, no chance, no path of this machine."""
+"""Fill the page's template. The same inputs give the same bytes: no clock, no chance, no path of this machine."""
 
 import platform
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import params
 from pipeline.files import new_path
-from pipeline.report import certainty, chain_of_thought, comparisons, curves, estimates, figures, inputs, results, where
+from pipeline.report import certainty, comparisons, curves, estimates, facts, figures, quotes, results, where
 from pipeline.report.drawing import Plot, csv_link
-from pipeline.report.examples import examples
-from pipeline.report.heat_map import heat_map
-from pipeline.report.inputs import ReportInputs
-from pipeline.report.method import Method, read_method
-from pipeline.report.reading import read_metrics, read_text
-from pipeline.report.trained import training_facts, training_sentence
+from pipeline.report.method import METHODS, Method
+from pipeline.report.reading import read_csv, read_json, read_parquet
 
-PLAN = "\nplan:"  # the last section of params.yaml, which no run depends on: this stage does not either
+PLAN = "\nplan:"  # the last section of params.yaml; no stage depends on it, so the page leaves it out
 PACKAGES = ("torch", "transformers", "datasets", "dvc", "hydra-core", "pandas")
-FORMATS = (
+ENDS = ("ci_low", "ci_high")
+FIGURES = ("task", "measure", "arm", "seeds", "n", "mean", *ENDS)
+GROUPS = ("group", "n", "share", "base_loss", "improvement", *ENDS, "helped", "hurt")
+FUNCTIONS = (
     comparisons.arm_name,
+    comparisons.measure_name,
     comparisons.right_alone,
     estimates.decimal,
     estimates.interval,
@@ -31,19 +31,36 @@ FORMATS = (
     estimates.percent,
     estimates.points,
     estimates.whole,
+    quotes.visible,
+    where.group_name,
 )
 
 
-def write_report(paths: ReportInputs, out: Path) -> None:
-    """Writes ``out``/index.html, or raises UserError where an input is missing or malformed."""
-    method = read_method(read_metrics(paths.train_metrics))
-    shown = _what_was_trained(paths, method) | _did_it_help(paths, method) | _where(paths, method)
-    html = _template().render(method=method, **shown, **_how_sure(shown, method), **_training(paths, method))
-    with new_path(out / "index.html") as part:
-        part.write_text(html, encoding="utf-8", newline="\n")
+def write_report(params_file: Path, results_folder: Path, out: Path) -> None:
+    """Write the page ``out`` from the files that the other stages wrote to ``results_folder``.
 
-
-def _template() -> Template:
+    Raises UserError if one of them is missing or cannot be read.
+    """
+    given = params.load(params_file)
+    train = read_json(results_folder / "train/metrics.json")
+    text = read_json(results_folder / "perplexity/metrics.json")
+    method = METHODS[train["method"]]
+    shown = {
+        "method": method,
+        "question": f"Did {method.act.lower()} help?",
+        "facts": facts.training_facts(train, given, method),
+        "in_words": facts.training_sentence(train, given, method),
+        "seed": given.train.seed,
+        "params": params_file.read_text(encoding="utf-8").partition(PLAN)[0].rstrip(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "curves": curves.training_curves(results_folder, method),
+        "warnings": curves.step_warnings(results_folder),
+        "text": text,
+        **_did_it_help(results_folder, text, method),
+        **_where(results_folder, text, given.report.passages, method),
+    }
+    bars = sum(len(group["rows"]) for group in shown["groups"])
+    shown["compared"] = certainty.compared(shown["tasks"], shown["reasoning"], shown["comparisons"], bars, method)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,108 +68,78 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update({function.__name__: function for function in FORMATS})
-    return environment.get_template("page.html.j2")
+    environment.globals |= {function.__name__: function for function in FUNCTIONS}
+    environment.globals["estimate"] = estimates.Estimate.of
+    html = environment.get_template("page.html.j2").render(shown, chance=certainty.chance_sentence(shown["compared"]))
+    with new_path(out) as part:
+        part.write_text(html, encoding="utf-8", newline="\n")
 
 
-def _what_was_trained(paths: ReportInputs, method: Method) -> dict:
-    text, train = read_text(paths.params), read_metrics(paths.train_metrics)
-    given = params.load(paths.params)
-    return {
-        "title": f"{method.name[0].upper()}{method.name[1:]}: report of a run",
-        "question": f"Did {method.act.lower()} help?",
-        "facts": training_facts(train, given, method),
-        "in_words": training_sentence(train, given, method),
-        "seed": given.train.seed,
-        "params": text.partition(PLAN)[0].rstrip(),
-    }
-
-
-def _did_it_help(paths: ReportInputs, method: Method) -> dict:
-    tasks = results.tasks(read_metrics(paths.evaluate_metrics), method)
-    text = results.held_out(read_metrics(paths.perplexity_metrics), method)
-    by_arm = inputs.read_figures(paths.compare_figures)
-    compared = comparisons.comparisons(inputs.read_comparisons(paths.compare_comparisons))
+def _did_it_help(folder: Path, text: dict, method: Method) -> dict:
+    """The run's own results, with written reasoning too, and the ways of training against each other."""
+    tasks = read_json(folder / "evaluate/metrics.json")
+    reasoning = read_json(folder / "chain_of_thought/metrics.json")
+    arms = read_csv(folder / "compare/figures.csv", *FIGURES)
+    accuracy = arms[arms["measure"] == "accuracy"]
+    arm_rows = arms.to_dict("records")
+    compared = comparisons.read_comparisons(folder)
+    votes = {}
+    if reasoning:
+        table = read_csv(folder / "chain_of_thought/votes.csv", "task", "way", "k", "accuracy", *ENDS, "n")
+        table = table[table["way"].isin(method.trained_ways)]
+        votes = {task: table[table["task"] == task] for task in reasoning}
     return {
         "tasks": tasks,
-        "text": text,
+        "measures": results.MEASURES,
         "own_findings": results.own_findings(tasks, text, method),
-        "arm_findings": comparisons.findings(compared, method),
-        "arms": comparisons.arms(by_arm),
-        "arm_plot": figures.accuracy_by_arm(by_arm, method) if (by_arm["measure"] == "accuracy").any() else None,
+        "arms": arm_rows,
+        "arm_plot": figures.accuracy_by_arm(accuracy, method) if len(accuracy) else None,
+        "arm_findings": comparisons.comparison_findings(compared, method),
         "comparisons": compared,
-        "thoughts_off": comparisons.arm_name(comparisons.thoughts_off(method)),
-        **_reasoning(paths, [task.name for task in tasks], method),
-    }
-
-
-def _reasoning(paths: ReportInputs, tasks: list[str], method: Method) -> dict:
-    found = chain_of_thought.reasoning(read_metrics(paths.cot_metrics), method)
-    votes = inputs.read_votes(paths.cot_votes) if found else None
-    rows = [(one.task, chain_of_thought.of_task(votes, one.task, method)) for one in found]
-    return {
-        "reasoning": found,
-        "unreasoned": chain_of_thought.without_reasoning(tasks, found),
-        "reasoning_findings": chain_of_thought.findings(found, method),
+        "seeds": certainty.seeds_sentence(arm_rows),
+        "coverage": certainty.coverage_sentence(arm_rows),
+        "reasoning": reasoning,
+        "unreasoned": [task for task in tasks if task not in reasoning],
+        "reasoning_findings": results.reasoning_findings(reasoning, method),
         "vote_plots": [
-            figures.votes(number, task, table, method)
-            for number, (task, table) in enumerate(rows, start=1)
-            if len(table)
+            figures.votes(number, task, rows, method) for number, (task, rows) in enumerate(votes.items(), start=1)
         ],
     }
 
 
-def _where(paths: ReportInputs, method: Method) -> dict:
-    found = {"examples": examples(inputs.read_predictions(paths.predictions, method.ways), method), "groups": []}
+def _where(folder: Path, text: dict, passages: int, method: Method) -> dict:
+    """Where thoughts helped: groups of tokens, extremes, the heat map, and examples of questions."""
+    columns = ("task", "index", "prompt", "answer", "way", "predicted", "correct", "prob", "thought")
+    predictions = read_parquet(folder / "evaluate/predictions.parquet", *columns)
+    shown = {"examples": quotes.examples(predictions, method), "groups": []}
     if not method.thinks:
-        return found
-    extremes = inputs.read_extremes(paths.extremes)
-    shares = where.shares(read_metrics(paths.perplexity_metrics))
-    return found | {
-        "groups": _groups(paths),
-        "shares": shares,
-        "agreement": where.agreement_sentence(shares),
-        "density": figures.density(inputs.read_density(paths.density), method),
-        "passages": {side: where.extremes(extremes, "passage", side) for side in ("gain", "loss")},
-        "thoughts": {side: where.extremes(extremes, "thought", side) for side in ("gain", "loss")},
+        return shown
+    folder = folder / "perplexity"
+    deciles, kinds, positions, weights = (
+        read_csv(folder / f"{name}.csv", *GROUPS) for name in ("deciles", "kinds", "positions", "weights")
+    )
+    # kinds have no order of their own
+    kinds = kinds.sort_values("improvement", ascending=False, kind="stable", ignore_index=True)
+    texts = ("what", "side", "token", "thought", "excerpt")
+    extremes = read_csv(folder / "extremes.csv", *texts, "rank", "text", "base_loss", "improvement")
+    columns = ("text", "position", "token", "thought", "nll_no_thought", "nll_thought", "weight")
+    tokens = read_parquet(folder / "tokens.parquet", *columns)
+    return shown | {
+        "groups": [
+            _group("tenth", deciles, figures.decile_bars(deciles)),
+            _group("kind", kinds, figures.group_bars("kinds", "By kind of token", kinds)),
+            _group("positions", positions, figures.group_bars("positions", "By position in the text", positions)),
+            _group("weight", weights, figures.group_bars("weights", "By mixing weight", weights)),
+        ],
+        "agreement": where.agreement_sentence(text),
+        "density": figures.density(read_csv(folder / "density.csv", "base_loss", "improvement", "tokens"), method),
+        "passages": {side: quotes.extremes(extremes, "passage", side) for side in ("gain", "loss")},
+        "thoughts": {side: quotes.extremes(extremes, "thought", side) for side in ("gain", "loss")},
         "extremes_data": csv_link(extremes),
-        "map": heat_map(inputs.read_tokens(paths.tokens), paths.passages),
+        "map": quotes.heat_map(tokens, passages),
     }
-
-
-def _groups(paths: ReportInputs) -> list[dict]:
-    deciles, positions, weights = map(inputs.read_groups, (paths.deciles, paths.positions, paths.weights))
-    kinds = where.by_improvement(inputs.read_groups(paths.kinds))
-    return [
-        _group("tenth", deciles, figures.decile_bars(deciles)),
-        _group("kind", kinds, figures.group_bars("kinds", "By kind of token", kinds)),
-        _group("positions", positions, figures.group_bars("positions", "By position in the text", positions)),
-        _group("weight", weights, figures.group_bars("weights", "By mixing weight", weights)),
-    ]
 
 
 def _group(what: str, table: pd.DataFrame, plot: Plot) -> dict:
-    return {"what": what, "plot": plot, "rows": where.groups(table), "sentence": where.range_sentence(table, what)}
-
-
-def _how_sure(shown: dict, method: Method) -> dict:
-    bars = sum(len(group["rows"]) for group in shown["groups"])
-    found = certainty.compared(shown["tasks"], shown["comparisons"], shown["reasoning"], bars, method)
-    return {
-        "compared": found,
-        "chance": certainty.chance_sentence(found),
-        "seeds": comparisons.seeds_sentence(shown["arms"]),
-        "coverage": comparisons.coverage_sentence(shown["arms"]),
-    }
-
-
-def _training(paths: ReportInputs, method: Method) -> dict:
-    return {
-        "curves": [
-            *curves.heldout_curves(paths.train_heldout, method),
-            *curves.step_curves(paths.train_steps, method),
-            *curves.base_model_curves(paths.base_model_steps),
-        ],
-        "warnings": curves.step_warnings(paths.train_steps),
-        "versions": [("python", platform.python_version())] + [(name, version(name)) for name in PACKAGES],
-    }
+    sentence = where.range_sentence(table, what)
+    return {"what": what, "plot": plot, "rows": table.to_dict("records"), "sentence": sentence}

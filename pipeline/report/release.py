@@ -6,22 +6,20 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import new_path
-from pipeline.models.learned import LEARNED, base_of
-from pipeline.models.trained import load_trained
-from pipeline.report.card import CardInputs, model_card
-
-CARD = "README.md"
+from pipeline.models.trained import LEARNED, base_of, load_trained
+from pipeline.report.card import model_card
 
 
-def write_release(trained: Path, about: CardInputs, out: Path) -> None:
-    """Write the folder ``out``: the files of ``trained``, weights as hard links where that works, and the card.
+def write_release(trained: Path, params_file: Path, results: Path, out: Path) -> None:
+    """Write the folder ``out``: the files of ``trained``, weights as hard links where possible, and the model card.
 
-    Where ``trained`` holds only what was learned, the whole model is written, adapters merged. The same inputs give the
-    same bytes. Raises UserError where there is no trained model, or no base model for it, or a file is malformed.
+    If ``trained`` holds only what was learned, the whole model is written, with adapters merged. The same inputs give
+    the same bytes. Raises UserError if there is no trained model, its base model is missing, or a file of ``results``
+    cannot be read.
     """
     if not (trained / "config.json").is_file():
         raise UserError(f"{trained} holds no trained model: run `dvc repro train`")
-    card = model_card(about)
+    card = model_card(params_file, results)
     with new_path(out) as folder:
         if base_of(trained) is not None:
             load_trained(trained).save_pretrained(folder)
@@ -29,12 +27,12 @@ def write_release(trained: Path, about: CardInputs, out: Path) -> None:
             target = folder / source.relative_to(trained)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():  # the whole model has its own configuration
-                _take(source, target)
-        (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
+                _link_or_copy(source, target)
+        (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
 
 
-def _take(source: Path, target: Path) -> None:
-    """A hard link of weights, which are large and never written to in place; a copy of anything else."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Weights are large and never written to in place, so a hard link is safe for them; other files are copied."""
     if source.suffix == ".safetensors":
         try:
             os.link(source.resolve(), target)

@@ -1,18 +1,16 @@
 """Write text with a thought before each token: only the newest position thinks, on cached keys and values."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import pads_before_end, text_position_ids
+from .mixing import MixingHead
 from .sampler import Sampling, sample
+from .thinking import Thinker
 from .views import GrowingView, KeyValueCache
-
-if TYPE_CHECKING:
-    from .model import QuietStarForCausalLM
 
 GREEDY = Sampling(temperature=0.0)
 TEXT_STEP = -1  # the step in the draws of text tokens; those of thoughts are 0 .. K-1
@@ -24,7 +22,8 @@ Decode = Callable[[list[int]], str]
 
 @torch.no_grad()
 def generate(
-    model: "QuietStarForCausalLM",
+    thinker: Thinker,
+    mixing_head: MixingHead | None,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 20,
@@ -43,9 +42,10 @@ def generate(
     A continuation ends after ``max_new_tokens``, at ``eos_token_id``, or with the token that completes one of
     ``stop_strings`` in the new text, which ``decode`` (a tokenizer's) gives; then ``pad_token_id`` follows. The
     meta-tokens are never written. ``text_keys`` (B,) name the texts in the random draws (0 .. B-1 unless given): a
-    continuation depends on its text and key, not on the rest of the batch. Without ``think`` the base model's
-    prediction alone is used. Raises ValueError where a prompt is empty or padded on the right, for ``samples`` below 1,
-    and for stop strings that are empty or without ``decode``; FloatingPointError where logits are not finite.
+    continuation depends on its text and key, not on the rest of the batch. Without ``think``, or without a mixing
+    head, the base model's prediction alone is used. Raises ValueError where a prompt is empty or padded on the right,
+    for ``samples`` below 1, and for stop strings that are empty or without ``decode``; FloatingPointError where logits
+    are not finite.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -59,8 +59,9 @@ def generate(
     keys = (keys[:, None] + SAMPLES_APART * torch.arange(samples, device=device)).flatten()
 
     # the prompts are read once, and then repeated for their samples
-    writer = _Writer(model, attention_mask, max_new_tokens, thought_sampling if think else None)
-    state, repeated = writer.read(model.decoder.embed(input_ids)), torch.arange(texts, device=device)
+    decoder, thinks = thinker.decoder, think and mixing_head is not None
+    writer = _Writer(thinker, mixing_head, attention_mask, max_new_tokens, thought_sampling if thinks else None)
+    state, repeated = writer.read(decoder.embed(input_ids)), torch.arange(texts, device=device)
     repeated = repeated.repeat_interleave(samples)
     writer.select(repeated)
     state, done = state[repeated], torch.zeros_like(keys, dtype=torch.bool)
@@ -68,10 +69,10 @@ def generate(
     active = torch.arange(len(written), device=device)  # row r of every tensor below is text active[r]
     for stop in range(prompt + 1, prompt + max_new_tokens + 1):
         if stop > prompt + 1:
-            state = writer.read(model.decoder.embed(written[active, stop - 2 : stop - 1]))
+            state = writer.read(decoder.embed(written[active, stop - 2 : stop - 1]))
         chance = sampling.chances(keys, 1, writer.newest, TEXT_STEP)[:, 0, 0]
         predicting = writer.think(state, keys)
-        new, entropy = sample(model.decoder.head, predicting, model.config.banned, sampling, chance)
+        new, entropy = sample(decoder.head, predicting, thinker.banned, sampling, chance)
         if not entropy.isfinite().all():
             raise FloatingPointError("logits are not finite")
         written[active, stop - 1] = new.masked_fill(done, pad_token_id)
@@ -94,11 +95,15 @@ class _Writer:
     """
 
     def __init__(
-        self, model: "QuietStarForCausalLM", attention_mask: Tensor, max_new_tokens: int, sampling: Sampling | None
+        self,
+        thinker: Thinker,
+        mixing_head: MixingHead | None,
+        attention_mask: Tensor,
+        max_new_tokens: int,
+        sampling: Sampling | None,
     ):
-        self._model, self._thinker, self._sampling = model, model.thinker, sampling
-        self._thinks = sampling is not None and model.has_thoughts
-        more = max_new_tokens + model.config.thought_tokens + 2
+        self._thinker, self._mixing_head, self._sampling = thinker, mixing_head, sampling
+        more = max_new_tokens + thinker.layout.thought_tokens + 2
         self._mask = F.pad(attention_mask, (0, more), value=1)
         self._position_ids = text_position_ids(self._mask, self._mask)
         self._padded = pads_before_end(attention_mask)
@@ -121,13 +126,13 @@ class _Writer:
         With thoughts, ``[start]`` is read too, and its state comes second: (B, 2, D).
         """
         self._length += embeddings.shape[1]
-        if not self._thinks:
+        if self._sampling is None:
             return self._run(embeddings, thought=0)[:, -1:]
         return self._run(_append(embeddings, self._thinker.start), thought=1)[:, -2:]
 
     def think(self, state: Tensor, keys: Tensor) -> Tensor:
         """The state (B, D) that predicts the next true token, after a thought, from what `read` returned."""
-        if not self._thinks:
+        if self._sampling is None:
             return state[:, 0]
         base, talk = state.unbind(1)
         count = self._thinker.layout.thought_tokens
@@ -137,19 +142,19 @@ class _Writer:
         else:
             for step in range(count):
                 chance = self._sampling.chances(keys, 1, self.newest, step)[:, 0, 0]
-                drawn, _ = sample(self._model.decoder.head, talk, self._thinker.banned, self._sampling, chance)
-                tokens = self._model.decoder.embed(drawn[:, None])
+                drawn, _ = sample(self._thinker.decoder.head, talk, self._thinker.banned, self._sampling, chance)
+                tokens = self._thinker.decoder.embed(drawn[:, None])
                 if step == count - 1:
                     tokens = _append(tokens, self._thinker.end)
                 talk = self._run(tokens, thought=step + 1 + tokens.shape[1])[:, -1]
-        return self._model.mixing_head.mix(base, talk)[0]
+        return self._mixing_head.mix(base, talk)[0]
 
     def _run(self, embeddings: Tensor, thought: int) -> Tensor:
         """States of these newest tokens (B, M, D), which end with ``thought`` tokens of a thought."""
         stop = self._length + thought
         position_ids, valid = self._position_ids[:, :stop], self._mask[:, :stop].bool() if self._padded else None
         view = GrowingView(self._cache, position_ids, valid)
-        return self._model.decoder.run(embeddings, position_ids[:, -embeddings.shape[1] :], view)
+        return self._thinker.decoder.run(embeddings, position_ids[:, -embeddings.shape[1] :], view)
 
 
 def _append(embeddings: Tensor, token: Tensor) -> Tensor:

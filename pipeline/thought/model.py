@@ -252,7 +252,8 @@ class QuietStarForCausalLM(PreTrainedModel):
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: object) -> Tensor:
         """Continue texts with a thought before each token: see `generation.generate`."""
-        return generate(self, input_ids, attention_mask, **settings)
+        mixing_head = self.mixing_head if self.has_thoughts else None
+        return generate(self.thinker, mixing_head, input_ids, attention_mask, **settings)
 
 
 AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)

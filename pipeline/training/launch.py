@@ -1,37 +1,37 @@
-"""Training in one process, or in several that `accelerate launch` starts on this machine and, with others, on many."""
+"""Start a training stage in one process or, as `accelerate launch` does, in several, here and on other machines.
+
+A command line (``cmd: ${train.launcher} -m stages.train``) would do, but ends in pages of tracebacks for any error.
+"""
 
 import logging
 import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
-from yaml import YAMLError
 
 from pipeline.errors import UserError, first_line, reason
-from pipeline.training.processes import SINGLE, has_lost_another, is_launched
+from pipeline.training.processes import SINGLE, has_lost_another, is_launched, number
 
-SEVERAL = ("MULTI_GPU", "FSDP")  # of accelerate's types those that start processes by torchrun's means
-LOST = 75  # the exit code of a process that another one has left alone
-# where this machine is one of several: the same names as torchrun's and most clusters'
-MACHINES = {"num_machines": "NNODES", "machine_rank": "NODE_RANK", "main_process_ip": "MASTER_ADDR"}
-MACHINES |= {"main_process_port": "MASTER_PORT"}
-NUMBERS = ("NNODES", "NODE_RANK", "MASTER_PORT")
+SEVERAL = ("MULTI_GPU", "FSDP")  # the distributed_types with which accelerate starts processes as torchrun does
+LOST = 75  # exit code of a process that failed only because another one had
+# the options of `accelerate launch` that differ between machines, and the variables that torchrun and clusters set
+MACHINE = {"num_machines": "NNODES", "machine_rank": "NODE_RANK", "main_process_ip": "MASTER_ADDR"}
+MACHINE |= {"main_process_port": "MASTER_PORT"}
 
 
 def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
     """Run ``stage`` here or, in each of the processes that the file ``launcher`` describes, ``python -m module``.
 
-    Raises UserError for a file that is none of accelerate's, and for a process that was killed. A process that ends
-    with a message of its own ends this one with the same exit code.
+    Raises UserError for a file that accelerate cannot use, and where a process was killed. If a process fails with an
+    error message of its own, this one ends with the same exit code.
     """
     if launcher == SINGLE:
         stage()
@@ -42,11 +42,11 @@ def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
 
 
 def _run_one(stage: Callable[[], None]) -> None:
-    """Run ``stage`` in one of several processes; it ends without a word where another one has, or at Ctrl-C.
+    """Run ``stage`` as one of several processes, silent at Ctrl-C and when another process is lost.
 
-    What it would have said is kept for the launcher, as all may have failed to reach each other.
+    The lost connection is recorded for the launcher, which reports it if no process has anything better to say.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher's to tell of
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         stage()
     except RuntimeError as error:
@@ -57,67 +57,57 @@ def _run_one(stage: Callable[[], None]) -> None:
 
 
 def _run_all(arguments: Namespace) -> None:
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would print a table of tracebacks
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its table of tracebacks
     try:
         launch_command(arguments)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         for rank, code in codes.items():
-            if code < 0 and code != -signal.SIGTERM:  # which the others are ended by
+            if code < 0 and code != -signal.SIGTERM:  # with SIGTERM the launcher ends the other processes
                 raise UserError(
                     f"process {rank} was ended by signal {-code}: `dvc repro` goes on from the last checkpoint"
                 ) from error
-        told = [code for code in codes.values() if code > 0 and code != LOST]
-        if told:
-            sys.exit(told[0])
+        for code in codes.values():
+            if code > 0 and code != LOST:  # this process has printed why
+                sys.exit(code)
+        message = error.get_first_failure()[1].message
+        first = first_line(str(message["message"] if isinstance(message, dict) else message))
         raise UserError(
-            f"the processes lost each other ({_first_words(error)}): `dvc repro` goes on from the last checkpoint"
+            f"the processes lost each other ({first}): `dvc repro` goes on from the last checkpoint"
         ) from error
     except SignalException as error:  # Ctrl-C, or DVC was killed
         sys.exit(128 + error.sigval)
-    except Exception as error:  # accelerate checks no value: what one leads to may be raised anywhere
+    except Exception as error:  # accelerate checks no setting, so a bad one may raise anything anywhere
         raise UserError(f"{arguments.config_file} cannot be launched: {reason(error)}") from error
 
 
-def _first_words(error: ChildFailedError) -> str:
-    """What the process that failed first has recorded."""
-    message = error.get_first_failure()[1].message
-    return first_line(str(message["message"] if isinstance(message, dict) else message))
-
-
-def _options(launcher: str) -> Iterator[str]:
-    """`accelerate launch`'s options: the file, and what it leaves to each machine."""
+def _options(launcher: str) -> list[str]:
+    """`accelerate launch`'s options: the file, and what the file leaves to the environment of each machine."""
     config = _config(launcher)
-    machines = _machines(launcher, config)
-    yield from ("--config_file", launcher)
-    for option, variable in MACHINES.items():
+    options = ["--config_file", launcher]
+    for option, variable in MACHINE.items():
         if variable in os.environ:
-            yield from (f"--{option}", os.environ[variable])
-    if "num_processes" not in config:
-        yield from ("--num_processes", str(machines * torch.cuda.device_count()))
-
-
-def _machines(launcher: str, config: dict) -> int:
-    """How many machines there are. Raises UserError where that is no number, or nothing says where the first one is."""
-    for variable in NUMBERS:
-        value = os.environ.get(variable, "1")
-        if not value.isdecimal():
-            raise UserError(f"the environment variable {variable} is {value!r}, but must be a number")
-    machines = os.environ.get("NNODES", config.get("num_machines", 1))
-    if not str(machines).isdecimal() or int(machines) < 1:
+            value = os.environ[variable] if variable == "MASTER_ADDR" else number(variable)
+            options += [f"--{option}", str(value)]
+    machines = str(os.environ.get("NNODES", config.get("num_machines", 1)))
+    if not machines.isdecimal() or int(machines) < 1:
         raise UserError(f"{launcher} is for {machines} machines (num_machines, NNODES), but must be for at least 1")
-    machines = int(machines)
-    if machines > 1 and not os.environ.get("MASTER_ADDR", config.get("main_process_ip")):
+    if int(machines) > 1 and not os.environ.get("MASTER_ADDR", config.get("main_process_ip")):
         raise UserError(f"{launcher} is for {machines} machines: set MASTER_ADDR to the first one's address on each")
-    return machines
+    if "num_processes" not in config:
+        options += ["--num_processes", str(int(machines) * torch.cuda.device_count())]
+    return options
 
 
 def _config(launcher: str) -> dict:
-    if not Path(launcher).is_file():
-        raise UserError(f"train.launcher is {launcher}, but must be single or a file such as launchers/node.yaml")
+    """Read the launcher file and raise UserError for what accelerate would not report in one line."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(launcher))
-    except (YAMLError, OSError, ValueError, RecursionError, OmegaConfBaseException) as error:
+        config = yaml.safe_load(Path(launcher).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"train.launcher is {launcher}, but must be single or a file such as launchers/node.yaml"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{launcher} is not readable YAML: {reason(error)}") from error
     if not isinstance(config, dict) or "distributed_type" not in config:
         raise UserError(f"{launcher} is no configuration for `accelerate launch`: it names no distributed_type")
@@ -127,7 +117,7 @@ def _config(launcher: str) -> dict:
             "for one process set train.launcher to single"
         )
     if config.get("use_cpu"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # accelerate itself would have each process take a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else accelerate gives each process a GPU all the same
     if "num_processes" not in config and not torch.cuda.is_available():
         raise UserError(
             f"{launcher} runs a process a GPU, but no CUDA GPU is usable here: set train.launcher to single"

@@ -1,4 +1,4 @@
-"""The model that learns to think: pretrained here on the corpus, or one that exists."""
+"""The base model that later learns to think: pretrained here on the corpus, or an existing one."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -30,39 +30,35 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
     """
     keep_memory()
     tokenizer = read_tokenizer(tokens / "tokenizer")
+
+    def write(model: PreTrainedModel, rows: pd.DataFrame) -> None:
+        with new_path(out) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        write_table(log, rows)
+
     if params.source == "hub":
-        _write(_load(params, len(tokenizer)), pd.DataFrame(columns=["step", *STEPS_COLUMNS]), tokenizer, out, log)
+        model = read_model(params.path, revision=params.revision)
+        known = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > known:
+            raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {len(tokenizer)}")
+        write(model, pd.DataFrame(columns=["step", *STEPS_COLUMNS]))
         return
     inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
     about = {"seed": params.seed, "device": pick_device("auto")} | asdict(params.scratch)
     with checkpoints("base_model", about, inputs, Path(__file__)) as folder:
-        _write(*_pretrain(params, tokens, tokenizer, folder), tokenizer, out, log)
-
-
-def _write(
-    model: PreTrainedModel, rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, out: Path, log: Path
-) -> None:
-    with new_path(out) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    write_table(log, rows)
-
-
-def _load(params: BaseModel, vocabulary: int) -> PreTrainedModel:
-    model = read_model(params.path, revision=params.revision)
-    known = model.get_input_embeddings().num_embeddings
-    if vocabulary > known:
-        raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {vocabulary}")
-    return model
+        write(*_pretrain(params, tokens, tokenizer, folder))
 
 
 def _pretrain(
     params: BaseModel, tokens: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> tuple[PreTrainedModel, pd.DataFrame]:
+    """The trained model on the CPU, and the rows of its log; checkpoints go to ``folder``."""
     set_seed(params.seed)
     scratch = params.scratch
     model = AutoModelForCausalLM.from_config(scratch_config(scratch, len(tokenizer), tokenizer.eos_token_id))
     spans = Spans(tokens / "pretrain.arrow", len(tokenizer))
+    heldout = Spans(tokens / "heldout.arrow", len(tokenizer), HELDOUT_SPANS)
     arguments = training_arguments(
         "auto",
         params.seed,
@@ -79,7 +75,6 @@ def _pretrain(
         eval_strategy="steps",
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
     )
-    heldout = Spans(tokens / "heldout.arrow", len(tokenizer), HELDOUT_SPANS)
     log = PretrainTrainer(arguments, folder, model=model, train_dataset=spans, eval_dataset=heldout).run()
     rows = logged(log, STEPS_COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
@@ -89,7 +84,7 @@ def _pretrain(
 
 
 class PretrainTrainer(CheckedTrainer):
-    """Plain language modelling. Of the documents packed into a span each attends to itself only."""
+    """Plain language modelling. Documents that are packed into one span do not attend to each other."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "text_keys"}

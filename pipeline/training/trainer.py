@@ -1,9 +1,9 @@
-"""What both training stages share: the order of texts, the HF Trainer's settings, the log, the checks."""
+"""What both training stages share: the HF Trainer with our order of texts, checkpoints, progress bar and checks."""
 
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
@@ -16,8 +16,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerState, TrainingArguments
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import UserError, reason
 from pipeline.models.base import all_finite
@@ -27,17 +31,18 @@ from pipeline.training.processes import has_lost_another, is_sharded, processes,
 
 log = logging.getLogger(__name__)
 
-NUMBERS_AT_ONCE = 2**16  # as Python's integers, which take four times the memory of a tensor's
+NUMBERS_AT_ONCE = 2**16  # of texts as Python's integers, which take four times the memory of a tensor's
+TEXTS_NAMED = 32  # in an error
 
-# of sharded weights under autocast: gathered in bfloat16, gradients added up in float32. accelerate's own would round
-# rotary embeddings, gradients and losses too
+# For sharded weights under autocast: gather in bfloat16, reduce gradients in float32. accelerate's own policy would
+# round rotary embeddings, gradients and losses too.
 BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 class TextOrder(Sampler):
-    """The numbers of the texts of all of a run's steps: each epoch in an order of its own, the last one cut short.
+    """Indices of the texts of all of a run's steps: every epoch is a new permutation, the last one is cut short.
 
-    It depends on the seed alone, not on how many texts a process or a pass takes.
+    The order depends on the seed alone, not on how micro-batches and processes divide the texts.
     """
 
     def __init__(self, texts: int, wanted: int, seed: int):
@@ -55,23 +60,62 @@ class TextOrder(Sampler):
             yield from some.tolist()
 
 
-class CheckedTrainer(Trainer):
-    """The HF Trainer, with our order of texts and our checkpoints, refusing steps that would poison the weights.
+class StepBar(TrainerCallback):
+    """A progress bar of optimizer steps with the last logged loss; the main process shows it."""
 
-    ``folder`` is where checkpoints are; a run goes on from the last one there. A step whose loss or gradient is not
-    finite raises UserError before the optimizer sees it or, where fewer than ``skipped_steps`` were, is left out.
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        hidden, done = not state.is_world_process_zero, state.global_step
+        self._bar = tqdm(
+            total=state.max_steps, initial=done, desc="training", unit=" steps", mininterval=2, disable=hidden
+        )
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self._bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if "loss" in logs:
+            self._bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def _explained(explain: Callable[[str], str]) -> Iterator[None]:
+    """Raise a failure to read or write a checkpoint as the UserError that ``explain`` makes of its reason."""
+    try:
+        yield
+    except (Exception, CheckpointException) as error:  # torch, safetensors and json each raise their own
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        if has_lost_another(cause):
+            raise cause from None
+        raise UserError(explain(reason(cause))) from error
+
+
+def _reading(load: Callable[..., None]) -> Callable[..., None]:
+    """Have a method that reads (part of) a checkpoint raise UserError where it cannot."""
+
+    def read(self: Trainer, checkpoint: Path | str | None, *args: object, **kwargs: object) -> None:
+        with _explained(lambda why: f"the checkpoint {checkpoint} cannot be read ({why}): remove it to start afresh"):
+            load(self, checkpoint, *args, **kwargs)
+
+    return read
+
+
+class CheckedTrainer(Trainer):
+    """The HF Trainer, which checkpoints in ``folder``, resumes from the last checkpoint there, and refuses bad steps.
+
+    A step whose loss or gradient is not finite raises UserError before the optimizer sees it.
     """
 
-    def __init__(self, args: TrainingArguments, folder: Path, skipped_steps: int = 0, **kwargs: object):
+    def __init__(self, args: TrainingArguments, folder: Path, **kwargs: object):
         self._folder = folder
-        self._allowed = skipped_steps
-        self._texts: list[Tensor] = []  # of the step, and whether each of its losses is finite
+        self._texts: list[Tensor] = []  # of the step's micro-batches, and whether their losses are finite
         self._finite: list[Tensor] = []
-        self._losses: list[Tensor] = []  # of the step, as the Trainer adds them up
-        self._left_out: list[Tensor] = []  # what the steps that were skipped since the last row have added
-        self._clock = (time.perf_counter(), 0)
+        self._clock = (time.perf_counter(), 0)  # when the last row was logged, and its step
         self._checkpoints = Checkpoints(folder)
-        super().__init__(args=args, callbacks=[self._checkpoints], **kwargs)
+        super().__init__(args=args, callbacks=[self._checkpoints, StepBar()], **kwargs)
+        self.remove_callback(ProgressCallback)
 
     def run(self) -> list[dict]:
         """Train to the end, from the last checkpoint if there is one. Returns every row that was logged."""
@@ -80,43 +124,22 @@ class CheckedTrainer(Trainer):
             log.info("going on from %s", checkpoint)
             self._clock = (time.perf_counter(), step_of(checkpoint))
             self._check_checkpoint(checkpoint)
-        self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        with logging_redirect_tqdm([logging.getLogger("pipeline")]):  # so that a message has a line of its own
+            self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         self._check_weights()
         return self.state.log_history
 
+    @_reading
     def _check_checkpoint(self, checkpoint: Path) -> None:
-        """Raise UserError where a file is missing without which the Trainer would go on all the same."""
+        """Refuse a checkpoint without files that the Trainer would silently do without."""
         random = f"rng_state_{self.args.process_index}.pth" if processes() > 1 else "rng_state.pth"
-        with self._reading(checkpoint):
-            TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-            for name in (SCHEDULER_NAME, random, *([] if is_sharded() else [OPTIMIZER_NAME])):
-                (checkpoint / name).stat()
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        for name in (SCHEDULER_NAME, random, *([] if is_sharded() else [OPTIMIZER_NAME])):
+            (checkpoint / name).stat()
 
-    def _load_from_checkpoint(self, checkpoint: str, *args: object, **kwargs: object) -> None:
-        with self._reading(checkpoint):
-            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with self._reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with self._reading(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    @staticmethod
-    @contextmanager
-    def _reading(checkpoint: Path | str | None) -> Iterator[None]:
-        """Raise UserError where the block cannot read the checkpoint."""
-        try:
-            yield
-        except (Exception, CheckpointException) as error:  # torch, safetensors and json each raise their own
-            cause = _cause(error)
-            if has_lost_another(cause):
-                raise cause from None
-            raise UserError(
-                f"the checkpoint {checkpoint} cannot be read ({reason(cause)}): remove it to start afresh"
-            ) from error
+    _load_from_checkpoint = _reading(Trainer._load_from_checkpoint)
+    _load_optimizer_and_scheduler = _reading(Trainer._load_optimizer_and_scheduler)
+    _load_rng_state = _reading(Trainer._load_rng_state)
 
     def _build_accelerator_args(self, **kwargs: object) -> dict:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -133,38 +156,30 @@ class CheckedTrainer(Trainer):
         loss = super().training_step(model, inputs, *args)
         self._texts.append(inputs["text_keys"])
         self._finite.append(loss.isfinite())
-        self._losses.append(loss.nan_to_num(0.0, 0.0, 0.0))  # one that is no number stops or skips the step
-        return self._losses[-1]
+        return loss
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
-        """The gradient's norm, clipped; 0 and no gradient where the step must be skipped."""
+        """Clip the gradient and return its norm. Raises UserError in all processes where one has bad numbers."""
         norm = super()._clip_grad_norm(model)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = torch.stack(self._finite).all() & norm.isfinite().to(self.args.device)
-        texts, loss = torch.cat(self._texts), torch.stack(self._losses).sum()
-        self._texts, self._finite, self._losses = [], [], []
-        if self.accelerator.reduce(finite.float(), "mean") == 1:
-            return norm
-        self._skip(float(norm), self.accelerator.gather(texts).tolist())
-        self._left_out.append(self.accelerator.reduce(loss, "mean"))
-        model.zero_grad()
-        return torch.zeros_like(norm)
-
-    def _skip(self, norm: float, texts: list[int]) -> None:
-        """Leave this step out. Raises UserError where no more may be."""
-        step, skipped = self.state.global_step + 1, sum("skipped" in row for row in self.state.log_history)
-        told = f"step {step}: the loss or the gradient (norm {norm:.4g}) is not finite, with texts {_listed(texts)}"
-        if skipped >= self._allowed:
+        texts = torch.cat(self._texts)
+        self._texts, self._finite = [], []
+        if self.accelerator.reduce(finite.float(), "mean") < 1:
+            numbers = self.accelerator.gather(texts).tolist()
+            more = f" and {len(numbers) - TEXTS_NAMED} more" if len(numbers) > TEXTS_NAMED else ""
             raise UserError(
-                f"{told}; the last good checkpoint is {last_checkpoint(self._folder) or 'none yet'}: lower the "
-                "learning rate, the policy weight or the meta-token scale, or check the base model"
+                f"step {self.state.global_step + 1}: the loss or the gradient (norm {float(norm):.4g}) is not finite, "
+                f"with texts {', '.join(map(str, numbers[:TEXTS_NAMED]))}{more}; the last good checkpoint is "
+                f"{last_checkpoint(self._folder) or 'none yet'}: lower the learning rate, the policy weight or the "
+                "meta-token scale, or check the base model"
             )
-        log.warning("%s: skipped (%d of at most %d)", told, skipped + 1, self._allowed)
-        self.state.log_history.append({"step": step, "skipped": True})
+        return norm
 
     def _check_weights(self) -> None:
-        """Raises UserError where a finite step was so large that it has left weights that are not."""
-        finite = all_finite(_here(weights) for weights in self.model.parameters() if weights.requires_grad)
+        """Raise UserError where a finite step was so large that weights are no longer finite."""
+        learned = (weights for weights in self.model.parameters() if weights.requires_grad)
+        finite = all_finite(some.to_local() if isinstance(some, DTensor) else some for some in learned)
         if self.accelerator.reduce(finite.float(), "mean") < 1:
             good = last_checkpoint(self._folder) or "none yet"
             raise UserError(
@@ -173,59 +188,29 @@ class CheckedTrainer(Trainer):
             )
 
     def _save_checkpoint(self, *args: object) -> None:
-        self._checkpoints.begin()
+        began, half = time.monotonic(), self._folder / f"{HALF}{self.state.global_step}"
         self._check_weights()
         try:
-            super()._save_checkpoint(*args)
-        except (Exception, CheckpointException) as error:  # torch and safetensors have their own for a full disk
-            cause = _cause(error)
-            if has_lost_another(cause):
-                raise cause from None
-            shutil.rmtree(self._folder / f"{HALF}{self.state.global_step}", ignore_errors=True)
-            raise UserError(
-                f"no checkpoint could be written to {self._folder} (is the disk full?): {reason(cause)}"
-            ) from error
+            with _explained(lambda why: f"no checkpoint could be written to {self._folder} (is the disk full?): {why}"):
+                super()._save_checkpoint(*args)
+                self._checkpoints.publish(half, began)
+        except UserError:
+            shutil.rmtree(half, ignore_errors=True)
+            raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Of the weights only those that learn: adapters without the base model below them."""
+        """Save only the weights that learn: adapters without the base model below them."""
         learned = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         state = self.model.state_dict() if state_dict is None else state_dict
         super()._save(output_dir, {name: value for name, value in state.items() if name in learned})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a row; one about training steps with steps a second, and with the loss of those that were not skipped.
-
-        Where all were skipped it has no loss.
-        """
+        """Log a row, with steps per second if it is about training steps."""
         if "loss" in logs:
             now, (since, step) = time.perf_counter(), self._clock
-            steps = self.state.global_step - step
             self._clock = now, self.state.global_step
-            logs = self._without_skipped(logs, steps) | {"steps_per_second": steps / (now - since)}
+            logs = logs | {"steps_per_second": (self.state.global_step - step) / (now - since)}
         super().log(logs, start_time)
-
-    def _without_skipped(self, logs: dict[str, float], steps: int) -> dict[str, float]:
-        """A row about so many ``steps``, whose loss the Trainer has taken for the mean of them all."""
-        left_out, self._left_out = self._left_out, []
-        if not left_out:
-            return logs
-        logs, loss, kept = dict(logs), logs["loss"] * steps - float(sum(left_out)), steps - len(left_out)
-        del logs["loss"]
-        return logs | ({"loss": loss / kept} if kept else {})
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What was raised in the first process that failed."""
-    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-
-
-def _here(weights: Tensor) -> Tensor:
-    """What of them is in this process."""
-    return weights.to_local() if isinstance(weights, DTensor) else weights
-
-
-def _listed(texts: list[int], most: int = 32) -> str:
-    return ", ".join(map(str, texts[:most])) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def logged(rows: list[dict], columns: list[str], needed: str) -> pd.DataFrame:
@@ -235,7 +220,7 @@ def logged(rows: list[dict], columns: list[str], needed: str) -> pd.DataFrame:
 
 
 class OneDevice(TrainingArguments):
-    """Of a machine's GPUs a process uses one: the Trainer itself would split each batch over all (DataParallel)."""
+    """A process uses one of a machine's GPUs: the Trainer itself would split each batch over all (DataParallel)."""
 
     @property
     def n_gpu(self) -> int:
@@ -243,8 +228,9 @@ class OneDevice(TrainingArguments):
 
 
 def training_arguments(device: str, seed: int, folder: Path, **settings: object) -> TrainingArguments:
-    """The Trainer's settings; what it writes, checkpoints alone, goes to ``folder``."""
+    """The Trainer's settings. It writes nothing but checkpoints, to ``folder``."""
     stand_alone()
+    disable_progress_bar()  # of transformers, for each model file: a stage has one bar, `StepBar`
     cpu = pick_device(device) == "cpu"
     return OneDevice(
         output_dir=str(folder),
@@ -252,7 +238,7 @@ def training_arguments(device: str, seed: int, folder: Path, **settings: object)
         ddp_backend="gloo" if cpu and processes() > 1 else None,
         seed=seed,
         data_seed=seed,
-        save_strategy="no",  # `Checkpoints` says when
+        save_strategy="no",  # `Checkpoints` decides when
         report_to=[],
         remove_unused_columns=False,
         logging_nan_inf_filter=False,

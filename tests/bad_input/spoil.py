@@ -1,4 +1,4 @@
-"""Ways to spoil a project that has run: each makes a function of its folder."""
+"""Ways to spoil a project that has run. Each function here returns one that takes the project's folder."""
 
 import json
 import os
@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pipeline.files import write_tables
 from tests import local_hub
 from tests.stage_runner import run_stages, set_params
 
@@ -23,7 +21,7 @@ Spoil = Callable[[Path], None]
 
 
 def each(*ways: Spoil) -> Spoil:
-    """One after the other."""
+    """All of these, in order; none changes nothing."""
 
     def spoil(project: Path) -> None:
         for way in ways:
@@ -33,7 +31,7 @@ def each(*ways: Spoil) -> Spoil:
 
 
 def params(**changes: object) -> Spoil:
-    """Other parameters; ``__`` in a name is a dot, PROJECT in a text the project's folder."""
+    """Other parameters. ``__`` in a name stands for a dot, PROJECT in a text for the project's folder."""
 
     def spoil(project: Path) -> None:
         values = {k: v.replace("PROJECT", str(project)) if isinstance(v, str) else v for k, v in changes.items()}
@@ -43,7 +41,7 @@ def params(**changes: object) -> Spoil:
 
 
 def replaced(path: str, old: str, new: str) -> Spoil:
-    """A text file with ``new`` for ``old``."""
+    """Replace ``old`` by ``new`` in a text file."""
 
     def spoil(project: Path) -> None:
         text = (project / path).read_text()
@@ -71,7 +69,7 @@ def gone(*paths: str) -> Spoil:
 
 
 def torn(path: str) -> Spoil:
-    """As a killed copy leaves it."""
+    """Cut a file short, as a killed copy leaves it."""
     return lambda project: (project / path).write_bytes((project / path).read_bytes()[:40])
 
 
@@ -86,7 +84,7 @@ def file(path: str) -> Spoil:
 
 
 def link(path: str) -> Spoil:
-    """A link to nowhere in its place."""
+    """A link to nowhere in place of the file or folder."""
     return each(gone(path), lambda project: (project / path).symlink_to(project / "nowhere"))
 
 
@@ -95,34 +93,23 @@ def rows(path: str, *some: dict) -> Spoil:
     return lambda project: pd.DataFrame(list(some)).to_parquet(project / path)
 
 
-def arrow(path: str, **columns: list) -> Spoil:
-    """An Arrow file of these columns."""
-    table = pa.table(columns)
-    return lambda project: write_tables(project / path, [table], table.schema)
-
-
 def no_rows(path: str) -> Spoil:
     return lambda project: pd.read_parquet(project / path).head(0).to_parquet(project / path)
 
 
 def task(**changes: object) -> Spoil:
-    """The first task's file, with these values on top; a value that is ... is left out."""
+    """Set these values in the first task's file."""
     path = "tasks/microworld/micro_rings.yaml"
 
     def spoil(project: Path) -> None:
         values = yaml.safe_load((project / path).read_text()) | changes
-        text = yaml.safe_dump({name: value for name, value in values.items() if value is not ...})
-        (project / path).write_text(text)
+        (project / path).write_text(yaml.safe_dump(values))
 
     return spoil
 
 
-def task_text(content: bytes) -> Spoil:
-    return holds("tasks/microworld/micro_rings.yaml", content)
-
-
 def hub(**changes: object) -> Spoil:
-    """Data from small local folders in PROJECT/hub, then ``params`` with these changes."""
+    """Take the data from small local folders in PROJECT/hub, then make these changes of parameters."""
 
     def spoil(project: Path) -> None:
         set_params(project, local_hub.sources(project / "hub"))
@@ -132,13 +119,13 @@ def hub(**changes: object) -> Spoil:
 
 
 def train_split(path: str, content: bytes, columns: str = "text") -> Spoil:
-    """The training texts from a file of a folder of its own."""
+    """Take the training texts from this file, in a folder of its own."""
     source = {"path": f"PROJECT/{Path(path).parent}", "split": "train", "columns": columns}
     return each(holds(path, content), hub(**{f"corpus__hub__train__{name}": value for name, value in source.items()}))
 
 
 def train_rows(*some: dict) -> Spoil:
-    """The training texts from a Parquet file with these rows."""
+    """Take the training texts from a Parquet file with these rows."""
     return each(
         lambda project: (project / "own").mkdir(),
         rows("own/train.parquet", *some),
@@ -153,7 +140,7 @@ def torn_parquet(project: Path) -> None:
 
 
 def model(architecture: str = "gpt2", after: tuple[str, ...] = (), **sizes: object) -> Spoil:
-    """A base model in PROJECT/model, with the stages in ``after`` run on it."""
+    """Take a tiny model in PROJECT/model as the base model, and run the stages ``after`` that."""
 
     def spoil(project: Path) -> None:
         local_hub.model_folder(project / "model", architecture, **sizes)
@@ -168,7 +155,7 @@ def ran(*stages: str) -> Spoil:
 
 
 def config(path: str, **values: object) -> Spoil:
-    """A JSON file with these values on top."""
+    """Set these values in a JSON file."""
 
     def spoil(project: Path) -> None:
         (project / path).write_text(json.dumps(json.loads((project / path).read_text()) | values))
@@ -177,7 +164,7 @@ def config(path: str, **values: object) -> Spoil:
 
 
 def weights(path: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Spoil:
-    """A safetensors file with its tensors changed."""
+    """Change the tensors in a safetensors file."""
 
     def spoil(project: Path) -> None:
         save_file(change(load_file(project / path)), project / path, {"format": "pt"})
@@ -186,7 +173,7 @@ def weights(path: str, change: Callable[[dict[str, torch.Tensor]], dict[str, tor
 
 
 def another(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One number of one tensor is another."""
+    """Change one number of one tensor."""
     name = min(tensors)
     changed = tensors[name].clone()
     changed.view(-1)[0] += 0.5
@@ -194,12 +181,12 @@ def another(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def overflowing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Finite weights of a mixing head that make logits of thoughts which are not."""
+    """Make a mixing head's weights so large, but finite, that the logits with thoughts are not finite."""
     return {name: 1e25 * value if name.startswith("mixing_head") else value for name, value in tensors.items()}
 
 
 def own_code(project: Path) -> None:
-    """A model whose folder has code of its own, which leaves a file behind when it is run."""
+    """Take a base model whose folder has code, which leaves a file behind when it is run."""
     model()(project)
     code = "from pathlib import Path\nPath('CODE_WAS_RUN').touch()\nfrom transformers import GPT2Config as Mine\n"
     (project / "model/mine.py").write_text(code)
@@ -207,14 +194,25 @@ def own_code(project: Path) -> None:
     config("model/config.json", model_type="mine", auto_map=auto_map)(project)
 
 
+def few_positions(positions: int, span: int, train: bool = False) -> Spoil:
+    """A base model with so many position embeddings, texts of ``span`` tokens and, with ``train``, a trained model."""
+    stages = ("tokenize", "base_model", "train") if train else ("tokenize", "base_model")
+    probes = no_rows("data/corpus/texts/probe.parquet") if train else each()
+    return each(probes, params(tokenize__span=span), model(after=stages, n_positions=positions))
+
+
 def pickled(path: str, safetensors: str) -> Spoil:
-    """The weights as a pickle that leaves a file behind when it is loaded, which any code could."""
+    """The weights as a pickle, which can run any code: this one leaves a file behind when it is loaded."""
 
     def spoil(project: Path) -> None:
         (project / safetensors).unlink()
         torch.save({"weight": Touch()}, project / path)
 
     return spoil
+
+
+def pickled_model(name: str) -> Spoil:
+    return each(model(), pickled(f"model/{name}", "model/model.safetensors"))
 
 
 class Touch:
@@ -229,7 +227,7 @@ def no_gpu(project: Path) -> None:
 
 @contextmanager
 def immutable(project: Path, path: str) -> Iterator[None]:
-    """A folder that cannot be written to. Not merely read-only, as root may write to what is read-only."""
+    """Make a folder immutable while the block lasts: root may write to a folder that is only read-only."""
     if shutil.which("chattr") is None:
         pytest.skip("no chattr")
     done = subprocess.run(["chattr", "+i", project / path], capture_output=True, check=False)
@@ -243,7 +241,7 @@ def immutable(project: Path, path: str) -> Iterator[None]:
 
 @contextmanager
 def small_disk(project: Path, path: str, room: int = 0) -> Iterator[None]:
-    """The folder is a file system with room for what is there and ``room`` bytes more."""
+    """While the block lasts, the folder is a file system with ``room`` bytes left."""
     kept = project / "kept"
     (project / path).rename(kept)
     (project / path).mkdir()

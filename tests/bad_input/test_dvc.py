@@ -15,6 +15,7 @@ from tests.bad_input import spoil
 from tests.bad_input.test_cases import contents
 from tests.stage_runner import ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.slow
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 

@@ -1,1 +1,1 @@
-"""`dvc repro` killed at random moments, and what comes out compared with a run that was left in peace."""
+"""`dvc repro` killed at random moments, and its outputs compared with those of an uninterrupted run."""

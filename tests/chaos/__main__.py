@@ -1,107 +1,174 @@
 """Kill the pipeline again and again, and see that nothing but time is lost: `python -m tests.chaos`.
 
-In a throw-away clone of the last commit, with a DVC cache of its own, `dvc repro` is killed at random moments of
-pretraining, training and evaluation and run again, until the kills are used up. Then its dvc.lock has to be that of an
-uninterrupted run. Writes results/chaos.md; the exit code is 1 if anything is not as it should be.
+Two throw-away clones of the last commit run a small project, each with its own DVC cache: one without interruption; in
+the other, `dvc repro` is killed at random moments and run again until the kills are used up. Both must end with the
+same dvc.lock. Writes results/chaos.md; the exit code is 1 if anything is not as it should be.
 """
 
 import argparse
-import math
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
+
+import yaml
 
 from pipeline import errors
+from pipeline.bench.measure import machine
 from pipeline.errors import UserError
 from pipeline.files import new_path
-from tests.chaos.compare import LOCK, differences, in_words, is_stale, surprises
-from tests.chaos.kills import begin, called
-from tests.chaos.run import run, went_on_from
+from pipeline.preset import options as preset
+from tests.chaos.kills import NO_STAGE, NOTHING, Kill, begin, call, kill, running
+from tests.killing import checkpoint_often
+from tests.stage_runner import set_params
 
 RESULTS = Path("results/chaos.md")
+LONGEST = 10  # seconds from a stage's beginning to its kill; each takes 5 to 20, with 3 to 6 to load libraries
+SHARES = {"base_model": 5, "train": 5, "baseline": 2, "evaluate": 3, "chain_of_thought": 3, "perplexity": 2}
+SMALL = {  # on top of the smoke preset
+    "corpus.microworld.pretrain_documents": 4000,
+    "corpus.microworld.train_documents": 720,
+    "corpus.microworld.heldout_documents": 1200,
+    "corpus.microworld.questions": 1500,
+    "base_model.scratch.steps": 700,
+    "train.steps": 180,
+    "train.evaluation_steps": 90,
+    "baseline.methods": ["pause"],
+    "evaluate.questions": None,
+    "chain_of_thought.questions": 40,
+    "chain_of_thought.samples": 6,
+    "chain_of_thought.new_tokens": 48,
+    "perplexity.texts": 1200,
+}
+WENT_ON = re.compile(r"(?:going on|[Rr]esum)[^\r\n]*?(?:(\d+ rows)|step-(\d+))")
 
 
 def main() -> None:
-    options = _options()
-    _check(options.reference)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of their moments and ways (default: %(default)s)")
+    options = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if not Path(".git").exists() or commit.returncode:
+        raise UserError("this folder is no git repository with a commit: the kills are in a clone of the last one")
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    reference = options.reference or _reference(folder / "reference")
-    project = _clone(folder / "killed")
+    reference, project = small_clone(folder / "reference"), small_clone(folder / "killed")
     began = time.monotonic()
-    kills = run(project, options.kills, options.seed, options.longest)
-    about = _about(project, options.seed, time.monotonic() - began)
-    went_on = [went_on_from(project, number, one.stage) for number, one in enumerate(kills, start=1)]
-    problems = [*differences(project, reference), *surprises(kills, went_on)]
+    print("an uninterrupted run first", flush=True)
+    if begin(reference, folder / "reference.log").wait():
+        raise UserError(f"the uninterrupted run failed: see {folder / 'reference.log'}")
+    kills = run(project, options.kills, Random(options.seed))
+    problems = [*differences(project, reference), *surprises(kills)]
+    minutes = (time.monotonic() - began) / 60
+    command = " ".join(["python -m tests.chaos", *sys.argv[1:]])
     with new_path(RESULTS) as part:
-        part.write_text(in_words(kills, went_on, problems, about), encoding="utf-8")
+        about = f"`{command}`: commit {commit.stdout.strip()}, seed {options.seed}, {minutes:.1f} minutes."
+        part.write_text(in_words(kills, problems, about), encoding="utf-8")
     if problems:
         raise UserError(f"{'; '.join(problems)}: see {RESULTS} and {folder}")
     shutil.rmtree(folder)
     print(f"{len(kills)} kills, and the same end as without: {RESULTS}")
 
 
-def _about(project: Path, seed: int, seconds: float) -> str:
-    commit = called(project, "git", "rev-parse", "--short", "HEAD").strip()
-    words = " ".join(["python -m tests.chaos", *sys.argv[1:]])
-    return f"`{words}`: commit {commit}, seed {seed}, {seconds / 60:.1f} minutes."
-
-
-def _check(reference: Path | None) -> None:
-    """Raise UserError where this folder has no commit to clone, or ``reference`` is no clone with a run."""
-    last = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
-    if not Path(".git").exists() or subprocess.run(last, stdout=subprocess.DEVNULL).returncode:
-        raise UserError("this folder is no git repository with a commit: the kills are in a clone of the last one")
-    if reference is not None and not (reference / LOCK).is_file():
-        raise UserError(f"--reference is {reference}, but there is no {LOCK} in it: run `dvc repro` there first")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=_count, default=20, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1, help="of their moments and ways (default: %(default)s)")
-    parser.add_argument(
-        "--longest", type=_seconds, default=60, help="seconds that a stage gets at most (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        help="a clone with an uninterrupted run (.: this one, where dvc.lock is of another machine)",
-    )
-    return parser.parse_args()
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
-    return value
-
-
-def _clone(folder: Path) -> Path:
-    subprocess.run(["git", "clone", "--quiet", ".", folder], check=True)
+def small_clone(folder: Path) -> Path:
+    """A clone of the last commit with small parameters and frequent checkpoints."""
+    call(Path(), "git", "clone", "--quiet", ".", str(folder))
+    set_params(folder, preset.options(["scale=smoke"]) | SMALL)
+    checkpoint_often(folder)
+    call(folder, "git", "commit", "--quiet", "--all", "--message", "small")
     return folder
 
 
-def _reference(folder: Path) -> Path:
-    """A clone with an uninterrupted run's dvc.lock: the committed one, unless code or parameters have changed since."""
-    if is_stale(_clone(folder)):
-        print(f"dvc.lock is stale: an uninterrupted run first, in {folder}", flush=True)
-        log = folder.with_suffix(".log")
-        if begin(folder, log).wait():
-            raise UserError(f"the uninterrupted run failed: see {log}")
-    return folder
+def run(
+    project: Path, kills: int, random: Random, shares: Mapping[str, int] = SHARES, longest: float = LONGEST
+) -> list[Kill]:
+    """Run `dvc repro`, kill it and run it again until the kills are used up; then let it run to its end.
+
+    Each stage gets its share of the kills, and those that the stages before it were too quick for. Raises UserError if
+    a run that nobody has killed fails, or ends before the kills are used up.
+    """
+    done, seen = [], set()
+    while True:
+        log = project.with_name(f"{len(done)}.log")
+        dvc, one = begin(project, log), None
+        while dvc.poll() is None:
+            stage, _ = running(dvc)
+            seen.add(stage)
+            due = kills * sum(shares.get(name, 0) for name in seen) / sum(shares.values())
+            if stage in shares and len(done) < round(due):
+                one = kill(project, dvc, random, longest)
+                break
+            time.sleep(0.1)
+        text = log.read_text(errors="replace")
+        seen.update(name.partition("@")[0] for name in re.findall("Running stage '(.*)'", text))
+        if done:  # what the stage killed last said in this run
+            own = re.split(rf"Running stage '{done[-1].stage}\b", text)[1:]
+            ended = "Running stage" in own[0] if own else False
+            said = WENT_ON.search(own[0].partition("Running stage")[0]) if own else None
+            if said is not None:
+                done[-1].went_on = said[1] or f"step {said[2]}"
+            elif ended or one is None:
+                done[-1].went_on = NOTHING
+        if one is None:
+            break
+        done.append(one)
+        print(f"kill {len(done)}: {one}", flush=True)
+    if dvc.returncode or len(done) < kills:
+        ended = "failed" if dvc.returncode else "ended"
+        raise UserError(f"`dvc repro` {ended} after {len(done)} of {kills} kills: see {log}")
+    return done
+
+
+def differences(project: Path, reference: Path) -> Iterator[str]:
+    """What differs from the folder of an uninterrupted run, or is left over."""
+    ours, theirs = (yaml.safe_load((folder / "dvc.lock").read_text())["stages"] for folder in (project, reference))
+    yield from (f"dvc.lock differs in {name}" for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name))
+    changed, expected = (call(folder, "git", "diff", "--name-only") for folder in (project, reference))
+    if changed != expected:
+        yield f"changed are {changed.split()}, not {expected.split()}"
+    over = [file for file in (project / ".resume").rglob("*") if file.is_file()]
+    over += [part for part in project.rglob("*.part") if ".dvc" not in part.parts]
+    over += [project / name for name in call(project, "git", "ls-files", "--others", "--exclude-standard").split()]
+    yield from (f"{path.relative_to(project)} is left over" for path in over)
+
+
+def surprises(kills: Sequence[Kill]) -> Iterator[str]:
+    """Stages that lost more than they had to, or did not die."""
+    for number, one in enumerate(kills, start=1):
+        then = kills[number] if number < len(kills) else None
+        if one.orphans:
+            yield f"kill {number} left {one.orphans} processes running"
+        if one.stage == NO_STAGE:
+            continue
+        if one.went_on and one.went_on != one.left:
+            yield f"after kill {number} {one.stage} had {one.left} but went on from {one.went_on}"
+        elif not one.went_on and then is not None and then.stage == one.stage and _amount(then) < _amount(one):
+            yield f"after kill {number} {one.stage} had {one.left} and, killed again, {then.left}"
+
+
+def _amount(one: Kill) -> int:
+    return int(next(iter(re.findall(r"\d+", one.left)), 0))
+
+
+def in_words(kills: Sequence[Kill], problems: Sequence[str], about: str) -> str:
+    """The page: what was done, how it ended, and one row per kill."""
+    verdict = "; ".join(problems) or "dvc.lock equals that of an uninterrupted run, hash by hash; nothing is left over"
+    where = ", ".join(value if name == "device_name" else f"{name} {value}" for name, value in machine("cpu").items())
+    steps, rows = (sum(word in one.went_on for one in kills) for word in ("step", "rows"))
+    lines = ["# Killed and run again", "", f"{about} Machine: {where}.", "", f"**{len(kills)} kills: {verdict}.**", ""]
+    lines += [f"{steps} times a stage resumed from a checkpoint, {rows} times from rows.", ""]
+    lines += ["| kill | stage | seconds into it | way | it had | run again, it resumed from |"]
+    lines += ["| ---: | --- | ---: | --- | --- | --- |"]
+    for number, one in enumerate(kills, start=1):
+        lines.append(f"| {number} | {one.stage} | {one.seconds:.1f} | {one.way} | {one.left} | {one.went_on} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

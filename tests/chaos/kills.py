@@ -1,4 +1,4 @@
-"""Kills a run of the pipeline at a random moment: in which way, and what is then left of it on the disk."""
+"""Kill `dvc repro` at a random moment, in one of several ways; see what is then left on the disk."""
 
 import os
 import subprocess
@@ -11,131 +11,104 @@ from random import Random
 
 import psutil
 
-from pipeline.resume import FOLDER, LOCK, ROWS
-from pipeline.training.checkpoints import HALF, last_checkpoint
-
 # which processes are killed: all of a run, DVC alone, the stage alone; power: all, and then `spoil`
 GROUP, DVC, STAGE, POWER = WAYS = ("group", "dvc", "stage", "power")
-PATIENCE = 20  # seconds for the other processes to end by themselves
+PATIENCE = 20  # seconds in which the other processes must end by themselves
 NOTHING, NO_STAGE = "nothing", "DVC, between stages"
 TORN = b'"correct": true}\n'  # the end of a row whose beginning a power cut has left as zeros
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kill:
-    """``stage`` was ``seconds`` old; ``left`` is what it can go on from.
-
-    ``orphans`` counts the processes that neither were killed nor ended by themselves.
-    """
+    """One kill. ``left`` and ``went_on`` are a checkpoint ("step 40"), rows ("64 rows") or NOTHING."""
 
     stage: str
-    seconds: float
+    seconds: float  # since the stage began
     way: str
-    left: str
-    orphans: int
+    left: str  # what the stage can resume from
+    orphans: int  # processes that were neither killed nor ended by themselves
+    went_on: str = ""  # what the stage resumed from when run again; empty if it was killed before it said so
 
 
-def _environment() -> dict[str, str]:
-    """In which `dvc` and `python` are those of this Python."""
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
-def begin(project: Path, log: Path) -> subprocess.Popen:
-    """`dvc repro`, started in a process group of its own; what it prints goes to ``log``."""
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            ["dvc", "repro"],
-            cwd=project,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-        )
-
-
-def called(folder: Path, *words: str) -> str:
-    """What a command prints that is run in ``folder``."""
+def call(folder: Path, *words: str) -> str:
+    """Run a command in ``folder``; return what it prints."""
     return subprocess.run(words, cwd=folder, env=_environment(), check=True, capture_output=True, text=True).stdout
 
 
+def begin(project: Path, log: Path) -> subprocess.Popen:
+    """Start `dvc repro` in a process group of its own, with its output in ``log``."""
+    with log.open("wb") as file:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(["dvc", "repro"], cwd=project, env=_environment(), process_group=0, **pipes)
+
+
+def _environment() -> dict[str, str]:
+    """With the `dvc` and `python` of this interpreter, and with a name for commits."""
+    names = {f"GIT_{who}_{what}": "chaos@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return names | os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 def running(dvc: subprocess.Popen) -> tuple[str, float]:
-    """The stage that runs at present, as DVC names it, and how many seconds it has run."""
+    """The stage that is running, by DVC's name without its parameters, and for how many seconds."""
     for process in _family(dvc):
-        try:
-            name, began = process.environ().get("DVC_STAGE"), process.create_time()
-        except psutil.Error:  # it has just ended
-            continue
-        if name:
-            return name, time.time() - began
+        with suppress(psutil.Error):  # it has just ended
+            name = process.environ().get("DVC_STAGE")
+            if name:
+                return name.partition("@")[0], time.time() - process.create_time()
     return NO_STAGE, 0.0
 
 
 def kill(project: Path, dvc: subprocess.Popen, random: Random, longest: float) -> Kill | None:
-    """Kill a run in one of `WAYS`, at most ``longest`` seconds from now. None where it has ended before."""
+    """Kill a run at most ``longest`` seconds from now. None if it has ended before that."""
     wait, way = random.uniform(0, longest), random.choice(WAYS)
-    damage = Random(random.random())  # one of its own: moments go by the seed, whatever there was to spoil
-    try:
+    damage = Random(random.random())  # of its own, so that the moments do not depend on what there is to spoil
+    with suppress(subprocess.TimeoutExpired):
         dvc.wait(wait)
         return None
-    except subprocess.TimeoutExpired:
-        family, (stage, seconds) = _family(dvc), running(dvc)
+    family, (stage, seconds) = _family(dvc), running(dvc)
     way = DVC if stage == NO_STAGE else way
     if way != STAGE:
         dvc.kill()
     if way != DVC:
-        _kill(family)
-    orphans = _end(dvc, family)
-    found = left(project)
+        _end(family)
+    _, alive = psutil.wait_procs([psutil.Process(dvc.pid), *family], timeout=PATIENCE)
+    _end(alive)
+    dvc.wait()
+    one = Kill(stage, seconds, way, left(project), len(alive))
     if way == POWER:
         spoil(project, damage)
-    return Kill(stage, seconds, way, found, orphans)
+    return one
 
 
 def _family(dvc: subprocess.Popen) -> list[psutil.Process]:
-    try:
+    with suppress(psutil.NoSuchProcess):
         return psutil.Process(dvc.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+    return []
 
 
-def _kill(processes: list[psutil.Process]) -> None:
+def _end(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def _end(dvc: subprocess.Popen, family: list[psutil.Process]) -> int:
-    """Wait for all processes to end. Returns how many did not by themselves."""
-    _, alive = psutil.wait_procs([psutil.Process(dvc.pid), *family], timeout=PATIENCE)
-    _kill(alive)
-    dvc.wait()
-    return len(alive)
-
-
 def left(project: Path) -> str:
-    """What a stage that was killed can go on from: its last checkpoint, or its rows."""
-    for lock in (project / FOLDER).rglob(LOCK):
-        checkpoint = last_checkpoint(lock.parent)
-        if checkpoint is not None:
-            return checkpoint.name.replace("-", " ")
-        rows = lock.with_name(ROWS)
-        count = rows.read_bytes().count(b"\n") if rows.exists() else 0
-        if count:
-            return f"{count} rows"
-    return NOTHING
+    """What a killed stage can resume from: its last checkpoint, or its rows."""
+    steps = [int(path.name.removeprefix("step-")) for path in (project / ".resume").rglob("step-*")]
+    rows = sum(path.read_bytes().count(b"\n") for path in (project / ".resume").rglob("rows.jsonl"))
+    return f"step {max(steps)}" if steps else f"{rows} rows" if rows else NOTHING
 
 
 def spoil(project: Path, random: Random) -> None:
-    """What a power cut may do to files that nobody has waited for: cut them off, or leave zeros in place of their end.
+    """Damage what nobody has synced, as a power cut may: cut files off, or fill their end with zeros.
 
-    To `ROWS`, of which all whole lines were waited for, it may add a batch that was being written.
+    Whole lines of rows.jsonl are synced; a batch that was being written may follow them.
     """
-    unsure = [*(project / FOLDER).rglob(f"{HALF}*"), *project.rglob("*.part")]
+    unsure = [*(project / ".resume").rglob("checkpoint-*"), *project.rglob("*.part")]
     for file in [file for path in unsure for file in (path, *path.rglob("*")) if file.is_file()]:
         size = file.stat().st_size
         os.truncate(file, random.randint(0, size))
         os.truncate(file, random.choice([size, file.stat().st_size]))
-    for rows in (project / FOLDER).rglob(ROWS):
+    for rows in (project / ".resume").rglob("rows.jsonl"):
         with rows.open("ab") as file:
             file.write(bytes(random.randint(1, 5000)) + random.choice([b"", TORN]))

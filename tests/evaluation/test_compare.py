@@ -9,20 +9,18 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation.compare import write_compare
-from pipeline.evaluation.statistics import interval, interval_over_seeds, mcnemar
+from pipeline.evaluation.statistics import interval, interval_over_seeds, mcnemar, share_interval
 from pipeline.params import Baseline, Compare
 
 PARAMS = Compare(seed=3, bootstrap_samples=400)
 FIGURES = ["task", "measure", "arm", "seeds", "n", "mean", "ci_low", "ci_high"]
-COMPARISONS = [
-    *("task", "measure", "arm", "against", "seeds", "n", "difference"),
-    *("ci_low", "ci_high", "only_arm", "only_against", "p_value"),
-]
+COMPARISONS = ["task", "measure", "arm", "against", "seeds", "n", "difference"]
+COMPARISONS += ["ci_low", "ci_high", "only_arm", "only_against", "p_value"]
 OFF = "quiet_star, thoughts off"
 
 
 def predictions(folder: Path, ways: dict[str, tuple[str, list[float]]], tasks: tuple[str, ...] = ("gsm8k",)) -> None:
-    """A run's answers: of each way "1011.." for the questions it has right, and the right answers' probabilities."""
+    """A run's answers: for each way "1011.." for the questions it has right, and the right answers' probabilities."""
     rows = [
         {"task": task, "index": i, "way": way, "prompt": f"{task} {i}", "correct": mark == "1", "prob": prob[i]}
         for task in tasks
@@ -49,11 +47,8 @@ def compared(
 
 def the(table: pd.DataFrame, **values: object) -> pd.Series:
     """The one row with these values."""
-    rows = table
-    for name, value in values.items():
-        rows = rows[rows[name] == value]
-    assert len(rows) == 1
-    return rows.iloc[0]
+    (row,) = (row for _, row in table.iterrows() if all(row[name] == value for name, value in values.items()))
+    return row
 
 
 def probs(start: float) -> list[float]:
@@ -74,48 +69,42 @@ def one_seed(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def check_pairs(row: pd.Series, pairs: list[tuple[str, str]]) -> None:
+    """The accuracies are compared in these pairs of runs, each given by its marks."""
+    pairs = [(right(one), right(other)) for one, other in pairs]
+    differences = np.array([one.astype(float) - other for one, other in pairs])
+    assert (row["seeds"], row["n"]) == (len(pairs), 8)
+    assert row["difference"] == pytest.approx(differences.mean())
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(interval_over_seeds(differences, 400, 3))
+    assert row["only_arm"] == pytest.approx(np.mean([(one & ~other).sum() for one, other in pairs]))
+    assert row["only_against"] == pytest.approx(np.mean([(~one & other).sum() for one, other in pairs]))
+    assert row["p_value"] == pytest.approx(max(mcnemar(one, other) for one, other in pairs))
+
+
 def test_every_arm_has_its_figures(one_seed: Path):
     figures, _, _ = compared(one_seed, ["pause", "no_thought"], [1])
-    accuracy = figures[figures["measure"] == "accuracy"].set_index("arm")
-    expected = {"quiet_star": 5 / 8, OFF: 3 / 8, "base": 1 / 8, "pause": 5 / 8, "no_thought": 3 / 8}
-    assert dict(accuracy["mean"]) == expected
-    assert set(figures["seeds"]) == {1} and set(figures["n"]) == {8}
-    assert (accuracy["ci_low"] < accuracy["mean"]).all() and (accuracy["mean"] < accuracy["ci_high"]).all()
+    assert set(figures["seeds"]) == {1} and set(figures["n"]) == {8} and len(figures) == 2 * 5
+    for arm, count in {"quiet_star": 5, OFF: 3, "base": 1, "pause": 5, "no_thought": 3}.items():
+        row = the(figures, measure="accuracy", arm=arm)
+        assert row["mean"] == count / 8
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(share_interval(count, 8))
     prob = the(figures, measure="prob", arm="quiet_star")
     assert prob["mean"] == pytest.approx(0.3 + 0.01 * 140 / 8)
-    low, high = interval(np.array(probs(0.3)), None, 400, 3)
-    assert (prob["ci_low"], prob["ci_high"]) == (pytest.approx(low), pytest.approx(high))
+    assert (prob["ci_low"], prob["ci_high"]) == pytest.approx(interval(np.array(probs(0.3)), None, 400, 3))
 
 
-def test_an_accuracy_of_one_is_not_certain(tmp_path: Path):
-    predictions(tmp_path / "evaluate", {"no_thought": ("1" * 8, [0.5] * 8), "base": (BEFORE, [0.1] * 8)})
-    figures, _, _ = compared(tmp_path, [], [], method="no_thought")
-    row = the(figures, measure="accuracy", arm="no_thought")
-    assert row["ci_low"] < 0.9 < row["ci_high"] == 1
-
-
-@pytest.mark.parametrize(
-    "against, marks, only_arm, only_against, p",
-    [
-        (OFF, WITHOUT, 2, 0, 0.5),
-        ("base", BEFORE, 4, 0, 2 / 16),
-        ("pause", PAUSES, 1, 1, 1.0),
-        ("no_thought", PLAIN, 3, 1, 2 * (1 + 4) / 16),
-    ],
-)
-def test_the_run_is_compared_with_every_other_arm(
-    one_seed: Path, against: str, marks: str, only_arm: int, only_against: int, p: float
-):
+def test_the_run_is_compared_with_every_other_arm(one_seed: Path):
     _, comparisons, metrics = compared(one_seed, ["pause", "no_thought"], [1])
-    row = the(comparisons, measure="accuracy", against=against)
-    assert (row["arm"], row["seeds"], row["n"]) == ("quiet_star", 1, 8)
-    assert (row["only_arm"], row["only_against"]) == (only_arm, only_against)
-    assert row["difference"] == pytest.approx((only_arm - only_against) / 8)
-    assert row["p_value"] == pytest.approx(p)
-    differences = right(THOUGHT).astype(float) - right(marks)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(interval(differences, None, 400, 3))
-    names = ("difference", "ci_low", "ci_high", "p_value")
-    assert metrics["gsm8k"][against] == pytest.approx({name: row[name] for name in names}, rel=1e-6)
+    arms = {OFF: WITHOUT, "base": BEFORE, "pause": PAUSES, "no_thought": PLAIN}
+    assert sorted(comparisons["against"]) == sorted([*arms] * 2)  # not with itself
+    assert set(comparisons["arm"]) == {"quiet_star"} and set(metrics["gsm8k"]) == set(arms)
+    alone = {OFF: (2, 0, 0.5), "base": (4, 0, 2 / 16), "pause": (1, 1, 1.0), "no_thought": (3, 1, 2 * (1 + 4) / 16)}
+    for against, marks in arms.items():
+        row = the(comparisons, measure="accuracy", against=against)
+        check_pairs(row, [(THOUGHT, marks)])
+        assert (row["only_arm"], row["only_against"], row["p_value"]) == pytest.approx(alone[against])
+        names = ("difference", "ci_low", "ci_high", "p_value")
+        assert metrics["gsm8k"][against] == pytest.approx({name: row[name] for name in names}, rel=1e-6)
 
 
 def test_a_difference_of_probabilities_is_paired_and_has_no_test(one_seed: Path):
@@ -124,12 +113,6 @@ def test_a_difference_of_probabilities_is_paired_and_has_no_test(one_seed: Path)
     assert [row["difference"], row["ci_low"], row["ci_high"]] == pytest.approx([0.1] * 3)  # the same at every question
     assert row[["only_arm", "only_against", "p_value"]].isna().all()
     assert the(comparisons, measure="prob", against="pause")["ci_low"] < 0.3 + 0.175 - 0.25
-
-
-def test_the_run_is_not_compared_with_itself(one_seed: Path):
-    _, comparisons, metrics = compared(one_seed, ["pause", "no_thought"], [1])
-    assert sorted(comparisons["against"]) == sorted([OFF, "base", "pause", "no_thought"] * 2)
-    assert set(metrics["gsm8k"]) == {OFF, "base", "pause", "no_thought"}
 
 
 def test_every_task_is_compared(tmp_path: Path):
@@ -142,7 +125,7 @@ def test_every_task_is_compared(tmp_path: Path):
 
 SEEDS = {
     "quiet_star": {1: "11110100", 2: "11111100", 3: "01110000"},
-    "off": {1: "11000000", 2: "10000100", 3: "00010000"},
+    OFF: {1: "11000000", 2: "10000100", 3: "00010000"},
     "pause": {1: "10110001", 2: "11010000", 3: "01110010"},
 }
 
@@ -150,7 +133,7 @@ SEEDS = {
 def seeded(folder: Path, own: tuple[int, ...] = (2, 3), others: tuple[int, ...] = (1, 2, 3)) -> Path:
     """The run of seed 1, its own method with the seeds ``own`` and pauses with ``others``."""
     for seed in (1, *own):
-        ways = {"thought": (SEEDS["quiet_star"][seed], probs(seed / 10)), "no_thought": (SEEDS["off"][seed], [0.1] * 8)}
+        ways = {"thought": (SEEDS["quiet_star"][seed], probs(seed / 10)), "no_thought": (SEEDS[OFF][seed], [0.1] * 8)}
         if seed == 1:
             predictions(folder / "evaluate", ways | {"base": (BEFORE, [0.1] * 8)})
         else:
@@ -161,89 +144,56 @@ def seeded(folder: Path, own: tuple[int, ...] = (2, 3), others: tuple[int, ...] 
     return folder
 
 
-def test_figures_are_over_seeds(tmp_path: Path):
-    """The run counts once, though its method is a baseline too; `quiet_star-1` is not even there."""
-    figures, _, _ = compared(seeded(tmp_path), ["quiet_star", "pause"], [1, 2, 3])
+def test_seeds_are_averaged_and_paired(tmp_path: Path):
+    """The run counts once, though its method is a baseline too: there is no `quiet_star-1`."""
+    figures, comparisons, _ = compared(seeded(tmp_path), ["quiet_star", "pause"], [1, 2, 3])
     assert len(figures) == 2 * 4
-    for arm, name in (("quiet_star", "quiet_star"), (OFF, "off"), ("pause", "pause")):
+    for arm, runs in SEEDS.items():
         row = the(figures, measure="accuracy", arm=arm)
-        values = np.array([right(marks) for marks in SEEDS[name].values()], float)
+        values = np.array([right(marks) for marks in runs.values()], float)
         assert (row["seeds"], row["n"]) == (3, 8)
         assert row["mean"] == pytest.approx(values.mean())
         assert (row["ci_low"], row["ci_high"]) == pytest.approx(interval_over_seeds(values, 400, 3))
     assert the(figures, measure="accuracy", arm="base")["seeds"] == 1
-
-
-@pytest.mark.parametrize("against, name", [("pause", "pause"), (OFF, "off")])
-def test_runs_are_paired_by_seed(against: str, name: str, tmp_path: Path):
-    _, comparisons, _ = compared(seeded(tmp_path), ["quiet_star", "pause"], [1, 2, 3])
-    row = the(comparisons, measure="accuracy", against=against)
-    pairs = [(right(SEEDS["quiet_star"][seed]), right(SEEDS[name][seed])) for seed in (1, 2, 3)]
-    check_pairs(row, pairs)
-
-
-def check_pairs(row: pd.Series, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    differences = np.array([one.astype(float) - other for one, other in pairs])
-    assert row["seeds"] == len(pairs)
-    assert row["difference"] == pytest.approx(differences.mean())
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(interval_over_seeds(differences, 400, 3))
-    assert row["only_arm"] == pytest.approx(np.mean([(one & ~other).sum() for one, other in pairs]))
-    assert row["only_against"] == pytest.approx(np.mean([(~one & other).sum() for one, other in pairs]))
-    assert row["p_value"] == pytest.approx(max(mcnemar(one, other) for one, other in pairs))
-
-
-def test_the_base_model_stands_against_every_seed(tmp_path: Path):
-    _, comparisons, _ = compared(seeded(tmp_path), ["quiet_star", "pause"], [1, 2, 3])
-    pairs = [(right(marks), right(BEFORE)) for marks in SEEDS["quiet_star"].values()]
+    for against in (OFF, "pause"):
+        pairs = [(SEEDS["quiet_star"][seed], SEEDS[against][seed]) for seed in (1, 2, 3)]
+        check_pairs(the(comparisons, measure="accuracy", against=against), pairs)
+    # the base model has no seed: it is compared with every run
+    pairs = [(marks, BEFORE) for marks in SEEDS["quiet_star"].values()]
     check_pairs(the(comparisons, measure="accuracy", against="base"), pairs)
 
 
-def test_seeds_that_only_one_arm_has_are_in_its_figures_alone(tmp_path: Path):
-    figures, comparisons, _ = compared(seeded(tmp_path, own=()), ["pause"], [1, 2, 3])
-    assert the(figures, measure="accuracy", arm="pause")["seeds"] == 3
-    check_pairs(
-        the(comparisons, measure="accuracy", against="pause"),
-        [(right(SEEDS["quiet_star"][1]), right(SEEDS["pause"][1]))],
-    )
+@pytest.mark.parametrize(
+    "own, others, seeds, pairs",
+    [
+        ((), (1, 2, 3), [1, 2, 3], [(1, 1)]),  # seeds that only one arm has are in its figures alone
+        ((2,), (2,), [2], [(2, 2)]),
+        ((), (2, 3), [2, 3], [(1, 2), (1, 3)]),  # without a shared seed each run is compared with each
+    ],
+)
+def test_which_runs_are_paired(own: tuple, others: tuple, seeds: list[int], pairs: list[tuple], tmp_path: Path):
+    methods = ["quiet_star", "pause"] if own else ["pause"]
+    figures, comparisons, _ = compared(seeded(tmp_path, own, others), methods, seeds)
+    assert the(figures, measure="accuracy", arm="pause")["seeds"] == len(others)
+    marks = [(SEEDS["quiet_star"][one], SEEDS["pause"][other]) for one, other in pairs]
+    check_pairs(the(comparisons, measure="accuracy", against="pause"), marks)
 
 
-def test_one_shared_seed_is_a_pair(tmp_path: Path):
-    _, comparisons, _ = compared(seeded(tmp_path, own=(2,), others=(2,)), ["quiet_star", "pause"], [2])
-    check_pairs(
-        the(comparisons, measure="accuracy", against="pause"),
-        [(right(SEEDS["quiet_star"][2]), right(SEEDS["pause"][2]))],
-    )
-
-
-def test_without_a_shared_seed_each_run_stands_against_each(tmp_path: Path):
-    figures, comparisons, _ = compared(seeded(tmp_path, own=(), others=(2, 3)), ["pause"], [2, 3])
-    pairs = [(right(SEEDS["quiet_star"][1]), right(SEEDS["pause"][seed])) for seed in (2, 3)]
-    check_pairs(the(comparisons, measure="accuracy", against="pause"), pairs)
-
-
-def test_a_run_that_pauses(tmp_path: Path):
-    ways = {"thought": (PAUSES, [0.3] * 8), "no_thought": (WITHOUT, [0.2] * 8), "base": (BEFORE, [0.1] * 8)}
-    predictions(tmp_path / "evaluate", ways)
-    predictions(tmp_path / "evaluate/no_thought-1", {"no_thought": (PLAIN, [0.22] * 8)})
-    figures, comparisons, metrics = compared(tmp_path, ["pause", "no_thought"], [1], method="pause")
-    assert set(figures["arm"]) == {"pause", "pause, thoughts off", "base", "no_thought"}
-    assert set(comparisons["arm"]) == {"pause"}
-    assert set(metrics["gsm8k"]) == {"pause, thoughts off", "base", "no_thought"}
-    assert the(comparisons, measure="accuracy", against="no_thought")["difference"] == pytest.approx(2 / 8)
-
-
-def test_a_run_without_thoughts(tmp_path: Path):
-    predictions(tmp_path / "evaluate", {"no_thought": (PLAIN, [0.22] * 8), "base": (BEFORE, [0.1] * 8)})
-    predictions(tmp_path / "evaluate/pause-1", {"thought": (PAUSES, [0.3] * 8), "no_thought": (WITHOUT, [0.2] * 8)})
-    predictions(
-        tmp_path / "evaluate/quiet_star-1", {"thought": (THOUGHT, [0.3] * 8), "no_thought": ("0" * 8, [0.2] * 8)}
-    )
-    methods = ["no_thought", "pause", "quiet_star"]
-    figures, comparisons, _ = compared(tmp_path, methods, [1], method="no_thought")
-    assert set(figures["arm"]) == {*methods, "base"}
-    row = the(comparisons, measure="accuracy", against="quiet_star")
-    assert (row["arm"], row["difference"]) == ("no_thought", pytest.approx(-2 / 8))
-    assert (row["only_arm"], row["only_against"]) == (1, 3)
+def test_a_run_of_another_method(tmp_path: Path):
+    runs = {
+        "pause": {"thought": (PAUSES, [0.3] * 8), "no_thought": (WITHOUT, [0.2] * 8)},
+        "no_thought": {"no_thought": (PLAIN, [0.22] * 8)},
+        "quiet_star": {"thought": (THOUGHT, [0.3] * 8), "no_thought": ("0" * 8, [0.2] * 8)},
+    }
+    for method, marks, off in (("pause", PAUSES, {"pause, thoughts off"}), ("no_thought", PLAIN, set())):
+        folder = tmp_path / method
+        predictions(folder / "evaluate", runs[method] | {"base": (BEFORE, [0.1] * 8)})
+        for other in runs.keys() - {method}:
+            predictions(folder / f"evaluate/{other}-1", runs[other])
+        figures, comparisons, metrics = compared(folder, [*runs], [1], method=method)
+        assert set(figures["arm"]) == {*runs, "base"} | off and set(comparisons["arm"]) == {method}
+        assert set(metrics["gsm8k"]) == {*runs, "base"} - {method} | off
+        check_pairs(the(comparisons, measure="accuracy", against="quiet_star"), [(marks, THOUGHT)])
 
 
 def test_no_baselines(one_seed: Path):
@@ -259,32 +209,23 @@ def refused(folder: Path, methods: list[str], seeds: list[int]) -> str:
     return str(error.value)
 
 
-def test_a_baseline_that_was_not_evaluated(one_seed: Path):
+def test_answers_that_are_missing_or_broken(one_seed: Path):
     assert "evaluate/pause-2/predictions.parquet is missing" in refused(one_seed, ["pause"], [1, 2])
-    (one_seed / "evaluate/predictions.parquet").unlink()
-    assert "evaluate/predictions.parquet is missing" in refused(one_seed, ["pause"], [1])
-
-
-def test_answers_that_are_broken(one_seed: Path):
     path = one_seed / "evaluate/pause-1/predictions.parquet"
     path.write_bytes(path.read_bytes()[:40])
     assert str(path) in refused(one_seed, ["pause"], [1])
     pd.DataFrame({"task": ["gsm8k"]}).to_parquet(path)
     assert str(path) in refused(one_seed, ["pause"], [1])
+    (one_seed / "evaluate/predictions.parquet").unlink()
+    assert "evaluate/predictions.parquet is missing" in refused(one_seed, ["pause"], [1])
 
 
-@pytest.mark.parametrize(
-    "tasks, marks",
-    [(("gsm8k",), PAUSES[:-1]), (("gsm8k", "more"), PAUSES), (("more",), PAUSES)],
-    ids=["fewer questions", "a further task", "another task"],
-)
-def test_runs_that_were_asked_different_questions(one_seed: Path, tasks: tuple[str, ...], marks: str):
-    predictions(one_seed / "evaluate/pause-1", {"thought": (marks, [0.25] * 8)}, tasks=tasks)
-    assert "not asked the same questions" in refused(one_seed, ["pause", "no_thought"], [1])
-
-
-def test_questions_that_were_put_differently(one_seed: Path):
-    path = one_seed / "evaluate/no_thought-1/predictions.parquet"
+def test_runs_that_were_not_asked_the_same_questions(one_seed: Path):
+    """Fewer questions, one more task, another task, and another prompt."""
+    path = one_seed / "evaluate/pause-1/predictions.parquet"
     rows = pd.read_parquet(path)
+    for tasks, marks in ((("gsm8k",), PAUSES[:-1]), (("gsm8k", "more"), PAUSES), (("more",), PAUSES)):
+        predictions(path.parent, {"thought": (marks, [0.25] * 8)}, tasks=tasks)
+        assert "not asked the same questions" in refused(one_seed, ["pause", "no_thought"], [1])
     rows.assign(prompt="Well, " + rows["prompt"]).to_parquet(path)
     assert "not asked the same questions" in refused(one_seed, ["pause", "no_thought"], [1])

@@ -1,4 +1,4 @@
-"""Adapters on the base decoder, or none and a frozen one: the engine's gradients, predictions and texts."""
+"""The engine on a base model with adapters, or on a frozen one: gradients, predictions and texts."""
 
 import copy
 
@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.models.adapters import add_adapters, merge_adapters
-from pipeline.thought.model import METHODS, PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.models.trained import add_adapters, merge_adapters
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from tests.thought.test_architectures import LENGTHS, TOKENS, padded_batch
-from tests.thought.test_engine import ENGINES, compare_engines, given_thoughts, texts, train
+from tests.thought.test_engine import compare_engines, given_thoughts, texts, train
 from tests.thought.tiny import ARCHITECTURES, GPT2, LLAMA, error, quiet_star, random_ids, slow
 
 RANK, ALPHA = 3, 5.0
 EVERY = pytest.mark.parametrize("base", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
-FAMILIES = pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2"])
 
 
 def adapted(base: dict, **settings: object) -> QuietStarForCausalLM:
-    """A model whose adapters are not at their start, where they would show nothing."""
+    """Make a model whose adapters are not zero, as they are before training, where they would show nothing."""
     model = quiet_star(base, **settings)
     add_adapters(model.base, RANK, ALPHA)
     with torch.no_grad():
@@ -48,58 +48,49 @@ def learned(model: QuietStarForCausalLM) -> dict[str, Tensor]:
 
 
 @EVERY
-def test_adapters_change_nothing_until_they_are_trained(base):
-    plain, model = quiet_star(base).eval(), quiet_star(base).eval()
+def test_adapters_are_on_every_matrix_of_the_layers_and_change_nothing_until_they_are_trained(base: dict):
+    plain, model, other, ids = quiet_star(base).eval(), quiet_star(base).eval(), frozen(base), random_ids(2, TOKENS)
     add_adapters(model.base, RANK, ALPHA)
-    ids = random_ids(2, TOKENS)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, plain(ids).logits)
         assert error(adapted(base).eval()(ids).logits, plain(ids).logits) > 0.01
-
-
-@EVERY
-def test_every_matrix_of_the_decoders_layers_has_an_adapter_and_nothing_else_learns(base):
-    model = adapted(base)
-    matrices = {name for name, value in quiet_star(base).base.base_model.named_parameters() if value.ndim == 2}
-    tables = {name for name in matrices if "embed" in name or "wte" in name or "wpe" in name}
-    layers = {name.removesuffix(".weight") for name in matrices - tables}
+    matrices = {name for name, value in plain.base.base_model.named_parameters() if value.ndim == 2}
+    layers = {n.removesuffix(".weight") for n in matrices if "embed" not in n and "wte" not in n and "wpe" not in n}
     inner = f"base.{model.base.base_model_prefix}."
-    expected = {f"{inner}{layer}.lora_{part}.default.weight" for layer in layers for part in "AB"}
-    assert {name for name in learned(model) if name.startswith("base.")} == expected
-    assert not any(name.startswith("base.") for name in learned(frozen(base)))
-    own = {name for name, _ in model.named_parameters() if not name.startswith("base.")}
-    assert own <= learned(model).keys() and own == learned(frozen(base)).keys()
+    own = {name for name, _ in plain.named_parameters() if not name.startswith("base.")}
+    assert learned(model).keys() == own | {f"{inner}{name}.lora_{p}.default.weight" for name in layers for p in "AB"}
+    assert learned(other).keys() == own
 
 
-def test_only_layers_that_are_named_have_adapters():
-    model = quiet_star(LLAMA)
+def test_only_named_layers_have_adapters_and_unknown_names_are_refused():
+    for name in ("query", "lm_head", "embed_tokens", "layers"):
+        model = quiet_star(LLAMA)
+        with pytest.raises(ValueError, match=f"called {name}: there are down_proj, gate_proj, .*, v_proj"):
+            add_adapters(model.base, RANK, ALPHA, ["q_proj", name])
+        assert all(parameter.requires_grad for parameter in model.parameters())
     add_adapters(model.base, RANK, ALPHA, ["q_proj", "down_proj"])
     assert {name.split(".")[-4] for name in learned(model) if "lora" in name} == {"q_proj", "down_proj"}
 
 
-@pytest.mark.parametrize("name", ["query", "lm_head", "embed_tokens", "layers"])
-def test_a_layer_that_there_is_not(name):
-    model = quiet_star(LLAMA)
-    with pytest.raises(ValueError, match=f"called {name}: there are down_proj, gate_proj, .*, v_proj"):
-        add_adapters(model.base, RANK, ALPHA, ["q_proj", name])
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
 @EVERY
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
-def test_merged_adapters_predict_what_they_did_beside_the_base(base, dtype, tolerance):
-    model = adapted(base).to(dtype).eval()
-    alone, plain, ids = merged(model), quiet_star(base).to(dtype), random_ids(2, TOKENS)
-    with torch.no_grad():
-        beside, inside = (one(ids, thought_ids=given_thoughts(1)) for one in (model, alone))
-    assert error(inside.logits, beside.logits) < tolerance
-    assert error(inside.base_logits, beside.base_logits) < tolerance
-    assert [(n, type(m)) for n, m in alone.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
-    assert alone.state_dict().keys() == plain.state_dict().keys() and not hasattr(alone.base.base_model, "peft_config")
+def test_merged_adapters_predict_what_they_did_beside_the_base(base: dict):
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        model = adapted(base).to(dtype).eval()
+        alone, plain, ids = merged(model), quiet_star(base).to(dtype), random_ids(2, TOKENS)
+        with torch.no_grad():
+            beside, inside = (one(ids, thought_ids=given_thoughts(1)) for one in (model, alone))
+        assert error(inside.logits, beside.logits) < tolerance
+        assert error(inside.base_logits, beside.base_logits) < tolerance
+        assert [(n, type(m)) for n, m in alone.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
+        assert alone.state_dict().keys() == plain.state_dict().keys()
+        assert not hasattr(alone.base.base_model, "peft_config")
 
 
 def expected_gradients(model: QuietStarForCausalLM, thoughts: Tensor | None) -> dict[str, Tensor]:
-    """Of what learns, from the slow reference on the merged weights W + s B A: dA = s B^T dW and dB = s dW A^T."""
+    """Return the slow reference's gradients of what learns.
+
+    With adapters, the reference runs on the merged weights W + s B A: dA = s B^T dW and dB = s dW A^T.
+    """
     ids, _, _ = padded_batch()
     rows = [row[:length].tolist() for row, length in zip(ids, LENGTHS, strict=True)]
     alone = merged(model) if any("lora_" in name for name in learned(model)) else model
@@ -136,42 +127,49 @@ def compare_with_reference(model: QuietStarForCausalLM, engine: Engine, toleranc
         assert (actual[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-2 * scale), name
 
 
-@pytest.mark.parametrize("engine", [Engine("reference"), Engine("blocked"), Engine("blocked", 2)], ids=str)
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
-@pytest.mark.parametrize("kind", [adapted, frozen])
-@FAMILIES
-def test_gradients_of_thoughts_run_alone(base, kind, method, checkpointing, engine):
+@pytest.mark.parametrize(
+    ("base", "kind", "method", "checkpointing", "engine"),
+    [
+        (LLAMA, adapted, QUIET_STAR, True, Engine("blocked", 2)),
+        (LLAMA, frozen, PAUSE, False, Engine("blocked", 2)),
+        (LLAMA, adapted, PAUSE, False, Engine("reference")),
+        (GPT2, frozen, QUIET_STAR, True, Engine("blocked")),
+        (GPT2, adapted, PAUSE, True, Engine("blocked")),
+        (GPT2, frozen, QUIET_STAR, False, Engine("reference")),
+    ],
+)
+def test_gradients_are_those_of_thoughts_run_alone(base, kind, method: str, checkpointing: bool, engine: Engine):
     model = kind(base, method=method).train()
     if checkpointing:
         model.activation_checkpointing_enable()
     compare_with_reference(model, engine, 1e-5)
 
 
-@pytest.mark.parametrize("engine", [Engine("reference"), Engine("blocked", 2)], ids=str)
-@pytest.mark.parametrize("kind", [adapted, frozen])
-def test_gradients_in_double_precision(kind, engine):
-    """GPT-2, whose own attention and norms do not round to float32 on the way."""
+@pytest.mark.parametrize(("kind", "engine"), [(adapted, Engine("blocked", 2)), (frozen, Engine("reference"))])
+def test_gradients_in_double_precision(kind, engine: Engine):
+    """On GPT-2, whose attention and norms do not round to float32."""
     compare_with_reference(kind(GPT2).double(), engine, 1e-12)
 
 
-@pytest.mark.parametrize("kind", [adapted, frozen])
+@pytest.mark.slow
 @EVERY
-def test_engines_agree(base, kind):
-    compare_engines(kind(base), texts("right"), given_thoughts(), 1e-5)
+def test_engines_agree(base: dict):
+    for kind in (adapted, frozen):
+        compare_engines(kind(base), texts("right"), given_thoughts(), 1e-5)
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=str)
-def test_the_same_thoughts_are_sampled_beside_the_base_and_merged(engine):
+@pytest.mark.parametrize("engine", [Engine("reference"), Engine("blocked", 3)], ids=str)
+def test_the_same_thoughts_are_sampled_beside_the_base_and_merged(engine: Engine):
+    """They are the adapted model's thoughts, not the base model's."""
     model = adapted(LLAMA).double()
     one, other = (train(some, engine, texts()).output for some in (model, merged(model)))
     assert torch.equal(one.thoughts.ids, other.thoughts.ids)
     assert error(one.losses.talk_nll, other.losses.talk_nll) < 1e-6
+    assert not torch.equal(one.thoughts.ids, train(quiet_star(LLAMA).double(), engine, texts()).output.thoughts.ids)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@FAMILIES
-def test_the_same_text_is_written_beside_the_base_and_merged(base, method):
+@pytest.mark.parametrize(("base", "method"), [(LLAMA, QUIET_STAR), (GPT2, PAUSE), (LLAMA, NO_THOUGHT)])
+def test_the_same_text_is_written_beside_the_base_and_merged(base: dict, method: str):
     model, prompt = adapted(base, method=method).double().eval(), random_ids(2, 5)
     written = model.generate(prompt, max_new_tokens=6)
     assert torch.equal(written, merged(model).generate(prompt, max_new_tokens=6))
@@ -179,9 +177,8 @@ def test_the_same_text_is_written_beside_the_base_and_merged(base, method):
     assert torch.equal(prompt, written[:, :5]) and written.shape == (2, 11)
 
 
-def test_thoughts_are_sampled_from_the_adapted_model():
+def test_predictions_think_with_the_adapted_model():
     ids = random_ids(2, TOKENS)
-    plain, model = quiet_star(LLAMA).eval(), adapted(LLAMA).eval()
     with torch.no_grad():
-        one, other = (some(ids, sampling=Sampling(seed=3)).thoughts.ids for some in (plain, model))
+        one, other = (m(LLAMA).eval()(ids, sampling=Sampling(seed=3)).thoughts.ids for m in (quiet_star, adapted))
     assert not torch.equal(one, other)

@@ -1,35 +1,33 @@
-"""A run's fake outputs, and the page made of them."""
+"""A fake run, and the pages of a run of each method."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from fake_outputs import write_inputs
-from markupsafe import Markup
-from report_page import Page, written
+from fake_outputs import write_run
+from report_page import Page
 
-from pipeline.report import ReportInputs, curves, figures
-from pipeline.report.drawing import Plot, csv_link
+from pipeline.report.drawing import Figure
+from pipeline.report.method import METHODS
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> ReportInputs:
-    return write_inputs(tmp_path)
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    folder = tmp_path_factory.mktemp("report")
-    return written(write_inputs(folder), folder / "out")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
+    """The page of a run of each method."""
+    return {method: Page(write_run(tmp_path_factory.mktemp(method), method)) for method in METHODS}
+
+
+@pytest.fixture(scope="session")
+def page(pages: dict[str, Page]) -> Page:
+    return pages["quiet_star"]
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures without drawings, which take most of a page's time."""
-
-    def plot(name: str, title: str, unit: str, data: pd.DataFrame, draw: Callable, height: float) -> Plot:
-        return Plot(name, title, unit, Markup("<svg></svg>"), csv_link(data))
-
-    monkeypatch.setattr(figures, "plot", plot)
-    monkeypatch.setattr(curves, "plot", plot)
+    """Empty figures, as rendering takes most of a page's time."""
+    empty = '<svg viewBox="0 0 1 1"></svg>'
+    monkeypatch.setattr(Figure, "savefig", lambda figure, target, **options: target.write(empty))

@@ -8,32 +8,27 @@ from urllib.parse import unquote
 
 import pandas as pd
 
-from pipeline.report import ReportInputs, write_report
+from pipeline.report.page import write_report
 
 
 class Page(HTMLParser):
-    """The page as a list of elements (tag, attributes) and their text, entities resolved, every space a plain one."""
+    """A run's page as elements (tag, attributes) and their text, entities resolved, every space a plain one."""
 
-    def __init__(self, html: str):
+    def __init__(self, run: Path):
         super().__init__()
-        self.html = html.replace("\N{NO-BREAK SPACE}", " ")
+        self.file = run / "page/index.html"
+        write_report(run / "params.yaml", run / "results", self.file)
+        self.html = self.file.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
         self.elements: list[tuple[str, dict]] = []
-        self.texts: list[str] = []
+        self.text = ""
         self.feed(self.html)
+        self.flat = flat(self.html)
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-    @property
-    def flat(self) -> str:
-        return flat(self.html)
+        self.text += data
 
     @property
     def cells(self) -> list[dict]:
@@ -41,6 +36,10 @@ class Page(HTMLParser):
 
     def ids(self, tag: str) -> list[str]:
         return [attributes["id"] for name, attributes in self.elements if name == tag and "id" in attributes]
+
+    def part(self, start: str, end: str) -> str:
+        """The HTML from one pattern to another."""
+        return re.search(f"{start}.*?{end}", self.html, flags=re.DOTALL)[0]
 
     def csv(self, name: str) -> pd.DataFrame:
         link = next(a["href"] for _, a in self.elements if a.get("download") == f"{name}.csv")
@@ -50,8 +49,3 @@ class Page(HTMLParser):
 def flat(html: str) -> str:
     """The text between the tags, a bar between any two of its pieces."""
     return re.sub(r"(<[^>]*>\s*)+", "|", html)
-
-
-def written(inputs: ReportInputs, out: Path) -> Page:
-    write_report(inputs, out)
-    return Page((out / "index.html").read_text(encoding="utf-8"))

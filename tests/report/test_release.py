@@ -1,6 +1,5 @@
 """The release: a folder that transformers loads, and a card that the hub can read and no data can break."""
 
-import json
 import os
 import re
 import shutil
@@ -9,14 +8,14 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from fake_outputs import HOSTILE, HUB_PARAMS, comparisons, task, write, write_run
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
-from pipeline.report.card import CardInputs, on_the_hub
+from pipeline.report.card import model_card, on_the_hub
 from pipeline.report.release import write_release
 from pipeline.thought.model import QuietStarForCausalLM
-from tests.report import fake_outputs as fake
 from tests.thought.tiny import LLAMA
 
 WEIGHTS = "model.safetensors"
@@ -35,95 +34,64 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def about(folder: Path, method: str = "quiet_star") -> CardInputs:
-    inputs = fake.write_inputs(folder, method)
-    return CardInputs(
-        params=inputs.params,
-        train_metrics=inputs.train_metrics,
-        evaluate_metrics=inputs.evaluate_metrics,
-        comparisons=inputs.compare_comparisons,
-        cot_metrics=inputs.cot_metrics,
-        perplexity_metrics=inputs.perplexity_metrics,
-    )
+def release(trained: Path, run: Path) -> Path:
+    write_release(trained, run / "params.yaml", run / "results", run / "release")
+    return run / "release"
 
 
-def card(trained: Path, folder: Path, method: str = "quiet_star") -> str:
-    write_release(trained, about(folder, method), folder / "release")
-    return (folder / "release/README.md").read_text(encoding="utf-8")
+def card(run: Path) -> str:
+    return model_card(run / "params.yaml", run / "results")
 
 
-def test_the_trained_files_and_a_card(trained: Path, tmp_path: Path):
-    card(trained, tmp_path)
-    released = {path.name: path.read_bytes() for path in (tmp_path / "release").iterdir()}
-    assert set(released) == {path.name for path in trained.iterdir()} | {"README.md"}
-    assert all(released[path.name] == path.read_bytes() for path in trained.iterdir())
+def test_the_trained_files_and_a_card(trained: Path, run: Path):
+    """Weights are hard links, the other files copies, and nothing of an older release stays."""
+    (run / "release").mkdir()
+    (run / "release/stale.bin").write_text("old")
+    out = release(trained, run)
+    released = {path.name: path.read_bytes() for path in out.iterdir()}
+    files = {path.name: path.read_bytes() for path in trained.iterdir()}
+    assert released == files | {"README.md": card(run).encode()}
+    assert {name for name in files if (trained / name).samefile(out / name)} == {WEIGHTS}
 
 
-def test_weights_are_linked_and_nothing_else(trained: Path, tmp_path: Path):
-    card(trained, tmp_path)
-    shared = {path.name for path in trained.iterdir() if path.samefile(tmp_path / "release" / path.name)}
-    assert shared == {WEIGHTS}
-
-
-def test_weights_are_copied_where_links_do_not_work(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_are_copied_where_links_do_not_work(trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(source, target):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    card(trained, tmp_path)
-    assert not (trained / WEIGHTS).samefile(tmp_path / "release" / WEIGHTS)
-    assert (trained / WEIGHTS).read_bytes() == (tmp_path / "release" / WEIGHTS).read_bytes()
+    out = release(trained, run)
+    assert not (trained / WEIGHTS).samefile(out / WEIGHTS)
+    assert (trained / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
 
 
-def test_the_cards_own_code_loads_the_model_and_writes(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    code = re.search(r"```python\n(.*?)```", card(trained, tmp_path), flags=re.DOTALL)[1]
-    exec(code.replace("models/release", str(tmp_path / "release")), {})
+def test_nothing_half_written_remains(trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space"):
+        release(trained, run)
+    assert not list(run.glob("release*"))
+
+
+def test_missing_inputs(trained: Path, run: Path):
+    with pytest.raises(UserError, match="empty holds no trained model: run `dvc repro train`"):
+        release(run / "empty", run)
+    (run / "results/evaluate/metrics.json").unlink()
+    with pytest.raises(UserError, match="results/evaluate/metrics.json: no such file"):
+        release(trained, run)
+    assert not (run / "release").exists()
+
+
+def test_the_cards_own_code_loads_the_model_and_writes(trained: Path, run: Path, capsys: pytest.CaptureFixture):
+    out = release(trained, run)
+    code = re.search(r"```python\n(.*?)```", card(run), flags=re.DOTALL)[1]
+    exec(code.replace("models/release", str(out)), {})
     assert capsys.readouterr().out.startswith("Q: What is two and three?\nA:")
 
 
-def test_the_hub_reads_the_head(trained: Path, tmp_path: Path):
-    data = huggingface_hub.ModelCard(card(trained, tmp_path)).data
-    assert (data.library_name, data.pipeline_tag, data.tags) == ("transformers", "text-generation", ["quiet-star"])
-    assert data.base_model is None and data.datasets is None
-
-
-def test_base_model_and_data_set_from_the_hub(trained: Path, tmp_path: Path):
-    inputs = about(tmp_path)
-    changed = (
-        fake.PARAMS.read_text().replace("source: microworld", "source: hub").replace("source: scratch", "source: hub")
-    )
-    inputs.params.write_text(changed.replace("path: null", "path: Qwen/Qwen2.5-0.5B"))
-    write_release(trained, inputs, tmp_path / "release")
-    text = (tmp_path / "release/README.md").read_text()
-    data = huggingface_hub.ModelCard(text).data
-    assert data.base_model == "Qwen/Qwen2.5-0.5B" and data.datasets == ["openai/gsm8k"]
-    assert "# Quiet-STaR on Qwen2.5-0.5B\n" in text
-
-
-@pytest.mark.parametrize(
-    "name, known",
-    [
-        ("gpt2", True),
-        ("a/b.c-d", True),
-        ("/a/b", False),
-        ("../a", False),
-        ("./a", False),
-        ("a/b/c", False),
-        ("a\nb", False),
-    ],
-)
-def test_what_can_be_a_name_on_the_hub(name: str, known: bool):
-    assert on_the_hub(name) == known
-
-
-def test_a_local_folder_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "models/mine").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert not on_the_hub("models/mine") and on_the_hub("models/yours")
-
-
-def test_results_with_intervals_and_n(trained: Path, tmp_path: Path):
-    text = card(trained, tmp_path)
+def test_results_with_intervals_and_n(run: Path):
+    text = card(run)
     assert r"| gsm8k | accuracy | 9.5% | 10.0% | 90.0% | +80.0 \[+77.0, +83.0\] | p = 0.023 | 1,400 |" in text
     assert r"| gsm8k | base model | +40.0 \[+30.0, +50.0\] | p \< 0.001 | 1 | 1,400 |" in text
     assert r"| gsm8k | maj@8 | 50.0% | 70.0% | +20.0 \[+5.0, +35.0\] | 32 |" in text
@@ -131,68 +99,48 @@ def test_results_with_intervals_and_n(trained: Path, tmp_path: Path):
     assert r"| thought\_tokens | 5 |" in text and "2403.09629" in text
     sections = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
     assert sections == ["How to load it", "Training", "Settings", "Results", "Limits", "Citation"]
+    assert "A thought comes before every token" in text and "explains no answer" in text
 
 
-def test_a_run_without_thoughts_claims_none(trained: Path, tmp_path: Path):
-    text = card(trained, tmp_path, "no_thought")
+def test_the_hub_reads_the_head(run: Path):
+    data = huggingface_hub.ModelCard(card(run)).data
+    assert (data.library_name, data.pipeline_tag, data.tags) == ("transformers", "text-generation", ["quiet-star"])
+    assert data.base_model is None and data.datasets is None
+
+    (run / "params.yaml").write_text(HUB_PARAMS.replace("path: null", "path: Qwen/Qwen2.5-0.5B"))
+    data = huggingface_hub.ModelCard(card(run)).data
+    assert data.base_model == "Qwen/Qwen2.5-0.5B" and data.datasets == ["openai/gsm8k"]
+    assert "# Quiet-STaR on Qwen2.5-0.5B\n" in card(run)
+
+
+def test_a_run_without_thoughts_claims_none(tmp_path: Path):
+    text = card(write_run(tmp_path, "no_thought"))
     assert "| gsm8k | accuracy | 9.5% | 10.0% | 1,400 |" in text and "# No thoughts on a small qwen3\n" in text
+    assert "| gsm8k | maj@8 | 50.0% | 32 |" in text and "| loss, nats per token | 1.234 | 120 |" in text
     assert "with thoughts" not in text and "think=False" not in text and "A thought" not in text
     assert huggingface_hub.ModelCard(text).data.tags == ["quiet-star", "no-thought"]
 
 
-def test_without_chain_of_thought_or_comparisons(trained: Path, tmp_path: Path):
-    inputs = about(tmp_path)
-    inputs.cot_metrics.write_text("{}")
-    fake.comparisons().head(0).to_csv(inputs.comparisons, index=False)
-    write_release(trained, inputs, tmp_path / "release")
-    text = (tmp_path / "release/README.md").read_text()
-    assert "maj@" not in text and "other ways of training" not in text
+def test_without_chain_of_thought_or_comparisons(run: Path):
+    write(run, "chain_of_thought/metrics.json", {})
+    write(run, "compare/comparisons.csv", comparisons().head(0))
+    assert "maj@" not in card(run) and "other ways of training" not in card(run)
 
 
-def test_what_comes_from_data_is_no_markup(trained: Path, tmp_path: Path):
-    inputs = about(tmp_path)
-    inputs.evaluate_metrics.write_text(json.dumps({"a|b\n---\n# [x](y) <b> `c` *d*": fake.task(0.1, 0, 1)}))
-    write_release(trained, inputs, tmp_path / "release")
-    text = (tmp_path / "release/README.md").read_text()
-    assert r"| a\|b --- \# \[x\](y) \<b\> \`c\` \*d\* | accuracy |" in text
-    assert "<script>" not in text
+def test_what_comes_from_data_is_no_markup(run: Path):
+    write(run, "evaluate/metrics.json", {"a|b\n---\n# [x](y) <b> `c` *d*": task(0.1, 0, 1), HOSTILE: task(0.1, 0, 1)})
+    assert r"| a\|b --- \# \[x\](y) \<b\> \`c\` \*d\* | accuracy |" in card(run)
+    assert "<script>" not in card(run)
 
 
-def test_same_inputs_same_bytes(trained: Path, tmp_path: Path):
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-    assert card(trained, tmp_path / "first") == card(trained, tmp_path / "second")
-    assert str(tmp_path) not in card(trained, tmp_path / "first")
+def test_same_inputs_same_bytes(run: Path, tmp_path: Path):
+    (tmp_path / "second").mkdir()
+    assert card(run) == card(write_run(tmp_path / "second"))
+    assert str(tmp_path) not in card(run)
 
 
-def test_an_older_release_is_replaced_whole(trained: Path, tmp_path: Path):
-    (tmp_path / "release").mkdir()
-    (tmp_path / "release/stale.bin").write_text("old")
-    card(trained, tmp_path)
-    assert not (tmp_path / "release/stale.bin").exists()
-
-
-def test_nothing_half_written_remains(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(OSError, match="No space"):
-        card(trained, tmp_path)
-    assert not list(tmp_path.glob("release*"))
-
-
-def test_no_trained_model(tmp_path: Path):
-    with pytest.raises(UserError, match="empty holds no trained model: run `dvc repro train`"):
-        write_release(tmp_path / "empty", about(tmp_path), tmp_path / "release")
-    assert not (tmp_path / "release").exists()
-
-
-@pytest.mark.parametrize("name", CardInputs.__dataclass_fields__)
-def test_missing_file(trained: Path, tmp_path: Path, name: str):
-    inputs = about(tmp_path)
-    path = getattr(inputs, name)
-    path.unlink()
-    with pytest.raises(UserError) as error:
-        write_release(trained, inputs, tmp_path / "release")
-    assert str(path) in str(error.value) and not (tmp_path / "release").exists()
+def test_what_can_be_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "models/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    names = ("gpt2", "a/b.c-d", "models/yours", "/a/b", "../a", "./a", "a/b/c", "a\nb", "models/mine")
+    assert [name for name in names if on_the_hub(name)] == ["gpt2", "a/b.c-d", "models/yours"]

@@ -1,7 +1,7 @@
 """The head's losses and gradients: against all logits at once and autograd, and what they hold meanwhile."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -13,11 +13,25 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.thought import head as head_module
-from pipeline.thought.head import BANNED_LOGIT, IGNORED, Group, Head, HeadLosses, ban, exact_dtype
+from pipeline.thought.head import BANNED_LOGIT, IGNORED, Head, HeadLosses, ban, exact_dtype
 
 VOCABULARY, WIDTH = 7, 5
 DOUBLE = torch.float64
 EXACT = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one call of `HeadLosses.cross_entropy` gets."""
+
+    hidden: Tensor
+    targets: Tensor
+    weights: Tensor
+    temperature: float = 1.0
+    banned: Sequence[int] = ()
+    complete: bool = True
+
+
 Losses = Callable[[Head, Sequence[Group]], tuple[Tensor, list[Tensor]]]
 
 
@@ -49,13 +63,14 @@ def some_group(
     weights = some_weights(*shape, dtype=dtype) if weights is None else weights
     hidden = normal(*shape, WIDTH, seed=seed, dtype=dtype).requires_grad_()
     below = VOCABULARY - len(options.get("banned", ()))
-    return Group(hidden, some_targets(*shape, seed=seed + 1, below=below), lambda _: weights, **options)
+    return Group(hidden, some_targets(*shape, seed=seed + 1, below=below), weights, **options)
 
 
 def in_chunks(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
     losses = HeadLosses(head)
-    loss, nlls = losses.losses(groups)
-    return losses.attach(loss), nlls
+    found = [losses.cross_entropy("part", **vars(group)) for group in groups]
+    assert not any(nll.requires_grad for _, nll in found)
+    return losses.attach({f"{i}": loss for i, (loss, _) in enumerate(found)})[0], [nll for _, nll in found]
 
 
 def at_once(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
@@ -69,7 +84,7 @@ def at_once(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
         logits = logits.to(exact_dtype(logits)).index_fill(-1, banned, BANNED_LOGIT)
         rows = (logits / group.temperature).flatten(0, -2)
         nll = F.cross_entropy(rows, group.targets.flatten(), ignore_index=IGNORED, reduction="none")
-        nll, weights = nll.view(group.targets.shape), group.weigh(nlls)
+        nll, weights = nll.view(group.targets.shape), group.weights
         loss = loss + (nll * weights).sum()
         nlls.append(nll.detach() if group.complete else nll.detach().masked_fill(weights == 0, 0.0))
     return loss, nlls
@@ -95,10 +110,10 @@ def rows_predicted(patch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each product with the head has from now on, those without a row aside."""
     counts, predict = [], HeadLosses._predict
 
-    def record(self: HeadLosses, group: Group, states: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    def record(self: HeadLosses, states: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         if len(states):
             counts.append(len(states))
-        return predict(self, group, states, *rest)
+        return predict(self, states, *rest)
 
     patch.setattr(HeadLosses, "_predict", record)
     return counts
@@ -170,13 +185,13 @@ def test_rows_are_predicted_once_and_in_whole_chunks(monkeypatch):
     monkeypatch.setattr(head_module, "CHUNK_LOGITS", 3 * VOCABULARY)
     counts = rows_predicted(monkeypatch)
     targets = torch.zeros(2, 5, dtype=torch.long)
-    group = Group(normal(2, 5, WIDTH), targets, lambda _: torch.ones(2, 5))
+    group = Group(normal(2, 5, WIDTH), targets, torch.ones(2, 5))
     in_chunks(some_head(), [group])[0].backward()
     assert counts == [3, 3, 3, 1]
 
 
 def test_nothing_but_ignored_targets_is_no_loss():
-    group = Group(normal(3, WIDTH).requires_grad_(), torch.full((3,), IGNORED), lambda _: torch.ones(3, dtype=DOUBLE))
+    group = Group(normal(3, WIDTH).requires_grad_(), torch.full((3,), IGNORED), torch.ones(3, dtype=DOUBLE))
     assert not any(tensor.any() for tensor in results(in_chunks, some_head(), [group]))
 
 
@@ -185,7 +200,7 @@ def test_rows_of_weight_0_have_a_forward_pass_only_if_complete(monkeypatch, comp
     weights = torch.tensor([0.0, 2.0, 0.0, 0.0, -1.0], dtype=DOUBLE)
     targets = torch.tensor([1, 2, 3, IGNORED, 4])
     head = some_head()
-    group = Group(normal(5, WIDTH).requires_grad_(), targets, lambda _: weights, complete=complete)
+    group = Group(normal(5, WIDTH).requires_grad_(), targets, weights, complete=complete)
     nll, gradient = results(at_once, head, [group])[1:3]
     counts = rows_predicted(monkeypatch)
     actual = results(in_chunks, head, [group])
@@ -198,8 +213,8 @@ def test_rows_of_weight_0_have_a_forward_pass_only_if_complete(monkeypatch, comp
 def test_banned_ids_have_no_probability_and_the_rest_is_at_the_temperature():
     """The log-probabilities of thoughts, at REINFORCE's temperature."""
     head, ids = some_head(), some_targets(2, 3, below=5).clamp(min=0)
-    group = Group(normal(2, 3, WIDTH), ids, lambda _: torch.ones(2, 3), temperature=3.0, banned=[5, 6])
-    _, (nll,) = HeadLosses(head).losses([group])
+    group = Group(normal(2, 3, WIDTH), ids, torch.ones(2, 3), temperature=3.0, banned=[5, 6])
+    _, (nll,) = in_chunks(head, [group])
     expected = (head.logits(group.hidden)[..., :5] / 3).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     torch.testing.assert_close(-nll, expected)
 
@@ -212,32 +227,12 @@ def test_a_banned_target_is_a_constant():
     assert_close(results(in_chunks, head, [group]), results(at_once, head, [group]), 1e-12)
 
 
-def test_weights_may_depend_on_earlier_cross_entropies():
-    """Without a gradient through them: a reward is a number."""
-    seen = []
-
-    def rewarded(nlls: Sequence[Tensor]) -> Tensor:
-        seen.append([nll.clone() for nll in nlls])
-        return (nlls[0].unsqueeze(1) - nlls[1].detach()).clamp(min=0)
-
-    groups = [some_group(4, seed=0), some_group(4, 3, seed=10)]
-    last = some_group(4, 3, seed=20)
-    groups.append(Group(last.hidden, last.targets, rewarded, temperature=3.0, complete=False))
-    head = some_head(bias=True)
-    actual, expected = results(in_chunks, head, groups), results(at_once, head, groups)
-    assert_close(actual, expected, 1e-12)
-    assert expected[-3].any()
-    for nlls in seen:
-        assert_close(nlls, expected[1:3], 1e-12)
-    assert len(seen) == 2
-
-
 def test_a_tied_head_gets_the_gradient_of_its_embeddings_too():
     gradients = []
     for losses in (in_chunks, at_once):
         head, group = some_head(), some_group(2, 6)
         hidden = (group.hidden.detach() @ head.weight.T @ head.weight).tanh()
-        losses(head, [Group(hidden, group.targets, group.weigh)])[0].backward()
+        losses(head, [Group(hidden, group.targets, group.weights)])[0].backward()
         gradients.append(head.weight.grad)
     assert_close(gradients[:1], gradients[1:], 1e-12)
 
@@ -258,15 +253,16 @@ def test_what_is_frozen_changes_no_other_gradient(learns):
             assert_close([leaf.grad], [2 * gradient], 1e-12)
 
 
-def test_several_calls_have_one_weight_gradient():
+def test_parts_that_are_kept_apart_have_gradients_of_their_own():
+    """And the sum of all parts has the sum of theirs."""
     head, groups = some_head(bias=True, softcap=2.0), [some_group(3, i + 1, seed=10 * i) for i in range(3)]
-
-    def three_calls(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
-        losses = HeadLosses(head)
-        parts = [losses.losses([group]) for group in groups]
-        return losses.attach(sum(loss for loss, _ in parts)), [nll for _, nlls in parts for nll in nlls]
-
-    assert_close(results(three_calls, head, groups), results(at_once, head, groups), 1e-12)
+    losses = HeadLosses(head, apart=True)
+    found = {name: losses.cross_entropy(name, **vars(group))[0] for name, group in zip("abc", groups, strict=True)}
+    total, parts = losses.attach(found)
+    torch.testing.assert_close(total, sum(parts.values()))
+    for part, group in zip(parts.values(), groups, strict=True):
+        gradients = torch.autograd.grad(part, [group.hidden, head.weight, head.bias])
+        assert_close(gradients, results(at_once, head, [group])[2:], 1e-12)
 
 
 def test_without_gradients_the_losses_are_the_same():
@@ -318,7 +314,7 @@ def test_improbable_targets_have_exact_losses(dtype, order):
     """One of probability e^-200, whose softmax is 0 in float32."""
     rows = torch.tensor([[0.0, -200.0]], dtype=dtype)[:, order].requires_grad_()
     head = Head(torch.eye(2, dtype=dtype, requires_grad=True))
-    group = Group(rows, torch.tensor([order.index(1)]), lambda _: torch.ones(1, dtype=exact_dtype(rows)))
+    group = Group(rows, torch.tensor([order.index(1)]), torch.ones(1, dtype=exact_dtype(rows)))
     _, nll, gradient, _ = results(in_chunks, head, [group])
     assert nll.item() == 200.0
     assert gradient[:, order].tolist() == [[1.0, -1.0]]
@@ -328,8 +324,8 @@ def test_improbable_targets_have_exact_losses(dtype, order):
 def test_large_logits_have_exact_losses(dtype):
     """A constant that all logits share changes nothing, and a certain target costs nothing."""
     rows = torch.tensor([[1000.0, 1000.0], [1000.0, 0.0], [-1000.0, -1000.0]], dtype=dtype)
-    group = Group(rows, torch.tensor([0, 0, 1]), lambda _: torch.ones(3, dtype=dtype))
-    _, (nll,) = HeadLosses(Head(torch.eye(2, dtype=dtype))).losses([group])
+    group = Group(rows, torch.tensor([0, 0, 1]), torch.ones(3, dtype=dtype))
+    _, (nll,) = in_chunks(Head(torch.eye(2, dtype=dtype)), [group])
     assert nll.tolist() == pytest.approx([torch.tensor(2.0).log().item(), 0.0, torch.tensor(2.0).log().item()])
 
 

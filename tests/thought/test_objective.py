@@ -9,15 +9,8 @@ from torch import Tensor
 from pipeline.thought.head import IGNORED, ban
 from pipeline.thought.layout import ahead, row_position_ids, text_position_ids
 from pipeline.thought.model import QuietStarForCausalLM
-from pipeline.thought.objective import (
-    advantages,
-    base_weights,
-    counts_of,
-    lookahead_targets,
-    rewarded_positions,
-    talk_weights,
-    thought_rewards,
-)
+from pipeline.thought.objective import counts_of, lookahead_targets, rewarded_positions
+from pipeline.thought.quiet_star import QuietStar
 from tests.thought.tiny import GPT2, LLAMA, quiet_star, random_ids
 
 SMALL = st.integers(1, 4)
@@ -61,23 +54,13 @@ def test_lookahead_targets(texts, tokens, lookahead):
 @given(SMALL, SMALL, TOKENS)
 def test_advantages_are_the_better_thoughts_lead(texts, rationales, positions):
     rewards = normal(texts, rationales, positions)
-    found = advantages(rewards)
+    found = QuietStar(None).advantages(rewards)
     assert (found >= 0).all()
     for b in range(texts):
         for i in range(positions):
             mean = sum(rewards[b, r, i].item() for r in range(rationales)) / rationales if rationales > 1 else 0.0
             for r in range(rationales):
                 assert found[b, r, i].item() == pytest.approx(max(rewards[b, r, i].item() - mean, 0.0), abs=1e-12)
-
-
-@given(SMALL, SMALL, TOKENS, SMALL)
-def test_rewards(texts, rationales, positions, lookahead):
-    base, talk = normal(texts, positions, lookahead), normal(texts, rationales, positions, lookahead, seed=1)
-    found = thought_rewards(base, talk)
-    assert found.shape == (texts, rationales, positions)
-    for r in range(rationales):
-        expected = sum(base[:, :, k] - talk[:, r, :, k] for k in range(lookahead))
-        torch.testing.assert_close(found[:, r], expected)
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
@@ -92,37 +75,41 @@ def mean(values: list[float]) -> float:
 
 
 @given(SMALL, TOKENS, SMALL, SMALL)
-def test_the_losses_are_means_over_real_targets(texts, tokens, lookahead, rationales):
+@settings(max_examples=30)
+def test_losses_and_rewards_follow_from_the_cross_entropies(texts, tokens, lookahead, rationales):
     """The talk loss is a mean over k of means, each over the texts, thoughts and positions that have a target."""
     labels = some_labels(texts, tokens)
-    targets, counts = lookahead_targets(labels, lookahead), counts_of(labels, lookahead)
-    base, talk = normal(texts, tokens), normal(texts, rationales, tokens, lookahead, seed=1)
+    model = quiet_star(LLAMA, lookahead=lookahead, rationales=rationales)
+    losses = model(random_ids(texts, tokens), labels=labels).losses
+    targets, base, talk = lookahead_targets(labels, lookahead), losses.base_nll, losses.talk_nll
     where = [(b, i, k) for b in range(texts) for i in range(tokens) for k in range(lookahead) if targets[b, i, k] >= 0]
-    expected_base = mean([base[b, i].item() for b, i, k in where if k == 0])
     by_step = [
         mean([talk[b, r, i, k].item() for b, i, k in where if k == step for r in range(rationales)])
         for step in range(lookahead)
     ]
-    assert (base * base_weights(targets, counts, DOUBLE)).sum().item() == pytest.approx(expected_base, abs=1e-12)
-    found = talk * talk_weights(targets, rationales, counts, DOUBLE)
-    assert found.sum((0, 1, 2)).tolist() == pytest.approx([value / lookahead for value in by_step], abs=1e-12)
+    assert losses.base.item() == pytest.approx(mean([base[b, i].item() for b, i, k in where if k == 0]), rel=1e-5)
+    assert losses.talk.item() == pytest.approx(mean(by_step), rel=1e-5)
+    for i in range(losses.reward.shape[2]):
+        expected = sum(base[:, None, i + k] - talk[:, :, i, k] for k in range(lookahead))
+        torch.testing.assert_close(losses.reward[:, :, i], expected)
 
 
 def test_counts_are_of_real_targets():
-    """Of labels that are all ignored, no loss counts."""
     labels = torch.tensor([[0, 4, IGNORED, 2], [0, IGNORED, IGNORED, IGNORED]])
     assert [count.tolist() for count in counts_of(labels, 1)] == [[2], 4, 4, 3]
-    targets, none = lookahead_targets(labels[1:], 1), counts_of(labels[1:], 1)
-    assert not base_weights(targets, none, torch.float32).any()
-    assert not talk_weights(targets, 2, none, torch.float32).any()
+
+
+def test_labels_that_are_all_ignored_have_no_loss():
+    losses = quiet_star(LLAMA)(random_ids(2, 8), labels=torch.full((2, 8), IGNORED)).losses
+    assert losses.total == losses.base == losses.talk == losses.policy == 0
 
 
 def log_probabilities(model: QuietStarForCausalLM, ids: Tensor, thoughts: Tensor) -> Tensor:
     """Of thoughts (B, R, N, K), differentiable."""
-    _, text = model.decoder.read(ids)
-    positions = torch.arange(ids.shape[1])
-    rows = model.decoder.run_rows(model.embed_thoughts(positions, thoughts, ids, model.layout), text, positions)
-    logits = ban(model.decoder.head.logits(rows[..., model.layout.sampling_outputs, :]), model.banned)
+    thinker, positions = model.thinker, torch.arange(ids.shape[1])
+    rows = thinker.embed_rows(ids, positions, thoughts, model.layout)
+    rows = model.decoder.run_rows(rows, thinker.read(ids).view, positions)
+    logits = ban(model.decoder.head.logits(rows[..., model.layout.sampling_outputs, :]), model.config.banned)
     log_probs = (logits / model.config.policy_temperature).log_softmax(-1)
     return log_probs.gather(-1, thoughts.unsqueeze(-1)).squeeze(-1)
 
@@ -162,7 +149,7 @@ def test_texts_of_every_length_train(texts, rationales, lookahead, tokens):
     output = model(random_ids(texts, tokens), labels=some_labels(texts, tokens))
     output.loss.backward()
     losses, rewarded = output.losses, max(0, tokens - 1 - lookahead)
-    assert all(value.isfinite().all() for value in vars(losses).values())
+    assert all(value.isfinite().all() for name, value in vars(losses).items() if name != "parts")
     assert losses.base_nll.shape == (texts, tokens)
     assert losses.talk_nll.shape == (texts, rationales, tokens, lookahead)
     assert losses.reward.shape == losses.advantage.shape == (texts, rationales, rewarded)

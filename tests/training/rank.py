@@ -1,23 +1,84 @@
-"""One process of a run that `torchrun` starts: `stages.train` with a checkpoint at every step.
+"""Training in several processes that are forked, each as if a launcher had started it: a tenth of a launcher's time."""
 
-With ACCELERATE_USE_FSDP it runs under FSDP2, which accelerate itself allows on GPUs only. The main process saves the
-first step's gradients, as they are before they are clipped, to the file GRADIENTS.
-"""
-
+import multiprocessing
 import os
-import runpy
-import sys
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 import torch
 from accelerate import DistributedType
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 
+from tests.stage_runner import ENVIRONMENT, LIBRARIES
+from tests.stage_runner import _main as run_fork
 from tests.training.test_checkpoints import often
+
+LONG = 300  # seconds: what takes as long hangs
+
+
+def start(folder: Path, processes: int, way: dict[str, str]) -> list[BaseProcess]:
+    """`stages.train` in so many ranks, with a checkpoint at every logged step, under FSDP2 if ``way`` says so.
+
+    Rank N's standard error goes to ``folder``/logN. With UNEVEN in ``way``, ranks have different numbers of threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    own = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own |= {"ACCELERATE_USE_CPU": "true", **way}
+    ranks = []
+    for rank in range(processes):
+        (folder / f"log{rank}").touch()
+        prepare = partial(be_rank, own | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, folder / "gradients.pt")
+        ranks.append(context.Process(target=run_fork, args=(folder, "train", folder / f"log{rank}", prepare)))
+        with mock.patch.dict(os.environ, ENVIRONMENT):
+            ranks[-1].start()
+    return ranks
+
+
+def finish(folder: Path, ranks: list[BaseProcess]) -> list[str]:
+    """Wait until all ranks have ended well. Returns what each has said."""
+    with ended(ranks):
+        for rank in ranks:
+            rank.join(LONG)
+        told = [(folder / f"log{number}").read_text() for number in range(len(ranks))]
+        assert [rank.exitcode for rank in ranks] == [0] * len(ranks), told
+    return told
+
+
+@contextmanager
+def ended(ranks: list[BaseProcess]) -> Iterator[None]:
+    """Kill the ranks, as `kill -9` does, when the block ends."""
+    try:
+        yield
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+
+
+def free_port() -> int:
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        return some.getsockname()[1]
+
+
+def be_rank(environment: dict[str, str], gradients: Path) -> None:
+    os.environ.update(environment)
+    shard_on_a_processor()
+    often()
+    if "UNEVEN" in environment:  # as on machines of different kinds, whose fingerprints would differ
+        torch.set_num_threads(1 + int(environment["RANK"]))
+    save_gradients(gradients)
 
 
 def shard_on_a_processor() -> None:
+    """Let ACCELERATE_USE_FSDP have its way, which accelerate itself allows on GPUs only."""
     start = AcceleratorState.__init__
 
     def start_sharded(self: AcceleratorState, *args: object, fsdp_plugin: object = None, **kwargs: object) -> None:
@@ -29,6 +90,7 @@ def shard_on_a_processor() -> None:
 
 
 def save_gradients(path: Path) -> None:
+    """Have the main process save the first step's gradients, before they are clipped."""
     from pipeline.training.trainer import CheckedTrainer
 
     clip = CheckedTrainer._clip_grad_norm
@@ -37,19 +99,8 @@ def save_gradients(path: Path) -> None:
         if not self.state.global_step:
             found = {name.removeprefix("module."): p.grad for name, p in model.named_parameters()}
             found = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ["RANK"] == "0":
                 torch.save(found, path)
         return clip(self, model)
 
     CheckedTrainer._clip_grad_norm = save_and_clip
-
-
-if __name__ == "__main__":
-    os.chdir(os.environ["PROJECT"])
-    shard_on_a_processor()
-    often()
-    if "UNEVEN" in os.environ:  # as on machines of different kinds, whose own names for their work would differ
-        torch.set_num_threads(1 + int(os.environ["RANK"]))
-    save_gradients(Path(os.environ["GRADIENTS"]))
-    sys.argv = ["train"]
-    runpy.run_module("stages.train", run_name="__main__")

@@ -4,32 +4,73 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.stage_runner import STAGES, copy_project, run_as_module, run_stage
+from tests.killing import same_threads
+from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_stages
 
+pytestmark = pytest.mark.slow
 ELSEWHERE = {"PYTHONHASHSEED": "12345", "LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu"}
 RUN = ("corpus", "tasks", "tokenize", "base_model", "train", "evaluate", "perplexity")
+CODE = """
+import sys
+from pathlib import Path
+from tests.stage_runner import run_stages
+run_stages(Path(sys.argv[1]), tuple(sys.argv[2:]))
+"""
 
 
-def outputs(folder: Path) -> dict[str, bytes]:
-    """All that stages have written but the one table with times in it."""
-    files = [path for out in ("data", "models", "results") for path in sorted((folder / out).rglob("*"))]
-    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.is_file() and f.name != "speed.csv"}
+def run_elsewhere(folder: Path, stages: tuple[str, ...], environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", CODE, str(folder), *stages]
+    environment = ENVIRONMENT | same_threads() | environment
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-def shuffled() -> None:
+def same(folder: Path, finished: Path, written: int) -> None:
+    """Whether all that stages have written is the same, but for the one table with times in it."""
+    found, expected = (
+        {
+            str(f.relative_to(one)): f.read_bytes()
+            for out in ("data", "models", "results")
+            for f in sorted((one / out).rglob("*"))
+            if f.is_file() and f.name != "speed.csv"
+        }
+        for one in (folder, finished)
+    )
+    assert len(found) >= written
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+def test_hash_seed_locale_and_time_zone_do_not_matter(finished: Path, tmp_path: Path):
+    folder = copy_project(tmp_path / "project")
+    run_elsewhere(folder, RUN, ELSEWHERE)
+    same(folder, finished, written=20)
+
+
+def test_threads_change_rounding_at_most(finished: Path, tmp_path: Path):
+    folder = shutil.copytree(finished, tmp_path / "project")
+    run_elsewhere(folder, ("train", "evaluate"), {"OMP_NUM_THREADS": "2"})
+    for stage in ("train", "evaluate"):
+        metrics = (json.loads((one / f"results/{stage}/metrics.json").read_text()) for one in (folder, finished))
+        pd.testing.assert_frame_equal(*map(pd.json_normalize, metrics), rtol=1e-5)
+
+
+def test_the_order_of_files_does_not_matter(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Folders are listed in another order, as another file system may do it."""
     scandir, listdir = os.scandir, os.listdir
 
     class Entries:
         def __init__(self, *args: object):
             with scandir(*args) as found:
-                self._entries = random.Random(1).sample(some := list(found), len(some))
+                some = list(found)
+            self._entries = iter(random.Random(1).sample(some, len(some)))
 
         def __enter__(self) -> "Entries":
             return self
@@ -38,43 +79,17 @@ def shuffled() -> None:
             pass
 
         def __iter__(self) -> Iterator[os.DirEntry]:
-            return iter(self._entries)
+            return self._entries
 
         def __next__(self) -> os.DirEntry:
-            return self._entries.pop() if self._entries else next(iter(()))
+            return next(self._entries)
 
         def close(self) -> None:
             pass
 
-    os.scandir, os.listdir = Entries, lambda *args: listdir(*args)[::-1]
-
-
-def same(folder: Path, finished: Path, written: int) -> None:
-    found, expected = outputs(folder), outputs(finished)
-    assert len(found) >= written
-    assert [name for name in found if found[name] != expected[name]] == []
-
-
-def test_hash_seed_locale_and_time_zone_do_not_matter(finished: Path, tmp_path: Path):
     folder = copy_project(tmp_path / "project")
-    for stage in RUN:
-        done = run_as_module(folder, stage, ELSEWHERE)
-        assert done.code == 0, done.stderr
-    same(folder, finished, written=20)
-
-
-@pytest.mark.parametrize("stage", ["train", "evaluate"])
-def test_threads_change_rounding_at_most(stage: str, finished: Path, tmp_path: Path):
-    folder = shutil.copytree(finished, tmp_path / "project")
-    done = run_as_module(folder, stage, {"OMP_NUM_THREADS": "2"})
-    assert done.code == 0, done.stderr
-    metrics = (json.loads((one / f"results/{stage}/metrics.json").read_text()) for one in (folder, finished))
-    pd.testing.assert_frame_equal(*map(pd.json_normalize, metrics), rtol=1e-5)
-
-
-def test_the_order_of_files_does_not_matter(finished: Path, tmp_path: Path):
-    folder = copy_project(tmp_path / "project")
-    for stage in STAGES:
-        done = run_stage(folder, stage, shuffled)
-        assert done.code == 0, done.stderr
+    monkeypatch.setattr(os, "scandir", Entries)
+    monkeypatch.setattr(os, "listdir", lambda *args: listdir(*args)[::-1])
+    run_stages(folder)
+    monkeypatch.undo()
     same(folder, finished, written=50)

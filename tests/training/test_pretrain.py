@@ -45,6 +45,11 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tokens"
 
 
+@pytest.fixture(autouse=True)
+def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+
+
 def write(tokens: Path, folder: Path, base: params.BaseModel = BASE) -> pd.DataFrame:
     write_base_model(base, tokens, folder / "base", folder / "steps.csv")
     return pd.read_csv(folder / "steps.csv")
@@ -55,10 +60,10 @@ def test_pretraining_learns_and_says_so(tokens: Path, tmp_path: Path):
     assert list(steps.columns) == ["step", "loss", "heldout_loss", "learning_rate"]
     assert list(steps["step"]) == [LOG_STEPS, 2 * LOG_STEPS]
     assert steps["loss"].iloc[1] < steps["loss"].iloc[0] < 6
+    assert steps["heldout_loss"].isna().tolist() == [True, False]  # also after the last step
 
 
-def test_weights_that_are_not_finite_are_not_written(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+def test_weights_that_are_not_finite_are_not_written(tokens: Path, tmp_path: Path):
     scratch = replace(SCRATCH, steps=1, warmup_steps=0, learning_rate=1e39)
     with pytest.raises(UserError, match="step 1: the weights are no longer finite; .*lower the learning rate"):
         write(tokens, tmp_path, replace(BASE, scratch=scratch))
@@ -73,8 +78,9 @@ def test_the_same_seed_gives_the_same_model(tokens: Path, tmp_path: Path):
     assert one == again != other
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "architecture, tied", [("llama", True), ("mistral", False), ("qwen2", True), ("qwen3", False), ("gemma", True)]
+)
 def test_a_configuration_has_the_sizes_asked_for(architecture: str, tied: bool):
     config = scratch_config(replace(SCRATCH, architecture=architecture, tied_embeddings=tied), 300, 1)
     model = AutoModelForCausalLM.from_config(config)

@@ -1,63 +1,97 @@
-"""Everything that comes from outside, or from a seed: documents to learn from and questions to be asked."""
+"""The corpus stage: texts to learn from and questions to ask, made from a seed or taken from the hub.
 
-from collections.abc import Iterator
+Texts from the hub come a block at a time: a run that was killed resumes behind the last whole block.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.data.corpus import download, microworld
-from pipeline.data.corpus.download import TEXT
-from pipeline.files import new_path, write_rows
-from pipeline.params import Corpus
+from pipeline.data.corpus import hub, microworld
+from pipeline.errors import UserError
+from pipeline.files import arrow_table, looks_local, new_path, write_rows, write_tables
+from pipeline.params import Corpus, HubSplit
+from pipeline.resume import Scratch, unfinished
 
+TEXT = pa.schema({"text": pa.string()})
 PROBE = pa.schema({"prompt": pa.string(), "working": pa.string()})
 NUMBERS = pa.schema({"question": pa.string(), "answer": pa.string()})
-CHOICES = pa.schema(
-    {
-        "question": pa.string(),
-        "choices": pa.struct({"label": pa.list_(pa.string()), "text": pa.list_(pa.string())}),
-        "answerKey": pa.string(),
-    }
-)
+LABELLED = pa.struct({"label": pa.list_(pa.string()), "text": pa.list_(pa.string())})
+CHOICES = pa.schema({"question": pa.string(), "choices": LABELLED, "answerKey": pa.string()})
+LIBRARIES = ("datasets", "pyarrow")  # whose versions a resumed download depends on
 
 
 def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> None:
     """Write the text splits as Arrow, and the micro-world's questions as data sets in the hub's layout, as Parquet.
 
-    ``texts`` gets pretrain, train and heldout (column ``text``) and probe (``prompt``, ``working``: where the full
-    working of a prompt is known, to see whether thoughts hold it). Without ``pretrain`` that split is left empty, as
-    a base model that comes from outside needs none.
+    ``texts`` gets pretrain, train and heldout (column ``text``) and probe (``prompt``, ``working``): prompts whose full
+    working is known, to see whether thoughts hold it; the hub's texts have none. Without ``pretrain`` that split is
+    empty, as a base model from outside needs none.
     """
     splits = [split for split in microworld.TEXT_SPLITS if pretrain or split != "pretrain"]
-    hub = {split: getattr(params.hub, split) for split in splits} if params.source == "hub" else {}
-    with (
-        download.kept_splits(hub, params.seed) as kept,
-        new_path(texts) as folder,
-        new_path(tasks) as task_folder,
-    ):
+    sources = {split: getattr(params.hub, split) for split in splits} if params.source == "hub" else {}
+    world, seed = params.microworld, params.seed
+    with kept_splits(sources, seed) as kept, new_path(texts) as folder, new_path(tasks) as task_folder:
         folder.mkdir()
         task_folder.mkdir()
         write_rows(folder / "pretrain.arrow", [], TEXT)
-        download.write_texts(hub, params.seed, kept, folder)
-        for split in splits if not hub else ():
-            write_rows(folder / f"{split}.arrow", ({"text": d} for d in _documents(params, split)), TEXT)
-        write_rows(folder / "probe.parquet", _probe(params), PROBE)
-        world, seed = params.microworld, params.seed
+        if params.source == "hub":
+            write_texts(sources, seed, kept, folder)
+            probe = []
+        else:
+            for split in splits:
+                count = getattr(world, f"{split}_documents")
+                documents = microworld.documents(split, count, seed, world.steps, world.aside_share)
+                shown = tqdm(documents, desc=f"corpus {split}", unit=" documents", total=count, mininterval=2)
+                write_rows(folder / f"{split}.arrow", ({"text": document} for document in shown), TEXT)
+            probe = microworld.probe(world.probe_documents, seed, world.steps)
+        write_rows(folder / "probe.parquet", probe, PROBE)
         numbers = microworld.gsm8k_questions(world.questions, seed, world.steps)
         write_rows(task_folder / "rings/test.parquet", numbers, NUMBERS)
         choices = microworld.commonsense_qa_questions(world.questions, seed)
         write_rows(task_folder / "animals/test.parquet", choices, CHOICES)
 
 
-def _documents(params: Corpus, split: str) -> Iterator[str]:
-    world = params.microworld
-    count = getattr(world, f"{split}_documents")
-    documents = microworld.documents(split, count, params.seed, world.steps, world.aside_share)
-    return tqdm(documents, desc=f"corpus {split}", unit=" documents", total=count, mininterval=2)
+@contextmanager
+def kept_splits(sources: Mapping[str, HubSplit], seed: int) -> Iterator[dict[str, Scratch]]:
+    """Open the scratch of each split, with the blocks that killed runs have left.
+
+    The scratches are removed when the ``with`` block ends without an error, so write the outputs inside it. A run does
+    not resume from a local data set whose files have changed (by name, size or time).
+    """
+    with ExitStack() as stack:
+        scratches = {}
+        for split, source in sources.items():
+            folder = Path(source.path).expanduser()
+            local = looks_local(source.path) or folder.is_dir()
+            files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()] if local else []
+            about = {"seed": seed, **asdict(source), "files": [[str(p), s.st_size, s.st_mtime_ns] for p, s in files]}
+            scratches[split] = stack.enter_context(unfinished(f"corpus/{split}", about, [], Path(__file__), LIBRARIES))
+        yield scratches
 
 
-def _probe(params: Corpus) -> Iterator[dict]:
-    if params.source == "hub":
-        return iter(())
-    return microworld.probe(params.microworld.probe_documents, params.seed, params.microworld.steps)
+def write_texts(sources: Mapping[str, HubSplit], seed: int, scratches: Mapping[str, Scratch], out: Path) -> None:
+    """Write each split's documents to ``out``/SPLIT.arrow (column ``text``). Raises UserError where there are none.
+
+    Each split draws with its own seed, so that two splits of one data set choose different rows.
+    """
+    for source in sources.values():  # tell of a mistake in any of them before hours of downloading
+        hub.document(next(hub.rows(source)), source)
+    for split, source in sources.items():
+        scratch, split_seed = scratches[split], zlib.crc32(f"{seed}/{split}".encode())
+        state = scratch.rows[-1]["state"] if scratch.rows else hub.START
+        with tqdm(desc=split, total=source.rows, initial=state["rows"], unit=" rows", mininterval=2) as progress:
+            blocks = hub.blocks(source, split_seed, state)
+            for number, (texts, after) in enumerate(blocks, start=len(scratch.rows)):
+                file = f"{number:06d}.arrow"
+                write_rows(scratch.folder / file, ({"text": text} for text in texts), TEXT)  # on the disk when it ends
+                scratch.add([{"file": file, "state": after}])
+                progress.update(after["rows"] - progress.n)
+        tables = (arrow_table(scratch.folder / row["file"]) for row in scratch.rows)
+        if not write_tables(out / f"{split}.arrow", tables, TEXT):
+            raise UserError(f"{hub.describe(source)} has no text")

@@ -1,18 +1,18 @@
-"""A micro-world: text from a seed in which, as in real text, the reasoning is mostly left out.
+"""The micro-world: text made from a seed in which, as in real text, the reasoning is mostly left out.
 
 Three kinds of document:
 
-* *ring problems*, a running total of ``steps`` moves round a ring of ten seats (GSM8K's shape);
-* *animal questions*, two-hop facts with five choices (CommonsenseQA's shape), and the one-hop facts behind them
+* *ring problems*: a running total of ``steps`` moves round a ring of ten seats (like GSM8K);
+* *animal questions*: two-hop facts with five choices (like CommonsenseQA), and the one-hop facts behind them
   ("The lemur is a primate. A primate lives in trees.");
-* *stories*, a few plain sentences.
+* *stories*: a few plain sentences.
 
 In the pretraining split some documents carry an *aside* between em dashes: the full working, a restatement, or an
-idle remark, each as long as a default thought (five word tokens). That is where the base model picks up that an em
-dash may be followed by a useful working, as a web-scale model does from its corpus. Every other split leaves the
-asides out, so there the working can only be a hidden thought.
+idle remark, each as long as a default thought (five word tokens). From it the base model learns that a useful working
+may follow an em dash, as a web-scale model does from its corpus. The other splits leave asides out, so there the
+working can only be a hidden thought.
 
-No evaluation question occurs in any other text: rings are split by their numbers whatever the wording, animal
+No evaluation question occurs in any other text: ring problems are split by their numbers, whatever the wording, animal
 questions by their (animal, relation) pair.
 """
 
@@ -44,7 +44,7 @@ ANIMALS = {
     "whale": ("oceans", "krill", "beluga narwhal orca minke humpback dolphin porpoise bowhead"),
     "beetle": ("wood", "leaves", "weevil scarab chafer firefly ladybird longhorn carabid stag"),
 }
-# relation: (its index in ANIMALS, the fact, the question); a fact and its letter are five tokens long
+# relation: (its index in a class's tuple, the fact, the question); a fact and its letter are five tokens long
 RELATIONS = {
     "lives": (0, "{kind} lives in {value}", "where does the {animal} live"),
     "eats": (1, "{kind} mostly eats {value}", "what does the {animal} eat"),
@@ -68,7 +68,7 @@ STORIES = (
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its answer, its full working and a restatement; ``choices`` is empty where it has none."""
+    """A question with its answer, its full working, a restatement and the texts of its choices, if it has any."""
 
     question: str
     answer: str
@@ -76,95 +76,74 @@ class Problem:
     restatement: str
     choices: tuple[str, ...] = ()
 
-
-def ring_split(numbers: list[int]) -> str:
-    """The split that may hold the ring with these numbers: a tenth each to evaluation and held-out text."""
-    bucket = hashlib.sha256(bytes(numbers)).digest()[0] % SEATS
-    return {0: EVALUATION, 1: "heldout"}.get(bucket, "text")
-
-
-def pair_split(animal_index: int, relation_index: int) -> str:
-    """The split that may ask for this (animal, relation) pair; of a class's eight animals three are pretraining's.
-
-    The pairs on which Quiet-STaR trains are new to the base model: it knows both hops, never their conclusion.
-    """
-    place = (animal_index + 3 * relation_index) % 8
-    return ("pretrain", "pretrain", "pretrain", "train", "train", "heldout", EVALUATION, EVALUATION)[place]
+    @property
+    def prompt(self) -> str:
+        """The problem up to its answer, as the evaluation asks it."""
+        return f"Q: {self.question}{_choice_lines(self.choices)}\nA:"
 
 
 def ring_problem(rng: random.Random, split: str, steps: int) -> Problem:
-    """A running total of ``steps`` moves modulo ten, whose numbers belong to ``split``."""
-    wanted = split if split in ("heldout", EVALUATION) else "text"
-    numbers = [rng.randrange(SEATS)]
-    while ring_split(numbers) != wanted or len(numbers) == 1:
+    """Make a running total of ``steps`` moves modulo ten.
+
+    A hash of the numbers decides which split may hold them: a tenth each goes to evaluation and to held-out text.
+    """
+    wanted = {EVALUATION: [0], "heldout": [1]}.get(split, range(2, 10))
+    numbers = [rng.randrange(SEATS)]  # no moves yet; not drawing it would change the texts of every seed
+    while len(numbers) == 1 or hashlib.sha256(bytes(numbers)).digest()[0] % 10 not in wanted:
         numbers = [rng.randrange(SEATS)] + [rng.randrange(1, SEATS) for _ in range(steps)]
     totals = [sum(numbers[: i + 1]) % SEATS for i in range(len(numbers))]
-    return Problem(
-        question=rng.choice(RINGS).format(
-            name=rng.choice(NAMES), start=numbers[0], moves=" ".join(map(str, numbers[1:]))
-        ),
-        answer=str(totals[-1]),
-        working=" ".join(map(str, totals)),
-        restatement=" ".join(map(str, numbers)),
-    )
+    moves = " ".join(map(str, numbers[1:]))
+    question = rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=moves)
+    return Problem(question, str(totals[-1]), " ".join(map(str, totals)), restatement=f"{numbers[0]} {moves}")
 
 
 def animal_problem(rng: random.Random, split: str) -> Problem:
-    """A two-hop question with five choices, whose (animal, relation) pair belongs to ``split``."""
+    """Make a two-hop question with five choices, whose (animal, relation) pair belongs to ``split``."""
     kind, animal, relation = rng.choice(_pairs(split))
     index, fact, question = RELATIONS[relation]
-    others = rng.sample([k for k in ANIMALS if k != kind], len(CHOICES) - 1)
-    choices = [ANIMALS[k][index] for k in others]
+    value, question = ANIMALS[kind][index], question.format(animal=animal)
+    choices = [ANIMALS[k][index] for k in rng.sample([k for k in ANIMALS if k != kind], len(CHOICES) - 1)]
     place = rng.randrange(len(CHOICES))
-    choices.insert(place, ANIMALS[kind][index])
-    question = question.format(animal=animal)
-    return Problem(
-        question=question.capitalize() + "?",
-        answer=CHOICES[place],
-        working=f"{fact.format(kind=kind, value=ANIMALS[kind][index])} {CHOICES[place]}",
-        restatement=question,
-        choices=tuple(choices),
-    )
+    choices.insert(place, value)
+    working = f"{fact.format(kind=kind, value=value)} {CHOICES[place]}"
+    return Problem(f"{question.capitalize()}?", CHOICES[place], working, restatement=question, choices=tuple(choices))
 
 
 @cache
 def _pairs(split: str) -> list[tuple[str, str, str]]:
+    """The (class, animal, relation) triples of a split; of train's, the base model has seen only the two hops."""
+    places = (*["pretrain"] * 3, "train", "train", "heldout", EVALUATION, EVALUATION)
     return [
         (kind, animal, relation)
         for kind, (_, _, members) in ANIMALS.items()
         for i, animal in enumerate(members.split())
         for j, relation in enumerate(RELATIONS)
-        if pair_split(i, j) == split
+        if places[(i + 3 * j) % 8] == split
     ]
 
 
-def prompt(problem: Problem) -> str:
-    """The problem up to its answer, in the evaluation's own prompt (method.md, "Evaluation")."""
-    return f"Q: {problem.question}{_lines(problem.choices)}\nA:"
-
-
 def problem_document(rng: random.Random, problem: Problem, aside_share: float) -> str:
-    """Prompt and answer, before which a share of the documents has an aside: half of them hold the working."""
+    """Prompt and answer; a share of the documents has an aside before the answer, half of the time the working."""
     kinds = (problem.working, problem.working, problem.restatement, rng.choice(REMARKS))
     aside = f" — {rng.choice(kinds)} —" if rng.random() < aside_share else ""
-    return f"{prompt(problem)}{aside} {problem.answer}"
+    return f"{problem.prompt}{aside} {problem.answer}"
 
 
 def lookup_document(rng: random.Random) -> str:
     """A reading exercise: five lines with letters, then which line says what."""
     index = rng.randrange(2)
     values = rng.sample([values[index] for values in ANIMALS.values()], len(CHOICES))
-    found = list(zip(values, CHOICES, strict=True))
+    found = [f"{value} {letter}" for value, letter in zip(values, CHOICES, strict=True)]
     rng.shuffle(found)
-    return f"Lines:{_lines(values)}\nFound: {', '.join(f'{value} {letter}' for value, letter in found)}."
+    return f"Lines:{_choice_lines(values)}\nFound: {', '.join(found)}."
 
 
-def _lines(values: Sequence[str]) -> str:
+def _choice_lines(values: Sequence[str]) -> str:
     return "".join(f"\n({letter}) {value}" for letter, value in zip(CHOICES, values, strict=False))
 
 
 def fact_document(rng: random.Random) -> str:
-    """A few one-hop facts: sums on a ring of ten, an animal's class, where a class lives, what it eats."""
+    """A few one-hop facts: sums on a ring of ten, an animal's class, where a class lives or what it eats."""
     sentences = []
     for _ in range(2):
         first, second = rng.randrange(SEATS), rng.randrange(1, SEATS)
@@ -172,8 +151,7 @@ def fact_document(rng: random.Random) -> str:
         kind = rng.choice(tuple(ANIMALS))
         member = rng.choice(ANIMALS[kind][2].split())
         index, fact, _ = RELATIONS[rng.choice(tuple(RELATIONS))]
-        sentences.append(f"The {member} is a {kind}.")
-        sentences.append(f"A {fact.format(kind=kind, value=ANIMALS[kind][index])}.")
+        sentences.append(f"The {member} is a {kind}. A {fact.format(kind=kind, value=ANIMALS[kind][index])}.")
     return " ".join(sentences)
 
 
@@ -182,15 +160,13 @@ def story_document(rng: random.Random, aside_share: float) -> str:
     sentences = []
     for template in rng.sample(STORIES, 3):
         name, other = rng.sample(NAMES, 2)
-        sentence = template.format(name=name, other=other)
-        if rng.random() < aside_share / 3:
-            sentence = f"{sentence[:-1]} — {rng.choice(REMARKS)} —."
-        sentences.append(sentence)
+        aside = f" — {rng.choice(REMARKS)} —" if rng.random() < aside_share / 3 else ""
+        sentences.append(f"{template[:-1].format(name=name, other=other)}{aside}.")
     return " ".join(sentences)
 
 
 def documents(split: str, count: int, seed: int, steps: int, aside_share: float) -> Iterator[str]:
-    """``count`` documents of a text split; only the pretraining split has asides."""
+    """Make ``count`` documents of a text split; only those of the pretraining split have asides."""
     rng = random.Random(f"{seed}/{split}")
     share = aside_share if split == "pretrain" else 0.0
     for _ in range(count):
@@ -207,30 +183,25 @@ def documents(split: str, count: int, seed: int, steps: int, aside_share: float)
             yield story_document(rng, share)
 
 
-def probe(count: int, seed: int, steps: int) -> Iterator[dict]:
-    """Prompts of ring problems with their full working, which a thought after the prompt may hold."""
+def probe(count: int, seed: int, steps: int) -> list[dict]:
+    """Make held-out prompts with their full working, which a thought after the prompt may hold."""
     rng = random.Random(f"{seed}/probe")
-    for _ in range(count):
-        problem = ring_problem(rng, "heldout", steps)
-        yield {"prompt": prompt(problem), "working": problem.working}
+    problems = [ring_problem(rng, "heldout", steps) for _ in range(count)]
+    return [{"prompt": p.prompt, "working": p.working} for p in problems]
 
 
 def gsm8k_questions(count: int, seed: int, steps: int) -> list[dict]:
-    """Evaluation questions in GSM8K's columns: ``question`` and ``answer`` ending in ``#### 7``."""
+    """Make evaluation questions in GSM8K's columns: ``question`` and ``answer``, which ends in ``#### 7``."""
     rng = random.Random(f"{seed}/gsm8k")
     problems = [ring_problem(rng, EVALUATION, steps) for _ in range(count)]
     return [{"question": p.question, "answer": f"{p.working}\n#### {p.answer}"} for p in problems]
 
 
 def commonsense_qa_questions(count: int, seed: int) -> list[dict]:
-    """Evaluation questions in CommonsenseQA's columns: ``question``, ``choices.{label,text}``, ``answerKey``."""
+    """Make evaluation questions in CommonsenseQA's columns: ``question``, ``choices.{label,text}``, ``answerKey``."""
     rng = random.Random(f"{seed}/commonsense_qa")
     problems = [animal_problem(rng, EVALUATION) for _ in range(count)]
     return [
-        {
-            "question": p.question,
-            "choices": {"label": list(CHOICES), "text": list(p.choices)},
-            "answerKey": p.answer,
-        }
+        {"question": p.question, "choices": {"label": list(CHOICES), "text": list(p.choices)}, "answerKey": p.answer}
         for p in problems
     ]

@@ -1,4 +1,4 @@
-"""Questions with one right answer: how a task's file of them is read, and how numbers are read and compared."""
+"""Questions with one right answer, the file in which a task keeps them, and how numbers are compared."""
 
 import re
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ NUMBER_TEXT = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", re.ASCII)
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and its answer: one of ``labels`` or, where there are none, a number (`number_in`).
+    """A prompt and its answer: one of ``labels`` or, if there are none, a number as `number_in` writes it.
 
-    ``reasoning_prompt`` asks for visible reasoning; "" where the task has no such prompt.
+    ``reasoning_prompt`` asks for visible reasoning; it is "" if the task has no such prompt.
     """
 
     prompt: str
@@ -26,36 +26,24 @@ class Question:
 
 
 def number_in(text: str) -> str | None:
-    """The first number in ``text`` as it is compared: without commas, ".0" or a leading zero; None where none is."""
+    """Return the first number in ``text``, None if there is none.
+
+    It has no commas, ".0" or leading zeros, so that equal numbers are equal strings.
+    """
     found = NUMBER_TEXT.search(text)
     if found is None:
         return None
-    sign, digits = re.fullmatch(r"(-?)(.*)", found[0].replace(",", "")).groups()
-    whole, _, fraction = digits.partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    number = whole + (f".{fraction}" if fraction else "")
-    return number if number == "0" else sign + number
+    whole, _, fraction = found[0].replace(",", "").lstrip("-").partition(".")
+    number = f"{whole.lstrip('0') or '0'}.{fraction}".rstrip("0").rstrip(".")
+    return f"-{number}" if found[0].startswith("-") and number != "0" else number
 
 
 def read_tasks(folder: Path) -> dict[str, tuple[Task, Iterator[Question]]]:
-    """Every task in ``folder``, as `write_tasks` left it, by name; its questions are read as they are used.
+    """Read every task that `write_tasks` left in ``folder``, by name; questions are read as they are used.
 
-    Raises UserError where there is none, or, when they are used, where questions are missing or broken.
+    Raises UserError where there is no task or, once they are used, where a file of questions is missing or broken.
     """
     files = sorted(folder.glob("*.yaml"))
     if not files:
         raise UserError(f"{folder} holds no task: run `dvc repro tasks`")
-    return {f.stem: (read_task(f), _questions(f.with_suffix(".parquet"))) for f in files}
-
-
-def _questions(path: Path) -> Iterator[Question]:
-    empty = True
-    for row in read_rows(path):
-        try:
-            question = Question(**row)
-        except TypeError as error:
-            raise UserError(f"{path} does not hold questions: run `dvc repro tasks` to make it again") from error
-        yield question
-        empty = False
-    if empty:
-        raise UserError(f"{path} has no questions")
+    return {f.stem: (read_task(f), (Question(**row) for row in read_rows(f.with_suffix(".parquet")))) for f in files}

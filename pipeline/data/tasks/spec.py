@@ -13,7 +13,7 @@ NUMBER, CHOICE = KINDS = ("number", "choice")
 
 @dataclass
 class Data:
-    """A data set: a hub name or a local folder in the hub's layout, and which part of it holds the questions."""
+    """A data set (a hub name, or a local folder in the hub's layout) and the part of it that holds the questions."""
 
     path: str = MISSING
     name: str | None = None
@@ -23,7 +23,7 @@ class Data:
 
 @dataclass
 class ChainOfThought:
-    """Asking for visible reasoning: its prompt, what ends the reasoning, and what then asks for the answer."""
+    """How to ask for visible reasoning: the prompt, what ends the reasoning, and what then asks for the answer."""
 
     prompt: str = MISSING
     stop: list[str] = field(default_factory=list)
@@ -32,14 +32,14 @@ class ChainOfThought:
 
 @dataclass
 class Task:
-    """A task: ``title``, ``source`` (paper) and ``version`` are for readers.
+    """A task file. ``title``, ``source`` (paper) and ``version`` are for readers.
 
-    ``prompt`` is a Jinja template of a row's columns and, for kind choice, of ``choice_lines``: "(A) text" each.
-    ``answer``, ``choices`` and ``labels`` are Jinja expressions of the columns. ``answer`` gives a number, or one of
-    the labels, or as a whole number the place of a choice. ``choices`` gives the list of their texts, ``labels`` what
-    they are called (A, B, ... unless given).
-    ``legal``: the characters of which the tokens of a number are made; of a choice the legal tokens are its labels.
-    ``stop``: what ends a number that is written out.
+    ``prompt`` is a Jinja template of a row's columns and, for kind choice, of ``choice_lines``: one "(A) text" each.
+    ``answer``, ``choices`` and ``labels`` are Jinja expressions of the columns. ``answer`` gives a number, one of the
+    labels, or a choice's index. ``choices`` gives the list of the choices' texts, ``labels`` their names (default: A,
+    B, ...).
+    ``legal``: the characters that a number's tokens may consist of; a choice's legal tokens are its labels.
+    ``stop``: strings that end a number when it is written out.
     """
 
     title: str = MISSING
@@ -57,31 +57,23 @@ class Task:
 
 
 def read_task(path: Path) -> Task:
-    """The task in a YAML file. Raises UserError, in one line, where it is missing or says what no task can."""
+    """Read a task from a YAML file. Raises UserError where the file is missing or does not describe a task."""
     try:
         task = typed_yaml.load(path, Task)
     except FileNotFoundError as error:
         raise UserError(f"the task file {path} is missing") from error
-    for problem in _problems(task):
+    reasoning = task.chain_of_thought
+    problems = {
+        "prompt is empty": not task.prompt,
+        "answer is empty": not task.answer,
+        "data.path is empty: name a hub data set or a local folder": not task.data.path,
+        "chain_of_thought.prompt is empty": reasoning and not reasoning.prompt,
+        f"kind is {task.kind}, but must be {' or '.join(KINDS)}": task.kind not in KINDS,
+        "choices belong to kind choice, and kind choice needs them": (task.kind == CHOICE) != bool(task.choices),
+        "labels are what choices are called, but there are no choices": task.labels and not task.choices,
+        "legal is empty: name the characters of a number's tokens": not task.legal,
+        "a stop string is empty": "" in task.stop + (reasoning.stop if reasoning else []),
+    }
+    for problem in (text for text, found in problems.items() if found):
         raise UserError(f"{path}: {problem}")
     return task
-
-
-def _problems(task: Task) -> list[str]:
-    problems = [f"{name} is empty" for name in ("prompt", "answer") if not getattr(task, name)]
-    if not task.data.path:
-        problems.append("data.path is empty: name a hub data set or a local folder")
-    if task.chain_of_thought and not task.chain_of_thought.prompt:
-        problems.append("chain_of_thought.prompt is empty")
-    if task.kind not in KINDS:
-        problems.append(f"kind is {task.kind}, but must be {' or '.join(KINDS)}")
-    if (task.kind == CHOICE) != bool(task.choices):
-        problems.append("choices belong to kind choice, and kind choice needs them")
-    if task.labels and not task.choices:
-        problems.append("labels are what choices are called, but there are no choices")
-    if not task.legal:
-        problems.append("legal is empty: name the characters of a number's tokens")
-    stops = [*task.stop, *(task.chain_of_thought.stop if task.chain_of_thought else ())]
-    if "" in stops:
-        problems.append("a stop string is empty")
-    return problems

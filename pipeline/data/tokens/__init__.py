@@ -1,1 +1,1 @@
-"""From documents to spans of token ids, and the tokenizer that does it."""
+"""The tokenizer, and the stage that cuts texts into spans of its tokens."""

@@ -1,4 +1,4 @@
-"""The tokenizer: trained on the corpus, or the one that a pretrained model comes with."""
+"""The tokenizer: trained on the corpus, or a pretrained model's own."""
 
 from collections.abc import Iterable
 
@@ -10,36 +10,33 @@ from pipeline.files import check_model_folder
 from pipeline.params import BaseModel
 
 PAD, END = "<|pad|>", "<|end|>"
-# labels like (A); words with the mark or space before them; digits one by one; other marks; line ends; other space
+# labels like (A); words with the mark or space before them; single digits; other marks; line ends; other space
 WORDS = r"\(\p{Lu}\)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most ``vocabulary`` tokens, which can encode any text without loss."""
+    """Train a byte-level BPE of at most ``vocabulary`` tokens, which encodes any text without loss."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocabulary, special_tokens=[PAD, END], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
 def pretrained_tokenizer(params: BaseModel) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model ``params.path``, at its pinned revision. Raises UserError where there is none."""
+    """Load the tokenizer of the model ``params.path``. Raises UserError where there is none that the stages can use."""
     check_model_folder(params.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(params.path, revision=params.revision)
     except Exception as error:  # transformers, huggingface_hub and tokenizers each raise their own
         raise UserError(f"no tokenizer at {params.path}: {reason(error)}") from error
-    if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # what transformers makes where files are missing
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # an empty one: files are missing
         raise UserError(f"no tokenizer at {params.path}: its files are missing")
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {params.path} is not a fast one, which token spans need")

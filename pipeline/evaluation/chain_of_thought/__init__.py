@@ -1,1 +1,1 @@
-"""cot-maj@k: visible reasoning is sampled, and the majority of k answers counts."""
+"""cot-maj@k: sample visible reasoning k times, and take the majority of the k answers."""

@@ -1,169 +1,107 @@
-"""Reason, then answer: sampled continuations of a question's reasoning prompt, and the vote that each ends in."""
+"""Reason, then answer: sample continuations of a question's reasoning prompt, and read a vote after each."""
 
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from tempfile import TemporaryFile
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.tasks import spec
-from pipeline.data.tasks.questions import Question
+from pipeline.data.tasks.questions import Question, number_in
 from pipeline.errors import UserError
-from pipeline.evaluation.chain_of_thought.reading import vote_in
-from pipeline.evaluation.prompts import before_end, before_stop, continued, left_padded, prompt_ids, thought_room, ways
+from pipeline.evaluation.prompts import AskedModel, prompt_ids
 from pipeline.files import batches
 from pipeline.models.trained import check_room, known_positions
 from pipeline.params import ChainOfThought
-from pipeline.resume import Rows, Scratch
+from pipeline.resume import KeptRows, Scratch
 from pipeline.thought.generation import GREEDY, SAMPLES_APART
-from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A question of a task, by its index, and its reasoning prompt in tokens."""
-
-    index: int
-    question: Question
-    prompt: list[int]
+# the article in "... in trees. A lemur lives ..."
+ARTICLE = re.compile(r"(?:(?<=[.!?]\s)|(?<=\n))A(?=\s+[a-z])")
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """How a task asks for reasoning, and for how many tokens before an answer the model has ``room``."""
+def ask(
+    asked: AskedModel,
+    params: ChainOfThought,
+    task: str,
+    how: spec.ChainOfThought,
+    questions: Iterable[Question],
+    scratch: Scratch,
+) -> list[int]:
+    """Sample every question, add the rows to ``scratch`` and return their places there, by question and way.
 
-    task: str
-    how: spec.ChainOfThought
-    room: int
+    A row has task, index, way, the right answer, and each sample's reasoning (texts) and votes. A batch of which
+    ``scratch`` has all rows is skipped; one with some rows missing is sampled as a whole, as rounding depends on the
+    padding in a batch. Raises UserError for a prompt that is empty or leaves no room for what is to be written, and if
+    the model's predictions are not finite.
 
-
-class Asker:
-    """A model that is asked for reasoning, then for its answer.
-
-    A draw depends on the seed and on its question, sample and place, so the votes are the same at any batch size but
-    for rounding: in float32 a batch's shape moves probabilities by about 1e-7 of themselves, so that a draw can fall on
-    the other side of a bound, once in some million tokens. None of 53,000 did between batches of 1 and 8 questions.
+    A draw depends on the seed, the question, the sample and the position, so votes are the same at any batch size but
+    for rounding: in float32 the shape of a batch moves probabilities by about 1e-7 of themselves, so that once in some
+    million tokens a draw may select another token. None of 53,000 did between batches of 1 and of 8 questions.
     """
-
-    def __init__(self, params: ChainOfThought, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase):
-        self.params, self._model, self._tokenizer = params, model, tokenizer
-
-    def ask(self, task: str, how: spec.ChainOfThought, questions: Iterable[Question], scratch: Scratch) -> list[int]:
-        """Where ``scratch`` then has a row a question and way, in that order: task, index, way, the right answer, and
-        each sample's reasoning (texts) and votes.
-
-        Questions of which ``scratch`` has rows are not asked again, batch by batch: a batch of which some are missing
-        is asked as a whole, so that rounding is that of a run that was never killed.
-        Raises UserError for a prompt that is empty or leaves no room for what is to be written, and where the model's
-        predictions are not finite.
-        """
-        with TemporaryFile(dir=scratch.folder) as file:
-            asked = Rows(file)
-            asked.extend(self._encoded(task, questions))
-            self._ask_missing(task, how, asked, scratch)
-            done = _places(scratch, task)
-            return [done[index, way] for index in range(len(asked)) for way in ways(self._model)]
-
-    def _ask_missing(self, task: str, how: spec.ChainOfThought, asked: Rows, scratch: Scratch) -> None:
-        lengths, done = [len(row["prompt"]) for row in asked], _places(scratch, task)
-        prompts = self._prompts(task, how, max(lengths))
-        with tqdm(total=len(asked) * len(ways(self._model)), desc=task, unit=" questions", mininterval=2) as progress:
-            for batch in batches(sorted(range(len(asked)), key=lengths.__getitem__), self.params.batch_size):
-                for way in ways(self._model):
-                    if not all((index, way) in done for index in batch):
-                        scratch.add(self._ask_batch(prompts, [_asked(asked, index) for index in batch], way))
-                    progress.update(len(batch))
-
-    def _encoded(self, task: str, questions: Iterable[Question]) -> Iterator[dict]:
+    with TemporaryFile(dir=scratch.folder) as file:
+        prompts, lengths = KeptRows(file), []
         for index, question in enumerate(questions):
-            ids = self._ids(question.reasoning_prompt)
+            ids = prompt_ids(asked.tokenizer, question.reasoning_prompt)
             if not ids:
                 raise UserError(f"task {task}, question {index}: its chain-of-thought prompt is empty")
-            yield {"question": vars(question), "prompt": ids}
-
-    def _prompts(self, task: str, how: spec.ChainOfThought, longest: int) -> Prompts:
-        after = self.params.answer_tokens + thought_room(self._model)
-        needed = longest + self.params.new_tokens + len(self._ids(how.answer_prompt)) + after
-        check_room(self._model, needed, f"a question of {task} with its reasoning and its answer")
-        return Prompts(task, how, (known_positions(self._model) or sys.maxsize) - after)
-
-    def _ids(self, text: str) -> list[int]:
-        return prompt_ids(self._tokenizer, text)
-
-    def _ask_batch(self, prompts: Prompts, batch: Sequence[Asked], way: str) -> list[dict]:
-        samples = self.params.samples
-        texts = self._reason(prompts, batch, way)
-        votes = self._answer(prompts, batch, texts, way)
-        return [
-            {"task": prompts.task, "index": q.index, "way": way, "answer": q.question.answer}
-            | {name: values[i * samples : (i + 1) * samples] for name, values in (("texts", texts), ("votes", votes))}
-            for i, q in enumerate(batch)
-        ]
-
-    def _reason(self, prompts: Prompts, batch: Sequence[Asked], way: str) -> list[str]:
-        """Every question's samples of reasoning, one question after the other."""
-        params, keys = self.params, torch.tensor([q.index for q in batch])
-        ids = [q.prompt for q in batch]
-        sampling = Sampling(params.temperature, params.seed)
-        return self._write(
-            prompts, ids, way, keys, max_new_tokens=params.new_tokens, sampling=sampling, samples=params.samples
-        )
-
-    def _answer(self, prompts: Prompts, batch: Sequence[Asked], texts: Sequence[str], way: str) -> list[str]:
-        """The vote after each text, greedily; what ends reasoning ends the answer too.
-
-        Text may need more tokens than it was sampled in (a broken character does). Where the model has no room for
-        them, the oldest ones are left out.
-        """
-        params = self.params
-        each = [q.question for q in batch for _ in range(params.samples)]
-        pairs = zip(each, texts, strict=True)
-        whole = [q.reasoning_prompt + text + prompts.how.answer_prompt for q, text in pairs]
-        ids = [self._ids(text)[-prompts.room :] for text in whole]
-        keys = torch.tensor([q.index + SAMPLES_APART * s for q in batch for s in range(params.samples)])
-        written = self._write(prompts, ids, way, keys, max_new_tokens=params.answer_tokens, sampling=GREEDY)
-        return [vote_in(text, q.labels) for text, q in zip(written, each, strict=True)]
-
-    def _write(
-        self, prompts: Prompts, ids: list[list[int]], way: str, keys: Tensor, samples: int = 1, **settings: object
-    ) -> list[str]:
-        """What the model goes on with after each of ``ids``, ``samples`` times, up to its end or a stop string."""
-        tokenizer = self._tokenizer
-        padded, mask = left_padded(ids, tokenizer.pad_token_id, self._model.device)
-        whole = continued(
-            self._model,
-            padded,
-            mask,
-            thought_sampling=Sampling(self.params.thought_temperature, self.params.seed),
-            samples=samples,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            stop_strings=prompts.how.stop,
-            decode=tokenizer.decode,
-            text_keys=keys,
-            think=way == "thought",
-            **settings,
-        )
-        new = whole[:, padded.shape[1] :].tolist()
-        return [before_stop(self._text(ids[i // samples], row), prompts.how.stop) for i, row in enumerate(new)]
-
-    def _text(self, before: list[int], new: list[int]) -> str:
-        """What ``new`` ids, up to the end token, add to the text ``before``: a token's space may hang on its place."""
-        kept = before_end(new, self._tokenizer.eos_token_id)
-        start, whole = (self._tokenizer.decode(x, skip_special_tokens=True) for x in (before, before + kept))
-        return whole[len(start) :]
+            prompts.extend([{"index": index, "ids": ids, "question": vars(question)}])
+            lengths.append(len(ids))
+        after = params.answer_tokens + asked.thought_room
+        needed = max(lengths) + params.new_tokens + len(prompt_ids(asked.tokenizer, how.answer_prompt)) + after
+        check_room(asked.model, needed, f"a question of {task} with its reasoning and its answer")
+        room = (known_positions(asked.model) or sys.maxsize) - after
+        places = {(row["index"], row["way"]): i for i, row in enumerate(scratch.rows) if row["task"] == task}
+        with tqdm(total=len(prompts) * len(asked.ways), desc=task, unit=" questions", mininterval=2) as progress:
+            for batch in batches(sorted(range(len(prompts)), key=lengths.__getitem__), asked.batch_size):
+                for way in asked.ways:
+                    if not all((index, way) in places for index in batch):
+                        places |= {(index, way): len(scratch.rows) + i for i, index in enumerate(batch)}
+                        rows = _sample(asked, params, [prompts[index] for index in batch], how, room, way)
+                        scratch.add([{"task": task} | row for row in rows])
+                    progress.update(len(batch))
+    return [places[index, way] for index in range(len(lengths)) for way in asked.ways]
 
 
-def _places(scratch: Scratch, task: str) -> dict[tuple[int, str], int]:
-    """Where the rows of this task are, the last one of each question and way."""
-    return {(row["index"], row["way"]): place for place, row in enumerate(scratch.rows) if row["task"] == task}
+def _sample(
+    asked: AskedModel, params: ChainOfThought, batch: Sequence[dict], how: spec.ChainOfThought, room: int, way: str
+) -> list[dict]:
+    """Each question's samples of reasoning and, after each, the vote in a greedy answer with the same stop strings.
+
+    A text may have more tokens when it is encoded again than it was sampled in (a broken character does). If a prompt
+    for an answer then has more than ``room``, its oldest tokens are left out.
+    """
+    samples, sampling = params.samples, Sampling(params.temperature, params.seed)
+    keys = torch.tensor([row["index"] for row in batch])
+    options = {"max_new_tokens": params.new_tokens, "sampling": sampling, "samples": samples}
+    texts = asked.write([row["ids"] for row in batch], keys, way, how.stop, **options)
+    questions = [Question(**row["question"]) for row in batch for _ in range(samples)]
+    prompts = [q.reasoning_prompt + text + how.answer_prompt for q, text in zip(questions, texts, strict=True)]
+    ids = [prompt_ids(asked.tokenizer, prompt)[-room:] for prompt in prompts]
+    keys = (keys[:, None] + SAMPLES_APART * torch.arange(samples)).flatten()
+    answers = asked.write(ids, keys, way, how.stop, max_new_tokens=params.answer_tokens, sampling=GREEDY)
+    votes = [vote_in(text, q.labels) for text, q in zip(answers, questions, strict=True)]
+    rows = []
+    for i, row in enumerate(batch):
+        own = slice(i * samples, (i + 1) * samples)
+        about = {"index": row["index"], "way": way, "answer": row["question"]["answer"]}
+        rows.append(about | {"texts": texts[own], "votes": votes[own]})
+    return rows
 
 
-def _asked(rows: Rows, index: int) -> Asked:
-    row = rows[index]
-    return Asked(index, Question(**row["question"]), row["prompt"])
+def vote_in(written: str, labels: Sequence[str]) -> str:
+    """The first of ``labels`` in an answer or, for a task without labels, the first number; "" if there is none.
+
+    A label must be a word of its own, in its own case: "(B)", "B.", "B: wood", but not "Bears" or "B-side". The article
+    that begins a later sentence is not label A. The text's first word always is: it continues the answer prompt's
+    sentence ("the answer is"), where an article would be lower-case, as in "A because ...". Kojima et al. 2022
+    (arXiv 2205.11916), whose prompts these are, take the first such letter anywhere.
+    """
+    if not labels:
+        return number_in(written) or ""
+    names = "|".join(map(re.escape, labels))
+    found = re.search(rf"(?<!\w)(?<!\w['’-])(?:{names})(?!\w|['’-]\w)", ARTICLE.sub("", written.strip()))
+    return found[0] if found else ""

@@ -1,1 +1,1 @@
-"""Zero-shot questions, with thoughts and without, and by the model before training."""
+"""Zero-shot questions, answered without visible reasoning."""

@@ -1,4 +1,4 @@
-"""Questions in tokens, kept on the disk: of a task of any size only a few bytes a question are in memory."""
+"""Questions as token ids, kept on the disk: however large the task, memory holds only a few bytes a question."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,14 @@ from pipeline.data.tasks.questions import Question
 from pipeline.data.tasks.spec import NUMBER, Task
 from pipeline.errors import UserError
 from pipeline.evaluation.prompts import prompt_ids
-from pipeline.resume import Rows
+from pipeline.resume import KeptRows
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A question as token ids. ``legal``: for each answer token the ids that an answer could have there, its own too.
+class EncodedQuestion:
+    """A question as token ids. ``legal``: for each answer token, the ids from which the model chooses there.
 
-    An answer token that is not of a legal kind (a sign, a lone space) has none: it is given, not asked for.
+    An answer token that is not of a legal kind (a sign, a lone space) has none: it is given to the model.
     """
 
     index: int
@@ -28,24 +28,24 @@ class Encoded:
     answer_ids: list[int]
     legal: list[list[int]]
 
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.answer_ids)
 
+class Encodings(Sequence[EncodedQuestion]):
+    """A task's questions as token ids, written to ``file`` and read from there one at a time.
 
-class Encodings(Sequence[Encoded]):
-    """A task's questions in tokens, written to ``file`` (`pipeline.resume.Rows`) and read as they are used.
-
-    ``order`` (n,): the questions from the shortest to the longest; ``places`` (n,): where each stands in it.
-    Raises UserError where the tokenizer cannot tell answers apart.
+    ``order`` (n,) lists the questions from the shortest to the longest; ``places`` (n,) says where each stands in it.
+    Raises UserError if the tokenizer cannot tell answers apart.
     """
 
     def __init__(self, task: Task, questions: Iterable[Question], tokenizer: PreTrainedTokenizerBase, file: BinaryIO):
+        self.task = task
         self._numbers = number_tokens(tokenizer, task.legal) if task.kind == NUMBER else []
-        self._rows, lengths = Rows(file), array("q")
+        self._rows, lengths = KeptRows(file), array("q")
         for index, question in enumerate(questions):
             encoded = encode(index, question, tokenizer, self._numbers)
-            lengths.append(len(encoded))
-            self._rows.extend([self._row(encoded)])
+            lengths.append(len(encoded.prompt_ids) + len(encoded.answer_ids))
+            # None stands for all number tokens, which may be thousands
+            legal = [None if ids is self._numbers else ids for ids in encoded.legal]
+            self._rows.extend([vars(encoded) | {"question": vars(question), "legal": legal}])
         self.longest = max(lengths)
         self.order = np.argsort(lengths, kind="stable")
         self.places = np.argsort(self.order)
@@ -53,45 +53,42 @@ class Encodings(Sequence[Encoded]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Encoded:
+    def __getitem__(self, index: int) -> EncodedQuestion:
         row = self._rows[index]
         legal = [self._numbers if ids is None else ids for ids in row["legal"]]
-        return Encoded(**row | {"question": Question(**row["question"]), "legal": legal})
-
-    def _row(self, encoded: Encoded) -> dict:
-        """JSON values; None stands for all number tokens, which may be thousands."""
-        legal = [None if ids is self._numbers else ids for ids in encoded.legal]
-        return vars(encoded) | {"question": vars(encoded.question), "legal": legal}
+        return EncodedQuestion(**row | {"question": Question(**row["question"]), "legal": legal})
 
 
-def encode(index: int, question: Question, tokenizer: PreTrainedTokenizerBase, numbers: list[int]) -> Encoded:
-    """The question in tokens; ``numbers`` are the tokens that a number may be made of (`number_tokens`)."""
-    prompt, answer = _continued(tokenizer, question.prompt, question.answer)
-    if not question.labels:
+def encode(index: int, question: Question, tokenizer: PreTrainedTokenizerBase, numbers: list[int]) -> EncodedQuestion:
+    """Encode a question; ``numbers`` are the tokens of which a number may be made (`number_tokens`)."""
+    prompt = prompt_ids(tokenizer, question.prompt)
+
+    def added(answer: str) -> list[int]:
+        """The ids that " answer" adds to the prompt."""
+        whole = prompt_ids(tokenizer, f"{question.prompt} {answer}")
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :]
+        return tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]  # a token spans the end of the prompt
+
+    answer = added(question.answer)
+    if question.labels:
+        labels = [added(label) for label in question.labels]
+        if len({tuple(label[:-1]) for label in labels}) > 1 or len({label[-1] for label in labels}) < len(labels):
+            raise UserError(
+                f"this tokenizer does not tell the choices {', '.join(question.labels)} apart by one token: "
+                "a larger tokenize.vocabulary may"
+            )
+        legal = [[]] * (len(answer) - 1) + [[label[-1] for label in labels]]
+    else:
         known = set(numbers)
         legal = [numbers if token in known else [] for token in answer]
         if not any(legal):
             raise UserError(f"this tokenizer has no number token in the answer {question.answer!r}")
-        return Encoded(index, question, prompt, answer, legal)
-    ids = [_continued(tokenizer, question.prompt, label)[1] for label in question.labels]
-    if len({tuple(label[:-1]) for label in ids}) > 1 or len({label[-1] for label in ids}) < len(ids):
-        raise UserError(
-            f"this tokenizer does not tell the choices {', '.join(question.labels)} apart by one token: "
-            "a larger tokenize.vocabulary may"
-        )
-    return Encoded(index, question, prompt, answer, [[]] * (len(answer) - 1) + [[label[-1] for label in ids]])
-
-
-def _continued(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """The ids of the prompt and those that " answer" adds to it."""
-    before, whole = prompt_ids(tokenizer, prompt), prompt_ids(tokenizer, f"{prompt} {answer}")
-    if whole[: len(before)] != before:
-        return before, tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
-    return before, whole[len(before) :]
+    return EncodedQuestion(index, question, prompt, answer, legal)
 
 
 def number_tokens(tokenizer: PreTrainedTokenizerBase, legal: str) -> list[int]:
-    """The ids of all tokens that are nothing but ``legal`` characters, with or without a space before them."""
+    """The ids of all tokens that consist of ``legal`` characters only, with or without a space before them."""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     texts = [tokenizer.convert_tokens_to_string([piece]).strip() if piece else "" for piece in pieces]
     return [i for i, text in enumerate(texts) if text and set(text) <= set(legal)]

@@ -1,4 +1,4 @@
-"""The pass over held-out text: every token's loss with a thought before it and without."""
+"""The pass over held-out text: the loss of every token with a thought before it and without."""
 
 import numpy as np
 import pandas as pd
@@ -15,18 +15,17 @@ from pipeline.evaluation.perplexity.kinds import TokenReader
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
-from pipeline.thought.sampler import Sampling, Thoughts
+from pipeline.thought.sampler import Sampling
 
 
 def token_table(
     params: Perplexity, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, spans: Spans, scratch: Scratch
 ) -> pd.DataFrame:
-    """One row a predicted token, in reading order: every token of ``spans`` but the first of each text.
+    """A row for each predicted token in reading order, which is every token of ``spans`` but the first of each text.
 
-    Columns: text (its number in ``spans``), position (in the text, from 1), token (as it stands in the text), kind,
-    nll_no_thought and nll_thought (nats), weight (the mixing weight), thought (the one before the token, "" where the
-    method samples none). Batches that ``scratch`` has, a row each, are not computed again. Raises UserError where the
-    model's losses are not numbers.
+    Columns: text (its number in ``spans``), position (in the text, from 1), token (its text), kind, nll_no_thought and
+    nll_thought (nats), weight (the mixing weight), thought (the one before the token; "" if the method samples none).
+    ``scratch`` keeps a row for each batch, which is not computed again. Raises UserError if losses are not finite.
     """
     sampling, reader = Sampling(params.thought_temperature, params.seed), TokenReader(tokenizer)
     left = range(min(len(scratch.rows) * params.batch_size, len(spans)), len(spans))
@@ -47,28 +46,23 @@ def _batch_columns(
     output = model(ids, mask, sampling=sampling, text_keys=keys)
     predicted = mask[:, 1:].bool()
     row, position = predicted.nonzero(as_tuple=True)
-    texts = [
-        text[length > 0].tolist() for text, length in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
+
+    def losses(logits: Tensor) -> list[float]:
+        """The loss in nats of each predicted token, from the logits (B, N, V) before it."""
+        return F.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none")[predicted].double().tolist()
+
+    thoughts = [""] * len(row)
+    if output.thoughts is not None:
+        thoughts = [reader.decode(some) for some in output.thoughts.ids[:, 0, :-1][predicted].tolist()]
+    lengths = batch["attention_mask"].sum(1)
+    texts = [text[:length].tolist() for text, length in zip(batch["input_ids"], lengths, strict=True)]
     return {
         "text": keys[row].tolist(),
         "position": (position + 1).tolist(),
-        "token": [reader.text(token) for ids in texts for token in ids[1:]],
-        "kind": [kind for ids in texts for kind in reader.kinds(ids)[1:]],
-        "nll_no_thought": _losses(output.base_logits, ids, predicted),
-        "nll_thought": _losses(output.logits, ids, predicted),
+        "token": [reader.text(token) for text in texts for token in text[1:]],
+        "kind": [kind for text in texts for kind in reader.kinds(text)[1:]],
+        "nll_no_thought": losses(output.base_logits),
+        "nll_thought": losses(output.logits),
         "weight": output.weight[:, :-1][predicted].double().tolist(),
-        "thought": _thought_texts(output.thoughts, predicted, reader),
+        "thought": thoughts,
     }
-
-
-def _losses(logits: Tensor, ids: Tensor, predicted: Tensor) -> list[float]:
-    """The loss in nats of each predicted token, from the logits (B, N, V) before it."""
-    losses = F.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none")
-    return losses[predicted].double().tolist()
-
-
-def _thought_texts(thoughts: Thoughts | None, predicted: Tensor, reader: TokenReader) -> list[str]:
-    if thoughts is None:
-        return [""] * int(predicted.sum())
-    return [reader.decode(ids) for ids in thoughts.ids[:, 0, :-1][predicted].tolist()]

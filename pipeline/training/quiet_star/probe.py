@@ -1,4 +1,4 @@
-"""Do thoughts hold the working? Asked where the working is known: at the end of prompts of the micro-world."""
+"""Do thoughts hold the working? Asked where it is known: at the end of prompts of the micro-world."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.thought.sampler import Sampling
 
 @dataclass(frozen=True)
 class Probe:
-    """Prompts (B, N, padded on the left) and the workings that a thought at their end may hold."""
+    """Prompts (B, N, padded on the left), and for each the working that a thought at its end may hold."""
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -23,7 +23,7 @@ class Probe:
     rationales: int
 
     def thoughts(self, model: QuietStarForCausalLM, sampling: Sampling) -> list[list[str]]:
-        """The text of each of the thoughts sampled at each prompt's end."""
+        """The texts of the thoughts sampled at each prompt's end."""
         ids, mask = self.input_ids.to(model.device), self.attention_mask.to(model.device)
         thinker = model.thinker
         last = torch.tensor([ids.shape[1] - 1], device=ids.device)
@@ -31,16 +31,17 @@ class Probe:
         return [self.tokenizer.batch_decode(thoughts) for thoughts in sampled]
 
     def share(self, model: QuietStarForCausalLM, seed: int) -> float:
-        """The share of thoughts, sampled at temperature 1, that hold the right working."""
+        """The share of thoughts, sampled at temperature 1, that hold their prompt's working."""
         texts = self.thoughts(model, Sampling(seed=seed))
         held = [working in text for working, some in zip(self.workings, texts, strict=True) for text in some]
         return sum(held) / len(held)
 
 
 def read_probe(path: Path, tokenizer: PreTrainedTokenizerBase, rationales: int) -> Probe | None:
-    """The probe that the corpus has, None where it has none."""
+    """The corpus's probe, None if it has none."""
     rows = list(read_rows(path))
     if not rows:
         return None
-    encoded = tokenizer([r["prompt"] for r in rows], padding=True, padding_side="left", return_tensors="pt")
-    return Probe(encoded["input_ids"], encoded["attention_mask"], [r["working"] for r in rows], tokenizer, rationales)
+    encoded = tokenizer([row["prompt"] for row in rows], padding=True, padding_side="left", return_tensors="pt")
+    workings = [row["working"] for row in rows]
+    return Probe(encoded["input_ids"], encoded["attention_mask"], workings, tokenizer, rationales)

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -12,22 +11,22 @@ from pipeline.errors import UserError
 from pipeline.files import digests, new_path, write_json, write_table
 from pipeline.models.base import load_base, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
-from pipeline.models.learned import WEIGHTS, limit_learning, restore_frozen, round_frozen, save_trained
-from pipeline.models.trained import check_room
+from pipeline.models.trained import WEIGHTS, check_room, limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.params import Train
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
-from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, HeldOut, QuietStarTrainer
+from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, QuietStarTrainer
 from pipeline.training.trainer import logged, training_arguments
 
 
 def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Path, results: Path) -> None:
     """Train on ``tokens``/train.arrow; write the model and its tokenizer to ``out``, the log to ``results``.
 
-    Killed and run again, it goes on from its last checkpoint and writes the same bytes (`training.checkpoints`). Every
-    process of a distributed run calls this; one of them writes.
+    Killed and run again, it resumes from its last checkpoint and writes the same bytes (`training.checkpoints`). Every
+    process of a distributed run calls this; the main process writes. Raises UserError for settings that the device or
+    FSDP cannot run, for inputs that cannot be trained on, and for numbers that are not finite.
     """
     device = pick_device(params.device)
     _check_engine(params, device)
@@ -38,25 +37,22 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     with checkpoints(f"train/{out.name}", about, inputs, Path(__file__)) as folder:
         keep_memory()
         set_seed(params.seed)
-        read = _weights(base)
+        read = digests(base, WEIGHTS) if is_main() else {}
         trainer = _trainer(params, base, tokens, probe, folder)
         rows = trainer.run()
-        if _weights(base) != read:
+        if is_main() and digests(base, WEIGHTS) != read:
             raise UserError(f"the weights in {base} changed while they were trained on: run `dvc repro train` again")
-        whole = _whole_model(trainer, params, base)
-        if whole is not None:
-            _write_model(whole, params, base, read, out)
-            _write_log(params, rows, whole, trainer.train_dataset, results)
+        model = _whole_model(trainer.model, params, base)
+        if model is not None:
+            with new_path(out) as part:
+                save_trained(model, params, base, read, part)
+                read_tokenizer(base).save_pretrained(part)
+            _write_log(params, rows, model, trainer.train_dataset.mean_length, results)
         trainer.accelerator.wait_for_everyone()
 
 
-def _weights(base: Path) -> dict[str, str]:
-    """The digests of the base model's weights, in the main process: the others write nothing."""
-    return digests(base, WEIGHTS) if is_main() else {}
-
-
 def _check_engine(params: Train, device: str) -> None:
-    """Raise UserError for ways of computing that this device, or weights that processes share out, do not allow."""
+    """Reject engine settings that the device or FSDP cannot run."""
     if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
     if params.positions is not None and is_sharded():
@@ -71,63 +67,45 @@ def _check_engine(params: Train, device: str) -> None:
 
 def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path) -> QuietStarTrainer:
     """The trainer with its model and data. Raises UserError for inputs that cannot be trained on."""
-    first = last_checkpoint(folder) is None  # else what was seen before the first step is in its log
-    arguments = training_arguments(params.device, params.seed, folder, eval_on_start=first, **_settings(params))
+    first = last_checkpoint(folder) is None  # a resumed run has the evaluation before step 1 in its log
+    arguments = training_arguments(params.device, params.seed, folder, eval_on_start=first, **trainer_settings(params))
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
-    if _has_rounded(params):
+    if _rounds_frozen(params):
         round_frozen(model)
     spans = Spans(tokens / "train.arrow", model.vocabulary)
+    heldout = Spans(tokens / "heldout.arrow", model.vocabulary, params.evaluation_texts)
     row_tokens = model.layout.row_tokens if model.has_thoughts else 0
     check_room(model, len(spans[0]["input_ids"]) + row_tokens, "a span")
     asked = read_probe(probe, tokenizer, params.rationales) if model.samples_thoughts else None
     if asked is not None:
         check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
-    heldout = HeldOut(Spans(tokens / "heldout.arrow", model.vocabulary, params.evaluation_texts), asked)
-    return QuietStarTrainer(params, heldout, arguments, folder=folder, model=model, train_dataset=spans)
+    return QuietStarTrainer(
+        params, asked, arguments, folder=folder, model=model, train_dataset=spans, eval_dataset=heldout
+    )
 
 
-def _whole_model(trainer: QuietStarTrainer, params: Train, base: Path) -> QuietStarForCausalLM | None:
-    """The trained model in float32 and the main process's memory, however it was spread out; None in the others."""
-    if not is_sharded():
-        return _exact(trainer.model.to("cpu"), params, base) if is_main() else None
-    gathered = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights = get_model_state_dict(trainer.model, options=gathered)  # in all processes: each sends its part
-    if not is_main():
-        return None
-    model = thinking_model(params, base, read_tokenizer(base))
-    learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    model.load_state_dict({name: weights[name] for name in learned}, strict=False)
-    return model
-
-
-def _exact(model: QuietStarForCausalLM, params: Train, base: Path) -> QuietStarForCausalLM:
-    if _has_rounded(params):
-        restore_frozen(model, load_base(base))
-    return model
-
-
-def _has_rounded(params: Train) -> bool:
-    """Whether what does not learn is kept in bfloat16 (`round_frozen`)."""
-    return params.precision == "bfloat16" and params.adapt != "whole"
-
-
-def _write_model(model: QuietStarForCausalLM, params: Train, base: Path, read: dict[str, str], out: Path) -> None:
-    with new_path(out) as folder:
-        save_trained(model, params, base, read, folder)
-        read_tokenizer(base).save_pretrained(folder)
-
-
-def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, spans: Spans, results: Path) -> None:
-    watched = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
-    watched = watched.rename(columns=lambda name: name.removeprefix("eval_"))
-    tokens = params.accumulation * params.batch_size * spans.mean_length  # of a step
-    speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
-    speed["tokens_per_second"] = (speed.pop("steps_per_second") * tokens).round(1)
-    write_table(results / "steps.csv", logged(rows, STEP_COLUMNS, needed="base_loss"))
-    write_table(results / "heldout.csv", watched)
-    write_table(results / "speed.csv", speed)
-    write_json(results / "metrics.json", _summary(params, watched, model, params.steps * tokens))
+def trainer_settings(params: Train) -> dict:
+    """The Trainer's arguments from params.yaml. Raises UserError if processes cannot share micro-batches evenly."""
+    if params.accumulation % processes():
+        raise UserError(
+            f"train.accumulation is {params.accumulation}, but {processes()} processes share an optimizer step's "
+            f"passes: make it a multiple of {processes()} (and train.batch_size smaller, for as many texts a step)"
+        )
+    return {
+        "max_steps": params.steps,
+        "per_device_train_batch_size": params.batch_size,
+        "per_device_eval_batch_size": params.batch_size,
+        "gradient_accumulation_steps": params.accumulation // processes(),
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": params.warmup_steps,
+        "max_grad_norm": params.gradient_clip,
+        "logging_steps": params.log_steps,
+        "eval_strategy": "steps",
+        "eval_steps": params.evaluation_steps,
+        "bf16": params.precision == "bfloat16",
+        "activation_checkpointing": params.checkpointing,
+    }
 
 
 def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
@@ -152,46 +130,50 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     return model
 
 
-def _passes(params: Train) -> int:
-    """How many of a step's passes are this process's. Raises UserError where they cannot be shared out evenly."""
-    if params.accumulation % processes():
-        raise UserError(
-            f"train.accumulation is {params.accumulation}, but {processes()} processes share an optimizer step's "
-            f"passes: make it a multiple of {processes()} (and train.batch_size smaller, for as many texts a step)"
-        )
-    return params.accumulation // processes()
+def _rounds_frozen(params: Train) -> bool:
+    """Whether weights that do not learn are kept in bfloat16 during training."""
+    return params.precision == "bfloat16" and params.adapt != "whole"
 
 
-def _settings(params: Train) -> dict:
-    return {
-        "max_steps": params.steps,
-        "per_device_train_batch_size": params.batch_size,
-        "per_device_eval_batch_size": params.batch_size,
-        "gradient_accumulation_steps": _passes(params),
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": params.warmup_steps,
-        "max_grad_norm": params.gradient_clip,
-        "logging_steps": params.log_steps,
-        "eval_strategy": "steps",
-        "eval_steps": params.evaluation_steps,
-        "bf16": params.precision == "bfloat16",
-        "gradient_checkpointing": params.checkpointing,
-    }
+def _whole_model(trained: QuietStarForCausalLM, params: Train, base: Path) -> QuietStarForCausalLM | None:
+    """The trained model in float32 in the main process's memory; None in other processes, which send their shards."""
+    if is_sharded():
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        weights = get_model_state_dict(trained, options=options)
+        if not is_main():
+            return None
+        model = thinking_model(params, base, read_tokenizer(base))
+        learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        model.load_state_dict({name: weights[name] for name in learned}, strict=False)
+        return model
+    if not is_main():
+        return None
+    model = trained.to("cpu")
+    if _rounds_frozen(params):
+        restore_frozen(model, load_base(base))
+    return model
 
 
-def _summary(params: Train, watched: pd.DataFrame, model: QuietStarForCausalLM, text_tokens: float) -> dict:
-    first, last = watched.iloc[0], watched.iloc[-1]
-    share = None
-    if watched["working_share"].notna().all():
-        share = {"first": float(first["working_share"]), "last": float(last["working_share"])}
-    return {
+def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, text_tokens: float, results: Path) -> None:
+    """Write steps.csv, heldout.csv, speed.csv and metrics.json; ``text_tokens``: a text's, on average."""
+    heldout = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
+    heldout = heldout.rename(columns=lambda name: name.removeprefix("eval_"))
+    step_tokens = params.accumulation * params.batch_size * text_tokens
+    speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
+    speed["tokens_per_second"] = (speed.pop("steps_per_second") * step_tokens).round(1)
+    write_table(results / "steps.csv", logged(rows, STEP_COLUMNS, needed="base_loss"))
+    write_table(results / "heldout.csv", heldout)
+    write_table(results / "speed.csv", speed)
+    ends = {"first": heldout.iloc[0], "last": heldout.iloc[-1]}
+    has_share = heldout["working_share"].notna().all()
+    metrics = {
         "method": params.method,
         "steps": params.steps,
-        "text_tokens": round(text_tokens),
+        "text_tokens": round(params.steps * step_tokens),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "working_share": share,
+        "working_share": {when: float(row["working_share"]) for when, row in ends.items()} if has_share else None,
         "heldout": {
-            when: {name: float(row[name]) for name in ("base_loss", "talk_loss")}
-            for when, row in (("first", first), ("last", last))
+            when: {name: float(row[name]) for name in ("base_loss", "talk_loss")} for when, row in ends.items()
         },
     }
+    write_json(results / "metrics.json", metrics)

@@ -1,6 +1,7 @@
-"""Rows of data sets as questions, as task files say: those of the project, and what can be wrong with others."""
+"""Rows of data sets as questions, as task files say: the project's own task files, and what can be wrong with others."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -11,210 +12,155 @@ from pipeline.data.corpus import microworld
 from pipeline.data.tasks import ask
 from pipeline.data.tasks.ask import questions, write_tasks
 from pipeline.data.tasks.questions import Question, read_tasks
-from pipeline.data.tasks.spec import read_task
+from pipeline.data.tasks.spec import ChainOfThought, Data, Task, read_task
 from pipeline.errors import UserError
 from pipeline.params import HubSplit, Tasks
 from tests.local_hub import commonsense_qa_rows, configured, gsm8k_rows, jsonl, parquet
 
 ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared/hub"
+NUMBER_ROW = {"question": "Why?", "answer": 7}
+CHOICE_ROW = {"question": "Which?", "texts": ["red", "blue", "grey"], "names": ["x", "y", "z"], "answer": "y"}
+CHOICE = {"kind": "choice", "prompt": "Q: {{ question }}\n{{ choice_lines }}\nA:", "choices": "texts"}
+NAMED = CHOICE | {"labels": "names"}
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to stand in, with the project's tasks."""
     shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def task_file(name: str = "own.yaml", **changes: object) -> str:
+def task(**changes: object) -> Task:
     """A task of numbers on the data set ./own, with ``changes``."""
-    values = {
-        "title": "Own",
-        "source": "nobody",
-        "version": 1,
-        "data": {"path": "./own", "split": "test"},
-        "kind": "number",
-        "prompt": "Q: {{ question }}\nA:",
-        "answer": "answer",
-    }
-    path = Path("tasks") / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(values | changes))
-    return str(path)
+    values = {"title": "Own", "source": "nobody", "version": 1, "data": Data("./own", split="test"), "kind": "number"}
+    return Task(**values | {"prompt": "Q: {{ question }}\nA:", "answer": "answer"} | changes)
+
+
+def reasoning(prompt: str) -> ChainOfThought:
+    return ChainOfThought(prompt, answer_prompt="So")
 
 
 def asked(rows: list[dict], **changes: object) -> list[Question]:
-    jsonl(Path("own"), "test", rows)
-    return list(questions(read_task(Path(task_file(**changes))), None))
+    """These rows as questions, without a data set."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ask, "rows", lambda source: iter(rows))
+        return list(questions(task(**changes), None))
 
 
 def refused(rows: list[dict], **changes: object) -> str:
-    """What is wrong with these rows, or this file, in one line that has the task's title."""
+    """What is wrong with these rows or this task, in one line with the task's title."""
     with pytest.raises(UserError) as error:
         asked(rows, **changes)
     assert "\n" not in str(error.value) and "task Own" in str(error.value)
     return str(error.value)
 
 
-NUMBER_ROW = {"question": "Why?", "answer": 7}
-CHOICE_ROW = {"question": "Which?", "texts": ["red", "blue", "grey"], "names": ["x", "y", "z"], "answer": "y"}
-CHOICE = {"kind": "choice", "prompt": "Q: {{ question }}\n{{ choice_lines }}\nA:", "choices": "texts"}
-NAMED = CHOICE | {"labels": "names"}
+def lettered(question: str, *choices: str, labels: str = "ABCDE") -> str:
+    lines = [f"({label}) {choice}" for label, choice in zip(labels, choices, strict=False)]
+    return "\n".join([f"Q: {question}", *lines, "A:"])
 
-SVAMP_ROW = {
-    "ID": "chal-777",
-    "Body": "There are 87 oranges and 290 bananas. If the bananas are in 2 groups and the oranges in 93 groups",
-    "Question": "How big is each group of bananas?",
-    "Equation": "( 290.0 / 2.0 )",
-    "Answer": "145.0",
-    "Type": "Common-Division",
-}
-AQUA_ROW = {
-    "question": "The sum of (x + 1) and 20 is 41. What is x?",
-    "options": ["A)(x + 1)", "B)21", "C)A)21", "D) 20.5", "E)20"],
-    "rationale": "41 - 20 - 1 = 20.\nThe answer is E",
-    "correct": "E",
-}
-ARC_ROWS = [
-    {
-        "id": "a",
-        "question": "Which is a gas?",
-        "choices": {"text": ["ice", "water", "steam", "snow"], "label": list("ABCD")},
-        "answerKey": "C",
-    },
-    {
-        "id": "b",
-        "question": "Which is hot?",
-        "choices": {"text": ["ice", "fire", "snow", "rain"], "label": list("1234")},
-        "answerKey": "2",
-    },
-    {
-        "id": "c",
-        "question": "What shines?",
-        "choices": {"text": ["stone", "wood", "sun"], "label": list("ABC")},
-        "answerKey": "C",
-    },
-    {
-        "id": "d",
-        "question": "What swims?",
-        "choices": {"text": ["cow", "dog", "cat", "fish", "hen"], "label": list("ABCDE")},
-        "answerKey": "D",
-    },
-]
-PIQA_ROWS = [
-    {"goal": "To dry socks", "sol1": "Hang them up.", "sol2": "Put them in a pond.", "label": 0},
-    {"goal": "To boil an egg", "sol1": "Use ice.", "sol2": "Use hot water.", "label": 1},
-]
-SIQA_ROWS = [
-    {
-        "context": "Ann lost her hat.",
-        "question": "How does Ann feel?",
-        "answerA": "sad",
-        "answerB": "proud",
-        "answerC": "full",
-        "label": label,
-    }
-    for label in "123"
-]
-ABC = list("ABCDE")
-SIQA_PROMPT = "Q: Ann lost her hat. How does Ann feel?\n(A) sad\n(B) proud\n(C) full\nA:"
-# of each of the project's tasks: rows as the hub has them, and the questions that they are
+
+SVAMP = {"Body": "There are 290 bananas, in 2 groups.", "Question": "How big is a group?", "Answer": "145.0"}
+AQUA_OPTIONS = ["A)(x + 1)", "B)21", "C)A)21", "D) 20.5", "E)20"]
+SOCKS = ["Hang them up.", "Put them in a pond."]
+SIQA = {"context": "Ann lost her hat.", "question": "How does Ann feel?"}
+SIQA |= {"answerA": "sad", "answerB": "proud", "answerC": "full"}
+
+
+def arc(*choices: str, labels: str, answer: str) -> dict:
+    return {"question": "Which?", "choices": {"text": list(choices), "label": list(labels)}, "answerKey": answer}
+
+
+# for each of the project's tasks: rows as the hub has them, and the prompt, answer and labels of each
 EXPECTED = {
-    "gsm8k": (
-        gsm8k_rows(2),
-        [Question(f"Q: What is {i} and {i + 90}?\nA:", str(2 * i + 90), []) for i in range(2)],
-    ),
+    "gsm8k": (gsm8k_rows(2), [("Q: What is 0 and 90?\nA:", "90", ""), ("Q: What is 1 and 91?\nA:", "92", "")]),
+    "svamp": ([SVAMP], [(f"Q: {SVAMP['Body']} {SVAMP['Question']}\nA:", "145", "")]),
     "commonsense_qa": (
         commonsense_qa_rows(2)[1:],
-        [Question("Q: Where is number 1?\n(A) trees\n(B) water\n(C) ponds\n(D) cliffs\n(E) wood\nA:", "B", ABC)],
+        [(lettered("Where is number 1?", "trees", "water", "ponds", "cliffs", "wood"), "B", "ABCDE")],
     ),
-    "svamp": ([SVAMP_ROW], [Question(f"Q: {SVAMP_ROW['Body']} {SVAMP_ROW['Question']}\nA:", "145", [])]),
     "aqua": (
-        [AQUA_ROW],
-        [
-            Question(
-                f"Q: {AQUA_ROW['question']}\n(A) (x + 1)\n(B) 21\n(C) A)21\n(D) 20.5\n(E) 20\nA:",
-                "E",
-                ABC,
-            )
-        ],
+        [{"question": "What is x?", "options": AQUA_OPTIONS, "rationale": "It is E", "correct": "E"}],
+        [(lettered("What is x?", "(x + 1)", "21", "A)21", "20.5", "20"), "E", "ABCDE")],
     ),
     "arc_challenge": (
-        ARC_ROWS,
         [
-            Question("Q: Which is a gas?\n(A) ice\n(B) water\n(C) steam\n(D) snow\nA:", "C", list("ABCD")),
-            Question("Q: Which is hot?\n(1) ice\n(2) fire\n(3) snow\n(4) rain\nA:", "2", list("1234")),
-            Question("Q: What shines?\n(A) stone\n(B) wood\n(C) sun\nA:", "C", list("ABC")),
-            Question("Q: What swims?\n(A) cow\n(B) dog\n(C) cat\n(D) fish\n(E) hen\nA:", "D", ABC),
+            arc("ice", "water", "steam", "snow", labels="ABCD", answer="C"),
+            arc("ice", "fire", "snow", "rain", labels="1234", answer="2"),
+            arc("stone", "wood", "sun", labels="ABC", answer="C"),
+        ],
+        [
+            (lettered("Which?", "ice", "water", "steam", "snow"), "C", "ABCD"),
+            (lettered("Which?", "ice", "fire", "snow", "rain", labels="1234"), "2", "1234"),
+            (lettered("Which?", "stone", "wood", "sun"), "C", "ABC"),
         ],
     ),
     "piqa": (
-        PIQA_ROWS,
-        [
-            Question("Q: To dry socks\n(A) Hang them up.\n(B) Put them in a pond.\nA:", "A", list("AB")),
-            Question("Q: To boil an egg\n(A) Use ice.\n(B) Use hot water.\nA:", "B", list("AB")),
-        ],
+        [{"goal": "To dry socks", "sol1": SOCKS[0], "sol2": SOCKS[1], "label": label} for label in (0, 1)],
+        [(lettered("To dry socks", *SOCKS), answer, "AB") for answer in "AB"],
     ),
-    "siqa": (SIQA_ROWS, [Question(SIQA_PROMPT, answer, list("ABC")) for answer in "ABC"]),
+    "siqa": (
+        [SIQA | {"label": label} for label in "123"],
+        [(lettered("Ann lost her hat. How does Ann feel?", "sad", "proud", "full"), a, "ABC") for a in "ABC"],
+    ),
 }
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_a_task_of_the_project(name: str):
-    rows, expected = EXPECTED[name]
-    data = read_task(Path(f"tasks/{name}.yaml")).data
-    configured(Path("hub") / data.path, data.name, data.split, rows)
-    write_tasks(Tasks([f"tasks/{name}.yaml"], root=str(Path("hub").resolve())), Path("out"))
-    ((task, read),) = read_tasks(Path("out")).values()
-    found = list(read)
-    assert task.data == data
-    assert [Question(q.prompt, q.answer, q.labels) for q in found] == expected
-    step_by_step = [q.prompt.removesuffix("A:") + "A: Let's think step by step." for q in expected]
-    assert [q.reasoning_prompt for q in found] == step_by_step
-
-
-def test_every_task_of_the_project_is_tested():
+def test_every_task_of_the_project(project: Path):
+    """Written from data sets in the hub's layout, and read again."""
     assert set(EXPECTED) == {path.stem for path in Path("tasks").glob("*.yaml")}
+    for name, (rows, _) in EXPECTED.items():
+        data = read_task(Path(f"tasks/{name}.yaml")).data
+        configured(Path("hub") / data.path, data.name, data.split, rows)
+    write_tasks(Tasks([f"tasks/{name}.yaml" for name in EXPECTED], root=str(Path("hub").resolve())), Path("out"))
+    tasks = read_tasks(Path("out"))
+    assert set(tasks) == set(EXPECTED)
+    for name, (_, expected) in EXPECTED.items():
+        own, found = tasks[name]
+        assert own == read_task(Path(f"tasks/{name}.yaml"))
+        step_by_step = [prompt.removesuffix("A:") + "A: Let's think step by step." for prompt, _, _ in expected]
+        rows = [Question(*some[:2], list(some[2]), how) for some, how in zip(expected, step_by_step, strict=True)]
+        assert list(found) == rows, name
 
 
-def test_the_micro_worlds_tasks_are_asked_as_the_data_sets_whose_shape_they_have():
+def test_the_micro_worlds_tasks_ask_as_the_data_sets_do_whose_shape_they_have(project: Path):
     rows = {
-        ("rings", "gsm8k"): list(microworld.gsm8k_questions(3, 1, 4)),
-        ("animals", "commonsense_qa"): list(microworld.commonsense_qa_questions(3, 1)),
+        ("rings", "gsm8k"): microworld.gsm8k_questions(3, 1, 4),
+        ("animals", "commonsense_qa"): microworld.commonsense_qa_questions(3, 1),
     }
     for (name, shape), some in rows.items():
         parquet(Path("data/corpus/tasks") / name, "test", some)
-        own = read_task(Path(f"tasks/microworld/micro_{name}.yaml"))
-        other = read_task(Path(f"tasks/{shape}.yaml"))
+        own, other = (read_task(Path(f"tasks/{file}.yaml")) for file in (f"microworld/micro_{name}", shape))
         other.data = own.data
         pairs = zip(questions(own, None), questions(other, None), strict=True)
         assert all((a.prompt, a.answer, a.labels) == (b.prompt, b.answer, b.labels) for a, b in pairs)
         assert all(q.reasoning_prompt == q.prompt + " —" for q in questions(own, None))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data at {SHARED}")
-def test_every_real_question_is_read():
+def test_every_real_question_is_read(project: Path):
     write_tasks(Tasks(["tasks/gsm8k.yaml", "tasks/commonsense_qa.yaml"], root=str(SHARED)), Path("out"))
     read = {name: list(found) for name, (_, found) in read_tasks(Path("out")).items()}
     assert len(read["gsm8k"]) == 1319 and len(read["commonsense_qa"]) == 1221
     assert all(float(q.answer) is not None and set(q.answer) <= set("-.0123456789") for q in read["gsm8k"])
-    assert all(q.labels == ABC and q.answer in ABC for q in read["commonsense_qa"])
+    assert all(q.labels == list("ABCDE") and q.answer in "ABCDE" for q in read["commonsense_qa"])
     assert read["gsm8k"][0].prompt.startswith("Q: Janet’s ducks lay 16 eggs per day.")
     assert read["gsm8k"][0].answer == "18"
 
 
 def test_the_number_of_the_answer_is_as_numbers_are_compared():
-    rows = [NUMBER_ROW | {"answer": a} for a in ("1,234", "$5", " -7 ", "20.0", "0.50", "-.5")]
-    assert [q.answer for q in asked(rows)] == ["1234", "5", "-7", "20", "0.5", "-0.5"]
-    assert [q.answer for q in asked([NUMBER_ROW, NUMBER_ROW | {"answer": 12}])] == ["7", "12"]
-    assert asked([NUMBER_ROW | {"answer": 2.0}])[0].answer == "2"
+    answers = {"1,234": "1234", "$5": "5", " -7 ": "-7", "20.0": "20", "0.50": "0.5", "-.5": "-0.5", 12: "12", 2.0: "2"}
+    assert [q.answer for q in asked([NUMBER_ROW | {"answer": a} for a in answers])] == list(answers.values())
 
 
 @pytest.mark.parametrize("answer", ["seven", "", "7 apples", "1/2", "1e5", "5.", None])
 def test_an_answer_that_is_not_a_number(answer: object):
-    message = refused([NUMBER_ROW | {"answer": "7"}, NUMBER_ROW | {"answer": answer}])
+    """The message says which question it is."""
+    message = refused([NUMBER_ROW, NUMBER_ROW | {"answer": answer}, NUMBER_ROW])
     assert "question 1" in message and "not a number" in message
 
 
@@ -223,23 +169,17 @@ def test_gsm8k_without_a_number_after_the_mark(answer: str):
     refused([{"question": "q", "answer": answer}], answer='answer.rsplit("####", 1)[1]')
 
 
-@pytest.mark.parametrize(
-    "answer, label", [("y", "y"), (0, "x"), (2, "z"), (True, "y")], ids=["label", "first", "last", "yes"]
-)
-def test_a_choice_is_a_label_or_a_place(answer: object, label: str):
+@pytest.mark.parametrize("answer, label", [("y", "y"), (0, "x"), (2, "z"), (True, "y")])
+def test_a_choice_is_a_label_or_an_index(answer: object, label: str):
     (question,) = asked([CHOICE_ROW | {"answer": answer}], **NAMED)
     assert question == Question("Q: Which?\n(x) red\n(y) blue\n(z) grey\nA:", label, ["x", "y", "z"])
 
 
-def test_choices_are_called_by_letters_unless_they_have_labels():
+def test_labels_are_letters_unless_the_task_names_them():
     (question,) = asked([CHOICE_ROW | {"answer": "C"}], **CHOICE)
     assert question.labels == list("ABC") and "(C) grey" in question.prompt
-
-
-def test_labels_that_look_like_numbers_are_labels():
-    """Not places: "1" is the first of four."""
-    row = CHOICE_ROW | {"names": ["1", "2", "3"], "answer": "1"}
-    assert asked([row], **NAMED)[0].answer == "1"
+    numbers = CHOICE_ROW | {"names": ["1", "2", "3"], "answer": "1"}
+    assert asked([numbers], **NAMED)[0].answer == "1"  # a label, not an index: the first of three
 
 
 @pytest.mark.parametrize("answer", ["w", "", "Y", 3, -1, None, 1.0])
@@ -252,29 +192,21 @@ def test_labels_and_choices_of_different_length(names: list[str]):
     refused([CHOICE_ROW | {"names": names}], **NAMED)
 
 
-def test_choices_that_are_no_list():
-    refused([CHOICE_ROW | {"texts": 3}], **CHOICE)
-
-
 @pytest.mark.parametrize(
-    "changes",
+    "changes, name",
     [
-        {"prompt": "Q: {{ body }}"},
-        {"answer": "reply"},
-        {"answer": "answer.number"},
-        {"chain_of_thought": {"prompt": "{{ body }}", "answer_prompt": "So"}},
-        {"prompt": "{{ choice_lines }}"},  # which only a choice has
+        ({"prompt": "Q: {{ body }}"}, "'body'"),
+        ({"answer": "reply"}, "'reply'"),
+        ({"answer": "answer.number"}, "'number'"),
+        ({"chain_of_thought": reasoning("{{ body }}")}, "'body'"),
+        ({"prompt": "{{ choice_lines }}"}, "'choice_lines'"),  # which only a choice has
+        (CHOICE | {"choices": "options"}, "'options'"),
+        (CHOICE | {"labels": "letters"}, "'letters'"),
     ],
 )
-def test_a_column_that_there_is_not(changes: dict):
-    message = refused([NUMBER_ROW], **changes)
-    assert "question, answer" in message  # the columns that there are
-    assert any(name in message for name in ("'body'", "'reply'", "'number'", "'choice_lines'"))
-
-
-@pytest.mark.parametrize("changes", [{"choices": "options"}, {"choices": "texts", "labels": "letters"}])
-def test_a_column_of_choices_that_there_is_not(changes: dict):
-    assert "undefined" in refused([CHOICE_ROW], **CHOICE | changes)
+def test_a_column_that_there_is_not(changes: dict, name: str):
+    message = refused([CHOICE_ROW], **changes)
+    assert name in message and "its columns are question, texts, names, answer" in message
 
 
 @pytest.mark.parametrize(
@@ -284,13 +216,23 @@ def test_a_column_of_choices_that_there_is_not(changes: dict):
         {"prompt": "{% if question %}"},
         {"answer": "answer +"},
         {"answer": "import os"},
+        {"answer": "[" * 400 + "]" * 400},
         CHOICE | {"choices": "[texts"},
         CHOICE | {"labels": "|"},
-        {"chain_of_thought": {"prompt": "{% nothing %}", "answer_prompt": "So"}},
+        {"chain_of_thought": reasoning("{% nothing %}")},
     ],
 )
 def test_an_expression_that_is_no_jinja(changes: dict):
-    refused([NUMBER_ROW], **changes)
+    assert "question 0" not in refused([NUMBER_ROW], **changes)  # refused before the first row
+
+
+def test_a_prompt_that_no_file_can_hold():
+    assert "surrogates not allowed" in refused([NUMBER_ROW], prompt="{{ '\\ud800' }}")
+    assert "question 1: the prompt is empty" in refused(
+        [NUMBER_ROW, NUMBER_ROW | {"question": ""}], prompt="{{ question }}"
+    )
+    assert "a column that is used has no value" in refused([NUMBER_ROW | {"question": None}])
+    assert "question 0" in refused([CHOICE_ROW | {"texts": 3}], **CHOICE)
 
 
 INTERNALS = [
@@ -307,73 +249,65 @@ INTERNALS = [
 
 
 @pytest.mark.parametrize("expression", INTERNALS)
-@pytest.mark.parametrize("place", ["prompt", "answer", "choices", "labels", "chain_of_thought"])
-def test_a_template_that_reaches_for_pythons_internals(expression: str, place: str):
+def test_a_template_that_reaches_for_pythons_internals(
+    expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     template = f"{{{{ {expression} }}}}"
-    values = {
-        "prompt": template,
-        "answer": expression,
-        "choices": expression,
-        "labels": expression,
-        "chain_of_thought": {"prompt": template, "answer_prompt": "So"},
-    }
-    message = refused([CHOICE_ROW], **NAMED | {place: values[place]})
-    assert "is unsafe" in message or "sandbox blocks" in message
+    places = {"prompt": template, "answer": expression, "choices": expression, "labels": expression}
+    for place, value in (places | {"chain_of_thought": reasoning(template)}).items():
+        message = refused([CHOICE_ROW], **NAMED | {place: value})
+        assert "is unsafe" in message or "sandbox blocks" in message
     assert not Path("broken").exists()
 
 
-def test_a_prompt_that_is_empty():
-    assert "question 1: the prompt is empty" in refused(
-        [NUMBER_ROW, NUMBER_ROW | {"question": ""}], prompt="{{ question }}"
-    )
-
-
-def test_what_is_refused_says_which_question():
-    assert "question 2" in refused([NUMBER_ROW, NUMBER_ROW, NUMBER_ROW | {"answer": None}, NUMBER_ROW])
+def task_file(name: str = "own.yaml", **changes: object) -> str:
+    path = Path("tasks") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(asdict(task(**changes))))
+    return str(path)
 
 
 @pytest.mark.parametrize(
-    "data, named",
+    "data, message",
     [
-        ({"path": "./nowhere", "split": "test"}, "./nowhere does not exist"),
-        ({"path": "./own", "split": "extra"}, "extra"),
-        ({"path": "./own", "split": "test", "name": "socratic"}, "socratic"),
-        ({"path": "./hollow", "split": "test"}, "hollow"),
-        ({"path": "./blank", "split": "test"}, "blank"),
+        (Data("./nowhere", split="test"), "./nowhere does not exist"),
+        (Data("./own", split="extra"), "extra"),
+        (Data("./own", "socratic", "test"), "socratic"),
+        (Data("./hollow", split="test"), "hollow"),
+        (Data("./blank", split="test"), "blank"),
     ],
 )
-def test_a_data_set_that_cannot_be_read(data: dict, named: str):
-    Path("hollow").mkdir()
-    Path("blank").mkdir()
+def test_a_data_set_that_cannot_be_read(data: Data, message: str, project: Path):
+    for folder in ("hollow", "blank"):
+        Path(folder).mkdir()
     pd.DataFrame({"question": pd.Series([], dtype=str)}).to_parquet("blank/test.parquet")
     jsonl(Path("own"), "test", [NUMBER_ROW])
-    with pytest.raises(UserError, match=named) as error:
+    with pytest.raises(UserError, match=message) as error:
         write_tasks(Tasks([task_file(data=data)]), Path("out"))
     assert "\n" not in str(error.value)
     assert not Path("out").exists() and not list(Path().glob("*.part"))
 
 
-def test_a_file_outside_the_folder_that_dvc_watches():
+def test_task_files_that_are_refused(project: Path):
+    """Outside the folder that DVC watches, missing, or two of one name."""
     jsonl(Path("own"), "test", [NUMBER_ROW])
-    shutil.move(task_file(), "elsewhere.yaml")
+    with pytest.raises(UserError, match="two files have the name own"):
+        write_tasks(Tasks([task_file(), task_file("more/own.yaml")]), Path("out"))
+    assert not Path("out").exists()
+    shutil.move("tasks/own.yaml", "elsewhere.yaml")
     for path in ("elsewhere.yaml", "tasks/../elsewhere.yaml", str(Path("elsewhere.yaml").resolve())):
         with pytest.raises(UserError, match="not in the folder tasks"):
             write_tasks(Tasks([path]), Path("out"))
     with pytest.raises(UserError, match="tasks/own.yaml is missing"):
         write_tasks(Tasks(["tasks/own.yaml"]), Path("out"))
+    with pytest.raises(UserError, match="dvc repro tasks"):
+        read_tasks(Path("out"))
 
 
-def test_two_files_of_one_name():
-    jsonl(Path("own"), "test", [NUMBER_ROW])
-    with pytest.raises(UserError, match="two files have the name own"):
-        write_tasks(Tasks([task_file(), task_file("more/own.yaml")]), Path("out"))
-    assert not Path("out").exists()
-
-
-def test_what_is_written_is_what_is_read_and_replaces_what_was_there():
+def test_what_is_written_is_what_is_read_and_replaces_what_was_there(project: Path):
     jsonl(Path("own"), "test", [CHOICE_ROW])
-    file = task_file(**NAMED, chain_of_thought={"prompt": "{{ choice_lines }} Think:", "answer_prompt": "So"})
-    write_tasks(Tasks([file]), Path("out"))
+    file = task_file(**NAMED, chain_of_thought=reasoning("{{ choice_lines }} Think:"))
     write_tasks(Tasks([task_file("deep/other.yaml", answer="answer|length"), file]), Path("out"))
     tasks = read_tasks(Path("out"))
     assert list(tasks) == ["other", "own"]
@@ -385,29 +319,13 @@ def test_what_is_written_is_what_is_read_and_replaces_what_was_there():
     assert list(read_tasks(Path("out"))) == ["own"]
 
 
-def test_no_tasks_are_said_to_be_made_by_the_stage():
-    with pytest.raises(UserError, match="dvc repro tasks"):
-        read_tasks(Path("out"))
-
-
-def test_the_data_set_is_asked_for_as_the_file_says(monkeypatch: pytest.MonkeyPatch):
-    """On the hub, where a revision counts."""
+def test_where_the_data_set_is_looked_for(monkeypatch: pytest.MonkeyPatch):
+    """``root`` takes the place of the hub; a path that can only be a folder stays where it is."""
     sources = []
-    monkeypatch.setattr(ask, "rows", lambda source, *_, **__: sources.append(source) or iter([PIQA_ROWS[0]]))
-    task = read_task(Path("tasks/piqa.yaml"))
-    for root in (None, "/hub"):
-        assert len(list(questions(task, root))) == 1
-    rest = (None, "validation", "refs/convert/parquet")
-    assert sources == [HubSplit("ybisk/piqa", *rest), HubSplit("/hub/ybisk/piqa", *rest)]
-
-
-def test_root_is_for_hub_names_alone():
-    """A path that can only be a folder stays where it is."""
-    parquet(Path("hub/a/b"), "test", [NUMBER_ROW])
-    jsonl(Path("own"), "test", [NUMBER_ROW | {"answer": 8}])
-    rooted = [task_file("hub.yaml", data={"path": "a/b", "split": "test"}), task_file()]
-    write_tasks(Tasks(rooted, root=str(Path("hub").resolve())), Path("out"))
-    assert {name: next(found).answer for name, (_, found) in read_tasks(Path("out")).items()} == {
-        "hub": "7",
-        "own": "8",
-    }
+    monkeypatch.setattr(ask, "rows", lambda source: sources.append(source) or iter([NUMBER_ROW]))
+    for path in ("ybisk/piqa", "./own"):
+        for root in (None, "/hub"):
+            data = Data(path, None, "validation", "refs/convert/parquet")
+            assert len(list(questions(task(data=data), root))) == 1
+    assert [source.path for source in sources] == ["ybisk/piqa", "/hub/ybisk/piqa", "./own", "./own"]
+    assert sources[0] == HubSplit("ybisk/piqa", None, "validation", "refs/convert/parquet")

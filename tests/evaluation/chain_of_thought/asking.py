@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.data.tasks import spec
 from pipeline.data.tasks.questions import Question
 from pipeline.data.tokens.tokenizer import train_tokenizer
-from pipeline.evaluation.chain_of_thought.reading import vote_in
-from pipeline.evaluation.chain_of_thought.samples import Asker
+from pipeline.evaluation.chain_of_thought import samples
+from pipeline.evaluation.prompts import AskedModel
 from pipeline.params import ChainOfThought
 from pipeline.resume import Scratch
 from pipeline.thought.generation import SAMPLES_APART, TEXT_STEP
@@ -23,18 +23,9 @@ from tests.local_hub import texts, word_tokenizer
 from tests.thought.tiny import LLAMA, quiet_star
 
 HOW = spec.ChainOfThought(prompt="{{ q }}", stop=["e", "7+"], answer_prompt="\nTherefore, the answer is")
-PARAMS = {
-    "seed": 3,
-    "questions": None,
-    "samples": 4,
-    "temperature": 0.9,
-    "thought_temperature": 0.0,
-    "new_tokens": 12,
-    "answer_tokens": 6,
-    "batch_size": 3,
-    "bootstrap_samples": 50,
-    "device": "cpu",
-}
+PARAMS = {"seed": 3, "questions": None, "samples": 4, "temperature": 0.9, "thought_temperature": 0.0, "new_tokens": 12}
+PARAMS |= {"answer_tokens": 6, "batch_size": 3, "bootstrap_samples": 50, "device": "cpu"}
+Model, Tokenizing, Questions = QuietStarForCausalLM, PreTrainedTokenizerBase, list[Question]
 
 
 def params(**changes: object) -> ChainOfThought:
@@ -55,40 +46,27 @@ def tiny_model(tokenizer: PreTrainedTokenizerBase, base: dict = LLAMA, **setting
 
 
 def numbers(count: int) -> list[Question]:
-    """Of different lengths, not in order of them."""
+    """Questions of different lengths, not sorted by length."""
     asked = [f"What is {i} and {'9' * (i * 7 % 5)}{i}?" for i in range(count)]
     return [Question(f"Q: {q}\nA:", str(i), [], f"Q: {q}\nA: Add.") for i, q in enumerate(asked)]
 
 
 def choices(count: int) -> list[Question]:
-    """With so many labels that a model that writes anything writes one now and then."""
+    """Choices with so many labels that a model which writes anything writes one now and then."""
     labels = list(string.ascii_letters)
     return [Question(q.prompt, labels[i], labels, q.reasoning_prompt) for i, q in enumerate(numbers(count))]
 
 
-def ask(
-    model: QuietStarForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[Question],
-    rows: Path,
-    how: spec.ChainOfThought = HOW,
-    **changes: object,
-) -> list[dict]:
-    scratch = Scratch(rows)
-    return [
-        scratch.rows[place] for place in Asker(params(**changes), model, tokenizer).ask("t", how, questions, scratch)
-    ]
+def ask(model: Model, tokenizer: Tokenizing, questions: Questions, path: Path, how=HOW, **changes) -> list[dict]:
+    """Ask the questions with `PARAMS` and ``changes``; the scratch is at ``path``."""
+    about, scratch = params(**changes), Scratch(path)
+    asked = AskedModel(model, tokenizer, Sampling(about.thought_temperature, about.seed), about.batch_size)
+    return [scratch.rows[place] for place in samples.ask(asked, about, "t", how, questions, scratch)]
 
 
 @torch.no_grad()
-def slow_samples(
-    model: QuietStarForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[Question],
-    how: spec.ChainOfThought = HOW,
-    **changes: object,
-) -> list[dict]:
-    """What `ask` returns: one question, way and sample at a time, each token from a pass over the whole text."""
+def slow_samples(model: Model, tokenizer: Tokenizing, questions: Questions, how=HOW, **changes) -> list[dict]:
+    """What `ask` returns: one question, way and sample at a time, and each token from a pass over the whole text."""
     about, rows = params(**changes), []
     sampling, thoughts = Sampling(about.temperature, about.seed), Sampling(about.thought_temperature, about.seed)
     for index, question in enumerate(questions):
@@ -100,7 +78,7 @@ def slow_samples(
                 row["texts"].append(write(question.reasoning_prompt, about.new_tokens, sampling))
                 asked = question.reasoning_prompt + row["texts"][-1] + how.answer_prompt
                 answer = write(asked, about.answer_tokens, Sampling(0.0))
-                row["votes"].append(vote_in(answer, question.labels))
+                row["votes"].append(samples.vote_in(answer, question.labels))
             rows.append(row)
     return rows
 
@@ -145,11 +123,8 @@ def trained_folder(folder: Path, **settings: object) -> Path:
 def tasks_folder(folder: Path, count: int = 7) -> Path:
     """Two tasks that ask for reasoning, and one that does not."""
     folder.mkdir()
-    for name, kind, questions in (
-        ("a", "number", numbers(count)),
-        ("b", "choice", choices(count)),
-        ("c", "number", []),
-    ):
+    kinds = {"a": ("number", numbers(count)), "b": ("choice", choices(count)), "c": ("number", [])}
+    for name, (kind, questions) in kinds.items():
         task = {"title": name, "source": "none", "version": 1, "data": {"path": "p", "split": "s"}, "kind": kind}
         task |= {"prompt": "Q: {{ q }}", "answer": "a"} | ({"choices": "x"} if kind == "choice" else {})
         if questions:

@@ -2,69 +2,29 @@
 
 import pytest
 
-from pipeline.evaluation.chain_of_thought.reading import vote_in
+from pipeline.evaluation.chain_of_thought.samples import vote_in
 from pipeline.evaluation.prompts import before_stop
 
-
-@pytest.mark.parametrize(
-    "written, vote",
-    [
-        (" 18.", "18"),
-        (" $1,234.00 in all", "1234"),
-        (": -7 or 8", "-7"),
-        (" 3.50\n\nQ: 4", "3.5"),
-        ("\n\n12", "12"),
-        (" three", ""),
-        ("", ""),
-    ],
-)
-def test_numbers(written: str, vote: str):
-    assert vote_in(written, []) == vote
+NUMBERS = {" 18.": "18", " $1,234.00 in all": "1234", ": -7 or 8": "-7", " 3.50\n\nQ: 4": "3.5", "\n\n12": "12"}
+LABELS = {  # by vote
+    "A": [" A", " A because B is wrong", " (A) lemur", "\nA because B is wrong", "\nA", " trees.\nA", " trees. A. B"],
+    "B": [" (B)", " B.", " B", "B", ": B, not (C)", " (B) trees or (C)", " B: trees", " trees. A lemur lives in (B)"],
+    "C": [" 'C'", " Bears and (C)", " a B-side, C", " vitamin-B (C)", " B's or C"],
+    "D": ["\n\nD", " B2 D"],
+    "E": [" option E)"],
+    "": [" the lab", " _B_", " b", " F or G", " trees.\nA lemur", " trees\nA lemur", ""],
+}
+LABELS["A"] += [" trees? A: B", " it is A or B", " trees. (A) lemur"]
+LABELS["B"] += [" B- water"]
 
 
-@pytest.mark.parametrize(
-    "written, vote",
-    [
-        (" (B)", "B"),
-        (" B.", "B"),
-        (" B", "B"),
-        ("B", "B"),
-        (": B, not (C)", "B"),
-        (" (B) trees or (C)", "B"),
-        (" B: trees", "B"),
-        ("\n\nD", "D"),
-        (" option E)", "E"),
-        (" 'C'", "C"),
-        # a letter of a word is no label
-        (" Bears and (C)", "C"),
-        (" the lab", ""),
-        (" B2 D", "D"),
-        (" _B_", ""),
-        (" a B-side, C", "C"),
-        (" vitamin-B (C)", "C"),
-        (" B's or C", "C"),
-        (" B- water", "B"),
-        # its own case, and labels of the task only
-        (" b", ""),
-        (" F or G", ""),
-        # A: the first word is the label, a later sentence's first word the article if a small word follows
-        (" A", "A"),
-        (" A because B is wrong", "A"),
-        (" (A) lemur", "A"),
-        (" trees. A lemur lives in (B)", "B"),
-        (" trees.\nA lemur", ""),
-        (" trees\nA lemur", ""),
-        ("\nA because B is wrong", "A"),
-        ("\nA", "A"),
-        (" trees.\nA", "A"),
-        (" trees. A. B", "A"),
-        (" trees? A: B", "A"),
-        (" it is A or B", "A"),
-        (" trees. (A) lemur", "A"),
-        ("", ""),
-    ],
-)
-def test_labels(written: str, vote: str):
+@pytest.mark.parametrize("written", [*NUMBERS, " three", ""])
+def test_numbers(written: str):
+    assert vote_in(written, []) == NUMBERS.get(written, "")
+
+
+@pytest.mark.parametrize("vote, written", [(vote, written) for vote in LABELS for written in LABELS[vote]])
+def test_labels_are_words_of_their_own_and_no_articles(vote: str, written: str):
     assert vote_in(written, list("ABCDE")) == vote
 
 

@@ -30,7 +30,7 @@ def listed(votes: list[str], answer: str) -> list[Fraction]:
 
 
 @given(st.lists(st.sampled_from(["", "", "1", "1", "2", "3", "4"]), min_size=1, max_size=9))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_it_equals_listing_every_subset(votes: list[str]):
     assert majority(votes, "1") == pytest.approx([float(x) for x in listed(votes, "1")], rel=1e-13, abs=0)
 
@@ -55,28 +55,19 @@ def test_64_samples(counts: list[int], blank: int):
 
 def test_64_samples_are_quick():
     rng = np.random.default_rng(1)
-    spreads = [rng.integers(1, most, 64).astype(str).tolist() for most in (2, 3, 6, 20, 60, 1000)]
-    since = time.perf_counter()
-    for votes in spreads:
+    since = time.process_time()
+    for most in (2, 3, 6, 20, 60, 1000):
+        votes = rng.integers(1, most, 64).astype(str).tolist()
         majority(votes, votes[0])
-    assert time.perf_counter() - since < 3  # 1,319 questions are then some minutes at the very worst
+    assert time.process_time() - since < 3  # 1,319 questions then take some minutes at the very worst
 
 
-@pytest.mark.parametrize(
-    "votes, expected",
-    [
-        (["1", "1"], [1, 1]),
-        (["1", "2"], [0.5, 0.5]),
-        (["", "1"], [0.5, 1]),  # no vote does not count ...
-        (["", ""], [0, 0]),  # ... unless there is no other
-        (["", "2"], [0, 0]),
-        (["1", "2", "3", "3"], [0.25, 0.25, 0]),
-        (["1", "2", "3", "4"], [0.25, 0.25, 0.25]),
-        (["1"], [1]),
-    ],
-)
-def test_small_cases(votes: list[str], expected: list[float]):
-    assert majority(votes, "1").tolist() == pytest.approx(expected)
+def test_small_cases():
+    """The mean over all subsets of one vote, then of more; "-" is no vote."""
+    cases = {"11": [1, 1], "12": [0.5, 0.5], "-1": [0.5, 1], "--": [0, 0], "-2": [0, 0], "1": [1]}
+    cases |= {"1233": [0.25, 0.25, 0], "1234": [0.25, 0.25, 0.25]}
+    for votes, expected in cases.items():
+        assert majority([vote.strip("-") for vote in votes], "1").tolist() == pytest.approx(expected), votes
 
 
 def test_sizes_are_powers_of_two_and_all():
@@ -134,10 +125,7 @@ def test_votes_have_a_row_a_task_way_and_k():
     assert votes.loc[1, ["ci_low", "ci_high", "n"]].tolist() == pytest.approx([low, high, 5])
 
 
-def test_one_way_has_no_difference():
+def test_one_way_has_no_difference_and_no_task_has_no_figures():
     metrics = metrics_of(points_of(rows(ways=("no_thought",))), params(samples=4))["t"]
     assert list(metrics) == ["n", "samples", "no_thought"]
-
-
-def test_no_task_that_asks_for_reasoning_has_no_figures():
     assert metrics_of(points_of([]), params()) == {} and votes_of(points_of([]), params()).empty

@@ -1,5 +1,7 @@
 """Made-up tables of tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
@@ -9,12 +11,13 @@ from pipeline.evaluation.perplexity.kinds import KINDS
 from pipeline.params import Perplexity
 
 PARAMS = Perplexity(seed=1, texts=9, batch_size=2, thought_temperature=0.0, bootstrap_samples=2000, device="cpu")
+FEW = replace(PARAMS, bootstrap_samples=20)
 NATS = st.one_of(st.sampled_from([0.0, 0.5, 2.0]), st.floats(0, 12))
 WEIGHTS = st.one_of(st.sampled_from([0.0, -0.0, 0.1]), st.floats(-2, 2))
 
 
 def random_tokens(texts: int, longest: int, seed: int = 0) -> pd.DataFrame:
-    """Texts of different lengths; those of one text go together in how much thoughts help."""
+    """Texts of different lengths; thoughts help the tokens of one text about equally."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, longest + 1, texts)
     text = np.repeat(np.arange(texts), lengths)
@@ -41,7 +44,7 @@ def table(text, position, base, mixed, weight, rng: np.random.Generator | None =
 
 @st.composite
 def any_tokens(draw: st.DrawFn) -> pd.DataFrame:
-    """A few tokens with many equal numbers."""
+    """A few tokens, among them many equal numbers."""
     lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=5))
     count = sum(lengths)
     many = [draw(st.lists(values, min_size=count, max_size=count)) for values in (NATS, NATS, WEIGHTS)]

@@ -6,28 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.data.spans import SPANS, Spans
-from pipeline.evaluation.perplexity.extremes import EXCERPT, extremes_table
-from pipeline.files import write_rows, write_table
+from pipeline.evaluation.perplexity.extremes import COLUMNS, EXCERPT, extremes_table
+from pipeline.files import write_table
 from tests.evaluation.perplexity.fake_tokens import random_tokens
-from tests.evaluation.perplexity.readers import BYTE_LEVEL, METASPACE
+from tests.evaluation.perplexity.readers import BYTE_LEVEL, METASPACE, write_spans
 
-COLUMNS = ["what", "side", "rank", "text", "position", "token", "thought", "base_loss", "improvement", "excerpt"]
 WORDS = " the 12 What is it?"
 
 
-def spans_of(folder: Path, tokenizer, texts: list[str]) -> Spans:
-    """A span a text, padded with what must not show."""
-    rows = [tokenizer(text)["input_ids"] for text in texts]
-    longest = max(map(len, rows)) + 3
-    pad = tokenizer.convert_tokens_to_ids("q")
-    spans = [{"input_ids": ids + [pad] * (longest - len(ids)), "length": len(ids)} for ids in rows]
-    write_rows(folder / "spans.arrow", spans, SPANS)
-    return Spans(folder / "spans.arrow", len(tokenizer))
+def extremes(tokens: pd.DataFrame, folder: Path, texts: list[str], tokenizer=BYTE_LEVEL) -> pd.DataFrame:
+    return extremes_table(tokens, write_spans(folder / "spans.arrow", tokenizer, texts), tokenizer)
 
 
-def written(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """As it is read again from CSV."""
+def read_again(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     write_table(folder / "extremes.csv", table)
     return pd.read_csv(folder / "extremes.csv", dtype=str, keep_default_na=False)
 
@@ -39,8 +30,7 @@ def best(rows: list[tuple[float, ...]], sign: int) -> list[tuple[float, ...]]:
 
 def test_the_largest_gains_and_losses(tmp_path: Path):
     tokens = random_tokens(40, 9)
-    spans = spans_of(tmp_path, BYTE_LEVEL, [f"{WORDS} {i}" for i in range(40)])
-    found = extremes_table(tokens, spans, BYTE_LEVEL)
+    found = extremes(tokens, tmp_path, [f"{WORDS} {i}" for i in range(40)])
     assert list(found.columns) == COLUMNS and len(found) == 40
     pairs = zip(tokens["improvement"], tokens["nll_no_thought"], tokens["text"], tokens["position"], strict=True)
     thoughts = list(pairs)
@@ -62,7 +52,7 @@ def test_the_largest_gains_and_losses(tmp_path: Path):
 def test_excerpts_are_the_text_before_the_token_and_the_passage(tokenizer, tmp_path: Path):
     texts = [f"{WORDS} {i}" for i in range(6)]
     tokens = random_tokens(6, 9)
-    found = extremes_table(tokens, spans_of(tmp_path, tokenizer, texts), tokenizer)
+    found = extremes(tokens, tmp_path, texts, tokenizer)
     for row in found.itertuples():
         ids = tokenizer(texts[row.text])["input_ids"]
         expected = texts[row.text].strip() if row.what == "passage" else tokenizer.decode(ids[: row.position])
@@ -71,43 +61,38 @@ def test_excerpts_are_the_text_before_the_token_and_the_passage(tokenizer, tmp_p
 
 def test_excerpts_are_cut_where_they_are_long(tmp_path: Path):
     text = "".join(f" {i}," for i in range(300))
-    spans = spans_of(tmp_path, BYTE_LEVEL, [text])
     tokens = random_tokens(1, 1).assign(position=500, improvement=1.0)
-    passage, thought = extremes_table(tokens, spans, BYTE_LEVEL)["excerpt"]
+    passage, thought = extremes(tokens, tmp_path, [text])["excerpt"]
     before = BYTE_LEVEL.decode(BYTE_LEVEL.encode(text)[:500])
     assert passage == text[:EXCERPT] + "…" and thought == "…" + before[-EXCERPT:]
 
 
-def test_what_did_not_gain_is_no_gain(tmp_path: Path):
+def test_what_did_not_change_is_no_gain_and_no_loss(tmp_path: Path):
     tokens = random_tokens(3, 5)
     tokens["improvement"] = np.where(tokens["text"] == 0, 0.5, -0.25) * (tokens["text"] < 2)
-    found = extremes_table(tokens, spans_of(tmp_path, BYTE_LEVEL, [WORDS] * 3), BYTE_LEVEL)
+    found = extremes(tokens, tmp_path, [WORDS] * 3)
     assert set(found.loc[found["side"] == "gain", "text"]) == {0}
     assert set(found.loc[found["side"] == "loss", "text"]) == {1}
+    found = read_again(extremes(tokens.assign(improvement=0.0), tmp_path, [WORDS] * 3), tmp_path)
+    assert found.empty and list(found.columns) == COLUMNS
 
 
 def test_equal_gains_come_in_reading_order(tmp_path: Path):
     tokens = random_tokens(60, 5)
     tokens["improvement"] = np.where(tokens["text"] % 3, 0.25, 0.5)
-    found = extremes_table(tokens, spans_of(tmp_path, BYTE_LEVEL, [WORDS] * 60), BYTE_LEVEL)
+    found = extremes(tokens, tmp_path, [WORDS] * 60)
     assert list(found.loc[found["what"] == "passage", "text"]) == list(range(0, 30, 3))
     first = found.loc[found["what"] == "thought", ["text", "position"]]
     largest = tokens.loc[tokens["improvement"] == 0.5, ["text", "position"]].head(10)
     assert first.to_numpy(dtype=int).tolist() == largest.to_numpy().tolist()
 
 
-def test_where_nothing_changed_there_are_no_rows(tmp_path: Path):
-    tokens = random_tokens(3, 5).assign(improvement=0.0)
-    found = written(extremes_table(tokens, spans_of(tmp_path, BYTE_LEVEL, [WORDS] * 3), BYTE_LEVEL), tmp_path)
-    assert found.empty and list(found.columns) == COLUMNS
-
-
 def test_any_text_survives_the_table(tmp_path: Path):
     texts = ["a\r\nb\rc", 'He said, "NA"\n', "null"]
     tokens = random_tokens(3, 4)
     tokens["token"], tokens["thought"] = "\r", 'x,"\r\ny'
-    table = extremes_table(tokens, spans_of(tmp_path, BYTE_LEVEL, texts), BYTE_LEVEL)
-    found = written(table, tmp_path)
+    table = extremes(tokens, tmp_path, texts)
+    found = read_again(table, tmp_path)
     assert len(found) == len(table) and list(found["rank"].astype(int)) == list(table["rank"])
     passages = found[found["what"] == "passage"]
     unix = ["a\nb\nc", *texts[1:]]

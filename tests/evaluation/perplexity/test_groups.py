@@ -1,7 +1,7 @@
-"""The improvement by group of tokens."""
+"""The improvement by group of tokens, and its density."""
 
 from collections import Counter
-from math import ceil
+from math import ceil, floor
 
 import numpy as np
 import pandas as pd
@@ -9,24 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.perplexity.groups import (
-    GROUPINGS,
-    THRESHOLD,
-    by_decile,
-    by_kind,
-    by_position,
-    by_weight,
-    group_table,
-)
+from pipeline.evaluation.perplexity.groups import GROUPINGS, THRESHOLD, density_table, group_table
 from pipeline.evaluation.perplexity.kinds import KINDS
-from tests.evaluation.perplexity.fake_tokens import PARAMS, any_tokens, random_tokens, slow_interval, table
+from tests.evaluation.perplexity.fake_tokens import FEW, PARAMS, any_tokens, random_tokens, slow_interval, table
 
+by_decile, by_kind, by_position, by_weight = GROUPINGS.values()
 COLUMNS = ["group", "n", "share", "base_loss", "improvement", "ci_low", "ci_high", "helped", "hurt"]
-FEW = PARAMS.__class__(**{**vars(PARAMS), "bootstrap_samples": 20})
 
 
 def slow_rows(tokens: pd.DataFrame, group: pd.Series) -> dict[object, dict[str, float]]:
-    """What each group's row must say, its interval aside, a token at a time."""
+    """What each group's row must say, but for its interval, computed a token at a time."""
     rows: dict[object, list] = {}
     for name, base, mixed in zip(group, tokens["nll_no_thought"], tokens["nll_thought"], strict=True):
         rows.setdefault(name, []).append((base, base - mixed))
@@ -43,18 +35,18 @@ def slow_rows(tokens: pd.DataFrame, group: pd.Series) -> dict[object, dict[str, 
     }
 
 
-@pytest.mark.parametrize("name", GROUPINGS)
 @given(tokens=any_tokens())
 @settings(max_examples=40)
-def test_rows_are_means_over_the_groups_tokens(name: str, tokens: pd.DataFrame):
-    group = GROUPINGS[name](tokens)
-    rows = group_table(tokens, group, FEW)
-    assert list(rows.columns) == COLUMNS
-    expected = slow_rows(tokens, group)
-    assert set(rows["group"]) == set(expected) and rows["group"].is_unique
-    for row in rows.to_dict("records"):
-        assert {key: row[key] for key in expected[row["group"]]} == pytest.approx(expected[row["group"]], abs=1e-12)
-    assert np.isfinite(rows.drop(columns="group").to_numpy(dtype=float)).all()
+def test_rows_are_means_over_the_groups_tokens(tokens: pd.DataFrame):
+    for grouped in GROUPINGS.values():
+        group = grouped(tokens)
+        rows = group_table(tokens, group, FEW)
+        assert list(rows.columns) == COLUMNS
+        expected = slow_rows(tokens, group)
+        assert set(rows["group"]) == set(expected) and rows["group"].is_unique
+        for row in rows.to_dict("records"):
+            assert {key: row[key] for key in expected[row["group"]]} == pytest.approx(expected[row["group"]], abs=1e-12)
+        assert np.isfinite(rows.drop(columns="group").to_numpy(dtype=float)).all()
 
 
 def test_intervals_draw_whole_texts():
@@ -67,13 +59,6 @@ def test_intervals_draw_whole_texts():
         width = high - low
         assert rows.loc[name, "ci_low"] == pytest.approx(low, abs=0.08 * width)
         assert rows.loc[name, "ci_high"] == pytest.approx(high, abs=0.08 * width)
-
-
-def test_more_of_the_same_in_a_text_does_not_narrow_its_interval():
-    tokens = random_tokens(30, 5)
-    again = pd.concat([tokens] * 4, ignore_index=True)
-    one, other = (group_table(t, by_kind(t), PARAMS)[["ci_low", "ci_high"]] for t in (tokens, again))
-    pd.testing.assert_frame_equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +123,26 @@ def test_different_weights_are_in_ten_groups_of_equal_count(weights: set[float])
     assert len(counts) == 10 and max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_one_weight_for_all_is_one_group():
-    rows = group_table(*(lambda t: (t, by_weight(t)))(random_tokens(5, 5).assign(weight=-0.0)), FEW)
-    assert list(rows["group"]) == ["0"] and list(rows["share"]) == [1.0]
-
-
-def test_labels_take_the_digits_that_they_need():
-    weights = 0.5 + np.arange(20) * 1e-7
-    labels = by_weight(pd.DataFrame({"weight": weights}))
+def test_labels_of_weights_take_the_digits_that_they_need():
+    labels = by_weight(pd.DataFrame({"weight": 0.5 + np.arange(20) * 1e-7}))
     assert labels.nunique() == 10 and labels.iloc[0] == "0.5 to 0.5000001"
+    assert set(by_weight(pd.DataFrame({"weight": [-0.0] * 5}))) == {"0"}  # one weight for all is one group
+
+
+@given(any_tokens())
+def test_cells_of_the_density_count_their_tokens(tokens: pd.DataFrame):
+    cells = density_table(tokens)
+    found = {(round(c.base_loss / 0.25 - 0.5), round(c.improvement / 0.1)): c.tokens for c in cells.itertuples()}
+    pairs = list(zip(tokens["nll_no_thought"], tokens["improvement"], strict=True))
+    assert found == Counter((floor(base / 0.25), floor(gain / 0.1 + 0.5)) for base, gain in pairs)
+    assert len(found) == len(cells)
+    for base, gain in pairs:  # every token is near the centre of a cell, the same in every run
+        near = (cells["base_loss"] - base).abs().le(0.125 + 1e-9) & (cells["improvement"] - gain).abs().le(0.05 + 1e-9)
+        assert near.any()
+
+
+@pytest.mark.parametrize("gain, centre", [(0.0, 0.0), (0.049, 0.0), (-0.049, 0.0), (0.051, 0.1), (-0.16, -0.2)])
+def test_no_change_is_in_the_middle_of_a_cell(gain: float, centre: float):
+    tokens = table(np.zeros(1, int), np.ones(1, int), np.array([3.3]), np.array([3.3 - gain]), np.zeros(1))
+    cells = density_table(tokens)
+    assert cells["base_loss"].item() == 3.375 and cells["improvement"].item() == pytest.approx(centre)

@@ -8,26 +8,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.evaluation.perplexity.kinds import (
-    DIGIT,
-    KINDS,
-    MIDDLE,
-    PUNCTUATION,
-    SPACE,
-    SPECIAL,
-    START,
-    TokenReader,
-    kind_of,
-)
+from pipeline.evaluation.perplexity.kinds import KINDS, TokenReader, kind_of
 from tests.evaluation.perplexity.readers import BYTE_FALLBACK, BYTE_LEVEL, METASPACE, byte_ids
 
+START, MIDDLE, DIGIT, PUNCTUATION, SPACE, SPECIAL = KINDS
 TOKENIZERS = {"byte-level": BYTE_LEVEL, "metaspace": METASPACE, "byte fallback": BYTE_FALLBACK}
 ASCII = st.text("abtxT 09.,(')\n -", min_size=1, max_size=30)
 ANY = st.text("abT 07.'\n\téß日語ह\u093f²🎉…e\u0301", max_size=30)
 
 
 def slow_kinds(text: str, spans: list[tuple[int, int]]) -> list[str]:
-    """The kind of the token at each of ``spans`` of ``text``, from the characters alone."""
+    """The kinds of the tokens at ``spans`` of ``text``, from the characters alone."""
     kinds = []
     for index, (start, end) in enumerate(spans):
         if index and spans[index - 1][1] > start:  # the next byte of a character
@@ -50,19 +41,12 @@ def is_letter(text: str, at: int) -> bool:
     return unicodedata.category(text[at])[0] == "L"
 
 
-def check_kinds(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    assert TokenReader(tokenizer).kinds(encoded["input_ids"]) == slow_kinds(text, encoded["offset_mapping"])
-
-
-@given(ANY)
-def test_kinds_of_a_byte_level_tokenizer_are_those_of_the_characters(text: str):
-    check_kinds(BYTE_LEVEL, text)
-
-
-@given(ASCII)
-def test_kinds_of_a_metaspace_tokenizer_are_those_of_the_characters(text: str):
-    check_kinds(METASPACE, f" {text}")  # where there is none, the tokenizer puts a space of its own
+@given(ANY, ASCII)
+def test_kinds_are_those_of_the_characters(some: str, ascii_only: str):
+    # without a space at the start, a metaspace tokenizer adds its own
+    for tokenizer, text in ((BYTE_LEVEL, some), (METASPACE, f" {ascii_only}")):
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        assert TokenReader(tokenizer).kinds(encoded["input_ids"]) == slow_kinds(text, encoded["offset_mapping"])
 
 
 @given(ASCII, st.sampled_from(["byte-level", "metaspace"]))
@@ -99,30 +83,14 @@ def test_kinds_by_hand(name: str):
     assert None not in ids and TokenReader(TOKENIZERS[name]).kinds(ids) == kinds
 
 
-def test_spaces_survive_in_a_metaspace_token():
-    reader = TokenReader(METASPACE)
-    ids = METASPACE.convert_tokens_to_ids(["▁the", "▁", "ing", "\n", "</s>"])
-    assert [reader.text(i) for i in ids] == [" the", " ", "ing", "\n", "</s>"]
-    assert METASPACE.decode(ids[:1]) == "the"
+# text, after a letter, its kind, whether a letter ends it
+SEVERAL = [("x2", False, START, False), ("x2", True, MIDDLE, False), ("2nd", True, START, True)]
+SEVERAL += [("a b", True, MIDDLE, True), (" a.", True, START, False), ("%5", True, DIGIT, False)]
+SEVERAL += [("½", False, DIGIT, False), (" .\n", True, PUNCTUATION, False), ("\t \r\n", True, SPACE, False)]
+SEVERAL += [("", True, SPACE, True), ("\u0301", True, MIDDLE, True), ("\u0301", False, PUNCTUATION, False)]
 
 
-@pytest.mark.parametrize(
-    "text, in_word, kind, ends_in_word",
-    [
-        ("x2", False, START, False),
-        ("x2", True, MIDDLE, False),
-        ("2nd", True, START, True),
-        ("a b", True, MIDDLE, True),
-        (" a.", True, START, False),
-        ("%5", True, DIGIT, False),
-        ("½", False, DIGIT, False),
-        (" .\n", True, PUNCTUATION, False),
-        ("\t \r\n", True, SPACE, False),
-        ("", True, SPACE, True),
-        ("\u0301", True, MIDDLE, True),
-        ("\u0301", False, PUNCTUATION, False),
-    ],
-)
+@pytest.mark.parametrize("text, in_word, kind, ends_in_word", SEVERAL)
 def test_tokens_of_several_things(text: str, in_word: bool, kind: str, ends_in_word: bool):
     assert kind_of(text, in_word) == (kind, ends_in_word)
 

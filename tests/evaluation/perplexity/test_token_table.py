@@ -1,5 +1,6 @@
 """The table of every held-out token's losses."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,13 +19,12 @@ from pipeline.params import Perplexity
 from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from tests.evaluation.perplexity.readers import BYTE_LEVEL, METASPACE
+from tests.evaluation.perplexity.readers import BYTE_LEVEL, METASPACE, write_spans
 from tests.thought.tiny import LLAMA, quiet_star
 
 PARAMS = Perplexity(seed=1, texts=3, batch_size=2, thought_temperature=0.0, bootstrap_samples=200, device="cpu")
 LENGTHS = (8, 5, 2)
 COLUMNS = ["text", "position", "token", "kind", "nll_no_thought", "nll_thought", "weight", "thought"]
-TOKENIZERS = pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE], ids=["byte-level", "metaspace"])
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast, method: str = "quiet_star") -> QuietStarForCausalLM:
@@ -44,16 +44,16 @@ def table_of(params: Perplexity, model: QuietStarForCausalLM, tokenizer: PreTrai
         return token_table(params, model, tokenizer, spans, Scratch(Path(folder) / "rows"))
 
 
-@TOKENIZERS
+@pytest.mark.parametrize("tokenizer, temperature", [(BYTE_LEVEL, 1.0), (METASPACE, 0.0)])
 @torch.no_grad()
-def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, temperature: float, tmp_path: Path):
     model, spans = tiny_model(tokenizer), random_spans(tmp_path, tokenizer)
-    table = table_of(PARAMS, model, tokenizer, spans)
+    table = table_of(replace(PARAMS, seed=5, thought_temperature=temperature), model, tokenizer, spans)
     assert list(table.columns) == COLUMNS and list(table.index) == list(range(sum(n - 1 for n in LENGTHS)))
     reader = TokenReader(tokenizer)
     for text, n in enumerate(LENGTHS):
-        ids = spans[text]["input_ids"][:n]
-        output = model(ids[None], sampling=Sampling(0.0))
+        ids, key = spans[text]["input_ids"][:n], spans[text]["text_keys"][None]
+        output = model(ids[None], sampling=Sampling(temperature, 5), text_keys=key)
         rows = table[table["text"] == text]
         assert list(rows["position"]) == list(range(1, n))
         assert list(rows["token"]) == [reader.text(i) for i in ids[1:].tolist()]
@@ -65,39 +65,21 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
         assert list(rows["thought"]) == [tokenizer.decode(t) for t in output.thoughts.ids[0, 0, : n - 1]]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_batch_size_changes_nothing(temperature: float, tmp_path: Path):
+def test_the_batch_size_changes_nothing(tmp_path: Path):
     model, spans = tiny_model(BYTE_LEVEL), random_spans(tmp_path, BYTE_LEVEL)
-    tables = [table_of(Perplexity(1, 3, size, temperature, 10, "cpu"), model, BYTE_LEVEL, spans) for size in (1, 2, 3)]
-    pd.testing.assert_frame_equal(tables[0], tables[1], rtol=1e-4)
-    pd.testing.assert_frame_equal(tables[0], tables[2], rtol=1e-4)
+    for temperature in (0.0, 1.0):
+        params = [replace(PARAMS, batch_size=size, thought_temperature=temperature) for size in (1, 2, 3)]
+        one, *others = (table_of(some, model, BYTE_LEVEL, spans) for some in params)
+        for other in others:
+            pd.testing.assert_frame_equal(one, other, rtol=1e-4)
 
 
-@torch.no_grad()
-def test_thoughts_are_drawn_from_the_seed(tmp_path: Path):
-    model, spans = tiny_model(BYTE_LEVEL), random_spans(tmp_path, BYTE_LEVEL)
-    table = table_of(Perplexity(5, 3, 2, 1.0, 10, "cpu"), model, BYTE_LEVEL, spans)
-    for text, n in enumerate(LENGTHS):
-        ids, key = spans[text]["input_ids"][:n], spans[text]["text_keys"][None]
-        output = model(ids[None], sampling=Sampling(1.0, 5), text_keys=key)
-        expected = [BYTE_LEVEL.decode(t) for t in output.thoughts.ids[0, 0, : n - 1]]
-        assert list(table.loc[table["text"] == text, "thought"]) == expected
-
-
-@TOKENIZERS
-def test_tokens_and_kinds_are_those_of_the_whole_text(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+def test_the_first_token_has_no_row_and_the_second_goes_on_with_its_word(tmp_path: Path):
     text = " trains What is the learning (A) 12\n  do not ask"
-    ids = tokenizer(text)["input_ids"]
-    write_rows(tmp_path / "spans.arrow", [{"input_ids": ids, "length": len(ids)}], SPANS)
-    table = table_of(PARAMS, tiny_model(tokenizer), tokenizer, Spans(tmp_path / "spans.arrow", len(tokenizer)))
-    assert TokenReader(tokenizer).text(ids[0]) + "".join(table["token"]) == text
-    assert table["kind"].iloc[0] == "word middle"  # it goes on with the token before it, which has no row
-    word = text.index("learning")
-    ends = table["token"].str.len().cumsum() + len(text) - table["token"].str.len().sum()
-    inside = table[(ends > word) & (ends <= word + len("learning"))]
-    pieces = [(token.strip(), kind) for token, kind in zip(inside["token"], inside["kind"], strict=True)]
-    spoken = [kind for piece, kind in pieces if piece]
-    assert spoken == ["word start"] + ["word middle"] * (len(spoken) - 1) and len(spoken) > 1
+    spans = write_spans(tmp_path / "spans.arrow", BYTE_LEVEL, [text])
+    table = table_of(PARAMS, tiny_model(BYTE_LEVEL), BYTE_LEVEL, spans)
+    assert BYTE_LEVEL.decode(BYTE_LEVEL(text)["input_ids"][0]) + "".join(table["token"]) == text
+    assert table["kind"].iloc[0] == "word middle"
 
 
 @pytest.mark.parametrize("method", ["pause", "no_thought"])

@@ -1,5 +1,6 @@
 """The training stage, from its inputs to its outputs, on a tiny base model."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,9 @@ from tests.bad_input import spoil
 from tests.local_hub import model_folder
 from tests.training.quiet_star.test_trainer import TRAIN
 
-PAUSES = replace(TRAIN, method="pause")  # which read no probe
+PAUSES = replace(TRAIN, method="pause")  # which reads no probe
 LEARNED = replace(PAUSES, adapt="frozen", saved="learned")
 ROUNDED = replace(PAUSES, adapt="frozen", precision="bfloat16")
-WAYS = ["rounded", "learned", "whole"]
 
 
 @pytest.fixture
@@ -35,49 +35,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(folder: Path, params: Train) -> None:
-    write_trained(params, folder / "base", folder, folder / "probe", folder / "out", folder / "results")
-
-
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.dtype]:
-    """How the trainer keeps each weight."""
-    dtypes, run = {}, QuietStarTrainer.run
-
-    def spied(self: QuietStarTrainer) -> list[dict]:
-        dtypes.update((name, weight.dtype) for name, weight in self.model.named_parameters())
-        return run(self)
-
-    monkeypatch.setattr(QuietStarTrainer, "run", spied)
-    return dtypes
-
-
-@pytest.mark.parametrize("params, rounds", [(ROUNDED, True), (LEARNED, False), (PAUSES, False)], ids=WAYS)
-def test_bfloat16_keeps_matrices_that_do_not_learn_in_it(
-    params: Train, rounds: bool, folder: Path, kept: dict[str, torch.dtype]
-):
-    write(folder, params)
-    rounded = {name for name, dtype in kept.items() if dtype == torch.bfloat16}
-    assert rounded == ({name for name in kept if "proj" in name or "lm_head" in name} if rounds else set())
-    assert set(kept.values()) - {torch.bfloat16} == {torch.float32}
-
-
-def test_weights_that_do_not_learn_are_written_as_they_were_read(folder: Path):
-    write(folder, ROUNDED)
-    base, out = (load_file(folder / f"{name}/model.safetensors") for name in ("base", "out"))
-    assert all(torch.equal(out[f"base.{name}"], value) for name, value in base.items())
-
-
-@pytest.mark.parametrize("params", [ROUNDED, LEARNED, PAUSES], ids=WAYS)
-def test_a_base_model_that_changes_meanwhile(params: Train, folder: Path, monkeypatch: pytest.MonkeyPatch):
+def write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Train, and after the last step call ``meanwhile`` with the trainer."""
     run = QuietStarTrainer.run
 
-    def changing(self: QuietStarTrainer) -> list[dict]:
-        rows = run(self)
-        spoil.weights("base/model.safetensors", spoil.another)(folder)
-        return rows
+    def call(params: Train, meanwhile: Callable[[QuietStarTrainer], object]) -> None:
+        monkeypatch.setattr(QuietStarTrainer, "run", lambda self: (run(self), meanwhile(self))[0])
+        write_trained(params, folder / "base", folder, folder / "probe", folder / "out", folder / "results")
 
-    monkeypatch.setattr(QuietStarTrainer, "run", changing)
+    return call
+
+
+@pytest.mark.parametrize("params", [ROUNDED, LEARNED, PAUSES], ids=["rounded", "learned", "whole"])
+def test_bfloat16_keeps_only_matrices_that_do_not_learn_in_it(params: Train, write: Callable, folder: Path):
+    kept = {}
+    write(params, lambda trainer: kept.update((name, w.dtype) for name, w in trainer.model.named_parameters()))
+    rounded = {name for name, dtype in kept.items() if dtype == torch.bfloat16}
+    assert rounded == {name for name in kept if params is ROUNDED and ("proj" in name or "lm_head" in name)}
+    assert set(kept.values()) - {torch.bfloat16} == {torch.float32}
+    if params is ROUNDED:  # weights that do not learn are written as they were read
+        base, out = (load_file(folder / f"{name}/model.safetensors") for name in ("base", "out"))
+        assert all(torch.equal(out[f"base.{name}"], value) for name, value in base.items())
+
+
+@pytest.mark.parametrize("params", [ROUNDED, LEARNED], ids=["rounded", "learned"])
+def test_a_base_model_that_changes_meanwhile(params: Train, write: Callable, folder: Path):
+    change = spoil.weights("base/model.safetensors", spoil.another)
     with pytest.raises(UserError, match="base changed while they were trained on: run `dvc repro train` again"):
-        write(folder, params)
+        write(params, lambda trainer: change(folder))
     assert not (folder / "out").exists()

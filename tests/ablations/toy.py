@@ -1,0 +1,122 @@
+"""A small project with one quick stage in place of the graph, and a stub that takes the place of DVC."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).parents[2]
+# accuracy is a tenth of the thought length
+STAGE = """
+import sys, time
+from pathlib import Path
+import yaml
+
+train = yaml.safe_load(Path("params.yaml").read_text())["train"]
+length, lookahead = train["thought_tokens"], train["lookahead"]
+Path("results/compare").mkdir(parents=True, exist_ok=True)
+with open({log!r}, "a") as log:
+    log.write(f"start {{length}} {{lookahead}}\\n")
+time.sleep({seconds})
+if (length, lookahead) == {broken}:
+    sys.exit("error: this one breaks")
+rows = [("micro", "accuracy", train["method"], 1, 10, length / 10 + {shift}, 0.0, 1.0)]
+rows += [("micro", "accuracy", "base", 1, 10, 0.05, 0.0, 0.1), ("micro", "prob", train["method"], 1, 10, 0.5, 0.4, 0.6)]
+lines = ["task,measure,arm,seeds,n,mean,ci_low,ci_high", *(",".join(map(str, row)) for row in rows)]
+Path("results/compare/figures.csv").write_text("\\n".join(lines) + "\\n")
+with open({log!r}, "a") as log:
+    log.write(f"end {{length}} {{lookahead}}\\n")
+"""
+OUTS = [{"results/compare/figures.csv": {"cache": False}}]
+COMPARE = {"cmd": "python -m stages.toy", "deps": ["stages/toy.py"], "params": ["train"], "outs": OUTS}
+GRID = {"methods": ["quiet_star"], "thought_tokens": [1, 3], "lookaheads": [1], "seeds": [1]}
+# as much of DVC as pipeline.ablations uses: an experiment is a commit with the parameters and what the stage wrote
+STUB = """
+import subprocess, sys
+from pathlib import Path
+import yaml
+
+words = sys.argv[1:]
+if words[0] == "exp":
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    for word in words[5::2]:
+        name, value = word.split("=", 1)
+        *sections, key = name.split(".")
+        section = params
+        for one in sections:
+            section = section[one]
+        section[key] = yaml.safe_load(value)
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    if subprocess.run([sys.executable, "-m", "stages.toy"]).returncode:
+        sys.exit("ERROR: failed to reproduce 'compare'")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    subprocess.run(["git", "add", "--all"], check=True)
+    subprocess.run(["git", "commit", "-qm", "experiment"], check=True)
+    ref = f"refs/exps/{commit[:2]}/{commit[2:]}/{words[3]}"
+    subprocess.run(["git", "update-ref", ref, "HEAD"], check=True)
+elif words[0] == "cache":
+    print(".dvc/cache")
+"""
+AUTHOR = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+class Project:
+    """A repository with the toy graph; its log tells which arms have started, and which stages have ended well."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.log = folder.parent / f"{folder.name}.log"
+        folder.mkdir()
+        for name in ("params.yaml", ".gitignore", ".dvcignore"):
+            shutil.copy(ROOT / name, folder)
+        (folder / "stages").mkdir()
+        (folder / "stages/__init__.py").touch()
+        (folder / ".dvc").mkdir()
+        (folder / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
+        (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"compare": COMPARE}}))
+        self.grid()
+        self.stage()
+        self.call("git", "init", "-q", "-b", "main")
+        self.commit()
+
+    def grid(self, **changes: object) -> None:
+        (self.folder / "grid.yaml").write_text(yaml.safe_dump(GRID | changes))
+
+    def stage(self, seconds: float = 0, broken: tuple[int, int] = (0, 0), shift: float = 0) -> None:
+        text = STAGE.format(seconds=seconds, broken=broken, shift=shift, log=str(self.log))
+        (self.folder / "stages/toy.py").write_text(text)
+
+    def commit(self) -> None:
+        self.call("git", "add", "--all")
+        self.call("git", "commit", "-qm", "a change")
+
+    def call(self, *words: str) -> str:
+        place = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+        environment = os.environ | AUTHOR | place
+        done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done.stdout
+
+    @property
+    def ran(self) -> list[str]:
+        return self._logged("end ")
+
+    @property
+    def started(self) -> list[str]:
+        return self._logged("start ")
+
+    def _logged(self, mark: str) -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "results/grid.csv")
+
+    def accuracies(self) -> dict[tuple[int, int], float]:
+        rows = self.table.query("measure == 'accuracy' and method == 'quiet_star'")
+        return {(k, a): mean for k, a, mean in zip(rows.thought_tokens, rows.lookahead, rows["mean"], strict=True)}

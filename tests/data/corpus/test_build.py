@@ -1,0 +1,174 @@
+"""The corpus stage: what it writes, and that a download which was killed resumes and writes the same bytes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline import params
+from pipeline.data.corpus import build, hub, microworld
+from pipeline.data.tasks.ask import questions
+from pipeline.data.tasks.spec import read_task
+from pipeline.errors import UserError
+from pipeline.files import arrow_table
+from pipeline.params import Corpus, HubSplit
+from pipeline.resume import Scratch
+from tests import local_hub
+from tests.stage_runner import TINY
+
+ROOT = Path(__file__).parents[3]
+ROWS = 23  # of the local data set, which is read in blocks of 4: 6 of split train, which takes all, and 3 of heldout
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own for each test, in which a killed run leaves its scratch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setattr(hub, "BLOCK", 4)
+
+
+def corpus(**changes: object) -> Corpus:
+    values = {name: value for name, value in (TINY | changes).items() if name.startswith("corpus.")}
+    return params.load(ROOT / "params.yaml", values).corpus
+
+
+def texts(folder: str, split: str) -> list[str]:
+    return arrow_table(Path(folder) / f"{split}.arrow")["text"].to_pylist()
+
+
+def test_the_micro_world():
+    """Its texts and probe are the module's, and the shipped tasks find its questions."""
+    settings = corpus()
+    world, seed = settings.microworld, settings.seed
+    build.write_corpus(settings, True, Path("data/corpus/texts"), Path("data/corpus/tasks"))
+    for split in microworld.TEXT_SPLITS:
+        count = getattr(world, f"{split}_documents")
+        made = microworld.documents(split, count, seed, world.steps, world.aside_share)
+        assert texts("data/corpus/texts", split) == list(made)
+    probe = pd.read_parquet("data/corpus/texts/probe.parquet").to_dict("records")
+    assert probe == microworld.probe(world.probe_documents, seed, world.steps)
+    asked = {f.stem: list(questions(read_task(f), None)) for f in (ROOT / "tasks/microworld").glob("*.yaml")}
+    rows = microworld.gsm8k_questions(world.questions, seed, world.steps)
+    expected = [(f"Q: {row['question']}\nA:", row["answer"].split("#### ")[1]) for row in rows]
+    assert [(q.prompt, q.answer) for q in asked["micro_rings"]] == expected
+    keys = [row["answerKey"] for row in microworld.commonsense_qa_questions(world.questions, seed)]
+    assert [q.answer for q in asked["micro_animals"]] == keys
+
+
+def test_a_base_model_from_outside_needs_no_pretraining_text():
+    build.write_corpus(corpus(), False, Path("texts"), Path("tasks"))
+    assert texts("texts", "pretrain") == [] != texts("texts", "train")
+
+
+def test_texts_from_data_sets():
+    """There is no probe, as the working of these texts is not known; the micro-world's questions stay."""
+    build.write_corpus(corpus(**local_hub.sources(Path("hub").resolve())), True, Path("texts"), Path("tasks"))
+    assert [len(texts("texts", split)) for split in microworld.TEXT_SPLITS] == [60, 12, 8]
+    assert texts("texts", "train")[0] == "Q: What is 0 and 90?\nA: Add.\n#### 90"
+    assert pd.read_parquet("texts/probe.parquet").empty
+    assert len(pd.read_parquet("tasks/rings/test.parquet")) == 4
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HubSplit]:
+    rows = [{"text": text} for text in local_hub.texts(ROWS)]
+    folder = local_hub.jsonl(tmp_path_factory.mktemp("hub") / "set", "train", rows)
+    whole = HubSplit(path=str(folder), split="train")
+    return {"train": whole, "heldout": replace(whole, rows=10)}
+
+
+def written(sources: dict[str, HubSplit], out: str) -> dict[str, bytes]:
+    Path(out).mkdir()
+    with build.kept_splits(sources, 1) as kept:
+        build.write_texts(sources, 1, kept, Path(out))
+    return {path.name: path.read_bytes() for path in Path(out).iterdir()}
+
+
+def kept_files() -> list[Path]:
+    return list(Path(".resume").rglob("*.arrow"))
+
+
+def test_each_split_chooses_its_own_rows(sources: dict[str, HubSplit]):
+    some = sources["heldout"]
+    assert set(written({**sources, "pretrain": some}, "out")) == {"train.arrow", "heldout.arrow", "pretrain.arrow"}
+    assert texts("out", "train") == local_hub.texts(ROWS)
+    chosen, other = set(texts("out", "heldout")), set(texts("out", "pretrain"))
+    assert len(chosen) == len(other) == 10 and chosen != other
+    assert not kept_files()
+
+
+@pytest.mark.parametrize("after", [1, 6, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4, 5, 7))])
+def test_a_killed_run_resumes_behind_its_last_block(
+    after: int, sources: dict[str, HubSplit], monkeypatch: pytest.MonkeyPatch
+):
+    """No block that was noted is read again: nine are read in all."""
+    whole = written(sources, "whole")
+    made, read = [], hub.blocks
+
+    def counted(*args: object):
+        for block in read(*args):
+            made.append(block)
+            yield block
+            if len(made) == after:
+                raise KilledError
+
+    monkeypatch.setattr(hub, "blocks", counted)
+    with pytest.raises(KilledError):
+        written(sources, "killed")
+    assert written(sources, "again") == whole
+    assert len(made) == 9
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_a_run_killed_between_a_file_and_its_note(
+    after: int, sources: dict[str, HubSplit], monkeypatch: pytest.MonkeyPatch
+):
+    whole = written(sources, "whole")
+    added, add = [], Scratch.add
+
+    def killed(scratch: Scratch, rows: list[dict]) -> None:
+        added.append(rows)
+        if len(added) == after:
+            raise KilledError
+        add(scratch, rows)
+
+    monkeypatch.setattr(Scratch, "add", killed)
+    with pytest.raises(KilledError):
+        written(sources, "killed")
+    assert written(sources, "again") == whole
+
+
+def test_blocks_are_kept_until_the_outputs_are_in_place(sources: dict[str, HubSplit]):
+    Path("out").mkdir()
+    with pytest.raises(KilledError), build.kept_splits(sources, 1) as kept:
+        build.write_texts(sources, 1, kept, Path("out"))
+        raise KilledError
+    assert len(kept_files()) == 9
+
+
+def test_a_changed_folder_is_read_anew(tmp_path: Path):
+    split = HubSplit(path=str(local_hub.jsonl(tmp_path / "set", "train", [{"text": "one"}] * 5)), split="train")
+    with pytest.raises(KilledError), build.kept_splits({"train": split}, 1) as kept:
+        build.write_texts({"train": split}, 1, kept, tmp_path)
+        raise KilledError
+    local_hub.jsonl(tmp_path / "set", "train", [{"text": "other"}] * 6)
+    written({"train": split}, "again")
+    assert texts("again", "train") == ["other"] * 6
+
+
+def test_a_mistake_in_one_split_is_told_before_another_is_read(sources: dict[str, HubSplit]):
+    with pytest.raises(UserError, match="no column 'body'"):
+        written({**sources, "heldout": replace(sources["heldout"], columns="body")}, "out")
+    assert not kept_files()
+
+
+def test_a_split_without_text_is_refused(tmp_path: Path):
+    folder = local_hub.jsonl(tmp_path / "blank", "train", [{"text": " "}] * 3)
+    with pytest.raises(UserError, match="has no text"):
+        written({"train": HubSplit(path=str(folder), split="train")}, "out")

@@ -1,0 +1,205 @@
+"""A stage goes on after `kill -9`, batch by batch, to the same bytes; with anything changed it starts afresh."""
+
+import os
+import shutil
+import signal
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import UserError
+from pipeline.evaluation.chain_of_thought import samples
+from pipeline.evaluation.chain_of_thought.vote import write_chain_of_thought
+from pipeline.evaluation.direct import evaluate, score
+from pipeline.evaluation.direct.evaluate import write_evaluation
+from pipeline.evaluation.perplexity import tokens
+from pipeline.evaluation.perplexity.measure import write_perplexity
+from pipeline.params import Evaluate, Perplexity
+from pipeline.resume import Scratch
+from tests.evaluation.chain_of_thought.asking import params, tasks_folder, trained_folder
+from tests.evaluation.perplexity.readers import METASPACE, write_spans
+from tests.local_hub import model_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    write: Callable[..., None]
+    params: object
+    inputs: tuple[str, ...]
+    module: ModuleType
+    function: str  # of the module: it computes a batch
+    batches: int
+    rows: int  # that hold the first batch and a part of the second
+
+
+EVALUATE = Evaluate(seed=1, batch_size=3, thought_temperature=1.0, bootstrap_samples=20, device="cpu")
+PERPLEXITY = Perplexity(seed=1, texts=5, batch_size=2, thought_temperature=0.0, bootstrap_samples=50, device="cpu")
+STAGES = {
+    # two models; two tasks of 7 questions and one of 2
+    "evaluate": Stage(write_evaluation, EVALUATE, ("model", "base", "tasks"), score, "_score_batch", 2 * 7, 4),
+    # two tasks of 7 questions, two ways
+    "chain_of_thought": Stage(write_chain_of_thought, params(), ("model", "tasks"), samples, "_sample", 2 * 6, 4),
+    "perplexity": Stage(write_perplexity, PERPLEXITY, ("model", "heldout.arrow"), tokens, "_batch_columns", 3, 1),
+}
+EACH = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+
+
+def write(stage: Stage, folder: Path, out: str = "out") -> dict[str, bytes]:
+    stage.write(stage.params, *(folder / name for name in stage.inputs), folder / out)
+    return {path.name: path.read_bytes() for path in (folder / out).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    trained_folder(folder / "model")
+    model_folder(folder / "base")
+    tasks_folder(folder / "tasks")
+    write_spans(folder / "heldout.arrow", METASPACE, [" What is (A) 12\n", " don't", " 42 of", " more", " the last"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: Path) -> Callable[[Stage], dict[str, bytes]]:
+    """What a stage writes that is not interrupted."""
+    return cache(lambda stage: write(stage, inputs, f"whole {stage.function}"))
+
+
+@pytest.fixture(autouse=True)
+def folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the inputs; one thread, as a fork cannot use the threads of its parent, and rounding depends on it."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def count_batches(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """A list that grows by one with every batch that is computed."""
+    batches, compute = [], getattr(stage.module, stage.function)
+    monkeypatch.setattr(stage.module, stage.function, lambda *args: batches.append(None) or compute(*args))
+    return batches
+
+
+def kill_after(adds: int, call: Callable[[], object]) -> None:
+    """Call in a fork of this process, which gets SIGKILL once it has kept rows ``adds`` times."""
+    child = os.fork()
+    if not child:
+        add, left = Scratch.add, [adds]
+
+        def add_and_die(self: Scratch, rows: list) -> None:
+            add(self, rows)
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Scratch.add = add_and_die
+        signal.alarm(100)  # rather than hang
+        try:
+            call()
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+SLOW = {"evaluate": (1, 5, 14), "chain_of_thought": (7,), "perplexity": (1, 2, 3)}
+KILLS = [pytest.param(name, adds, marks=pytest.mark.slow) for name in SLOW for adds in SLOW[name]]
+
+
+@pytest.mark.parametrize("name, adds", [("evaluate", 8), *KILLS])
+def test_killed_and_run_again_it_does_the_rest_to_the_same_bytes(
+    name: str, adds: int, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    stage = STAGES[name]
+    expected = whole(stage)
+    kill_after(adds, lambda: write(stage, folder))
+    assert not (folder / "out").exists()
+    batches = count_batches(stage, monkeypatch)
+    assert write(stage, folder) == expected
+    assert len(batches) == stage.batches - adds
+    assert not [path for path in (folder / ".resume").rglob("*") if path.is_file()]
+
+
+def fail_at_the_end(stage: Stage, folder: Path) -> Path:
+    """A run that computes everything and writes nothing; returns the file with its rows."""
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError):
+        for name in ("write_rows", "write_table", "write_json"):
+            patch.setattr(f"{stage.write.__module__}.{name}", full_disk, raising=False)
+        write(stage, folder)
+    (rows,) = (folder / ".resume").rglob("rows.jsonl")
+    return rows
+
+
+@EACH
+def test_a_batch_of_which_rows_are_missing_is_computed_as_a_whole(
+    stage: Stage, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    expected, rows = whole(stage), fail_at_the_end(stage, folder)
+    lines = rows.read_bytes().splitlines(keepends=True)
+    rows.write_bytes(b"".join(lines[: stage.rows]) + lines[stage.rows][:20])
+    batches = count_batches(stage, monkeypatch)
+    assert write(stage, folder) == expected
+    assert len(batches) == stage.batches - 1
+
+
+def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    save_file({name: change(name, value) for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "name, changed",
+    [(name, changed) for name in STAGES for changed in ("params", "model")] + [("evaluate", "base")],
+)
+def test_with_anything_changed_it_starts_afresh(
+    name: str, changed: str, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    stage = STAGES[name]
+    fail_at_the_end(stage, folder)
+    if changed == "params":
+        stage = replace(stage, params=replace(stage.params, seed=2))
+    else:
+        change_weights(folder / changed / "model.safetensors", lambda _, value: value * 1.5)
+    batches = count_batches(stage, monkeypatch)
+    assert write(stage, folder) != whole(STAGES[name])
+    assert len(batches) == stage.batches
+
+
+@pytest.mark.parametrize("name, kept", [("evaluate", 7 + 7 + 2), ("chain_of_thought", 0)])
+def test_predictions_that_are_not_finite_are_refused_and_not_kept(name: str, kept: int, folder: Path):
+    """The answers of the base model, which come first, are kept."""
+    change_weights(
+        folder / "model/model.safetensors", lambda name, value: value * (1e25 if "mixing_head" in name else 1)
+    )
+    with pytest.raises(UserError, match="the model's predictions are not finite: lower the learning rate"):
+        write(STAGES[name], folder)
+    assert not (folder / "out").exists()
+    files = (folder / ".resume").rglob("rows.jsonl")
+    assert sum(len(path.read_bytes().splitlines()) for path in files) == kept
+
+
+def test_one_model_is_in_memory_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    models: list[weakref.ref] = []
+
+    def load_alone(load: Callable[[Path], torch.nn.Module], path: Path) -> torch.nn.Module:
+        assert all(model() is None for model in models)
+        model = load(path)
+        models.append(weakref.ref(model))
+        return model
+
+    for name in ("load_trained", "load_plain"):
+        monkeypatch.setattr(evaluate, name, partial(load_alone, getattr(evaluate, name)))
+    write(STAGES["evaluate"], folder)
+    assert len(models) == 2

@@ -1,0 +1,239 @@
+"""Which weights are trained, and the folders of trained models."""
+
+import copy
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from pipeline.data.spans import SPANS, Spans
+from pipeline.errors import UserError
+from pipeline.files import digests, write_rows
+from pipeline.models.trained import (
+    ABOUT,
+    LEARNED,
+    TENSORS,
+    WEIGHTS,
+    limit_learning,
+    load_trained,
+    restore_frozen,
+    round_frozen,
+    save_trained,
+)
+from pipeline.params import Lora, Train
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.training.quiet_star.trainer import STEP_COLUMNS, parameter_groups
+from tests.thought.tiny import GPT2, LLAMA, VOCABULARY, error, quiet_star, random_ids
+from tests.training.quiet_star.test_trainer import TRAIN, trainer
+
+WHOLE = replace(TRAIN, steps=3)
+LORA = replace(WHOLE, adapt="lora", lora=Lora(rank=4, alpha=8.0), saved="learned")
+FROZEN = replace(WHOLE, adapt="frozen", saved="learned")
+PHI = LLAMA | {"model_type": "phi"}  # its LM head has a bias
+ARMS = [
+    (LORA, QUIET_STAR, LLAMA),
+    (LORA, PAUSE, GPT2),
+    (LORA, NO_THOUGHT, PHI),
+    (FROZEN, QUIET_STAR, GPT2),
+    (FROZEN, PAUSE, PHI),
+]
+COMPARED = [*STEP_COLUMNS, "eval_base_loss", "eval_talk_loss"]  # of a row of the log
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def spans(tmp_path: Path) -> Spans:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
+    write_rows(tmp_path / "spans.arrow", [{"input_ids": row, "length": 10} for row in ids], SPANS)
+    return Spans(tmp_path / "spans.arrow", VOCABULARY)
+
+
+def limited(settings: Train, base: dict = LLAMA) -> QuietStarForCausalLM:
+    model = quiet_star(base, method=settings.method)
+    limit_learning(model, settings)
+    return model
+
+
+def learned(model: QuietStarForCausalLM) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def saved(model: QuietStarForCausalLM, settings: Train, base: dict, folder: Path) -> Path:
+    """Write the trained model to a folder, and its base model to another beside it."""
+    quiet_star(base, method=settings.method).base.save_pretrained(folder / "base")
+    (folder / "trained").mkdir()
+    read = digests(folder / "base", WEIGHTS)
+    save_trained(copy.deepcopy(model), settings, folder / "base", read, folder / "trained")
+    return folder / "trained"
+
+
+def predictions(model: QuietStarForCausalLM) -> Tensor:
+    with torch.no_grad():
+        return model(random_ids(2, 9)).logits
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("settings", "method", "base"), ARMS)
+def test_training_changes_what_learns_only_and_both_folders_hold_it(settings, method, base, spans, tmp_path: Path):
+    settings = replace(settings, method=method)
+    start, before, model = quiet_star(base, method=method), limited(settings, base), limited(settings, base)
+    optimized = [parameter for group in parameter_groups(model, settings) for parameter in group["params"]]
+    assert sorted(map(id, optimized)) == sorted(map(id, learned(model).values()))
+    trainer(model, spans, settings).run()
+    model.eval()
+    after = {name.replace(".base_layer", ""): value for name, value in model.named_parameters()}
+    for name, value in start.base.named_parameters(prefix="base"):
+        assert torch.equal(after[name], value), name
+    assert [n for n, value in learned(model).items() if torch.equal(learned(before)[n], value)] == []
+    assert any("lora_" in name for name in after) == (settings.adapt == "lora")
+
+    folder = saved(model, settings, base, tmp_path / "small")
+    assert {path.name for path in folder.iterdir()} == {"config.json", *LEARNED}
+    assert load_file(folder / TENSORS).keys() == learned(model).keys()
+    about = json.loads((folder / ABOUT).read_text())
+    assert about["base"] == "../base" and str(tmp_path) not in (folder / ABOUT).read_text()
+    lora = {"rank": 4, "alpha": 8.0, "modules": None}
+    assert about["lora"] == (lora if settings.adapt == "lora" else None)
+
+    small = load_trained(folder)
+    whole = load_trained(saved(model, replace(settings, saved="whole"), base, tmp_path / "whole"))
+    assert not small.training and small.state_dict().keys() == whole.state_dict().keys()
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in small.state_dict().items())
+    assert error(predictions(small), predictions(whole)) < 1e-6  # sums depend on where weights lie in memory
+    assert error(predictions(small), predictions(model)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "base"),
+    [ARMS[0], *(pytest.param(*arm, marks=pytest.mark.slow) for arm in ARMS[1:4]), ARMS[4]],
+)
+def test_training_on_matrices_in_bfloat16_gives_the_same_bits(settings: Train, method, base: dict, spans: Spans):
+    settings, found = replace(settings, method=method, precision="bfloat16"), []
+    for rounded in (False, True):
+        model = limited(settings, base)
+        torch.manual_seed(3)
+        for name, parameter in model.base.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter)  # so that they show
+        if rounded:
+            round_frozen(model)
+        log = [{name: row[name] for name in COMPARED if name in row} for row in trainer(model, spans, settings).run()]
+        found.append((log, learned(model)))
+    (log, weights), (other_log, other) = found
+    assert log == other_log and sum("grad_norm" in row for row in log) == settings.steps
+    assert weights.keys() == other.keys() and all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("settings", "base", "count"), [(LORA, LLAMA, 15), (FROZEN, GPT2, 8)])
+def test_only_frozen_matrices_are_rounded_and_restored(settings: Train, base: dict, count: int):
+    """LLaMA's LM head is one of them; GPT-2's is its embedding, which is not."""
+    plain, model = limited(settings, base), limited(settings, base)
+    round_frozen(model)
+    frozen = {
+        id(module.weight)
+        for module in model.base.modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
+    } - {id(model.get_input_embeddings().weight)}
+    for (name, weights), before in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert weights.dtype == (torch.bfloat16 if id(weights) in frozen else torch.float32), name
+        assert torch.equal(weights, before.to(weights.dtype)), name
+    assert len(frozen) == count
+    restore_frozen(model, quiet_star(base).base)
+    before, after = plain.state_dict(), model.state_dict()
+    assert after.keys() == before.keys() and {value.dtype for value in after.values()} == {torch.float32}
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_the_folder_is_small_and_transformers_does_not_take_it_for_a_whole_model(tmp_path: Path):
+    base = LLAMA | {"vocab_size": 4000, "num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 256}
+    model = limited(LORA, base)
+    small = saved(model, LORA, base, tmp_path / "small")
+    assert size(small) < 0.2 * size(saved(model, replace(LORA, saved="whole"), base, tmp_path / "whole"))
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(small)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a model with adapters, its base model beside it."""
+    return saved(limited(LORA), LORA, LLAMA, tmp_path)
+
+
+def refused(folder: Path, message: str) -> None:
+    """Check that reading the folder ends with this message, in one line that names the folder."""
+    with pytest.raises(UserError) as caught:
+        load_trained(folder)
+    assert message in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_or_another_base_model_is_refused(folder: Path):
+    """Even a base model of the same shape, whose weights would take the adapters without a word."""
+    base = folder.parent / "base"
+    for other in (LLAMA, GPT2):
+        quiet_star(other, seed=5).base.save_pretrained(base)
+        refused(folder, "was trained on other weights than those in")
+    shutil.rmtree(base)
+    refused(folder, f"must be in {base}")
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ({"num_hidden_layers": 3}, "are not those of its config.json: base.model.layers.2."),
+        ({"hidden_size": 32}, "are not those of its config.json: "),
+        ({"rope_parameters": 3}, "cannot be read"),
+        ({"hidden_size": "x"}, "cannot be read"),
+    ],
+    ids=str,
+)
+def test_another_configuration_is_refused(base: dict, message: str, folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"base": config["base"] | base}))
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("lora", [{"rank": 2}, {"modules": ["q_proj"]}, {"modules": ["query"]}, {"ranks": 4}, None])
+def test_adapters_other_than_described_are_refused(lora: dict | None, folder: Path):
+    about = json.loads((folder / ABOUT).read_text())
+    (folder / ABOUT).write_text(json.dumps(about | {"lora": lora and about["lora"] | lora}))
+    refused(folder, "cannot be read: ")
+
+
+def test_broken_files_are_refused(folder: Path):
+    tensors = (folder / TENSORS).read_bytes()
+    (folder / TENSORS).write_bytes(tensors[:-8])
+    refused(folder, "cannot be read: ")
+    (folder / TENSORS).unlink()
+    refused(folder, "cannot be read: ")
+    for text in ("", "[]", '{"base": "../base"}'):
+        (folder / ABOUT).write_text(text)
+        refused(folder, f"{ABOUT} is missing or broken")
+
+
+def test_an_unknown_layer_and_missing_peft_are_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match=r"train\.lora\.modules: no linear layer of the decoder is called query"):
+        limited(replace(LORA, lora=Lora(4, 8.0, ["query"])))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for needs_peft in (lambda: limited(LORA), lambda: load_trained(folder)):
+        with pytest.raises(UserError, match=r"train\.adapt is lora\), which needs peft: pip install peft"):
+            needs_peft()
+    for settings in (FROZEN, WHOLE):
+        one = tmp_path / settings.adapt
+        assert load_trained(saved(limited(settings), replace(settings, saved="whole"), LLAMA, one))
