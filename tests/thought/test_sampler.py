@@ -167,15 +167,6 @@ def test_truncation_keeps_the_likeliest_as_they_are(values, top_k, top_p):
     assert truncate(weights, Sampling(top_k=top_k, top_p=top_p))[0].tolist() == expected
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 9.0])
-@pytest.mark.parametrize("top", [{"top_k": 1}, {"top_p": 1e-6}, {"top_k": 5, "top_p": 1e-6}], ids=str)
-def test_only_the_likeliest_token_is_greedy(temperature, top):
-    logits = torch.randn(200, 29, generator=torch.Generator().manual_seed(0))
-    drawn = draws(logits, Sampling(temperature, **top), chances(200))
-    assert torch.equal(drawn, logits.argmax(-1))
-    assert torch.equal(drawn, draws(logits, Sampling(0.0), chances(200)))
-
-
 EDGES = st.sampled_from([0.0, 1 - 2**-24, math.nextafter(1.0, 0.0)])
 NUMBERS = st.lists(st.integers(0, 9), min_size=1, max_size=50).filter(any)
 
