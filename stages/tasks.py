@@ -1,4 +1,4 @@
-"""Fetch every task's questions and put them as the task file says."""
+"""Fetch each task's questions and write them as its task file asks them."""
 
 from pathlib import Path
 

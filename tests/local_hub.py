@@ -22,24 +22,22 @@ def texts(count: int) -> list[str]:
     return [f"{SENTENCES[i % len(SENTENCES)]} Line {i}." for i in range(count)]
 
 
-def parquet(folder: Path, split: str, rows: list[dict]) -> Path:
-    """``rows`` as ``folder``/data/split-00000-of-00001.parquet, as the hub names it."""
-    path = folder / f"data/{split}-00000-of-00001.parquet"
+def parquet(folder: Path, split: str, rows: list[dict], part: str = "data") -> Path:
+    """Write ``rows`` as ``folder``/``part``/SPLIT-00000-of-00001.parquet, as the hub names it."""
+    path = folder / part / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(path, index=False)
     return folder
 
 
 def configured(folder: Path, name: str | None, split: str, rows: list[dict]) -> Path:
-    """``rows`` as a split of the part ``name`` of a data set, which the data card names as the hub's cards do.
+    """Write ``rows`` as a split of the configuration ``name``, with a data card that names it, as on the hub.
 
-    Without ``name`` the part is ``default``, as in the hub's own Parquet copies.
+    Without ``name`` it is ``default``, as in the hub's own Parquet copies.
     """
-    path = folder / (name or "default") / f"{split}-00000-of-00001.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_parquet(path, index=False)
-    part = path.parent.name
-    splits = sorted(file.name.partition("-0")[0] for file in path.parent.iterdir())
+    part = name or "default"
+    parquet(folder, split, rows, part)
+    splits = sorted(file.name.partition("-0")[0] for file in (folder / part).iterdir())
     card = [{"config_name": part, "data_files": [{"split": s, "path": f"{part}/{s}-*"} for s in splits]}]
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': card})}---\n")
     return folder
@@ -69,9 +67,9 @@ def commonsense_qa_rows(count: int) -> list[dict]:
 
 
 def sources(root: Path) -> dict[str, object]:
-    """Parameters for small local data sets, one in each format, which are written under ``root``.
+    """Write small data sets, one in each format, under ``root``; return the parameters that name them.
 
-    Tasks are GSM8K and CommonsenseQA, of five questions each.
+    The tasks are GSM8K and CommonsenseQA, with five questions each.
     """
     configured(root / "openai/gsm8k", "main", "test", gsm8k_rows(5))
     parquet(root / "tau/commonsense_qa", "validation", commonsense_qa_rows(5))
@@ -89,7 +87,7 @@ def sources(root: Path) -> dict[str, object]:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A SentencePiece-like tokenizer: unigrams whose spaces are `▁`, one before the text too; some long numbers."""
+    """A tokenizer like SentencePiece's: unigrams, `▁` for a space and before the text, some numbers of two digits."""
     single = [chr(code) for code in range(33, 127)]
     words = [f"▁{c}" for c in single if c.isalnum()] + ["▁the", "▁What", "▁is", "▁and", "ing", "42", "▁12"]
     vocabulary = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -2.0) for piece in ["▁", "\n", *single, *words])]
@@ -104,7 +102,7 @@ OTHER_SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "n_head": 2, "n_layer"
 
 
 def model_folder(folder: Path, architecture: str = "gpt2", safe: bool = True, **sizes: object) -> Path:
-    """A tiny model with new weights and its tokenizer; with pickled weights only if it is not ``safe``."""
+    """Write a tiny random model and its tokenizer; if not ``safe``, the weights are pickled."""
     tokenizer = word_tokenizer()
     sizes = (GPT2_SIZES if architecture == "gpt2" else OTHER_SIZES) | sizes
     config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, **sizes)

@@ -10,6 +10,7 @@ Prints what was read, how fast, and the process's own memory (without pages of f
 import sys
 import time
 from collections.abc import Iterator
+from io import SEEK_CUR, FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,29 +29,21 @@ SECONDS = 60
 HOLE = 2**17  # bytes: longer buffers become holes
 
 
-class SparseFile:
-    """A file to write to that skips long buffers."""
-
-    closed = False
-
-    def __init__(self, path: Path):
-        self._file = path.open("wb")
-        self.tell, self.flush, self.close = self._file.tell, self._file.flush, self._file.close
+class SparseFile(FileIO):
+    """A file in which long buffers become holes."""
 
     def write(self, data: pa.Buffer | bytes) -> int:
         if len(data) < HOLE:
-            return self._file.write(data)
-        self._file.seek(len(data), 1)
+            return super().write(data)
+        self.seek(len(data), SEEK_CUR)
         return len(data)
 
 
 def sparse(path: Path, batch: pa.RecordBatch, size: float) -> Path:
     """Write ``batch`` until the file has ``size`` bytes."""
-    sink = SparseFile(path)
-    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), batch.schema) as writer:
+    with SparseFile(path, "w") as file, pa.ipc.new_stream(file, batch.schema) as writer:
         for _ in range(int(size / batch.nbytes)):
             writer.write_batch(batch)
-    sink.close()
     return path
 
 

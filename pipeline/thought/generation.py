@@ -61,8 +61,8 @@ def generate(
     # the prompts are read once, and then repeated for their samples
     decoder, thinks = thinker.decoder, think and mixing_head is not None
     writer = _Writer(thinker, mixing_head, attention_mask, max_new_tokens, thought_sampling if thinks else None)
-    state, repeated = writer.read(decoder.embed(input_ids)), torch.arange(texts, device=device)
-    repeated = repeated.repeat_interleave(samples)
+    state = writer.read(decoder.embed(input_ids))
+    repeated = torch.arange(texts, device=device).repeat_interleave(samples)
     writer.select(repeated)
     state, done = state[repeated], torch.zeros_like(keys, dtype=torch.bool)
     written = F.pad(input_ids[repeated], (0, max_new_tokens), value=pad_token_id)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import params
+from pipeline.data.corpus import hub
 from pipeline.data.tasks import ask
 from pipeline.data.tasks.questions import Question, number_in
 from pipeline.data.tasks.spec import read_task

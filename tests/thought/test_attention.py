@@ -1,8 +1,10 @@
 """Thought attention: the reference equals a loop over tokens, the other paths equal the reference."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -105,26 +107,19 @@ def alone(call: Call) -> Tensor:
 
 
 VARIANTS = {
-    "plain": Shape(),
     "every position, the last one too": Shape(positions=tuple(range(7))),
     "grouped heads": Shape(groups=1, fold=3),
-    "a head for each group": Shape(groups=3, fold=1),
-    "window": Shape(window=4),
+    "window": Shape(window=4, groups=3, fold=1),
     "window shorter than a row": Shape(window=2),
-    "window and padding": Shape(window=4, padding=(3, 0)),
     "capped": Shape(softcap=0.9),
-    "padded on the left": Shape(padding=(2, 0)),
     "a thought at padding": Shape(positions=(0, 1, 4), padding=(3, 0)),
     "padding and all else": Shape(window=4, softcap=0.9, padding=(3, 0), first=2, new=2),
-    "token by token": Shape(first=2, new=1),
     "token by token, window": Shape(first=3, new=1, window=3),
-    "the rest of a row": Shape(first=2, new=2),
 }
 PATHS = pytest.mark.parametrize("path", pick.PATHS)
-each = pytest.mark.parametrize("shape", VARIANTS.values(), ids=VARIANTS.keys())
 
 
-@each
+@pytest.mark.parametrize("shape", VARIANTS.values(), ids=VARIANTS.keys())
 def test_the_reference_equals_a_loop_over_tokens(shape):
     call = make(shape)
     torch.testing.assert_close(call.run(reference.attend), alone(call), atol=1e-12, rtol=0)
@@ -148,19 +143,23 @@ def shapes(draw: Callable) -> Shape:
     )
 
 
-def use_blocks(monkeypatch: pytest.MonkeyPatch, size: int, flash: bool) -> None:
-    monkeypatch.setattr(blocked, "SMALLEST_BLOCK", size)
-    monkeypatch.setattr(blocked, "LARGEST_BLOCK", size)
-    if not flash:
-        monkeypatch.setattr(blocked, "has_flash", lambda _: False)
+@contextmanager
+def blocks(size: int | None, flash: bool) -> Iterator[None]:
+    """Blocks of ``size`` positions (None: as they come), with flash attention or without."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if size is not None:
+            monkeypatch.setattr(blocked, "SMALLEST_BLOCK", size)
+            monkeypatch.setattr(blocked, "LARGEST_BLOCK", size)
+        if not flash:
+            monkeypatch.setattr(blocked, "has_flash", lambda _: False)
+        yield
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(shapes(), st.integers(1, 8), st.booleans())
 def test_blocks_equal_the_reference(shape, size, flash):
     call = make(shape)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        use_blocks(monkeypatch, size, flash)
+    with blocks(size, flash):
         actual = call.outcome(blocked.attend)
     for found, expected in zip(actual, call.outcome(reference.attend), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
@@ -174,26 +173,27 @@ FLASH = pytest.mark.parametrize("flash", [True, False], ids=["flash", "no flash"
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)], ids=str
 )
-def test_blocks_are_as_exact_as_their_numbers(dtype, tolerance, flash, monkeypatch):
+def test_blocks_are_as_exact_as_their_numbers(dtype, tolerance, flash):
     """Compared with the reference in float64, on numbers that every dtype has."""
     call = make(LONG, torch.bfloat16)
     exact, rounded = (
         replace(call, inputs=tuple(x.to(t) for x in call.inputs), gradient=call.gradient.to(t))
         for t in (torch.float64, dtype)
     )
-    if not flash:
-        monkeypatch.setattr(blocked, "has_flash", lambda _: False)
-    for found, expected in zip(rounded.outcome(blocked.attend), exact.outcome(reference.attend), strict=True):
+    with blocks(None, flash):
+        actual = rounded.outcome(blocked.attend)
+    for found, expected in zip(actual, exact.outcome(reference.attend), strict=True):
         assert found.dtype == dtype
         assert error(found.double(), expected) < tolerance
 
 
 @FLASH
-def test_scores_too_large_for_exp_are_no_trouble(flash, monkeypatch):
+def test_scores_too_large_for_exp_are_no_trouble(flash):
     call = make(replace(LONG, positions=(0, 3, 149)))
     call = replace(call, style=replace(call.style, scaling=1e3))
-    use_blocks(monkeypatch, 2, flash)
-    for found, expected in zip(call.outcome(blocked.attend), call.outcome(reference.attend), strict=True):
+    with blocks(2, flash):
+        actual = call.outcome(blocked.attend)
+    for found, expected in zip(actual, call.outcome(reference.attend), strict=True):
         assert found.isfinite().all()
         torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
 
@@ -220,13 +220,12 @@ def kept(attend: Attend, call: Call) -> int:
 
 
 @FLASH
-def test_blocks_keep_nothing_quadratic_for_backward(flash, monkeypatch):
-    if not flash:
-        monkeypatch.setattr(blocked, "has_flash", lambda _: False)
+def test_blocks_keep_nothing_quadratic_for_backward(flash):
     ratios = {}
     for tokens in (64, 256):
         call = make(replace(LONG, positions=tuple(range(tokens)), tokens=tokens, texts=1), torch.float32)
-        ratios[tokens] = {a: kept(a, call) / call.inputs[0].numel() for a in (blocked.attend, reference.attend)}
+        with blocks(None, flash):
+            ratios[tokens] = {a: kept(a, call) / call.inputs[0].numel() for a in (blocked.attend, reference.attend)}
     assert ratios[256][blocked.attend] < 4
     assert ratios[256][blocked.attend] <= ratios[64][blocked.attend]
     assert ratios[256][reference.attend] > 2 * ratios[64][reference.attend]
@@ -266,43 +265,34 @@ def test_blocks_never_hold_all_scores():
 @pytest.mark.parametrize("attend", [reference.attend, blocked.attend], ids=["reference", "blocked"])
 def test_the_text_is_not_repeated_for_thoughts_nor_for_heads(attend):
     """Many keys, few queries: no tensor is larger than the text's keys, which 3 x 4 rows and 2 x 3 heads share."""
-    call = make(
-        Shape(positions=(397, 398, 399), tokens=400, texts=1, rationales=4, new=1, fold=3, size=64), torch.float32
-    )
+    shape = Shape(positions=(397, 398, 399), tokens=400, texts=1, rationales=4, new=1, fold=3, size=64)
+    call = make(shape, torch.float32)
     assert largest(call, attend) <= call.inputs[3].numel()
 
 
-def run_pick(path: str, call: Call) -> Tensor:
-    def attend(*args: object) -> Tensor:
-        return pick.attend(path, *args)
+def taken(path: str, shape: Shape) -> str:
+    """The path that `pick.attend` takes where it is given ``path``."""
+    called: list[str] = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in pick.PATHS:
+            monkeypatch.setitem(pick.PATHS, name, lambda *_, name=name: called.append(name))
+        make(shape).run(partial(pick.attend, path))
+    return called.pop()
 
-    return call.run(attend)
 
-
-BEYOND = {  # a plain path
-    "padded on the left": Shape(padding=(2, 0)),
-    "a window shorter than the text": Shape(window=4),
-    "a window one too short": Shape(window=9),
-    "capped": Shape(softcap=0.9),
-    "one position": Shape(positions=(4,)),
+BEYOND = {
+    "padded on the left": Shape(padding=(2, 0), size=16),
+    "a window shorter than the text": Shape(window=4, size=16),
+    "a window one too short": Shape(window=9, size=16),
+    "capped": Shape(softcap=0.9, size=16),
+    "one position": Shape(positions=(4,), size=16),
 }
-
-
-@PATHS
-@pytest.mark.parametrize("shape", BEYOND.values(), ids=BEYOND.keys())
-def test_what_a_path_cannot_express_is_left_to_the_reference(shape, path):
-    call = make(shape)
-    assert torch.equal(run_pick(path, call), call.run(reference.attend))
-
-
-@PATHS
-@pytest.mark.parametrize("shape", BEYOND.values(), ids=BEYOND.keys())
-def test_no_other_path_is_called_there(shape, path, monkeypatch):
-    called = spy(monkeypatch)
-    run_pick(path, make(shape))
-    assert called == ["reference"]
-
-
+BEYOND_FLEX = {
+    "token by token": Shape(size=16, first=2, new=1),
+    "the rest of a row": Shape(size=16, first=2, new=2),
+    "a row of one token": Shape(size=16, new=1),
+    "small heads": Shape(size=8),
+}
 PLAIN = {
     "plain": Shape(size=16),
     "a window as long as the text and a row": Shape(size=16, window=10),
@@ -310,36 +300,13 @@ PLAIN = {
 }
 
 
-def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Paths called from here on, in place of being run."""
-    called = []
-    for name in pick.PATHS:
-        monkeypatch.setitem(pick.PATHS, name, lambda *_, name=name: called.append(name))
-    return called
-
-
 @PATHS
-@pytest.mark.parametrize("shape", PLAIN.values(), ids=PLAIN.keys())
-def test_a_plain_layer_goes_the_path_it_was_given(shape, path, monkeypatch):
-    called = spy(monkeypatch)
-    run_pick(path, make(shape))
-    assert called == [path]
-
-
-BEYOND_FLEX = [
-    Shape(size=16, first=2, new=1),
-    Shape(size=16, first=2, new=2),
-    Shape(size=16, new=1),
-    Shape(size=8),
-]
-
-
-@pytest.mark.parametrize(("path", "expected"), [("flex", "reference"), ("blocked", "blocked")])
-@pytest.mark.parametrize("shape", BEYOND_FLEX, ids=str)
-def test_flex_is_for_whole_rows_and_heads_that_its_kernel_takes(shape, path, expected, monkeypatch):
-    called = spy(monkeypatch)
-    run_pick(path, make(shape))
-    assert called == [expected]
+def test_what_a_path_cannot_express_is_left_to_the_reference(path):
+    """And nothing else is."""
+    assert [name for name, shape in BEYOND.items() if taken(path, shape) != "reference"] == []
+    beyond_flex = "reference" if path == "flex" else path
+    assert [name for name, shape in BEYOND_FLEX.items() if taken(path, shape) != beyond_flex] == []
+    assert [name for name, shape in PLAIN.items() if taken(path, shape) != path] == []
 
 
 def test_the_longest_window_that_hides_nothing_is_plain():
@@ -352,21 +319,15 @@ def test_the_longest_window_that_hides_nothing_is_plain():
         assert same == plain
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cpu", "blocked"), ("cuda", "flex"), ("mps", "reference")])
-def test_auto_is_by_device(device, expected):
-    assert pick.pick("auto", torch.device(device)) == expected
-
-
-@PATHS
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_path_by_name_is_that_path(path, device):
-    assert pick.pick(path, torch.device(device)) == path
-
-
-@pytest.mark.parametrize("name", ["flash", "Blocked", ""])
-def test_an_unknown_path_is_refused(name):
-    with pytest.raises(ValueError, match=f"attention is '{name}', but must be one of auto, reference, blocked, flex"):
-        pick.pick(name, torch.device("cpu"))
+def test_paths_are_picked_by_name_or_device():
+    by_device = [pick.pick("auto", torch.device(device)) for device in ("cpu", "cuda", "mps")]
+    assert by_device == ["blocked", "flex", "reference"]
+    assert all(pick.pick(path, torch.device(device)) == path for path in pick.PATHS for device in ("cpu", "cuda"))
+    for name in ("flash", "Blocked", ""):
+        with pytest.raises(
+            ValueError, match=f"attention is '{name}', but must be one of auto, reference, blocked, flex"
+        ):
+            pick.pick(name, torch.device("cpu"))
 
 
 def test_the_path_is_logged_once(caplog):
@@ -380,7 +341,6 @@ def test_the_path_is_logged_once(caplog):
 
 
 FLEX = {
-    "one tile": Shape(size=16),
     "every position": Shape(positions=tuple(range(7)), size=16),
     "grouped heads": Shape(groups=1, fold=3, size=16),
     "the text is a tile": Shape(positions=(0, 77, 127), tokens=128, size=16),
@@ -409,33 +369,18 @@ def test_flex_as_written_equals_the_reference(shape):
     assert error(actual, call.run(reference.attend)) < 1e-6
 
 
-def visible(shape: Shape) -> Tensor:
-    """What flex's mask lets a row token see: (R*P*S, N + R*P*S), padding left out."""
-    queries = shape.rationales * len(shape.positions) * shape.new
-    mask = flex.block_mask(shape.positions, shape.tokens, queries // shape.new, shape.new, torch.device("cpu")).mask_mod
-    start = -(-shape.tokens // flex.TILE) * flex.TILE
-    keys = torch.cat([torch.arange(shape.tokens), start + torch.arange(queries)])
-    return mask(0, 0, torch.arange(queries)[:, None], keys)
-
-
 def test_flex_shows_a_token_its_text_and_its_own_row():
-    shape = Shape()
-    seen, position = visible(shape), [p for _ in range(2) for p in shape.positions]
-    for query, mask in enumerate(seen):
-        row, s = divmod(query, shape.new)
-        expected = [*range(position[row] + 1), *(shape.tokens + row * shape.new + t for t in range(s + 1))]
-        assert mask.nonzero().squeeze(1).tolist() == expected
-
-
-def test_padding_of_flex_sees_the_first_text_token_and_is_seen_by_none():
-    shape, device = Shape(), torch.device("cpu")
-    block = flex.block_mask(shape.positions, shape.tokens, 6, shape.new, device)
+    """Padded queries see the first text token only, and padded keys are seen by none."""
+    shape, queries = Shape(), 18
+    block = flex.block_mask(shape.positions, shape.tokens, queries // shape.new, shape.new, torch.device("cpu"))
     assert block.shape == (1, 1, 128, 256)
     seen = block.mask_mod(0, 0, torch.arange(128)[:, None], torch.arange(256))
-    assert seen[18:, 0].all()
-    assert not seen[18:, 1:].any()
-    assert not seen[:18, 7:128].any()
-    assert not seen[:18, 128 + 18 :].any()
+    position = [p for _ in range(2) for p in shape.positions]
+    for query, mask in enumerate(seen[:queries]):
+        row, s = divmod(query, shape.new)
+        expected = [*range(position[row] + 1), *(128 + row * shape.new + t for t in range(s + 1))]
+        assert mask.nonzero().squeeze(1).tolist() == expected
+    assert seen[queries:, 0].all() and not seen[queries:, 1:].any()
 
 
 def test_a_block_mask_is_made_once():

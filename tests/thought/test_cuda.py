@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,22 +11,20 @@ from torch import Tensor
 from pipeline.thought import attention_flex as flex
 from pipeline.thought import attention_reference as reference
 from pipeline.thought.model import QuietStarForCausalLM
-from pipeline.thought.objective import Losses
 from pipeline.thought.sampler import Sampling, draw, invert, uniforms
 from pipeline.thought.step import Engine
 from tests.thought.test_attention import Call, Shape, make
 from tests.thought.test_engine import (
+    LOSSES,
     PLAIN,
     Step,
-    Texts,
     compare,
     compare_autocast,
-    compare_gradients,
     compare_outputs,
     run,
     train,
 )
-from tests.thought.tiny import GEMMA2, LLAMA, error, quiet_star, random_ids
+from tests.thought.tiny import GEMMA2, LLAMA, Texts, compare_gradients, error, quiet_star, random_ids, texts
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
@@ -60,42 +58,34 @@ def on_device(call: Call) -> Call:
 
 FLEX = {
     "one tile": Shape(size=16),
-    "every position": Shape(positions=tuple(range(50)), tokens=50, new=8, size=32),
     "grouped heads": Shape(positions=tuple(range(50)), tokens=50, new=8, groups=2, fold=3, size=16),
     "a head for each group": Shape(positions=tuple(range(20)), tokens=20, groups=3, fold=1, size=64),
     "more text than a tile": Shape(positions=tuple(range(130)), tokens=130, rationales=3, new=7, size=64),
     "a text of two tiles": Shape(positions=tuple(range(256)), tokens=256, texts=1, new=4, size=32),
-    "the first slice": Shape(positions=tuple(range(60)), tokens=200, new=8, size=32),
     "a slice between": Shape(positions=tuple(range(60, 120)), tokens=200, new=8, size=32),
     "the last, short slice": Shape(positions=tuple(range(180, 200)), tokens=200, new=8, size=32),
     "positions apart": Shape(positions=(0, 3, 127, 128, 199), tokens=200, new=5, size=16),
 }
 
 
+def check_flex(shape: Shape, dtype: torch.dtype, tolerance: float) -> None:
+    call = on_device(make(shape, dtype))
+    double = replace(call, inputs=tuple(x.double() for x in call.inputs), gradient=call.gradient.double())
+    for found, expected in zip(call.outcome(flex.attend), double.outcome(reference.attend), strict=True):
+        assert found.dtype == dtype
+        assert error(found.double(), expected) < tolerance
+
+
 @pytest.mark.parametrize("shape", FLEX.values(), ids=FLEX.keys())
 def test_flex_and_its_gradients_equal_the_reference(shape):
-    call = on_device(make(shape, torch.float32))
-    double = replace(call, inputs=tuple(x.double() for x in call.inputs), gradient=call.gradient.double())
-    for found, expected in zip(call.outcome(flex.attend), double.outcome(reference.attend), strict=True):
-        assert found.dtype == torch.float32
-        assert error(found.double(), expected) < 1e-5
-
-
-def test_flex_in_bfloat16_is_close():
-    call = on_device(make(FLEX["every position"], torch.bfloat16))
-    double = replace(call, inputs=tuple(x.double() for x in call.inputs), gradient=call.gradient.double())
-    for found, expected in zip(call.outcome(flex.attend), double.outcome(reference.attend), strict=True):
-        assert found.dtype == torch.bfloat16
-        assert error(found.double(), expected) < 2e-2
+    check_flex(shape, torch.float32, 1e-5)
+    check_flex(shape, torch.bfloat16, 2e-2)
 
 
 def test_slices_of_one_size_share_a_kernel_and_not_a_mask():
     """Masks of other positions must not be taken for those that the kernel was compiled with."""
     for start in (0, 60, 120):
-        call = on_device(make(replace(FLEX["the first slice"], positions=tuple(range(start, start + 60)))))
-        call = replace(call, inputs=tuple(x.float() for x in call.inputs), gradient=call.gradient.float())
-        for found, expected in zip(call.outcome(flex.attend), call.outcome(reference.attend), strict=True):
-            assert error(found, expected) < 1e-5
+        check_flex(Shape(positions=tuple(range(start, start + 60)), tokens=200, new=8, size=32), torch.float32, 1e-5)
 
 
 def memory(attend: object, call: Call) -> int:
@@ -126,17 +116,12 @@ def test_flex_stays_a_kernel_for_texts_of_many_lengths():
         assert memory(flex.attend, call) < query.numel() // query.shape[-1] * tokens * query.element_size()
 
 
-def batch(padding: str | None = None, tokens: int = TOKENS) -> Texts:
-    ids = random_ids(2, tokens)
-    if padding is None:
-        return Texts(ids, None, ids)
-    mask = torch.ones_like(ids)
-    mask[1, slice(0, 5) if padding == "left" else slice(-5, None)] = 0
-    return Texts(ids, mask, ids.masked_fill(mask == 0, -100))
+def batch(padding: str | None = None) -> Texts:
+    return texts(padding, TOKENS)
 
 
 def moved(texts: Texts) -> Texts:
-    return Texts(texts.ids.to(DEVICE), None if texts.mask is None else texts.mask.to(DEVICE), texts.labels.to(DEVICE))
+    return Texts(*(x if x is None else x.to(DEVICE) for x in texts))
 
 
 def given_thoughts() -> Tensor:
@@ -145,18 +130,17 @@ def given_thoughts() -> Tensor:
 
 def fetched(step: Step) -> Step:
     """The same step's numbers, on the CPU."""
-    losses = Losses(**{f.name: getattr(step.losses, f.name).detach().cpu() for f in fields(Losses)})
-    output = replace(step.output, loss=losses.total, losses=losses, weight=step.output.weight.cpu())
+    losses = replace(step.losses, **{name: getattr(step.losses, name).detach().cpu() for name in LOSSES})
+    output = replace(step.output, loss=losses.total, losses=losses)
     return Step(output, {name: g if g is None else g.cpu() for name, g in step.gradients.items()})
 
 
-def check_against_cpu(model: QuietStarForCausalLM, engine: Engine, texts: Texts) -> None:
-    expected = train(model, PLAIN, texts, given_thoughts())
+def check_against_cpu(model: QuietStarForCausalLM, engine: Engine, batch: Texts) -> None:
+    expected = train(model, PLAIN, batch, given_thoughts())
     other = copy.deepcopy(model).to(DEVICE)
-    found = fetched(train(other, engine, moved(texts), given_thoughts().to(DEVICE)))
-    for field in fields(Losses):
-        assert error(getattr(found.losses, field.name), getattr(expected.losses, field.name)) < 1e-4, field.name
-    assert error(found.output.weight, expected.output.weight) < 1e-4
+    found = fetched(train(other, engine, moved(batch), given_thoughts().to(DEVICE)))
+    for name in LOSSES:
+        assert error(getattr(found.losses, name), getattr(expected.losses, name)) < 1e-4, name
     compare_gradients(found.gradients, expected.gradients, 1e-3)
 
 
@@ -185,38 +169,38 @@ def test_a_step_with_small_heads_equals_the_cpus():
 @ENGINES
 def test_a_sampled_step_equals_the_plain_one(engine):
     """Thoughts too: on one device, they do not depend on how it computes."""
-    model, texts = quiet_star(BASE).to(DEVICE), moved(batch())
-    compare(train(model, engine, texts), train(model, PLAIN, texts), 1e-4)
+    model, there = quiet_star(BASE).to(DEVICE), moved(batch())
+    compare(train(model, engine, there), train(model, PLAIN, there), 1e-4)
 
 
 def test_activation_checkpointing_changes_nothing():
-    model, texts, thoughts = quiet_star(BASE).to(DEVICE).train(), moved(batch()), given_thoughts().to(DEVICE)
-    expected = train(model, Engine(), texts, thoughts)
+    model, there, thoughts = quiet_star(BASE).to(DEVICE).train(), moved(batch()), given_thoughts().to(DEVICE)
+    expected = train(model, Engine(), there, thoughts)
     model.activation_checkpointing_enable()
     for engine in (Engine(), Engine("auto", 16)):
-        compare(train(model, engine, texts, thoughts), expected, 1e-4)
+        compare(train(model, engine, there, thoughts), expected, 1e-4)
 
 
 @pytest.mark.parametrize("positions", [None, 16])
 def test_autocast_is_close_to_float32(positions):
-    model, texts, thoughts = quiet_star(BASE).to(DEVICE).train(), moved(batch()), given_thoughts().to(DEVICE)
-    compare_autocast(model, Engine("auto", positions), texts, thoughts)
+    model, there, thoughts = quiet_star(BASE).to(DEVICE).train(), moved(batch()), given_thoughts().to(DEVICE)
+    compare_autocast(model, Engine("auto", positions), there, thoughts)
 
 
 def test_a_sampled_step_under_autocast_is_finite():
-    model, texts = quiet_star(BASE).to(DEVICE).train(), moved(batch())
+    model = quiet_star(BASE).to(DEVICE).train()
     with torch.autocast(DEVICE, torch.bfloat16):
-        output = run(model, Engine(), texts)
+        output = run(model, Engine(), moved(batch()))
     output.loss.backward()
     assert output.loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_evaluation_equals_training():
-    model, texts = quiet_star(BASE).to(DEVICE).eval(), moved(batch())
-    expected = run(model, PLAIN, texts)
+    model, there = quiet_star(BASE).to(DEVICE).eval(), moved(batch())
+    expected = run(model, PLAIN, there)
     with torch.no_grad():
-        compare_outputs(run(model, Engine("auto", 16), texts), expected, 1e-4)
+        compare_outputs(run(model, Engine("auto", 16), there), expected, 1e-4)
 
 
 @torch.no_grad()
@@ -251,14 +235,7 @@ def test_uniforms_are_the_same_bit_by_bit():
     assert torch.equal(found.cpu(), expected)
 
 
-SAMPLINGS = [
-    Sampling(),
-    Sampling(0.0),
-    Sampling(0.7),
-    Sampling(top_k=50),
-    Sampling(top_p=0.9),
-    Sampling(2.0, 0, 40, 0.8),
-]
+SAMPLINGS = [Sampling(), Sampling(0.0), Sampling(0.7), Sampling(top_k=50), Sampling(2.0, 0, 40, 0.8)]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
+from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from pipeline.thought.views import TextView
 from tests.thought.tiny import (
     ARCHITECTURES,
@@ -20,40 +22,55 @@ from tests.thought.tiny import (
     LLAMA,
     SIZES,
     START,
+    TOKENS,
     base_model,
     error,
+    gradients,
     quiet_star,
     random_ids,
+    texts,
 )
 
-TYING = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-FAMILIES = pytest.mark.parametrize("base", [LLAMA, GEMMA2, GPT2], ids=["llama", "gemma2", "gpt2"])
+FOUR_BASES = pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2", "gpt2"])
+ALL_METHODS = pytest.mark.parametrize("method", METHODS)
 
 
-def from_base(base: dict, **options: object) -> QuietStarForCausalLM:
-    settings = {"thought_tokens": 3, "lookahead": 2, "start_token_id": START, "end_token_id": END}
-    return QuietStarForCausalLM.from_base(base_model(base, **options), [3, 5], **settings)
+def from_base(base: dict, method: str = QUIET_STAR, **options: object) -> QuietStarForCausalLM:
+    settings = {"thought_tokens": 3, "lookahead": 2, "start_token_id": START, "end_token_id": END, "method": method}
+    return QuietStarForCausalLM.from_base(base_model(base, **options), [3, 5], **settings).eval()
 
 
-@TYING
-@FAMILIES
-def test_saved_and_loaded_it_is_the_same(base, tied, tmp_path):
-    model, ids = quiet_star({**base, "tie_word_embeddings": tied}).eval(), random_ids(2, 6)
+@ALL_METHODS
+@FOUR_BASES
+def test_saved_and_loaded_it_is_the_same(name, method, tmp_path):
+    """With tied embeddings and untied ones."""
+    tied, ids = name in ("llama", "gpt2"), random_ids(2, 6)
+    model = quiet_star({**ARCHITECTURES[name], "tie_word_embeddings": tied}, method=method).eval()
     model.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert json.loads((tmp_path / "config.json").read_text())["method"] == method
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(loaded) is QuietStarForCausalLM
+    assert type(loaded) is QuietStarForCausalLM and loaded.config.method == method
     assert loaded.config.to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
     expected = model.state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
-    is_tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
-    assert is_tied == tied
+    assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)
         assert torch.equal(loaded(ids, labels=ids).loss, model(ids, labels=ids).loss)
+    assert torch.equal(loaded.generate(ids, max_new_tokens=3), model.generate(ids, max_new_tokens=3))
 
 
+def test_a_model_from_before_there_were_methods_is_quiet_star(tmp_path):
+    quiet_star(LLAMA).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["method"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert AutoConfig.from_pretrained(tmp_path).method == QUIET_STAR
+
+
+@pytest.mark.slow
 def test_importing_the_model_is_enough_to_load_it(tmp_path):
     quiet_star(LLAMA).save_pretrained(tmp_path)
     program = (
@@ -77,26 +94,35 @@ def test_the_saved_configuration_names_no_path_of_this_machine(tmp_path):
         assert json.loads(text)["base"]["model_type"] == "llama"
 
 
-@TYING
-@pytest.mark.parametrize("base", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
-def test_from_base_starts_as_the_base(base, tied):
-    base = {**base, "tie_word_embeddings": tied}
-    model, plain, ids = from_base(base), base_model(base, attn_implementation="eager").eval(), random_ids(2, 6)
-    with torch.no_grad():
-        output, expected = model(ids), plain(ids, use_cache=False).logits
-    assert not output.weight.any()
-    assert torch.equal(output.logits, output.base_logits)
-    assert error(output.logits, expected) < 1e-5
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_untrained_it_predicts_and_writes_as_the_base(name):
+    """By every method; some bases have untied embeddings."""
+    base = {**ARCHITECTURES[name], "tie_word_embeddings": name not in ("mistral", "gemma2", "gpt_neox")}
+    plain, ids = base_model(base, attn_implementation="eager").eval(), random_ids(2, 6)
+    other, expected = from_base(base, NO_THOUGHT), plain(ids, use_cache=False).logits
+    for method in METHODS:
+        model = from_base(base, method)
+        output = model(ids)
+        assert torch.equal(output.logits, output.base_logits) and not output.weight.any()
+        assert torch.equal(output.logits, other(ids).logits)
+        assert error(output.logits, expected) < 1e-5
+        assert torch.equal(model.generate(ids, max_new_tokens=4), other.generate(ids, max_new_tokens=4))
+        loss = other(ids, labels=ids).loss.item()
+        assert model(ids, labels=ids).losses.base.item() == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("base", [LLAMA, ARCHITECTURES["gemma"]], ids=["llama", "gemma, whose embeddings are scaled"])
-def test_meta_tokens_start_as_the_mean_embedding_of_their_tokens(base):
-    model = from_base(base)
+@ALL_METHODS
+def test_what_a_method_adds_starts_as_the_mean_embedding(method, base):
+    model = from_base(base, method)
     with torch.no_grad():
         expected = model.get_input_embeddings()(torch.tensor([3, 5])).mean(0)
-    for parameter in (model.start_embedding, model.end_embedding):
-        torch.testing.assert_close(parameter.data * model.config.meta_token_scale, expected)
-    assert model.start_embedding.data_ptr() != model.end_embedding.data_ptr()
+    shapes = {QUIET_STAR: [(16,), (16,)], PAUSE: [(16,), (16,), (3, 16)], NO_THOUGHT: []}[method]
+    assert [tuple(parameter.shape) for parameter in model.meta_tokens()] == shapes
+    for parameter in model.meta_tokens():
+        torch.testing.assert_close(parameter.data * model.config.meta_token_scale, expected.expand_as(parameter))
+    assert len({parameter.data_ptr() for parameter in model.meta_tokens()}) == len(shapes)
 
 
 def test_a_new_model_has_the_initial_weights_of_its_base():
@@ -107,19 +133,28 @@ def test_a_new_model_has_the_initial_weights_of_its_base():
     assert not model.mixing_head[-1].weight.any()
 
 
-@FAMILIES
-def test_bfloat16_is_close_to_float32(base):
-    model, ids = quiet_star(base).eval(), random_ids(2, 6)
-    thoughts = random_ids(2, 2, 6, 3, seed=2)
+@ALL_METHODS
+@pytest.mark.parametrize(
+    ("base", "engine"), [(LLAMA, DEFAULT_ENGINE), (GEMMA2, Engine("blocked", 4)), (GPT2, Engine("blocked", 4))]
+)
+def test_bfloat16_and_autocast_are_close_to_float32(base, engine, method):
+    """Losses are float32, gradients of the parameters' dtype."""
+    model, (ids, mask, labels) = quiet_star(base, method=method), texts("right")
     half = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
     half.load_state_dict(model.state_dict())
-    outputs = [m(ids, labels=ids, thought_ids=thoughts) for m in (model, half)]
-    outputs[1].loss.backward()
-    assert {parameter.grad.dtype for parameter in half.parameters()} == {torch.bfloat16}
-    assert all(parameter.grad.isfinite().all() for parameter in half.parameters())
-    assert outputs[1].losses.base_nll.dtype == torch.float32
-    assert error(outputs[1].losses.base_nll, outputs[0].losses.base_nll) < 0.05
-    assert half.generate(ids, max_new_tokens=2).shape == (2, 8)
+    given = random_ids(2, 2, TOKENS, 3, seed=2) if method == QUIET_STAR else None
+    options = {"labels": labels, "thought_ids": given, "engine": engine}
+    expected = model(ids, mask, **options).losses
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = model(ids, mask, **options)
+    for each, output in ((model, lowered), (half, half(ids, mask, **options))):
+        found = gradients(each, output.loss)
+        assert {gradient.dtype for gradient in found.values()} == {each.dtype}
+        assert all(gradient.isfinite().all() for gradient in found.values())
+        losses = [output.losses.base_nll, output.losses.talk_nll, output.losses.reward, output.losses.policy]
+        assert {loss.dtype for loss in losses} == {torch.float32}
+        assert error(output.losses.base_nll, expected.base_nll) < 0.05
+    assert half.generate(ids, max_new_tokens=2).shape == (2, TOKENS + 2)
 
 
 def test_attention_is_given_one_dtype_and_left_alone_by_autocast(monkeypatch):
@@ -143,30 +178,20 @@ def test_from_base_in_bfloat16_keeps_exact_rotary_frequencies():
     assert torch.equal(model.base.model.rotary_emb.inv_freq, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_bfloat16_model_is_loaded_in_one_dtype(dtype, tmp_path):
+def test_a_bfloat16_model_is_loaded_in_one_dtype(tmp_path):
     from_base(LLAMA, dtype=torch.bfloat16).save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    for dtype in (torch.float32, torch.bfloat16):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
 
 
+OPT = {"hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 24}
+OPT |= {"vocab_size": 23, "init_std": 0.3, "max_position_embeddings": 64}
 RANDOM = {
     "gpt2": {**GPT2, "attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5},
     "llama": {**LLAMA, "attention_dropout": 0.5},
     "gpt_neox": {**ARCHITECTURES["gpt_neox"], "attention_dropout": 0.5, "hidden_dropout": 0.5},
-    "opt": {
-        "model_type": "opt",
-        "vocab_size": 23,
-        "hidden_size": 16,
-        "word_embed_proj_dim": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "ffn_dim": 24,
-        "init_std": 0.3,
-        "max_position_embeddings": 64,
-        "dropout": 0.5,
-        "layerdrop": 0.5,
-    },
+    "opt": {"model_type": "opt", **OPT, "dropout": 0.5, "layerdrop": 0.5},
     "mixtral": {"model_type": "mixtral", **SIZES, "num_local_experts": 2, "router_jitter_noise": 0.9},
 }
 

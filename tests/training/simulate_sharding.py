@@ -1,10 +1,10 @@
-"""A training step sharded over processes on this machine's processor (FSDP2 over gloo), as accelerate does on GPUs.
+"""Measure a training step sharded over processes on this machine's processor: FSDP2 over gloo, set up by accelerate.
 
     torchrun --nproc_per_node 4 -m tests.training.simulate_sharding
 
-Prints a row for each way of sharding. Every process reads the same text, so loss and gradient must not depend on how
-many there are. Megabytes are a process's, of one step: its share of weights, gradients and moments (states); the whole
-tensors that collectives give or take; the peak of its memory over what it had before the step.
+Prints a row for each way of sharding. Every process reads the same text, so loss and gradient must not depend on the
+number of processes. Columns are megabytes of one process in one step: its shards of weights, gradients and optimizer
+moments (states); the unsharded tensors that collectives produce or take; the peak of its memory above the start.
 """
 
 import ctypes
@@ -64,7 +64,7 @@ WAYS = [
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes of whole tensors that collectives give or take."""
+    """Counts the bytes of the unsharded tensors that collectives produce or take."""
 
     def __init__(self):
         super().__init__()
@@ -79,23 +79,23 @@ class Traffic(TorchDispatchMode):
 
 
 def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of this process's share."""
+    """Bytes of these tensors' shards in this process."""
     local = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors)
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def memory(field: str) -> int:
-    """Bytes of this process, as Linux counts them: VmRSS now, VmHWM at their peak."""
+    """This process's bytes by Linux's count: VmRSS now, VmHWM at the peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def sharded(way: Sharding) -> QuietStarForCausalLM:
-    """A model with random weights, sharded by accelerate, which would start itself on GPUs only."""
+    """A model with random weights, sharded by the function that accelerate itself calls on GPUs only."""
     torch.manual_seed(0)
     model = QuietStarForCausalLM(QuietStarConfig(base=BASE, **THOUGHTS)).train()
     if way.checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -115,7 +115,7 @@ def sharded(way: Sharding) -> QuietStarForCausalLM:
 
 
 def measured(way: Sharding) -> dict[str, float]:
-    """The second of two steps."""
+    """The figures of the second of two steps."""
     model = sharded(way)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     step(model, optimizer, way)

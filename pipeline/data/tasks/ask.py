@@ -39,6 +39,8 @@ def write_tasks(params: Tasks, out: Path) -> None:
     with new_path(out) as folder:
         folder.mkdir()
         for path in map(Path, params.files):
+            if "\0" in str(path):
+                raise UserError(f"tasks.files: {path} is no path: a path has no zero bytes")
             if FOLDER.resolve() not in path.resolve().parents:
                 raise UserError(f"tasks.files: {path} is not in the folder {FOLDER}, which DVC watches: move it there")
             if (folder / f"{path.stem}.yaml").exists():
@@ -55,10 +57,9 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
     be read or a row does not have what the task file names.
     """
     ask = _asker(task)
-    path = task.data.path
-    if root is not None and not looks_local(path):
-        path = str(Path(root).absolute() / path)
-    source = HubSplit(path, task.data.name, task.data.split, task.data.revision)
+    source = HubSplit(**vars(task.data))
+    if root is not None and not looks_local(source.path):
+        source.path = str(Path(root).absolute() / source.path)
     for index, row in enumerate(rows(source)):
         try:
             question = ask(row)

@@ -43,7 +43,7 @@ def texts(folder: str, split: str) -> list[str]:
 
 
 def test_the_micro_world():
-    """Its texts and probe are the module's, and the shipped tasks find its questions."""
+    """Its texts and probe are the module's; the shipped tasks find its questions and ask as GSM8K and CommonsenseQA."""
     settings = corpus()
     world, seed = settings.microworld, settings.seed
     build.write_corpus(settings, True, Path("data/corpus/texts"), Path("data/corpus/tasks"))
@@ -53,12 +53,15 @@ def test_the_micro_world():
         assert texts("data/corpus/texts", split) == list(made)
     probe = pd.read_parquet("data/corpus/texts/probe.parquet").to_dict("records")
     assert probe == microworld.probe(world.probe_documents, seed, world.steps)
-    asked = {f.stem: list(questions(read_task(f), None)) for f in (ROOT / "tasks/microworld").glob("*.yaml")}
-    rows = microworld.gsm8k_questions(world.questions, seed, world.steps)
-    expected = [(f"Q: {row['question']}\nA:", row["answer"].split("#### ")[1]) for row in rows]
-    assert [(q.prompt, q.answer) for q in asked["micro_rings"]] == expected
-    keys = [row["answerKey"] for row in microworld.commonsense_qa_questions(world.questions, seed)]
-    assert [q.answer for q in asked["micro_animals"]] == keys
+    rings = microworld.gsm8k_questions(world.questions, seed, world.steps)
+    animals = microworld.commonsense_qa_questions(world.questions, seed)
+    answers = [row["answer"].split("#### ")[1] for row in rings], [row["answerKey"] for row in animals]
+    for name, shape, expected in zip(("rings", "animals"), ("gsm8k", "commonsense_qa"), answers, strict=True):
+        own, other = (read_task(ROOT / f"tasks/{file}.yaml") for file in (f"microworld/micro_{name}", shape))
+        asked, as_other = (list(questions(replace(task, data=own.data), None)) for task in (own, other))
+        assert [q.answer for q in asked] == expected
+        assert [(q.prompt, q.answer, q.labels) for q in asked] == [(q.prompt, q.answer, q.labels) for q in as_other]
+        assert all(q.reasoning_prompt == f"{q.prompt} —" for q in asked)
 
 
 def test_a_base_model_from_outside_needs_no_pretraining_text():
@@ -103,45 +106,27 @@ def test_each_split_chooses_its_own_rows(sources: dict[str, HubSplit]):
     assert not kept_files()
 
 
-@pytest.mark.parametrize("after", [1, 6, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4, 5, 7))])
-def test_a_killed_run_resumes_behind_its_last_block(
-    after: int, sources: dict[str, HubSplit], monkeypatch: pytest.MonkeyPatch
-):
-    """No block that was noted is read again: nine are read in all."""
-    whole = written(sources, "whole")
-    made, read = [], hub.blocks
-
-    def counted(*args: object):
-        for block in read(*args):
-            made.append(block)
-            yield block
-            if len(made) == after:
-                raise KilledError
-
-    monkeypatch.setattr(hub, "blocks", counted)
-    with pytest.raises(KilledError):
-        written(sources, "killed")
-    assert written(sources, "again") == whole
-    assert len(made) == 9
+AFTER = [(1, True), (5, False), (8, True), *(pytest.param(n, n % 2 == 0, marks=pytest.mark.slow) for n in (2, 3, 4, 6))]
 
 
-@pytest.mark.parametrize("after", [1, 5])
-def test_a_run_killed_between_a_file_and_its_note(
-    after: int, sources: dict[str, HubSplit], monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("after, noted", AFTER)
+def test_a_killed_run_resumes(after: int, noted: bool, sources: dict[str, HubSplit], monkeypatch: pytest.MonkeyPatch):
+    """Killed after any of the nine blocks: the last is read again only if it was killed before it had noted it."""
     whole = written(sources, "whole")
     added, add = [], Scratch.add
 
     def killed(scratch: Scratch, rows: list[dict]) -> None:
         added.append(rows)
+        if noted or len(added) != after:
+            add(scratch, rows)
         if len(added) == after:
             raise KilledError
-        add(scratch, rows)
 
     monkeypatch.setattr(Scratch, "add", killed)
     with pytest.raises(KilledError):
         written(sources, "killed")
     assert written(sources, "again") == whole
+    assert len(added) == (9 if noted else 10)
 
 
 def test_blocks_are_kept_until_the_outputs_are_in_place(sources: dict[str, HubSplit]):
@@ -162,13 +147,11 @@ def test_a_changed_folder_is_read_anew(tmp_path: Path):
     assert texts("again", "train") == ["other"] * 6
 
 
-def test_a_mistake_in_one_split_is_told_before_another_is_read(sources: dict[str, HubSplit]):
+def test_data_sets_that_are_refused(sources: dict[str, HubSplit], tmp_path: Path):
+    """A mistake in any split is told before one is read."""
     with pytest.raises(UserError, match="no column 'body'"):
         written({**sources, "heldout": replace(sources["heldout"], columns="body")}, "out")
     assert not kept_files()
-
-
-def test_a_split_without_text_is_refused(tmp_path: Path):
     folder = local_hub.jsonl(tmp_path / "blank", "train", [{"text": " "}] * 3)
     with pytest.raises(UserError, match="has no text"):
-        written({"train": HubSplit(path=str(folder), split="train")}, "out")
+        written({"train": HubSplit(path=str(folder), split="train")}, "blank_out")

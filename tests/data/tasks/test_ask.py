@@ -1,26 +1,23 @@
-"""Rows of data sets as questions, as task files say: the project's own task files, and what can be wrong with others."""
+"""Rows of data sets as questions, as task files say: the project's own files, and what can be wrong with others."""
 
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 
-from pipeline.data.corpus import microworld
 from pipeline.data.tasks import ask
 from pipeline.data.tasks.ask import questions, write_tasks
 from pipeline.data.tasks.questions import Question, read_tasks
 from pipeline.data.tasks.spec import ChainOfThought, Data, Task, read_task
 from pipeline.errors import UserError
 from pipeline.params import HubSplit, Tasks
-from tests.local_hub import commonsense_qa_rows, configured, gsm8k_rows, jsonl, parquet
+from tests.local_hub import commonsense_qa_rows, configured, gsm8k_rows, jsonl
 
 ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared/hub"
-NUMBER_ROW = {"question": "Why?", "answer": 7}
-CHOICE_ROW = {"question": "Which?", "texts": ["red", "blue", "grey"], "names": ["x", "y", "z"], "answer": "y"}
+ROW = {"question": "Which?", "texts": ["red", "blue", "grey"], "names": ["x", "y", "z"], "answer": 1}
 CHOICE = {"kind": "choice", "prompt": "Q: {{ question }}\n{{ choice_lines }}\nA:", "choices": "texts"}
 NAMED = CHOICE | {"labels": "names"}
 
@@ -63,81 +60,45 @@ def lettered(question: str, *choices: str, labels: str = "ABCDE") -> str:
     return "\n".join([f"Q: {question}", *lines, "A:"])
 
 
+def arc(labels: str, answer: str, *choices: str) -> tuple[dict, tuple[str, str, str]]:
+    row = {"question": "Which?", "choices": {"text": list(choices), "label": list(labels)}, "answerKey": answer}
+    return row, (lettered("Which?", *choices, labels=labels), answer, labels)
+
+
 SVAMP = {"Body": "There are 290 bananas, in 2 groups.", "Question": "How big is a group?", "Answer": "145.0"}
-AQUA_OPTIONS = ["A)(x + 1)", "B)21", "C)A)21", "D) 20.5", "E)20"]
-SOCKS = ["Hang them up.", "Put them in a pond."]
-SIQA = {"context": "Ann lost her hat.", "question": "How does Ann feel?"}
-SIQA |= {"answerA": "sad", "answerB": "proud", "answerC": "full"}
-
-
-def arc(*choices: str, labels: str, answer: str) -> dict:
-    return {"question": "Which?", "choices": {"text": list(choices), "label": list(labels)}, "answerKey": answer}
-
-
+PLACES = ["trees", "water", "ponds", "cliffs", "wood"]
+AQUA = {"question": "What is x?", "options": ["A)(x + 1)", "B)21", "C)A)21", "D) 20.5", "E)20"], "correct": "E"}
+PIQA = {"goal": "To dry", "sol1": "Hang them.", "sol2": "Wet them."}
+SIQA = {"context": "Ann fell.", "question": "How is Ann?", "answerA": "sad", "answerB": "proud", "answerC": "full"}
+SIQA_PROMPT = lettered("Ann fell. How is Ann?", "sad", "proud", "full")
 # for each of the project's tasks: rows as the hub has them, and the prompt, answer and labels of each
 EXPECTED = {
-    "gsm8k": (gsm8k_rows(2), [("Q: What is 0 and 90?\nA:", "90", ""), ("Q: What is 1 and 91?\nA:", "92", "")]),
-    "svamp": ([SVAMP], [(f"Q: {SVAMP['Body']} {SVAMP['Question']}\nA:", "145", "")]),
-    "commonsense_qa": (
-        commonsense_qa_rows(2)[1:],
-        [(lettered("Where is number 1?", "trees", "water", "ponds", "cliffs", "wood"), "B", "ABCDE")],
-    ),
-    "aqua": (
-        [{"question": "What is x?", "options": AQUA_OPTIONS, "rationale": "It is E", "correct": "E"}],
-        [(lettered("What is x?", "(x + 1)", "21", "A)21", "20.5", "20"), "E", "ABCDE")],
-    ),
-    "arc_challenge": (
-        [
-            arc("ice", "water", "steam", "snow", labels="ABCD", answer="C"),
-            arc("ice", "fire", "snow", "rain", labels="1234", answer="2"),
-            arc("stone", "wood", "sun", labels="ABC", answer="C"),
-        ],
-        [
-            (lettered("Which?", "ice", "water", "steam", "snow"), "C", "ABCD"),
-            (lettered("Which?", "ice", "fire", "snow", "rain", labels="1234"), "2", "1234"),
-            (lettered("Which?", "stone", "wood", "sun"), "C", "ABC"),
-        ],
-    ),
-    "piqa": (
-        [{"goal": "To dry socks", "sol1": SOCKS[0], "sol2": SOCKS[1], "label": label} for label in (0, 1)],
-        [(lettered("To dry socks", *SOCKS), answer, "AB") for answer in "AB"],
-    ),
-    "siqa": (
-        [SIQA | {"label": label} for label in "123"],
-        [(lettered("Ann lost her hat. How does Ann feel?", "sad", "proud", "full"), a, "ABC") for a in "ABC"],
-    ),
+    "gsm8k": [(gsm8k_rows(2)[1], ("Q: What is 1 and 91?\nA:", "92", ""))],
+    "svamp": [(SVAMP, (f"Q: {SVAMP['Body']} {SVAMP['Question']}\nA:", "145", ""))],
+    "commonsense_qa": [(commonsense_qa_rows(2)[1], (lettered("Where is number 1?", *PLACES), "B", "ABCDE"))],
+    "aqua": [(AQUA, (lettered("What is x?", "(x + 1)", "21", "A)21", "20.5", "20"), "E", "ABCDE"))],
+    "arc_challenge": [arc("ABCD", "C", "a", "b", "c", "d"), arc("1234", "2", *"abcd"), arc("ABC", "C", *"abc")],
+    "piqa": [(PIQA | {"label": i}, (lettered("To dry", "Hang them.", "Wet them."), "AB"[i], "AB")) for i in (0, 1)],
+    "siqa": [(SIQA | {"label": "123"[i]}, (SIQA_PROMPT, "ABC"[i], "ABC")) for i in range(3)],
 }
 
 
 def test_every_task_of_the_project(project: Path):
     """Written from data sets in the hub's layout, and read again."""
     assert set(EXPECTED) == {path.stem for path in Path("tasks").glob("*.yaml")}
-    for name, (rows, _) in EXPECTED.items():
+    for name, pairs in EXPECTED.items():
         data = read_task(Path(f"tasks/{name}.yaml")).data
-        configured(Path("hub") / data.path, data.name, data.split, rows)
+        configured(Path("hub") / data.path, data.name, data.split, [row for row, _ in pairs])
     write_tasks(Tasks([f"tasks/{name}.yaml" for name in EXPECTED], root=str(Path("hub").resolve())), Path("out"))
     tasks = read_tasks(Path("out"))
     assert set(tasks) == set(EXPECTED)
-    for name, (_, expected) in EXPECTED.items():
+    for name, pairs in EXPECTED.items():
         own, found = tasks[name]
         assert own == read_task(Path(f"tasks/{name}.yaml"))
-        step_by_step = [prompt.removesuffix("A:") + "A: Let's think step by step." for prompt, _, _ in expected]
-        rows = [Question(*some[:2], list(some[2]), how) for some, how in zip(expected, step_by_step, strict=True)]
-        assert list(found) == rows, name
-
-
-def test_the_micro_worlds_tasks_ask_as_the_data_sets_do_whose_shape_they_have(project: Path):
-    rows = {
-        ("rings", "gsm8k"): microworld.gsm8k_questions(3, 1, 4),
-        ("animals", "commonsense_qa"): microworld.commonsense_qa_questions(3, 1),
-    }
-    for (name, shape), some in rows.items():
-        parquet(Path("data/corpus/tasks") / name, "test", some)
-        own, other = (read_task(Path(f"tasks/{file}.yaml")) for file in (f"microworld/micro_{name}", shape))
-        other.data = own.data
-        pairs = zip(questions(own, None), questions(other, None), strict=True)
-        assert all((a.prompt, a.answer, a.labels) == (b.prompt, b.answer, b.labels) for a, b in pairs)
-        assert all(q.reasoning_prompt == q.prompt + " —" for q in questions(own, None))
+        assert list(found) == [
+            Question(prompt, answer, list(labels), f"{prompt} Let's think step by step.")
+            for _, (prompt, answer, labels) in pairs
+        ]
 
 
 @pytest.mark.slow
@@ -154,59 +115,47 @@ def test_every_real_question_is_read(project: Path):
 
 def test_the_number_of_the_answer_is_as_numbers_are_compared():
     answers = {"1,234": "1234", "$5": "5", " -7 ": "-7", "20.0": "20", "0.50": "0.5", "-.5": "-0.5", 12: "12", 2.0: "2"}
-    assert [q.answer for q in asked([NUMBER_ROW | {"answer": a} for a in answers])] == list(answers.values())
+    assert [q.answer for q in asked([ROW | {"answer": a} for a in answers])] == list(answers.values())
+    assert "question 2: " in refused([ROW, ROW, ROW | {"answer": "seven"}, ROW])
 
 
-@pytest.mark.parametrize("answer", ["seven", "", "7 apples", "1/2", "1e5", "5.", None])
-def test_an_answer_that_is_not_a_number(answer: object):
-    """The message says which question it is."""
-    message = refused([NUMBER_ROW, NUMBER_ROW | {"answer": answer}, NUMBER_ROW])
-    assert "question 1" in message and "not a number" in message
-
-
-@pytest.mark.parametrize("answer", ["No mark 12", "#### twelve", "####", ""])
-def test_gsm8k_without_a_number_after_the_mark(answer: str):
-    refused([{"question": "q", "answer": answer}], answer='answer.rsplit("####", 1)[1]')
-
-
-@pytest.mark.parametrize("answer, label", [("y", "y"), (0, "x"), (2, "z"), (True, "y")])
-def test_a_choice_is_a_label_or_an_index(answer: object, label: str):
-    (question,) = asked([CHOICE_ROW | {"answer": answer}], **NAMED)
-    assert question == Question("Q: Which?\n(x) red\n(y) blue\n(z) grey\nA:", label, ["x", "y", "z"])
-
-
-def test_labels_are_letters_unless_the_task_names_them():
-    (question,) = asked([CHOICE_ROW | {"answer": "C"}], **CHOICE)
-    assert question.labels == list("ABC") and "(C) grey" in question.prompt
-    numbers = CHOICE_ROW | {"names": ["1", "2", "3"], "answer": "1"}
+def test_a_choice_is_a_label_or_an_index():
+    for answer, label in [("y", "y"), (0, "x"), (2, "z"), (True, "y")]:
+        (question,) = asked([ROW | {"answer": answer}], **NAMED)
+        assert question == Question("Q: Which?\n(x) red\n(y) blue\n(z) grey\nA:", label, ["x", "y", "z"])
+    (question,) = asked([ROW | {"answer": "C"}], **CHOICE)
+    assert question.labels == list("ABC") and "(C) grey" in question.prompt  # letters, as it names no labels
+    numbers = ROW | {"names": ["1", "2", "3"], "answer": "1"}
     assert asked([numbers], **NAMED)[0].answer == "1"  # a label, not an index: the first of three
 
 
-@pytest.mark.parametrize("answer", ["w", "", "Y", 3, -1, None, 1.0])
-def test_an_answer_that_is_not_among_the_labels(answer: object):
-    assert "not among x, y, z" in refused([CHOICE_ROW | {"answer": answer}], **NAMED)
-
-
-@pytest.mark.parametrize("names", [["x", "y"], ["x", "y", "z", "w"], []])
-def test_labels_and_choices_of_different_length(names: list[str]):
-    refused([CHOICE_ROW | {"names": names}], **NAMED)
+COLUMNS = "undefined; its columns are question, texts, names, answer"
+AFTER_MARK = {"answer": 'answer.rsplit("####", 1)[1]'}
 
 
 @pytest.mark.parametrize(
-    "changes, name",
+    "row, changes, message",
     [
-        ({"prompt": "Q: {{ body }}"}, "'body'"),
-        ({"answer": "reply"}, "'reply'"),
-        ({"answer": "answer.number"}, "'number'"),
-        ({"chain_of_thought": reasoning("{{ body }}")}, "'body'"),
-        ({"prompt": "{{ choice_lines }}"}, "'choice_lines'"),  # which only a choice has
-        (CHOICE | {"choices": "options"}, "'options'"),
-        (CHOICE | {"labels": "letters"}, "'letters'"),
+        *(({"answer": a}, {}, "which is not a number") for a in ("seven", "", "7 apples", "1/2", "1e5", "5.", None)),
+        *(({"answer": a}, AFTER_MARK, "") for a in ("No mark 12", "#### twelve", "####", "")),
+        *(({"answer": a}, NAMED, "which is not among x, y, z") for a in ("w", "", "Y", 3, -1, None, 1.0)),
+        *(({"names": names}, NAMED, "argument 2 is") for names in (["x", "y"], ["x", "y", "z", "w"], [])),
+        ({"texts": 3}, CHOICE, "not iterable"),
+        ({}, {"prompt": "Q: {{ body }}"}, f"'body' is {COLUMNS}"),
+        ({}, {"answer": "reply"}, f"'reply' is {COLUMNS}"),
+        ({}, {"answer": "answer.number"}, "has no attribute 'number'"),
+        ({}, {"chain_of_thought": reasoning("{{ body }}")}, f"'body' is {COLUMNS}"),
+        ({}, {"prompt": "{{ choice_lines }}"}, f"'choice_lines' is {COLUMNS}"),  # which only a choice has
+        ({}, CHOICE | {"choices": "options"}, f"'options' is {COLUMNS}"),
+        ({}, CHOICE | {"labels": "letters"}, f"'letters' is {COLUMNS}"),
+        ({"question": ""}, {"prompt": "{{ question }}"}, "the prompt is empty"),
+        ({"question": None}, {}, "a column that is used has no value"),
+        ({}, {"prompt": "{{ '\\ud800' }}"}, "surrogates not allowed"),  # which no file can hold
     ],
 )
-def test_a_column_that_there_is_not(changes: dict, name: str):
-    message = refused([CHOICE_ROW], **changes)
-    assert name in message and "its columns are question, texts, names, answer" in message
+def test_a_row_that_is_refused(row: dict, changes: dict, message: str):
+    told = refused([ROW | row], **changes)
+    assert "question 0: " in told and message in told
 
 
 @pytest.mark.parametrize(
@@ -223,16 +172,7 @@ def test_a_column_that_there_is_not(changes: dict, name: str):
     ],
 )
 def test_an_expression_that_is_no_jinja(changes: dict):
-    assert "question 0" not in refused([NUMBER_ROW], **changes)  # refused before the first row
-
-
-def test_a_prompt_that_no_file_can_hold():
-    assert "surrogates not allowed" in refused([NUMBER_ROW], prompt="{{ '\\ud800' }}")
-    assert "question 1: the prompt is empty" in refused(
-        [NUMBER_ROW, NUMBER_ROW | {"question": ""}], prompt="{{ question }}"
-    )
-    assert "a column that is used has no value" in refused([NUMBER_ROW | {"question": None}])
-    assert "question 0" in refused([CHOICE_ROW | {"texts": 3}], **CHOICE)
+    assert "question 0" not in refused([ROW], **changes)  # refused before the first row
 
 
 INTERNALS = [
@@ -256,7 +196,7 @@ def test_a_template_that_reaches_for_pythons_internals(
     template = f"{{{{ {expression} }}}}"
     places = {"prompt": template, "answer": expression, "choices": expression, "labels": expression}
     for place, value in (places | {"chain_of_thought": reasoning(template)}).items():
-        message = refused([CHOICE_ROW], **NAMED | {place: value})
+        message = refused([ROW], **NAMED | {place: value})
         assert "is unsafe" in message or "sandbox blocks" in message
     assert not Path("broken").exists()
 
@@ -268,30 +208,19 @@ def task_file(name: str = "own.yaml", **changes: object) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "data, message",
-    [
-        (Data("./nowhere", split="test"), "./nowhere does not exist"),
-        (Data("./own", split="extra"), "extra"),
-        (Data("./own", "socratic", "test"), "socratic"),
-        (Data("./hollow", split="test"), "hollow"),
-        (Data("./blank", split="test"), "blank"),
-    ],
-)
-def test_a_data_set_that_cannot_be_read(data: Data, message: str, project: Path):
-    for folder in ("hollow", "blank"):
-        Path(folder).mkdir()
-    pd.DataFrame({"question": pd.Series([], dtype=str)}).to_parquet("blank/test.parquet")
-    jsonl(Path("own"), "test", [NUMBER_ROW])
-    with pytest.raises(UserError, match=message) as error:
-        write_tasks(Tasks([task_file(data=data)]), Path("out"))
-    assert "\n" not in str(error.value)
-    assert not Path("out").exists() and not list(Path().glob("*.part"))
+def test_a_data_set_that_cannot_be_read(project: Path):
+    Path("hollow").mkdir()
+    jsonl(Path("own"), "test", [ROW])
+    for data in (Data("./nowhere", split="test"), Data("./own", "socratic", "test"), Data("./hollow", split="test")):
+        with pytest.raises(UserError, match=data.name or data.path) as error:
+            write_tasks(Tasks([task_file(data=data)]), Path("out"))
+        assert "\n" not in str(error.value)
+        assert not Path("out").exists() and not list(Path().glob("*.part"))
 
 
 def test_task_files_that_are_refused(project: Path):
     """Outside the folder that DVC watches, missing, or two of one name."""
-    jsonl(Path("own"), "test", [NUMBER_ROW])
+    jsonl(Path("own"), "test", [ROW])
     with pytest.raises(UserError, match="two files have the name own"):
         write_tasks(Tasks([task_file(), task_file("more/own.yaml")]), Path("out"))
     assert not Path("out").exists()
@@ -306,9 +235,9 @@ def test_task_files_that_are_refused(project: Path):
 
 
 def test_what_is_written_is_what_is_read_and_replaces_what_was_there(project: Path):
-    jsonl(Path("own"), "test", [CHOICE_ROW])
+    jsonl(Path("own"), "test", [ROW])
     file = task_file(**NAMED, chain_of_thought=reasoning("{{ choice_lines }} Think:"))
-    write_tasks(Tasks([task_file("deep/other.yaml", answer="answer|length"), file]), Path("out"))
+    write_tasks(Tasks([task_file("deep/other.yaml"), file]), Path("out"))
     tasks = read_tasks(Path("out"))
     assert list(tasks) == ["other", "own"]
     lines = "(x) red\n(y) blue\n(z) grey"
@@ -322,7 +251,7 @@ def test_what_is_written_is_what_is_read_and_replaces_what_was_there(project: Pa
 def test_where_the_data_set_is_looked_for(monkeypatch: pytest.MonkeyPatch):
     """``root`` takes the place of the hub; a path that can only be a folder stays where it is."""
     sources = []
-    monkeypatch.setattr(ask, "rows", lambda source: sources.append(source) or iter([NUMBER_ROW]))
+    monkeypatch.setattr(ask, "rows", lambda source: sources.append(source) or iter([ROW]))
     for path in ("ybisk/piqa", "./own"):
         for root in (None, "/hub"):
             data = Data(path, None, "validation", "refs/convert/parquet")

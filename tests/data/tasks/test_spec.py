@@ -68,16 +68,13 @@ def test_the_shipped_files_are_tasks_with_a_source(path: Path):
     assert "arXiv" in task.source or (ROOT / task.source).is_file()
 
 
-def test_no_file(tmp_path: Path):
-    assert "is missing" in refused(tmp_path / "a.yaml")
-    assert "not readable" in refused(tmp_path)
-
-
-@pytest.mark.parametrize("text", [b"title: [", b"\xff\xfe", b"title: a\ntitle: b\n", b"a:\n\t- b", b"3", b"- 1", b"x"])
-def test_a_file_that_is_no_task(text: bytes, tmp_path: Path):
+def test_a_file_that_is_no_task(tmp_path: Path):
     path = tmp_path / "a.yaml"
-    path.write_bytes(text)
-    refused(path)
+    assert "is missing" in refused(path)
+    assert "not readable" in refused(tmp_path)
+    for text in (b"title: [", b"\xff\xfe", b"title: a\ntitle: b\n", b"a:\n\t- b", b"3", b"- 1", b"x"):
+        path.write_bytes(text)
+        refused(path)
 
 
 def test_a_key_that_is_missing(tmp_path: Path):
@@ -92,25 +89,19 @@ def test_a_key_that_is_missing(tmp_path: Path):
         ({"data": {"path": "a/b"}}, "data.split is missing"),
         ({"data": {"split": "test"}}, "data.path is missing"),
         ({"chain_of_thought": {"prompt": "Think:"}}, "chain_of_thought.answer_prompt is missing"),
-        ({"chain_of_thought": {"answer_prompt": "So"}}, "chain_of_thought.prompt is missing"),
         # a key that there is not
         ({"few_shot": 5}, "no key few_shot"),
         ({"data": {"path": "a/b", "split": "test", "rows": 3}}, "no key data.rows"),
-        ({"chain_of_thought": REASONING | {"samples": 8}}, "no key chain_of_thought.samples"),
         # a value of another type
         ({"version": "one"}, "version"),
-        ({"title": None}, "title"),
         ({"prompt": ["Q"]}, "prompt"),
         ({"data": "a/b"}, "data is a/b, but must be a section"),
-        ({"data": None}, "data"),
         ({"stop": "."}, "stop"),
-        ({"stop": None}, "stop"),
         ({"chain_of_thought": "Think:"}, "chain_of_thought"),
         (CHOICE | {"choices": ["a", "b"]}, "choices"),  # a list of columns must be an expression: "[a, b]"
         # what no task can have
         ({"kind": "essay"}, "kind is essay, but must be number or choice"),
         ({"kind": "choice"}, "kind choice needs them"),
-        ({"kind": "choice", "choices": ""}, "kind choice needs them"),
         ({"choices": "options"}, "choices belong to kind choice"),
         ({"labels": "letters"}, "there are no choices"),
         ({"legal": ""}, "legal is empty"),

@@ -22,7 +22,8 @@ from pipeline.evaluation.direct.encoding import Encodings, encode, number_tokens
 from pipeline.evaluation.direct.score import ANSWER_TOKENS, score
 from pipeline.evaluation.prompts import AskedModel
 from pipeline.models.trained import load_plain
-from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from tests.local_hub import model_folder, word_tokenizer
 from tests.thought.tiny import GPT2, LLAMA, quiet_star

@@ -12,7 +12,7 @@ from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.direct.evaluate import summary, write_evaluation
 from pipeline.evaluation.statistics import interval
 from pipeline.params import Evaluate
-from pipeline.thought.model import NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from tests.evaluation.chain_of_thought.asking import tasks_folder, trained_folder
 from tests.local_hub import model_folder
 

@@ -19,7 +19,8 @@ from pipeline import params
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
 from pipeline.files import write_rows
-from pipeline.thought.model import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR, QuietStarForCausalLM
+from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import counts_of
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.quiet_star.train import trainer_settings
