@@ -28,7 +28,7 @@ from tests.killing import checkpoint_often
 from tests.stage_runner import set_params
 
 RESULTS = Path("results/chaos.md")
-LONGEST = 10  # seconds from a stage's beginning to its kill; each takes 5 to 20, with 3 to 6 to load libraries
+LONGEST = 12  # seconds from a stage's beginning to its kill; each takes 5 to 20, with 3 to 6 to load libraries
 SHARES = {"base_model": 5, "train": 5, "baseline": 2, "evaluate": 3, "chain_of_thought": 3, "perplexity": 2}
 SMALL = {  # on top of the smoke preset
     "corpus.microworld.pretrain_documents": 4000,

@@ -59,8 +59,11 @@ def running(dvc: subprocess.Popen) -> tuple[str, float]:
 
 
 def kill(project: Path, dvc: subprocess.Popen, random: Random, longest: float) -> Kill | None:
-    """Kill a run at most ``longest`` seconds from now. None if it has ended before that."""
-    wait, way = random.uniform(0, longest), random.choice(WAYS)
+    """Kill a run at most ``longest`` seconds from now. None if it has ended before that.
+
+    Not in the first quarter of that time, in which stages load libraries and have nothing to lose.
+    """
+    wait, way = random.uniform(longest / 4, longest), random.choice(WAYS)
     damage = Random(random.random())  # of its own, so that the moments do not depend on what there is to spoil
     with suppress(subprocess.TimeoutExpired):
         dvc.wait(wait)

@@ -20,7 +20,7 @@ STAGES = ("base_model", "train")  # of the graph; their inputs are in git
 @pytest.mark.slow
 def test_killed_three_times_it_ends_as_if_it_were_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SHELL", "/bin/sh")  # a shell that stays between DVC and a command without exec
-    steps = {"base_model__scratch__steps": 600, "train__steps": 300}
+    steps = {"base_model__scratch__steps": 600, "train__steps": 500}
     reference = copy_project(tmp_path / "reference/project", **steps)
     checkpoint_often(reference)
     run_stages(reference, ("corpus", "tokenize"))
