@@ -1,7 +1,7 @@
-"""Think: sample a thought after every position of every text at once (paper, section 4.2).
+"""How a token is drawn from the model's distribution.
 
-All B * R * P thoughts advance together, one token a pass, without gradients. A random draw depends on the seed and on
-its own text, thought, position and step alone, so it is the same in any batch, shard or slice.
+A random draw depends on the seed and on its own text, thought, position and step alone, so it is the same in any batch,
+shard or slice.
 """
 
 import math
@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .decoder import Decoder
 from .head import CHUNK_LOGITS, Head, ban
-from .views import KeyValueCache, TextView
 
 
 @dataclass(frozen=True)
@@ -50,39 +48,6 @@ class Thoughts:
 
     ids: Tensor
     entropy: Tensor
-
-
-@torch.no_grad()
-def sample_thoughts(
-    decoder: Decoder,
-    text: TextView,
-    positions: Tensor,
-    start_embedding: Tensor,
-    rationales: int,
-    thought_tokens: int,
-    banned: Sequence[int],
-    sampling: Sampling,
-    text_keys: Tensor,
-    own: KeyValueCache | None = None,
-) -> Thoughts:
-    """Sample ``thought_tokens`` (K) tokens for each of ``rationales`` (R) thoughts at ``positions`` (P,).
-
-    ``start_embedding`` (D,): that of the start-of-thought token. ``banned`` ids are never sampled. ``text_keys`` (B,)
-    name the texts in the random draws. ``own`` caches the rows: of ``[start]`` and all sampled tokens but the last.
-    """
-    shape = (text.position_ids.shape[0], rationales, len(positions))
-    places = text.position_ids[:, positions]
-    own = own or KeyValueCache(thought_tokens)
-    embeddings = start_embedding.expand(*shape, 1, -1)
-    ids, entropies = [], []
-    for step in range(thought_tokens):
-        hidden = decoder.run_rows(embeddings, text, positions, first=step, own=own)[..., 0, :]
-        chances = sampling.chances(text_keys, rationales, places, step)
-        drawn, entropy = sample(decoder.head, hidden, banned, sampling, chances)
-        ids.append(drawn)
-        entropies.append(entropy)
-        embeddings = decoder.embed(drawn).unsqueeze(-2)
-    return Thoughts(torch.stack(ids, -1), torch.stack(entropies, -1))
 
 
 def sample(

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .layout import Layout, ahead
-from .sampler import Sampling, Thoughts, sample_thoughts
-from .views import OwnTokens, TextView
+from .sampler import Sampling, Thoughts, sample
+from .views import KeyValueCache, TextView
 
 
 @dataclass(frozen=True)
@@ -54,31 +54,32 @@ class Thinker:
             text_keys = torch.arange(len(input_ids), device=input_ids.device)
         return Text(input_ids, hidden, view, text_keys)
 
+    @torch.no_grad()
     def sample(
-        self, text: Text, positions: Tensor, rationales: int, sampling: Sampling, own: OwnTokens | None = None
+        self, text: Text, positions: Tensor, rationales: int, sampling: Sampling, own: KeyValueCache | None = None
     ) -> Thoughts:
-        """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,).
+        """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,), one token a pass for all.
 
-        ``own`` is left with the keys and values of all tokens of the rows but the last.
+        ``own`` caches the rows: their keys and values of ``[start]`` and of all sampled tokens but the last.
         """
-        return sample_thoughts(
-            self.decoder,
-            text.view,
-            positions,
-            self.start,
-            rationales,
-            self.layout.thought_tokens,
-            self.banned,
-            sampling,
-            text.text_keys,
-            own,
-        )
+        decoder, places = self.decoder, text.view.position_ids[:, positions]
+        own = own or KeyValueCache(self.layout.thought_tokens)
+        embeddings = self.start.expand(len(places), rationales, len(positions), 1, -1)
+        ids, entropies = [], []
+        for step in range(self.layout.thought_tokens):
+            hidden = decoder.run_rows(embeddings, text.view, positions, first=step, own=own)[..., 0, :]
+            chances = sampling.chances(text.text_keys, rationales, places, step)
+            drawn, entropy = sample(decoder.head, hidden, self.banned, sampling, chances)
+            ids.append(drawn)
+            entropies.append(entropy)
+            embeddings = decoder.embed(drawn).unsqueeze(-2)
+        return Thoughts(torch.stack(ids, -1), torch.stack(entropies, -1))
 
     @torch.no_grad()
     def sample_and_talk(self, text: Text, positions: Tensor, sampling: Sampling) -> tuple[Thoughts, Tensor]:
         """A thought after each of ``positions`` (P,), and the states (B, P, D) at its end: K + 1 passes, no more."""
         count = self.layout.thought_tokens
-        own = OwnTokens(count + 2)
+        own = KeyValueCache(count + 2)
         thoughts = self.sample(text, positions, 1, sampling, own)
         last = self.decoder.embed(thoughts.ids[..., -1:])
         row = torch.cat([last, self.end.expand(last.shape)], dim=3)

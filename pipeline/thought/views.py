@@ -78,9 +78,6 @@ class KeyValueCache:
         self._buffers = {layer: tuple(x.index_select(0, texts) for x in pair) for layer, pair in self._buffers.items()}
 
 
-OwnTokens = KeyValueCache  # of thought rows
-
-
 @dataclass
 class GrowingView:
     """Texts that grow, without gradients: the last tokens of all L so far attend causally to all.

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from pipeline.thought import thinking
 from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.objective import IGNORED
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
+from pipeline.thought.thinking import Thinker
 from tests.thought.slow_reference import eager_model
 from tests.thought.tiny import (
     ARCHITECTURES,
@@ -51,7 +51,7 @@ def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a thought was sampled")
 
-    monkeypatch.setattr(thinking, "sample_thoughts", refuse)
+    monkeypatch.setattr(Thinker, "sample", refuse)
 
 
 def test_quiet_star_would_be_caught(no_sampling):
