@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from pipeline import params
 from pipeline.errors import UserError
-from pipeline.thought import model
+from pipeline.report import method as report_method
+from pipeline.thought import methods, model
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 TEXT = SHIPPED.read_bytes()
@@ -217,3 +218,7 @@ def test_a_share_and_a_seed_have_two_bounds(share: float, seed: int):
 def test_the_methods_are_those_of_the_model():
     """Named twice, as a stage depends on what it imports: a corpus that needs the model would be made anew with it."""
     assert params.METHODS == model.METHODS
+
+
+def test_every_method_of_the_model_can_be_named_and_has_words_in_the_report():
+    assert params.METHODS == tuple(methods.METHODS) == tuple(report_method.METHODS)

@@ -12,8 +12,9 @@ Shapes, everywhere in this package:
     B  texts                          K  sampled tokens of a thought
     N  positions (tokens) of a text   A  lookahead: true tokens predicted after a thought
     R  thoughts at a position         T  tokens of a thought row: K + 2 + (A - 1)
-    P  positions that think: all N when training, the newest one when generating
-    S  tokens of each row that one pass feeds: T, or 1 when sampling token by token
+    P  positions that think in one pass: all N or a slice (training), the answer's (evaluation), the newest (generation)
+    S  tokens of each row that one pass feeds: T, 1 while sampling, 2 to end a thought
+    L  tokens so far  M  newest tokens, or flattened rows  p, q  positions of a slice, and those of them with a reward
     D  hidden size   V  vocabulary    H  query heads   G  key-value heads   C  size of a head
 
 Where thought rows are flattened into one axis, their order is (R, P, S).

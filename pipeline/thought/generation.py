@@ -14,7 +14,7 @@ from .views import GrowingView, KeyValueCache
 
 GREEDY = Sampling(temperature=0.0)
 TEXT_STEP = -1  # the step in the draws of text tokens; those of thoughts are 0 .. K-1
-ENDED_SHARE = 0.25  # once so many texts of a batch have ended, they are taken out of it, which copies the cache
+ENDED_SHARE = 0.25  # remove ended texts from the batch only once this share has ended: removing copies the cache
 SAMPLES_APART = 2**40  # between the text keys of one prompt's samples: more than there are prompts
 
 Decode = Callable[[list[int]], str]
@@ -39,13 +39,13 @@ def generate(
 ) -> Tensor:
     """Continue each of the left-padded prompts ``input_ids`` (B, N) ``samples`` times: (B * samples, N + new).
 
-    A continuation ends after ``max_new_tokens``, at ``eos_token_id``, or with the token that completes one of
-    ``stop_strings`` in the new text, which ``decode`` (a tokenizer's) gives; then ``pad_token_id`` follows. The
-    meta-tokens are never written. ``text_keys`` (B,) name the texts in the random draws (0 .. B-1 unless given): a
-    continuation depends on its text and key, not on the rest of the batch. Without ``think``, or without a mixing
-    head, the base model's prediction alone is used. Raises ValueError where a prompt is empty or padded on the right,
-    for ``samples`` below 1, and for stop strings that are empty or without ``decode``; FloatingPointError where logits
-    are not finite.
+    The samples of a prompt stand next to each other. A continuation ends after ``max_new_tokens``, at ``eos_token_id``,
+    or with the token that completes one of ``stop_strings`` in the new text; then ``pad_token_id`` follows. ``decode``
+    turns ids into text (a tokenizer's method). The meta-tokens are never written. ``text_keys`` (B,) name the texts in
+    the random draws (0 .. B-1 unless given): a continuation depends on its text and key, not on the rest of the batch.
+    Without ``think``, or without a mixing head, the base model's prediction alone is used. Raises ValueError where a
+    prompt is empty or padded on the right, for ``samples`` below 1, and for stop strings that are empty or without
+    ``decode``; FloatingPointError where logits are not finite.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)

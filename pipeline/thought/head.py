@@ -1,7 +1,7 @@
 """The LM head: logits, and cross-entropies that never hold more than a chunk of them (paper, section 4.3).
 
 The rows of a training step (B*N of the text, B*R*N*A that talk, B*R*N*K that thought) times the vocabulary are the
-largest thing in Quiet-STaR. How much each row counts in the loss is known before its logits are, so the gradients are
+largest thing in Quiet-STaR. A row's weight in the loss is known before its logits are computed, so the gradients are
 computed in the forward pass, chunk by chunk, and the logits are thrown away at once.
 """
 
@@ -19,7 +19,7 @@ CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB in float32
 
 @dataclass(frozen=True)
 class Head:
-    """``weight`` (V, D), ``bias`` (V,) or None, and the cap that some models put on their logits."""
+    """The LM head: ``weight`` (V, D), ``bias`` (V,) or None, and the cap that some models put on their logits."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -40,7 +40,7 @@ def ban(logits: Tensor, banned: Sequence[int]) -> Tensor:
 
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype of losses and probabilities: at least float32."""
+    """The dtype of losses and probabilities: float32, or the tensor's dtype if that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -82,9 +82,9 @@ class HeadLosses:
         return _HiddenGradients.apply(self, part, hidden, targets, weights, temperature, banned, complete)
 
     def attach(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the ``losses`` of all parts, differentiable in the head's weight and bias too, and the parts.
+        """The sum of ``losses``, now differentiable in the head's weight and bias as well, and the parts.
 
-        The parts are so as well if they are kept apart; otherwise they are numbers without a gradient.
+        With ``apart`` each part is too; otherwise the parts are detached.
         """
         if not (self._learns_weight or self._learns_bias):
             return sum(losses.values()), dict(losses)
@@ -140,7 +140,7 @@ class HeadLosses:
     def _predict(
         self, states: Tensor, targets: Tensor, temperature: float, banned: Sequence[int], logits: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropies (m,) of a chunk of rows, and their gradient (m, V) by the product of states and weight.
+        """Cross-entropies (m,) of a chunk, and their gradients (m, V) by states @ weight.T, times the temperature.
 
         ``logits`` (m, V) is memory to work in.
         """

@@ -5,5 +5,5 @@ from .objective import Objective
 from .pause import Pause
 from .quiet_star import QuietStar
 
-METHODS: dict[str, type[Objective]] = {"quiet_star": QuietStar, "pause": Pause, "no_thought": NoThought}
-QUIET_STAR, PAUSE, NO_THOUGHT = METHODS
+QUIET_STAR, PAUSE, NO_THOUGHT = "quiet_star", "pause", "no_thought"
+METHODS: dict[str, type[Objective]] = {QUIET_STAR: QuietStar, PAUSE: Pause, NO_THOUGHT: NoThought}

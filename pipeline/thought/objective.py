@@ -14,14 +14,14 @@ from .layout import ahead
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-SAMPLED, PAUSES, NOTHING = "sampled", "pauses", "nothing"  # what stands between a token and its prediction
+SAMPLED, PAUSES, NOTHING = "sampled", "pauses", "nothing"  # what the model puts before each prediction
 
 
 class Counts(NamedTuple):
     """What a step's means are taken over, as integers; add up those of micro-batches and processes (`sum_counts`).
 
-    ``targets`` (A,): true tokens that are predicted at each distance. ``thoughts`` (): positions whose thoughts are
-    rewarded, B * (N-1-A), padding included. Without padding, for the log: ``tokens`` () and ``rewards`` ().
+    ``targets`` (A,): true tokens that are predicted at each distance. ``thoughts`` (): rewarded positions, B * (N-1-A),
+    padding included, not times R. For the log, without padding: ``tokens`` () and rewarded positions, ``rewards`` ().
     """
 
     targets: Tensor
@@ -53,7 +53,7 @@ def lookahead_targets(labels: Tensor, lookahead: int) -> Tensor:
 
 
 def rewarded_positions(tokens: int, lookahead: int) -> int:
-    """How many positions, from the first on, have all their A true tokens and a reward: N-1-A, or none."""
+    """The number of rewarded positions, N-1-A or 0. N-A positions have all A true tokens; the last gets no reward."""
     return max(0, tokens - 1 - lookahead)
 
 
@@ -66,8 +66,9 @@ class SliceStates:
     ``mixed`` (B, R, p, A, D): states after the thoughts, mixed with the text's by the mixing ``weight`` (B, R, p, A).
     ``thinking`` (B, R, q, K, D): the states that gave the tokens of the thoughts, ``ids`` (B, R, q, K). Pauses have no
     ids, and without thoughts there is nothing but ``base`` and ``targets``. ``sampled``: whether the model drew the ids
-    itself, now, rather than being given them. ``old_log_probs`` (B, R, q, K): those of an earlier pass over the same
-    thoughts, None in the first one (inner epochs).
+    itself, now, rather than being given them. ``old_log_probs`` (B, R, q, K): log-probabilities from an earlier pass
+    over the same thoughts, for inner epochs; 0 where that pass sampled a thought and gave it no advantage, None in the
+    first pass.
     """
 
     base: Tensor
@@ -87,9 +88,9 @@ class Losses:
     ``parts``: the terms of the loss by name, weighted; ``total`` is their sum. Only ``total`` has a gradient, unless
     the parts were asked for apart (`step.Engine`). ``base``, ``talk`` and ``policy``: the means, not weighted.
     By token: ``base_nll`` (B, N) and ``talk_nll`` (B, R, N, A), the cross-entropies without and with the thought, 0 for
-    ignored targets, and ``weight`` (B, R, N, A), the mixing weight. By thought, at the first N-1-A positions, which
-    have all their true tokens: ``reward`` and ``advantage`` (B, R, N-1-A), and the ``log_probs`` (B, R, N-1-A, K) of
-    its tokens, 0 where a thought that was sampled now has no advantage. R is 1 for pauses and 0 without thoughts.
+    ignored targets, and ``weight`` (B, R, N, A), the mixing weight. By thought, at the rewarded positions: ``reward``
+    and ``advantage`` (B, R, N-1-A), and the ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 where a thought that was
+    sampled now has no advantage. R is 1 for pauses and 0 without thoughts.
     """
 
     total: Tensor
@@ -110,7 +111,7 @@ class Losses:
 
 
 def join(slices: Sequence[Losses], total: Tensor, parts: dict[str, Tensor]) -> Losses:
-    """The losses of a whole step from those of its slices; ``total`` and ``parts`` as they are differentiated."""
+    """Concatenate the values of a step's slices. ``total`` and ``parts`` are the whole step's, with gradients."""
     by_token = {f.name: [getattr(one, f.name) for one in slices] for f in fields(Losses)[5:]}
     return Losses(
         total=total,
@@ -123,10 +124,10 @@ def join(slices: Sequence[Losses], total: Tensor, parts: dict[str, Tensor]) -> L
 
 
 class Objective(nn.Module):
-    """What is learned from a slice of positions. A new one is a file with a subclass, and a line in `methods`.
+    """A loss, computed for a slice of positions. A new one is a file with a subclass, and an entry in `methods`.
 
-    ``thoughts`` says what stands between a token and its prediction. Parameters that an objective creates (a learned
-    value, say) are trained and saved with the model's.
+    ``thoughts``: SAMPLED thoughts, learned PAUSES or NOTHING before each prediction. Parameters that an objective
+    creates (a learned value, say) are trained and saved with the model's.
     """
 
     thoughts = SAMPLED

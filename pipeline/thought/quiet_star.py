@@ -11,7 +11,7 @@ class QuietStar(Objective):
     """loss = 1/2 base + 1/2 talk + beta policy (Zelikman et al. 2024, equation 5, and the authors' released code)."""
 
     def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> Losses:
-        """See `Objective.forward`. Gradients flow through all three terms; a reward is a number."""
+        """See `Objective.forward`. Gradients flow through all three terms; rewards and advantages are constants."""
         config, exact = self.config, exact_dtype(states.mixed)
         rationales, positions, lookahead = states.mixed.shape[1:4]
         targets_of_step = counts.targets.to(exact).clamp(min=1)
@@ -46,7 +46,7 @@ class QuietStar(Objective):
                 weights,
                 temperature=config.policy_temperature,
                 banned=config.banned,
-                complete=not states.sampled,
+                complete=not (states.sampled and config.policy_weight),
             )
             log_probs = -nll
         policy = -((advantage.unsqueeze(-1) * log_probs).sum() / terms).to(exact)

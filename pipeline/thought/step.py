@@ -27,12 +27,12 @@ from .thinking import Text, Thinker
 
 @dataclass(frozen=True)
 class Engine:
-    """How a step is computed. Whatever it says, the results are the same but for rounding.
+    """How a step is computed; results differ by rounding only.
 
     ``attention``: auto, reference, blocked or flex (`attention.pick`). ``positions``: how many positions of every text
-    think at a time, their gradients accumulated; None: all. Fewer take less memory. ``apart``: every part of the loss
-    can be differentiated on its own, to be weighed or clipped apart from the others, at the price of one more gradient
-    of the LM head for each; it needs all positions at a time.
+    think at a time, their gradients accumulated; None: all. Fewer take less memory. ``apart``: each part of the loss
+    gets its own gradient, to be weighed or clipped apart from the others, at the price of one more gradient of the LM
+    head for each part; it needs all positions at a time.
     """
 
     attention: str = "auto"
@@ -45,7 +45,7 @@ DEFAULT_ENGINE = Engine()
 
 @dataclass(frozen=True)
 class Learner:
-    """What a training step works with: a model's machinery, its objective, and the ``parameters`` that learn."""
+    """Computes the losses of a training step. ``parameters`` are all that may receive gradients."""
 
     thinker: Thinker
     mixing_head: MixingHead | None
@@ -89,7 +89,7 @@ class Learner:
         def losses_of(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, Losses]:
             """A slice's losses, from its rows' embeddings and the text's states (B, N, D), keys and values."""
             hidden, *cache = shared
-            rows = self.thinker.decoder.run_rows(rows, text.view.holding(cache), _range(labels, part))
+            rows = self.thinker.decoder.run_rows(rows, text.view.with_tensors(cache), _range(labels, part))
             base = ahead(hidden, lookahead, fill=0.0)[:, part].unsqueeze(1)
             mixed, weight = self.mixing_head.mix(base, rows[..., layout.talking_outputs, :])
             rewarded = min(part.stop, rewarded_positions(labels.shape[1], lookahead)) - part.start

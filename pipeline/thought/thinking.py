@@ -13,7 +13,7 @@ from .views import KeyValueCache, TextView
 
 @dataclass(frozen=True)
 class Text:
-    """Texts that the decoder has read.
+    """A batch of texts that the decoder has read.
 
     ``input_ids`` (B, N); ``hidden`` (B, N, D), the states of the text pass; ``view``, through which thoughts see the
     text; ``text_keys`` (B,), numbers that name the texts in their random draws, so that a draw does not depend on what
@@ -28,10 +28,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Thinker:
-    """A ``decoder`` and the tokens that frame a thought, as they are used; it holds no weights of its own.
+    """A ``decoder`` and the embeddings of [start], [end] and pauses, already multiplied by meta_token_scale.
 
-    ``start`` and ``end`` (D,): embeddings of the meta-tokens, scaled; None where nothing thinks. ``pauses`` (K, D):
-    learned tokens in the place of sampled ones, None where thoughts are sampled. ``banned`` ids are never sampled.
+    ``start`` and ``end`` (D,): None where nothing thinks. ``pauses`` (K, D): learned tokens in the place of sampled
+    ones, None where thoughts are sampled. ``banned`` ids are never sampled. It holds no weights of its own.
     """
 
     decoder: Decoder
@@ -60,7 +60,7 @@ class Thinker:
     ) -> Thoughts:
         """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,), one token a pass for all.
 
-        ``own`` caches the rows: their keys and values of ``[start]`` and of all sampled tokens but the last.
+        Afterwards ``own`` holds the keys and values of ``[start]`` and t_1 .. t_{K-1}.
         """
         decoder, places = self.decoder, text.view.position_ids[:, positions]
         own = own or KeyValueCache(self.layout.thought_tokens)
@@ -93,7 +93,8 @@ class Thinker:
     def embed_rows(self, input_ids: Tensor, positions: Tensor, ids: Tensor | None, layout: Layout) -> Tensor:
         """Embeddings (B, R, P, T, D) of whole thought rows, true next tokens included.
 
-        ``ids`` (B, R, P, K) are the thoughts' tokens; None: one row of pauses.
+        ``ids`` (B, R, P, K) are the thoughts' tokens; None: one row of pauses. Past the end of the text id 0 stands in;
+        its targets are IGNORED.
         """
         following = ahead(input_ids, layout.lookahead, fill=0)[:, positions, 1:].unsqueeze(1)  # x_{i+1} .. x_{i+A-1}
         if ids is None:

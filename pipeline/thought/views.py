@@ -51,8 +51,8 @@ class TextView:
         """Every layer's keys and values."""
         return [*self.keys.values(), *self.values.values()]
 
-    def holding(self, tensors: Sequence[Tensor]) -> "TextView":
-        """The same text with ``tensors`` in place of its own: gradients of a slice of positions stop there."""
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "TextView":
+        """A copy of this view that uses ``tensors``, in the order of `tensors`, as its keys and values."""
         keys = dict(zip(self.keys, tensors, strict=False))
         return replace(self, keys=keys, values=dict(zip(self.values, tensors[len(keys) :], strict=True)))
 
@@ -80,10 +80,10 @@ class KeyValueCache:
 
 @dataclass
 class GrowingView:
-    """Texts that grow, without gradients: the last tokens of all L so far attend causally to all.
+    """Texts that grow, without gradients: the newest tokens attend causally to all L.
 
-    ``position_ids`` and ``valid`` (B, L) as in `TextView`. A pass whose L is smaller than the last one's takes tokens
-    back: a thought is written after the text, and the next true token over it.
+    ``position_ids`` and ``valid`` (B, L) as in `TextView`. A pass with a smaller L than the last one overwrites the
+    cache from there: a true token replaces the thought.
     """
 
     cache: KeyValueCache
@@ -166,7 +166,7 @@ def quiet_star_attention(
     """transformers' attention interface: query (B, H, L, C), key and value (B, G, L, C) -> (B, L, H, C).
 
     ``look`` is a view's `attend` method rather than the view, as FSDP2 hands layers copies of dataclass arguments.
-    Raises ValueError for attention that a view cannot express, so that no model runs with something left out.
+    Raises ValueError for attention that a view cannot express, `check_decoder` finds what else a model does.
     """
     if look is None:
         raise ValueError("a Quiet-STaR decoder is run through pipeline.thought.decoder, which says what it may see")
