@@ -135,7 +135,10 @@ def differences(project: Path, reference: Path) -> Iterator[str]:
         yield f"changed are {changed.split()}, not {expected.split()}"
     over = [file for file in (project / ".resume").rglob("*") if file.is_file()]
     over += [part for part in project.rglob("*.part") if ".dvc" not in part.parts]
-    over += [project / name for name in call(project, "git", "ls-files", "--others", "--exclude-standard").split()]
+    new, known = (
+        call(folder, "git", "ls-files", "-o", "--exclude-standard").split() for folder in (project, reference)
+    )
+    over += [project / name for name in new if name not in known]
     yield from (f"{path.relative_to(project)} is left over" for path in over)
 
 
