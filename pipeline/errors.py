@@ -20,7 +20,7 @@ PATIENCE = 20  # seconds: ending a process that has loaded torch takes some
 LONGEST_MESSAGE = 1000  # characters: a bad value may be a whole file
 SHORT_REASON = 40  # characters: the first line of an exception that is shorter needs the next one
 OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory")  # torch on a GPU and on a CPU
-MEMORY_KNOBS = "docs/engine.md and docs/large-models.md say what else takes less"
+MEMORY_KNOBS = "docs/method.md (memory knobs) and docs/running.md list settings that need less"
 
 is_command = any(option == "-m" and re.match(r"(stages|pipeline)\.", name) for option, name in pairwise(sys.orig_argv))
 if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it ignores Ctrl-C
