@@ -9,12 +9,11 @@ from pipeline.thought.generation import GREEDY, SAMPLES_APART, TEXT_STEP
 from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
-from tests.thought.tiny import ARCHITECTURES, END, LLAMA, START, left_padded, quiet_star, random_ids, slow
+from tests.thought.tiny import ALL_METHODS, ARCHITECTURES, END, LLAMA, START, left_padded, quiet_star, random_ids, slow
 
 NEW = 6
 LENGTHS = (5, 3, 6)
 SAMPLED, SAMPLED_THOUGHTS = Sampling(0.8, seed=4), Sampling(1.0, seed=9)
-ALL_METHODS = pytest.mark.parametrize("method", METHODS)
 THINK = pytest.mark.parametrize("think", [True, False], ids=["think", "do not"])
 # each architecture greedy and sampled; every method, with thoughts and without, by four architectures
 CASES = [(name, list(METHODS)[i % 3], i % 4 != 3) for i, name in enumerate(ARCHITECTURES)] + [
@@ -74,38 +73,11 @@ def test_greedy_text_equals_the_slow_reference(method):
         assert written[length] == reference.without_banned(logits).argmax().item()
 
 
-def test_a_named_text_is_continued_alike_in_any_batch(model):
-    texts = prompts()
-
-    def write(some: list[Tensor], keys: list[int]) -> Tensor:
-        options = {"sampling": SAMPLED, "thought_sampling": SAMPLED, "max_new_tokens": NEW}
-        return model.generate(*left_padded(some), text_keys=torch.tensor(keys), **options)[:, -NEW:]
-
-    together = write(texts, [5, 6, 7])
-    assert torch.equal(write(texts[1:2], [6])[0], together[1])
-    assert torch.equal(write(texts[::-1], [7, 6, 5]), together.flip(0))
-    assert not torch.equal(write(texts[1:2], [7])[0], together[1])
-
-
 @pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
 def test_thinking_changes_what_is_written(method):
     """Or the tests above would not tell the two ways apart."""
     model, ids = quiet_star(LLAMA, method=method).eval(), random_ids(8, 5)
     assert not torch.equal(model.generate(ids, think=True), model.generate(ids, think=False))
-
-
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_without_thoughts_there_is_nothing_to_switch_off(sampling):
-    model, (ids, mask) = quiet_star(LLAMA, method=NO_THOUGHT).eval(), left_padded(prompts())
-    written = [model.generate(ids, mask, sampling=sampling, think=think) for think in (True, False)]
-    assert torch.equal(*written)
-
-
-@pytest.mark.parametrize(("method", "think"), [(PAUSE, True), *((method, False) for method in METHODS)])
-def test_a_seed_of_thoughts_makes_no_difference_where_none_are_sampled(method, think):
-    model, ids = quiet_star(LLAMA, method=method).eval(), random_ids(8, 5)
-    written = [model.generate(ids, thought_sampling=Sampling(1.0, seed), think=think) for seed in (1, 2)]
-    assert torch.equal(*written)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +98,7 @@ def test_passes_that_a_token_costs(method, think, first, later, monkeypatch):
 
 
 @ALL_METHODS
-def test_meta_tokens_are_never_written(method):
+def test_meta_tokens_are_never_written_nor_thought(method):
     model = quiet_star({**LLAMA, "tie_word_embeddings": False}, method=method).eval()
     ids, banned = random_ids(2, 5), torch.tensor([START, END])
     with torch.no_grad():
@@ -135,8 +107,10 @@ def test_meta_tokens_are_never_written(method):
     for think, logits in ((True, output.logits), (False, output.base_logits)):
         assert torch.isin(logits.argmax(-1), banned).any()
         for temperature in (0.0, 1.0, 30.0):
-            written = model.generate(ids, sampling=Sampling(temperature, seed=2), think=think)
-            assert not torch.isin(written, banned).any()
+            sampling = Sampling(temperature, seed=2)
+            assert not torch.isin(model.generate(ids, sampling=sampling, think=think), banned).any()
+            thoughts = model(ids, sampling=sampling).thoughts
+            assert thoughts is None or not torch.isin(thoughts.ids, banned).any()
 
 
 def test_no_new_tokens_return_the_prompt(model):
@@ -190,20 +164,6 @@ def test_each_sample_equals_recomputation_under_its_own_key(method, think):
 
 
 # Where a text ends
-
-
-def test_nothing_is_written_after_the_end_token(model):
-    ids, mask = left_padded(prompts())
-    free = model.generate(ids, mask, max_new_tokens=NEW)
-    eos = int(free[0, ids.shape[1] + 2])
-    pad = next(i for i in range(START) if i not in free)
-    ended = model.generate(ids, mask, max_new_tokens=NEW, eos_token_id=eos, pad_token_id=pad)
-    for b in range(len(ids)):
-        expected = free[b].tolist()
-        stop = next((i for i in range(ids.shape[1], len(expected)) if expected[i] == eos), len(expected))
-        expected = expected[: stop + 1] + [pad] * len(expected)
-        assert ended[b].tolist() == expected[: ended.shape[1]]
-    assert (ended == pad).any()
 
 
 def test_it_stops_once_every_text_has_ended(model):

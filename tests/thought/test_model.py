@@ -15,8 +15,10 @@ from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from pipeline.thought.views import TextView
 from tests.thought.tiny import (
+    ALL_METHODS,
     ARCHITECTURES,
     END,
+    FOUR_BASES,
     GEMMA2,
     GPT2,
     LLAMA,
@@ -25,14 +27,12 @@ from tests.thought.tiny import (
     TOKENS,
     base_model,
     error,
+    given_thoughts,
     gradients,
     quiet_star,
     random_ids,
     texts,
 )
-
-FOUR_BASES = pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2", "gpt2"])
-ALL_METHODS = pytest.mark.parametrize("method", METHODS)
 
 
 def from_base(base: dict, method: str = QUIET_STAR, **options: object) -> QuietStarForCausalLM:
@@ -142,7 +142,7 @@ def test_bfloat16_and_autocast_are_close_to_float32(base, engine, method):
     model, (ids, mask, labels) = quiet_star(base, method=method), texts("right")
     half = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
     half.load_state_dict(model.state_dict())
-    given = random_ids(2, 2, TOKENS, 3, seed=2) if method == QUIET_STAR else None
+    given = given_thoughts() if method == QUIET_STAR else None
     options = {"labels": labels, "thought_ids": given, "engine": engine}
     expected = model(ids, mask, **options).losses
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -171,15 +171,12 @@ def test_attention_is_given_one_dtype_and_left_alone_by_autocast(monkeypatch):
     assert seen == [(False, {torch.bfloat16})] * 2
 
 
-def test_from_base_in_bfloat16_keeps_exact_rotary_frequencies():
+def test_a_bfloat16_model_has_exact_rotary_frequencies_and_is_loaded_in_one_dtype(tmp_path):
     model = from_base(LLAMA, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     expected = from_base(LLAMA).base.model.rotary_emb.inv_freq
     assert torch.equal(model.base.model.rotary_emb.inv_freq, expected)
-
-
-def test_a_bfloat16_model_is_loaded_in_one_dtype(tmp_path):
-    from_base(LLAMA, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
     for dtype in (torch.float32, torch.bfloat16):
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
         assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
