@@ -38,16 +38,14 @@ BOTH = pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
 def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: float = 1e-5) -> None:
     """A training step by each of ``engines`` equals the slow reference, gradients included."""
     ids, mask, labels = texts("right")
-    rationales, reference, given = model.config.rationales, slow(model), None
-    if model.config.method == PAUSE:
-        rationales, expected = 1, reference.pause_losses(unpadded(ids, mask), TOKENS)
-    else:
-        given = random_ids(len(LENGTHS), rationales, TOKENS, model.config.thought_tokens, seed=2)
-        expected = reference.losses(unpadded(ids, mask), TOKENS, given)
+    pauses, reference = model.config.method == PAUSE, slow(model)
+    rationales, length = (1, 0) if pauses else (model.config.rationales, model.config.thought_tokens)
+    thoughts = random_ids(len(LENGTHS), rationales, TOKENS, length, seed=2)
+    expected = reference.losses(unpadded(ids, mask), TOKENS, thoughts)
     expected.total.backward()
     assert all(gradient.any() for gradient in reference.gradients().values())
     for engine in engines:
-        output = model(ids, mask, labels=labels, thought_ids=given, engine=engine)
+        output = model(ids, mask, labels=labels, thought_ids=None if pauses else thoughts, engine=engine)
         for name in ("total", "base", "talk", "policy"):
             wanted = getattr(expected, name).item()
             assert getattr(output.losses, name).item() == pytest.approx(wanted, rel=tolerance), name

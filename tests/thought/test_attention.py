@@ -117,7 +117,6 @@ VARIANTS = {
     "padding and all else": Shape(window=4, softcap=0.9, padding=(3, 0), first=2, new=2),
     "token by token, window": Shape(first=3, new=1, window=3),
 }
-PATHS = pytest.mark.parametrize("path", pick.PATHS)
 
 
 @pytest.mark.parametrize("shape", VARIANTS.values(), ids=VARIANTS.keys())
@@ -261,7 +260,7 @@ PLAIN = {
 }
 
 
-@PATHS
+@pytest.mark.parametrize("path", pick.PATHS)
 def test_what_a_path_cannot_express_is_left_to_the_reference(path):
     """And nothing else is."""
     assert [name for name, shape in BEYOND.items() if taken(path, shape) != "reference"] == []

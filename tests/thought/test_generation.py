@@ -73,13 +73,6 @@ def test_greedy_text_equals_the_slow_reference(method):
         assert written[length] == reference.without_banned(logits).argmax().item()
 
 
-@pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
-def test_thinking_changes_what_is_written(method):
-    """Or the tests above would not tell the two ways apart."""
-    model, ids = quiet_star(LLAMA, method=method).eval(), random_ids(8, 5)
-    assert not torch.equal(model.generate(ids, think=True), model.generate(ids, think=False))
-
-
 @pytest.mark.parametrize(
     "method, think, first, later",
     [
@@ -113,11 +106,6 @@ def test_meta_tokens_are_never_written_nor_thought(method):
             assert thoughts is None or not torch.isin(thoughts.ids, banned).any()
 
 
-def test_no_new_tokens_return_the_prompt(model):
-    ids = random_ids(2, 5)
-    assert torch.equal(model.generate(ids, max_new_tokens=0), ids)
-
-
 def letters(ids: list[int]) -> str:
     return "".join(chr(ord("a") + i) for i in ids)
 
@@ -146,9 +134,6 @@ def test_logits_that_overflow_are_told_of():
         model.generate(ids)
 
 
-# Several samples of a prompt
-
-
 @THINK
 @ALL_METHODS
 def test_each_sample_equals_recomputation_under_its_own_key(method, think):
@@ -163,11 +148,9 @@ def test_each_sample_equals_recomputation_under_its_own_key(method, think):
         assert not torch.equal(written[b, 0], written[b, 1])
 
 
-# Where a text ends
-
-
-def test_it_stops_once_every_text_has_ended(model):
+def test_it_stops_once_every_text_has_ended_or_at_once(model):
     text = random_ids(4)[None]
+    assert torch.equal(model.generate(text, max_new_tokens=0), text)
     free = model.generate(text, max_new_tokens=NEW)[0, 4:].tolist()
     ended = model.generate(text, max_new_tokens=NEW, eos_token_id=free[1])
     assert ended[0, 4:].tolist() == free[: free.index(free[1]) + 1]
@@ -186,7 +169,8 @@ def test_nothing_is_written_after_a_stop_string(model):
     assert letters(free[1, ids.shape[1] :].tolist()).find(stop) in (0, 1)
 
 
-def test_a_stop_string_in_the_prompt_or_across_its_end_does_not_stop(model):
+def test_a_stop_string_is_found_in_new_text_only_and_however_long_it_is(model):
+    """Not in the prompt or across its end; and one longer than what the last few tokens hold."""
     text = prompts()[0]
     free = model.generate(text[None], max_new_tokens=NEW)[0].tolist()
     stops = [letters(text.tolist()), letters(free[len(text) - 1 : len(text) + 1])]
@@ -194,12 +178,6 @@ def test_a_stop_string_in_the_prompt_or_across_its_end_does_not_stop(model):
     assert stops
     written = model.generate(text[None], max_new_tokens=NEW, stop_strings=stops, decode=letters)
     assert written[0].tolist() == free
-
-
-def test_a_long_stop_string_is_found(model):
-    """Longer than what the last few tokens hold."""
-    text = prompts()[0]
-    free = model.generate(text[None], max_new_tokens=NEW)[0].tolist()
     stop = letters(free[len(text) : len(text) + NEW - 1])
     written = model.generate(text[None], max_new_tokens=NEW + 5, stop_strings=[stop], decode=letters)
     assert written[0].tolist() == free[:-1]

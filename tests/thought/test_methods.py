@@ -57,9 +57,6 @@ def test_nothing_is_sampled(method, monkeypatch):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-# Continued pretraining is the base model's own
-
-
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "gpt2 in float64"])
 def test_without_thoughts_the_loss_is_the_base_models_own(name):
     """And every gradient; transformers' own forward, attention and cross-entropy. Some embeddings are untied."""

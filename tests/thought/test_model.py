@@ -202,24 +202,16 @@ def test_training_mode_adds_no_noise(base):
     assert torch.equal(first.loss, model.eval()(ids, labels=ids).loss)
 
 
-def test_training_samples_and_prediction_is_greedy():
+def test_training_samples_and_prediction_is_greedy_unless_thoughts_are_given():
     model, ids = quiet_star(LLAMA).eval(), random_ids(2, 6)
     with torch.no_grad():
         training, prediction = model(ids, labels=ids), model(ids)
         assert torch.equal(training.thoughts.ids, model(ids, labels=ids, sampling=Sampling(1.0, 0)).thoughts.ids)
         assert torch.equal(prediction.logits, model(ids, sampling=Sampling(0.0, 3)).logits)
-    assert training.thoughts.ids.shape == (2, 2, 6, 3)
-    assert prediction.thoughts.ids.shape == (2, 1, 6, 3)
-    assert training.weight.shape == (2, 2, 6, 3)
-    assert prediction.weight.shape == (2, 6)
-
-
-def test_given_thoughts_are_used():
-    model, ids = quiet_star(LLAMA).eval(), random_ids(2, 6)
-    with torch.no_grad():
-        sampled = model(ids, sampling=Sampling(1.0, 3))
-        given = model(ids, thought_ids=sampled.thoughts.ids)
-        torch.testing.assert_close(given.logits, sampled.logits, atol=1e-5, rtol=1e-5)
+        given = model(ids, thought_ids=prediction.thoughts.ids)
         other = model(ids, thought_ids=random_ids(2, 1, 6, 3)).logits
-    assert error(other, sampled.logits) > 1e-3
+    assert training.thoughts.ids.shape == training.weight.shape == (2, 2, 6, 3)
+    assert prediction.thoughts.ids.shape == (2, 1, 6, 3) and prediction.weight.shape == (2, 6)
+    torch.testing.assert_close(given.logits, prediction.logits, atol=1e-5, rtol=1e-5)
     assert given.thoughts is None
+    assert error(other, prediction.logits) > 1e-3

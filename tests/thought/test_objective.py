@@ -32,18 +32,6 @@ def test_ahead(texts, tokens, steps, rest):
             assert torch.equal(found[:, i, k], expected)
 
 
-@given(SMALL, TOKENS, SMALL)
-def test_lookahead_targets(texts, tokens, lookahead):
-    labels = some_labels(texts, tokens)
-    found = lookahead_targets(labels, lookahead)
-    assert found.shape == (texts, tokens, lookahead)
-    for i in range(tokens):
-        for k in range(lookahead):
-            inside = i + 1 + k < tokens
-            expected = labels[:, i + 1 + k] if inside else torch.full((texts,), IGNORED)
-            assert torch.equal(found[:, i, k], expected)
-
-
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_all_positions_but_the_last_that_have_their_true_tokens_are_rewarded(tokens, lookahead):
     targets = lookahead_targets(random_ids(1, tokens), lookahead)[0]

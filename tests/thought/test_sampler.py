@@ -289,6 +289,7 @@ def test_uniforms_are_uniform_along_every_axis(varied):
 
 
 def along(varied: str, count: int) -> Tensor:
+    """Numbers (count,) of names that differ in one thing."""
     one, many = torch.zeros(1, dtype=torch.long), torch.arange(count)
     if varied == "text":
         return uniforms(0, many, 1, one.expand(count, 1), 0).flatten()
@@ -298,9 +299,7 @@ def along(varied: str, count: int) -> Tensor:
         return uniforms(0, one, 1, many[None], 0).flatten()
     calls = [(i, 0) if varied == "seed" else (0, i) for i in range(count // 8)]
     # eight texts each, so that fewer calls are needed
-    return torch.stack(
-        [uniforms(seed, torch.arange(8), 1, one.expand(8, 1), step)[:, 0, 0] for seed, step in calls]
-    ).T.flatten()
+    return torch.cat([uniforms(seed, many[:8], 1, one.expand(8, 1), step)[:, 0] for seed, step in calls], 1).flatten()
 
 
 def test_uniforms_are_all_different_for_different_names():
