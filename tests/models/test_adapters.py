@@ -106,7 +106,7 @@ def expected_gradients(model: QuietStarForCausalLM, thoughts: Tensor | None) -> 
     rows = [row[:length].tolist() for row, length in zip(ids, LENGTHS, strict=True)]
     alone = merged(model) if any("lora_" in name for name in learned(model)) else model
     reference = slow(alone)
-    result = reference.pause_losses(rows, TOKENS) if thoughts is None else reference.losses(rows, TOKENS, thoughts)
+    result = reference.losses(rows, TOKENS, thoughts)
     result.total.backward()
     whole, found = reference.gradients(), {}
     for name, value in learned(model).items():

@@ -112,8 +112,10 @@ class SlowQuietStar:
                 losses.append(cross_entropy(self.logits(mixed), text[position + 1 + k]))
         return losses
 
-    def losses(self, texts: list[list[int]], tokens: int, thoughts: Tensor) -> SlowResult:
+    def losses(self, texts: list[list[int]], tokens: int, thoughts: Tensor | None) -> SlowResult:
         """The loss of ``texts`` (real tokens; padded on the right to ``tokens``) with ``thoughts`` (B, R, N, K)."""
+        if thoughts is None:  # pauses have no ids
+            thoughts = torch.zeros(len(texts), 1, tokens, 0, dtype=torch.long)
         all_base: list[Tensor] = []
         all_talk: list[list[Tensor]] = [[] for _ in range(self.config.lookahead)]
         result = SlowResult(*torch.zeros(4))
@@ -160,7 +162,7 @@ class SlowQuietStar:
 
 
 class SlowPause(SlowQuietStar):
-    """The same with K learned pauses where a thought's tokens stand: thoughts of no ids (B, 1, N, 0), no policy."""
+    """The same with K learned pauses where a thought's tokens stand: one row a position, no sampled ids, no policy."""
 
     def embed_thought(self, thought: list[int]) -> Tensor:
         return self.config.meta_token_scale * self.own["pause_embeddings"]

@@ -25,9 +25,6 @@ from tests.thought.tiny import (
     texts,
 )
 
-EXACT = {"float64": 1e-12, "float32": 1e-5}
-WITHOUT_SAMPLES = pytest.mark.parametrize("method", [PAUSE, NO_THOUGHT])
-
 
 @ALL_METHODS
 @torch.no_grad()
@@ -39,7 +36,7 @@ def test_some_positions_are_predicted_as_among_all(method):
         torch.testing.assert_close(getattr(part, name), getattr(whole, name)[:, some])
 
 
-@WITHOUT_SAMPLES
+@pytest.mark.parametrize("method", [PAUSE, NO_THOUGHT])
 def test_nothing_is_sampled(method, monkeypatch):
     """Neither when training nor when predicting, with gradients or without; so a seed makes no difference."""
     monkeypatch.setattr(Thinker, "sample", None)
@@ -62,7 +59,7 @@ def test_without_thoughts_the_loss_is_the_base_models_own(name):
     """And every gradient; transformers' own forward, attention and cross-entropy. Some embeddings are untied."""
     base = ARCHITECTURES.get(name, GPT2)
     model = quiet_star({**base, "tie_word_embeddings": name not in ("qwen2", "gemma2", "gpt2")}, method=NO_THOUGHT)
-    model, tolerance = (model.double(), EXACT["float64"]) if "float64" in name else (model, EXACT["float32"])
+    model, tolerance = (model.double(), 1e-12) if "float64" in name else (model, 1e-5)
     ids, mask, labels = texts("right")
     plain = eager_model(model.config.base, model.dtype)
     plain.load_state_dict(model.base.state_dict())

@@ -78,8 +78,7 @@ def test_importing_the_model_is_enough_to_load_it(tmp_path):
         "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "QuietStarForCausalLM"
 
 

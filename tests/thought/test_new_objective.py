@@ -70,7 +70,7 @@ def gradients(loss: Tensor, model: QuietStarForCausalLM, keep: bool = False) -> 
 def test_every_part_of_the_loss_has_its_own_gradient(base: dict):
     """The policy's is what changes when its weight does, and all of them add up to the gradient of the total.
 
-    Without ``apart`` only the total has a gradient.
+    Without ``apart`` only the total has a gradient; in slices there is no ``apart``.
     """
     model, ids = quiet_star(base).double(), random_ids(2, 9)
     thoughts = random_ids(2, 2, 9, 3, seed=2)
@@ -89,10 +89,6 @@ def test_every_part_of_the_loss_has_its_own_gradient(base: dict):
     for name, gradient in without.items():
         assert error(found["base"][name] + found["talk"][name], gradient) < 1e-6
     assert found["policy"]["start_embedding"].any()
-
-
-def test_parts_are_kept_apart_at_all_positions_only():
-    model, ids = quiet_star(LLAMA), random_ids(2, 9)
     with pytest.raises(ValueError, match="only where all positions think at once"):
         model(ids, labels=ids, engine=Engine(positions=4, apart=True))
 

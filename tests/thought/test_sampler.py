@@ -289,7 +289,6 @@ def test_uniforms_are_uniform_along_every_axis(varied):
 
 
 def along(varied: str, count: int) -> Tensor:
-    """Numbers (count,) of names that differ in one thing."""
     one, many = torch.zeros(1, dtype=torch.long), torch.arange(count)
     if varied == "text":
         return uniforms(0, many, 1, one.expand(count, 1), 0).flatten()
