@@ -12,9 +12,20 @@ from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
-from tests.thought.test_architectures import LENGTHS, TOKENS, padded_batch
-from tests.thought.test_engine import compare_engines, given_thoughts, texts, train
-from tests.thought.tiny import ARCHITECTURES, GPT2, LLAMA, error, quiet_star, random_ids, slow
+from tests.thought.test_engine import compare_engines, train
+from tests.thought.tiny import (
+    ARCHITECTURES,
+    GPT2,
+    LENGTHS,
+    LLAMA,
+    TOKENS,
+    error,
+    given_thoughts,
+    quiet_star,
+    random_ids,
+    slow,
+    texts,
+)
 
 RANK, ALPHA = 3, 5.0
 EVERY = pytest.mark.parametrize("base", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
@@ -91,11 +102,11 @@ def expected_gradients(model: QuietStarForCausalLM, thoughts: Tensor | None) -> 
 
     With adapters, the reference runs on the merged weights W + s B A: dA = s B^T dW and dB = s dW A^T.
     """
-    ids, _, _ = padded_batch()
+    ids, _, _ = texts("right")
     rows = [row[:length].tolist() for row, length in zip(ids, LENGTHS, strict=True)]
     alone = merged(model) if any("lora_" in name for name in learned(model)) else model
     reference = slow(alone)
-    result = reference.pause_losses(rows, TOKENS) if thoughts is None else reference.losses(rows, TOKENS, thoughts)
+    result = reference.losses(rows, TOKENS, thoughts)
     result.total.backward()
     whole, found = reference.gradients(), {}
     for name, value in learned(model).items():
@@ -113,7 +124,7 @@ def expected_gradients(model: QuietStarForCausalLM, thoughts: Tensor | None) -> 
 
 
 def compare_with_reference(model: QuietStarForCausalLM, engine: Engine, tolerance: float) -> None:
-    ids, mask, labels = padded_batch()
+    ids, mask, labels = texts("right")
     sampled = model.config.method == QUIET_STAR
     thoughts = random_ids(len(LENGTHS), 2, TOKENS, model.config.thought_tokens, seed=2) if sampled else None
     expected = expected_gradients(model, thoughts)

@@ -72,10 +72,7 @@ class SlowQuietStar:
         return (1 - weight) * base + weight * talk
 
     def without_banned(self, logits: Tensor) -> Tensor:
-        logits = logits.clone()
-        for token in self.banned:
-            logits[token] = -1e10
-        return logits
+        return logits.index_fill(0, torch.tensor(self.banned), -1e10)
 
     def thought_states(self, text: list[int], position: int, thought: list[int]) -> Tensor:
         """States (L, D) of ``[start] t_1 .. t_K [end] x_{i+1} .. x_{i+A-1}``, as far as the text goes."""
@@ -106,11 +103,6 @@ class SlowQuietStar:
         base = self.states(self.embed(text[: position + 1]))[position]
         return self.logits(self.mix(base, talk))
 
-    def base_losses(self, text: list[int]) -> list[Tensor]:
-        """Of x_1, x_2, ..: the base model's own prediction, its own head included."""
-        logits = self.base(input_ids=torch.tensor([text]), use_cache=False).logits[0]
-        return [cross_entropy(logits[i], text[i + 1]) for i in range(len(text) - 1)]
-
     def talk_losses(self, text: list[int], position: int, base: Tensor, states: Tensor) -> list[Tensor]:
         """Of x_{i+1}, .., x_{i+A}, as far as the text goes, from the text's states and the thought's."""
         losses = []
@@ -120,13 +112,17 @@ class SlowQuietStar:
                 losses.append(cross_entropy(self.logits(mixed), text[position + 1 + k]))
         return losses
 
-    def losses(self, texts: list[list[int]], tokens: int, thoughts: Tensor) -> SlowResult:
+    def losses(self, texts: list[list[int]], tokens: int, thoughts: Tensor | None) -> SlowResult:
         """The loss of ``texts`` (real tokens; padded on the right to ``tokens``) with ``thoughts`` (B, R, N, K)."""
+        if thoughts is None:  # pauses have no ids
+            thoughts = torch.zeros(len(texts), 1, tokens, 0, dtype=torch.long)
         all_base: list[Tensor] = []
         all_talk: list[list[Tensor]] = [[] for _ in range(self.config.lookahead)]
         result = SlowResult(*torch.zeros(4))
         for b, text in enumerate(texts):
-            base_states, base = self.states(self.embed(text)), self.base_losses(text)
+            base_states = self.states(self.embed(text))
+            base_logits = self.base(input_ids=torch.tensor([text]), use_cache=False).logits[0]  # by its own head
+            base = [cross_entropy(base_logits[i], text[i + 1]) for i in range(len(text) - 1)]
             all_base += base
             for i in range(len(text)):
                 for r in range(thoughts.shape[1]):
@@ -170,10 +166,6 @@ class SlowPause(SlowQuietStar):
 
     def embed_thought(self, thought: list[int]) -> Tensor:
         return self.config.meta_token_scale * self.own["pause_embeddings"]
-
-    def pause_losses(self, texts: list[list[int]], tokens: int) -> SlowResult:
-        """The loss of ``texts`` (real tokens; padded on the right to ``tokens``): nothing else is given."""
-        return self.losses(texts, tokens, torch.zeros(len(texts), 1, tokens, 0, dtype=torch.long))
 
     def add_policy(self, result: SlowResult, texts: int, rationales: int, tokens: int) -> None:
         """None: what a pause is worth teaches nothing."""

@@ -2,29 +2,29 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.thought import attention_flex as flex
 from pipeline.thought import attention_reference as reference
-from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, draw, invert, uniforms
 from pipeline.thought.step import Engine
 from tests.thought.test_attention import Call, Shape, make
-from tests.thought.test_engine import (
-    LOSSES,
-    PLAIN,
-    Step,
-    compare,
-    compare_autocast,
-    compare_outputs,
-    run,
-    train,
+from tests.thought.test_engine import LOSSES, PLAIN, compare, compare_autocast, compare_outputs, run, train
+from tests.thought.test_sampler import chances
+from tests.thought.tiny import (
+    GEMMA2,
+    LLAMA,
+    Texts,
+    compare_gradients,
+    error,
+    given_thoughts,
+    left_padded,
+    quiet_star,
+    random_ids,
+    texts,
 )
-from tests.thought.tiny import GEMMA2, LLAMA, Texts, compare_gradients, error, quiet_star, random_ids, texts
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
@@ -45,17 +45,6 @@ def exact() -> Iterator[None]:
     torch.set_float32_matmul_precision(precision)
 
 
-def on_device(call: Call) -> Call:
-    rows = call.rows
-    rows = replace(
-        rows,
-        positions=rows.positions.to(DEVICE),
-        position_ids=rows.position_ids.to(DEVICE),
-        text_position_ids=rows.text_position_ids.to(DEVICE),
-    )
-    return Call(rows, tuple(x.to(DEVICE) for x in call.inputs), call.style, call.gradient.to(DEVICE))
-
-
 FLEX = {
     "one tile": Shape(size=16),
     "grouped heads": Shape(positions=tuple(range(50)), tokens=50, new=8, groups=2, fold=3, size=16),
@@ -69,9 +58,9 @@ FLEX = {
 
 
 def check_flex(shape: Shape, dtype: torch.dtype, tolerance: float) -> None:
-    call = on_device(make(shape, dtype))
-    double = replace(call, inputs=tuple(x.double() for x in call.inputs), gradient=call.gradient.double())
-    for found, expected in zip(call.outcome(flex.attend), double.outcome(reference.attend), strict=True):
+    call = make(shape, dtype, DEVICE)
+    exact = call.to(torch.float64).outcome(reference.attend)
+    for found, expected in zip(call.outcome(flex.attend), exact, strict=True):
         assert found.dtype == dtype
         assert error(found.double(), expected) < tolerance
 
@@ -99,82 +88,49 @@ def memory(attend: object, call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def test_flex_holds_no_scores():
-    call = on_device(make(Shape(positions=tuple(range(1000)), tokens=1000, texts=1, new=8, size=32), torch.float32))
-    query = call.inputs[0]
-    scores = query.numel() // query.shape[-1] * 1000 * query.element_size()
-    assert memory(reference.attend, call) > scores
-    assert memory(flex.attend, call) < scores
-
-
-def test_flex_stays_a_kernel_for_texts_of_many_lengths():
+def test_flex_holds_no_scores_for_texts_of_many_lengths():
     """torch.compile gives up on a function after eight versions, and FlexAttention as written holds every score."""
-    for tokens in range(480, 490):
-        positions = tuple(range(tokens))
-        call = on_device(make(Shape(positions=positions, tokens=tokens, texts=1, new=8, size=32), torch.float32))
-        query = call.inputs[0]
-        assert memory(flex.attend, call) < query.numel() // query.shape[-1] * tokens * query.element_size()
+    for tokens in (*range(480, 490), 1000):
+        shape = Shape(positions=tuple(range(tokens)), tokens=tokens, texts=1, new=8, size=32)
+        call = make(shape, torch.float32, DEVICE)
+        scores = call.inputs[0].numel() // 32 * tokens * 4  # bytes
+        assert memory(flex.attend, call) < scores
+    assert memory(reference.attend, call) > scores
+
+
+THOUGHTS = given_thoughts(tokens=TOKENS)
 
 
 def batch(padding: str | None = None) -> Texts:
-    return texts(padding, TOKENS)
+    return Texts(*(x if x is None else x.to(DEVICE) for x in texts(padding, TOKENS)))
 
 
-def moved(texts: Texts) -> Texts:
-    return Texts(*(x if x is None else x.to(DEVICE) for x in texts))
+ENGINES = [Engine(), Engine("reference"), Engine("auto", 16), Engine("auto", 1)]
+STEPS = [(base, engine, None) for base in BASES.values() for engine in ENGINES]
+STEPS += [(base, Engine(), padding) for base in BASES.values() for padding in ("left", "right")]
+STEPS += [({**BASE, "head_dim": 4}, Engine(), None)]  # FlexAttention's kernels refuse such small heads
 
 
-def given_thoughts() -> Tensor:
-    return random_ids(2, 2, TOKENS, 3, seed=2)
-
-
-def fetched(step: Step) -> Step:
-    """The same step's numbers, on the CPU."""
-    losses = replace(step.losses, **{name: getattr(step.losses, name).detach().cpu() for name in LOSSES})
-    output = replace(step.output, loss=losses.total, losses=losses)
-    return Step(output, {name: g if g is None else g.cpu() for name, g in step.gradients.items()})
-
-
-def check_against_cpu(model: QuietStarForCausalLM, engine: Engine, batch: Texts) -> None:
-    expected = train(model, PLAIN, batch, given_thoughts())
-    other = copy.deepcopy(model).to(DEVICE)
-    found = fetched(train(other, engine, moved(batch), given_thoughts().to(DEVICE)))
+@pytest.mark.parametrize(("base", "engine", "padding"), STEPS)
+def test_a_step_equals_the_cpus(base, engine, padding):
+    model = quiet_star(base)
+    expected = train(model, PLAIN, texts(padding, TOKENS), THOUGHTS)
+    found = train(copy.deepcopy(model).to(DEVICE), engine, batch(padding), THOUGHTS.to(DEVICE))
     for name in LOSSES:
-        assert error(getattr(found.losses, name), getattr(expected.losses, name)) < 1e-4, name
-    compare_gradients(found.gradients, expected.gradients, 1e-3)
+        assert error(getattr(found.losses, name).cpu(), getattr(expected.losses, name)) < 1e-4, name
+    on_cpu = {name: None if g is None else g.cpu() for name, g in found.gradients.items()}
+    compare_gradients(on_cpu, expected.gradients, 1e-3)
 
 
-ENGINES = pytest.mark.parametrize(
-    "engine", [Engine(), Engine("reference"), Engine("auto", 16), Engine("auto", 1)], ids=str
-)
-
-
-@ENGINES
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
-def test_a_step_equals_the_cpus(base, engine):
-    check_against_cpu(quiet_star(base), engine, batch())
-
-
-@pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
-def test_a_step_on_padded_texts_equals_the_cpus(base, padding):
-    check_against_cpu(quiet_star(base), Engine(), batch(padding))
-
-
-def test_a_step_with_small_heads_equals_the_cpus():
-    """FlexAttention's kernels refuse them."""
-    check_against_cpu(quiet_star({**BASE, "head_dim": 4}), Engine(), batch())
-
-
-@ENGINES
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
 def test_a_sampled_step_equals_the_plain_one(engine):
     """Thoughts too: on one device, they do not depend on how it computes."""
-    model, there = quiet_star(BASE).to(DEVICE), moved(batch())
+    model, there = quiet_star(BASE).to(DEVICE), batch()
     compare(train(model, engine, there), train(model, PLAIN, there), 1e-4)
 
 
 def test_activation_checkpointing_changes_nothing():
-    model, there, thoughts = quiet_star(BASE).to(DEVICE).train(), moved(batch()), given_thoughts().to(DEVICE)
+    model, there, thoughts = quiet_star(BASE).to(DEVICE).train(), batch(), THOUGHTS.to(DEVICE)
     expected = train(model, Engine(), there, thoughts)
     model.activation_checkpointing_enable()
     for engine in (Engine(), Engine("auto", 16)):
@@ -183,48 +139,37 @@ def test_activation_checkpointing_changes_nothing():
 
 @pytest.mark.parametrize("positions", [None, 16])
 def test_autocast_is_close_to_float32(positions):
-    model, there, thoughts = quiet_star(BASE).to(DEVICE).train(), moved(batch()), given_thoughts().to(DEVICE)
-    compare_autocast(model, Engine("auto", positions), there, thoughts)
+    model = quiet_star(BASE).to(DEVICE).train()
+    compare_autocast(model, Engine("auto", positions), batch(), THOUGHTS.to(DEVICE))
 
 
 def test_a_sampled_step_under_autocast_is_finite():
     model = quiet_star(BASE).to(DEVICE).train()
     with torch.autocast(DEVICE, torch.bfloat16):
-        output = run(model, Engine(), moved(batch()))
+        output = run(model, Engine(), batch())
     output.loss.backward()
     assert output.loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_evaluation_equals_training():
-    model, there = quiet_star(BASE).to(DEVICE).eval(), moved(batch())
+    model, there = quiet_star(BASE).to(DEVICE).eval(), batch()
     expected = run(model, PLAIN, there)
     with torch.no_grad():
         compare_outputs(run(model, Engine("auto", 16), there), expected, 1e-4)
 
 
 @torch.no_grad()
-def test_generation_equals_the_cpus():
+def test_prediction_and_generation_equal_the_cpus():
     """Greedy; the prompts are padded on the left."""
-    model, ids = quiet_star(BASE).eval(), random_ids(3, 12)
-    mask = torch.ones_like(ids)
-    mask[1, :4] = 0
-    expected = model.generate(ids, mask, max_new_tokens=8)
-    found = model.to(DEVICE).generate(ids.to(DEVICE), mask.to(DEVICE), max_new_tokens=8)
+    model, (ids, mask) = quiet_star(BASE).eval(), left_padded([random_ids(length) for length in (12, 8, 12)])
+    thoughts = random_ids(3, 1, 12, 3)
+    logits, written = model(ids, thought_ids=thoughts).logits, model.generate(ids, mask, max_new_tokens=8)
+    model, ids, mask = model.to(DEVICE), ids.to(DEVICE), mask.to(DEVICE)
+    found = model.generate(ids, mask, max_new_tokens=8)
     assert found.device.type == DEVICE
-    assert torch.equal(found.cpu(), expected)
-
-
-@torch.no_grad()
-def test_prediction_equals_the_cpus():
-    model, ids = quiet_star(BASE).eval(), random_ids(2, 12)
-    expected = model(ids, thought_ids=random_ids(2, 1, 12, 3))
-    found = model.to(DEVICE)(ids.to(DEVICE), thought_ids=random_ids(2, 1, 12, 3).to(DEVICE))
-    assert error(found.logits.cpu(), expected.logits) < 1e-4
-
-
-def chances(rows: int, device: str = "cpu") -> Tensor:
-    return uniforms(1, torch.arange(rows), 1, torch.zeros(rows, 1, dtype=torch.long, device=device), 0).flatten()
+    assert torch.equal(found.cpu(), written)
+    assert error(model(ids, thought_ids=thoughts.to(DEVICE)).logits.cpu(), logits) < 1e-4
 
 
 def test_uniforms_are_the_same_bit_by_bit():

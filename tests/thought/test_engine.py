@@ -1,14 +1,11 @@
 """Whole training steps: however the engine computes one, losses, thoughts and gradients are the same."""
 
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.objective import IGNORED, Losses
@@ -16,7 +13,6 @@ from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from tests.thought.tiny import (
     ARCHITECTURES,
-    FAMILIES,
     GEMMA2,
     GPT2,
     LLAMA,
@@ -24,9 +20,10 @@ from tests.thought.tiny import (
     Texts,
     compare_gradients,
     error,
+    given_thoughts,
     gradients,
+    peak,
     quiet_star,
-    random_ids,
     texts,
 )
 
@@ -35,7 +32,6 @@ PLAIN = Engine("reference", None)
 ENGINES = [Engine(a, p) for a in ("blocked", "reference") for p in (None, 1, 3, 100) if Engine(a, p) != PLAIN]
 SLICED = Engine("blocked", 3)
 LOSSES = [field.name for field in fields(Losses) if field.name != "parts"]  # those that are tensors
-BASES = pytest.mark.parametrize("base", FAMILIES.values(), ids=FAMILIES.keys())
 UNTIED = {"tie_word_embeddings": False}
 
 
@@ -76,35 +72,16 @@ def compare_outputs(actual: QuietStarOutput, expected: QuietStarOutput, toleranc
         assert error(actual.thoughts.entropy, expected.thoughts.entropy) <= tolerance
 
 
-def given_thoughts(rationales: int = 2, tokens: int = TOKENS) -> Tensor:
-    return random_ids(2, rationales, tokens, 3, seed=2)
-
-
 def compare_engines(model: QuietStarForCausalLM, batch: Texts, thoughts: Tensor | None, tolerance: float) -> None:
     expected = train(model, PLAIN, batch, thoughts)
     for engine in ENGINES:
         compare(train(model, engine, batch, thoughts), expected, tolerance)
 
 
-@pytest.fixture
-def exact_norms(monkeypatch: pytest.MonkeyPatch) -> Callable[[QuietStarForCausalLM], None]:
-    """Has a float64 model's RMS norms, which transformers computes in float32, computed in float64."""
-
-    def exact(norm: torch.nn.Module, hidden: Tensor) -> Tensor:
-        return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-    def patch(model: QuietStarForCausalLM) -> None:
-        for kind in {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}:
-            monkeypatch.setattr(kind, "forward", exact)
-
-    return patch
-
-
-@pytest.mark.parametrize(("name", "sampled"), [("llama", True), ("qwen2", False), ("gpt2", True), ("gpt_neox", False)])
-def test_engines_agree_in_double_precision(name, sampled, exact_norms):
-    model = quiet_star(ARCHITECTURES[name]).double()
-    exact_norms(model)
-    compare_engines(model, texts("right"), None if sampled else given_thoughts(), 1e-12)
+@pytest.mark.parametrize(("name", "thoughts"), [("gpt2", None), ("gpt_neox", given_thoughts())])
+def test_engines_agree_in_double_precision(name, thoughts):
+    """Of models whose norms transformers does not compute in float32."""
+    compare_engines(quiet_star(ARCHITECTURES[name]).double(), texts("right"), thoughts, 1e-12)
 
 
 CASES = {  # a base, settings, padding
@@ -153,8 +130,6 @@ def test_the_default_engine_is_auto_and_whole():
     default = model(batch.ids, labels=batch.labels, sampling=SAMPLING).loss
     assert torch.equal(default, run(model, Engine("auto", None), batch).loss)
     assert torch.equal(default, run(model, Engine("blocked"), batch).loss)
-    with pytest.raises(ValueError, match="attention is 'fast', but must be one of"):
-        run(model, Engine("fast"), batch)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -165,17 +140,6 @@ def test_flex_as_written_evaluates_as_the_reference():
         expected = run(model, PLAIN, batch)
         for engine in (Engine("flex"), Engine("flex", 4)):
             compare_outputs(run(model, engine, batch), expected, 1e-5)
-
-
-@BASES
-def test_a_text_in_slices_thinks_what_it_thinks_alone(base):
-    model, ids = quiet_star(base).eval(), random_ids(3, TOKENS)
-    with torch.no_grad():
-        together = model(ids, labels=ids, sampling=SAMPLING, text_keys=torch.tensor([4, 7, 9]), engine=PLAIN)
-        for engine in ENGINES:
-            alone = model(ids[1:2], labels=ids[1:2], sampling=SAMPLING, text_keys=torch.tensor([7]), engine=engine)
-            assert torch.equal(alone.thoughts.ids, together.thoughts.ids[1:2])
-            assert error(alone.losses.talk_nll, together.losses.talk_nll[1:2]) < 1e-5
 
 
 @pytest.mark.parametrize(("base", "engine"), [(LLAMA, PLAIN), (GEMMA2, SLICED), (GPT2, Engine("blocked", 2))], ids=str)
@@ -210,14 +174,6 @@ def test_gradients_of_several_losses_accumulate(base, engine):
     compare_gradients(gradients(model, total), expected, 1e-5)
 
 
-@pytest.mark.parametrize("engine", [PLAIN, SLICED], ids=str)
-def test_a_loss_has_one_backward_pass(engine):
-    loss = run(quiet_star(LLAMA), engine, texts()).loss
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="a Quiet-STaR loss has one backward pass"):
-        loss.backward()
-
-
 @pytest.mark.parametrize(
     ("name", "engine"),
     [("qwen2", PLAIN), ("gemma2", SLICED), ("gpt2", Engine("blocked")), ("gpt2", Engine("reference", 3))],
@@ -234,35 +190,12 @@ def test_activation_checkpointing_changes_nothing(name, engine):
     assert len(calls) == 3 * plain_calls
 
 
-class Peak:
-    """The most elements that waited for a backward pass at once."""
-
-    def __init__(self) -> None:
-        self.most = self._now = 0
-
-    def pack(self, tensor: Tensor) -> "Peak.Held":
-        return Peak.Held(self, tensor)
-
-    def add(self, elements: int) -> None:
-        self._now += elements
-        self.most = max(self.most, self._now)
-
-    class Held:
-        def __init__(self, peak: "Peak", tensor: Tensor):
-            self.tensor = tensor
-            peak.add(tensor.numel())
-            weakref.finalize(self, peak.add, -tensor.numel())
-
-
 @pytest.mark.parametrize("attention", ["reference", "blocked"])
 def test_a_slice_of_positions_is_held_at_a_time(attention):
     model, batch = quiet_star(LLAMA), texts(tokens=24)
     most = {}
     for positions in (24, 12, 2):
-        peak = Peak()
-        with saved_tensors_hooks(peak.pack, lambda held: held.tensor):
-            run(model, Engine(attention, positions), batch).loss.backward()
-        most[positions] = peak.most
+        most[positions] = peak(partial(train, model, Engine(attention, positions), batch))
     assert most[12] < 0.7 * most[24]
     assert most[2] < 0.2 * most[24]
 

@@ -9,12 +9,11 @@ from pipeline.thought.generation import GREEDY, SAMPLES_APART, TEXT_STEP
 from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
-from tests.thought.tiny import ARCHITECTURES, END, LLAMA, START, left_padded, quiet_star, random_ids, slow
+from tests.thought.tiny import ALL_METHODS, ARCHITECTURES, END, LLAMA, START, left_padded, quiet_star, random_ids, slow
 
 NEW = 6
 LENGTHS = (5, 3, 6)
 SAMPLED, SAMPLED_THOUGHTS = Sampling(0.8, seed=4), Sampling(1.0, seed=9)
-ALL_METHODS = pytest.mark.parametrize("method", METHODS)
 THINK = pytest.mark.parametrize("think", [True, False], ids=["think", "do not"])
 # each architecture greedy and sampled; every method, with thoughts and without, by four architectures
 CASES = [(name, list(METHODS)[i % 3], i % 4 != 3) for i, name in enumerate(ARCHITECTURES)] + [
@@ -74,40 +73,6 @@ def test_greedy_text_equals_the_slow_reference(method):
         assert written[length] == reference.without_banned(logits).argmax().item()
 
 
-def test_a_named_text_is_continued_alike_in_any_batch(model):
-    texts = prompts()
-
-    def write(some: list[Tensor], keys: list[int]) -> Tensor:
-        options = {"sampling": SAMPLED, "thought_sampling": SAMPLED, "max_new_tokens": NEW}
-        return model.generate(*left_padded(some), text_keys=torch.tensor(keys), **options)[:, -NEW:]
-
-    together = write(texts, [5, 6, 7])
-    assert torch.equal(write(texts[1:2], [6])[0], together[1])
-    assert torch.equal(write(texts[::-1], [7, 6, 5]), together.flip(0))
-    assert not torch.equal(write(texts[1:2], [7])[0], together[1])
-
-
-@pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
-def test_thinking_changes_what_is_written(method):
-    """Or the tests above would not tell the two ways apart."""
-    model, ids = quiet_star(LLAMA, method=method).eval(), random_ids(8, 5)
-    assert not torch.equal(model.generate(ids, think=True), model.generate(ids, think=False))
-
-
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_without_thoughts_there_is_nothing_to_switch_off(sampling):
-    model, (ids, mask) = quiet_star(LLAMA, method=NO_THOUGHT).eval(), left_padded(prompts())
-    written = [model.generate(ids, mask, sampling=sampling, think=think) for think in (True, False)]
-    assert torch.equal(*written)
-
-
-@pytest.mark.parametrize(("method", "think"), [(PAUSE, True), *((method, False) for method in METHODS)])
-def test_a_seed_of_thoughts_makes_no_difference_where_none_are_sampled(method, think):
-    model, ids = quiet_star(LLAMA, method=method).eval(), random_ids(8, 5)
-    written = [model.generate(ids, thought_sampling=Sampling(1.0, seed), think=think) for seed in (1, 2)]
-    assert torch.equal(*written)
-
-
 @pytest.mark.parametrize(
     "method, think, first, later",
     [
@@ -126,7 +91,7 @@ def test_passes_that_a_token_costs(method, think, first, later, monkeypatch):
 
 
 @ALL_METHODS
-def test_meta_tokens_are_never_written(method):
+def test_meta_tokens_are_never_written_nor_thought(method):
     model = quiet_star({**LLAMA, "tie_word_embeddings": False}, method=method).eval()
     ids, banned = random_ids(2, 5), torch.tensor([START, END])
     with torch.no_grad():
@@ -135,13 +100,10 @@ def test_meta_tokens_are_never_written(method):
     for think, logits in ((True, output.logits), (False, output.base_logits)):
         assert torch.isin(logits.argmax(-1), banned).any()
         for temperature in (0.0, 1.0, 30.0):
-            written = model.generate(ids, sampling=Sampling(temperature, seed=2), think=think)
-            assert not torch.isin(written, banned).any()
-
-
-def test_no_new_tokens_return_the_prompt(model):
-    ids = random_ids(2, 5)
-    assert torch.equal(model.generate(ids, max_new_tokens=0), ids)
+            sampling = Sampling(temperature, seed=2)
+            assert not torch.isin(model.generate(ids, sampling=sampling, think=think), banned).any()
+            thoughts = model(ids, sampling=sampling).thoughts
+            assert thoughts is None or not torch.isin(thoughts.ids, banned).any()
 
 
 def letters(ids: list[int]) -> str:
@@ -172,9 +134,6 @@ def test_logits_that_overflow_are_told_of():
         model.generate(ids)
 
 
-# Several samples of a prompt
-
-
 @THINK
 @ALL_METHODS
 def test_each_sample_equals_recomputation_under_its_own_key(method, think):
@@ -189,25 +148,9 @@ def test_each_sample_equals_recomputation_under_its_own_key(method, think):
         assert not torch.equal(written[b, 0], written[b, 1])
 
 
-# Where a text ends
-
-
-def test_nothing_is_written_after_the_end_token(model):
-    ids, mask = left_padded(prompts())
-    free = model.generate(ids, mask, max_new_tokens=NEW)
-    eos = int(free[0, ids.shape[1] + 2])
-    pad = next(i for i in range(START) if i not in free)
-    ended = model.generate(ids, mask, max_new_tokens=NEW, eos_token_id=eos, pad_token_id=pad)
-    for b in range(len(ids)):
-        expected = free[b].tolist()
-        stop = next((i for i in range(ids.shape[1], len(expected)) if expected[i] == eos), len(expected))
-        expected = expected[: stop + 1] + [pad] * len(expected)
-        assert ended[b].tolist() == expected[: ended.shape[1]]
-    assert (ended == pad).any()
-
-
-def test_it_stops_once_every_text_has_ended(model):
+def test_it_stops_once_every_text_has_ended_or_at_once(model):
     text = random_ids(4)[None]
+    assert torch.equal(model.generate(text, max_new_tokens=0), text)
     free = model.generate(text, max_new_tokens=NEW)[0, 4:].tolist()
     ended = model.generate(text, max_new_tokens=NEW, eos_token_id=free[1])
     assert ended[0, 4:].tolist() == free[: free.index(free[1]) + 1]
@@ -226,7 +169,8 @@ def test_nothing_is_written_after_a_stop_string(model):
     assert letters(free[1, ids.shape[1] :].tolist()).find(stop) in (0, 1)
 
 
-def test_a_stop_string_in_the_prompt_or_across_its_end_does_not_stop(model):
+def test_a_stop_string_is_found_in_new_text_only_and_however_long_it_is(model):
+    """Not in the prompt or across its end; and one longer than what the last few tokens hold."""
     text = prompts()[0]
     free = model.generate(text[None], max_new_tokens=NEW)[0].tolist()
     stops = [letters(text.tolist()), letters(free[len(text) - 1 : len(text) + 1])]
@@ -234,12 +178,6 @@ def test_a_stop_string_in_the_prompt_or_across_its_end_does_not_stop(model):
     assert stops
     written = model.generate(text[None], max_new_tokens=NEW, stop_strings=stops, decode=letters)
     assert written[0].tolist() == free
-
-
-def test_a_long_stop_string_is_found(model):
-    """Longer than what the last few tokens hold."""
-    text = prompts()[0]
-    free = model.generate(text[None], max_new_tokens=NEW)[0].tolist()
     stop = letters(free[len(text) : len(text) + NEW - 1])
     written = model.generate(text[None], max_new_tokens=NEW + 5, stop_strings=[stop], decode=letters)
     assert written[0].tolist() == free[:-1]

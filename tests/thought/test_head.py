@@ -1,7 +1,6 @@
 """The head's losses and gradients: against all logits at once and autograd, and what they hold meanwhile."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -10,33 +9,18 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.thought import head as head_module
 from pipeline.thought.head import BANNED_LOGIT, IGNORED, Head, HeadLosses, ban, exact_dtype
+from tests.thought.tiny import Largest, normal
 
 VOCABULARY, WIDTH = 7, 5
 DOUBLE = torch.float64
 EXACT = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
-@dataclass(frozen=True)
-class Group:
-    """What one call of `HeadLosses.cross_entropy` gets."""
-
-    hidden: Tensor
-    targets: Tensor
-    weights: Tensor
-    temperature: float = 1.0
-    banned: Sequence[int] = ()
-    complete: bool = True
-
-
+Group = dict[str, object]  # what one call of `HeadLosses.cross_entropy` gets
 Losses = Callable[[Head, Sequence[Group]], tuple[Tensor, list[Tensor]]]
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(dtype)
 
 
 def some_targets(*shape: int, seed: int = 1, below: int = VOCABULARY) -> Tensor:
@@ -45,30 +29,22 @@ def some_targets(*shape: int, seed: int = 1, below: int = VOCABULARY) -> Tensor:
     return ids.masked_fill(normal(*shape, seed=seed + 1) < -0.5, IGNORED)
 
 
-def some_weights(*shape: int, dtype: torch.dtype = DOUBLE) -> Tensor:
-    """Weights of both signs, about a third of them 0."""
-    weights = normal(*shape, seed=5)
-    return weights.masked_fill(weights.abs() < 0.4, 0.0).to(dtype)
-
-
 def some_head(bias: bool = False, softcap: float | None = None, dtype: torch.dtype = DOUBLE) -> Head:
     own = normal(VOCABULARY, seed=4, dtype=dtype).requires_grad_() if bias else None
     return Head(normal(VOCABULARY, WIDTH, seed=3, dtype=dtype).requires_grad_(), own, softcap)
 
 
-def some_group(
-    *shape: int, seed: int = 6, dtype: torch.dtype = DOUBLE, weights: Tensor | None = None, **options: object
-) -> Group:
-    """Rows with a third of their targets ignored and a third of their weights 0, unless given."""
-    weights = some_weights(*shape, dtype=dtype) if weights is None else weights
-    hidden = normal(*shape, WIDTH, seed=seed, dtype=dtype).requires_grad_()
-    below = VOCABULARY - len(options.get("banned", ()))
-    return Group(hidden, some_targets(*shape, seed=seed + 1, below=below), weights, **options)
+def some_group(*shape: int, seed: int = 6, dtype: torch.dtype = DOUBLE, **options: object) -> Group:
+    """Rows with a third of their targets ignored, and weights of both signs, a third of them 0, unless given."""
+    hidden, weights = normal(*shape, WIDTH, seed=seed, dtype=dtype).requires_grad_(), normal(*shape, seed=5)
+    targets = some_targets(*shape, seed=seed + 1, below=VOCABULARY - len(options.get("banned", ())))
+    weights = weights.masked_fill(weights.abs() < 0.4, 0.0).to(dtype)
+    return {"hidden": hidden, "targets": targets, "weights": weights, **options}
 
 
 def in_chunks(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
     losses = HeadLosses(head)
-    found = [losses.cross_entropy("part", **vars(group)) for group in groups]
+    found = [losses.cross_entropy("part", **group) for group in groups]
     assert not any(nll.requires_grad for _, nll in found)
     return losses.attach({f"{i}": loss for i, (loss, _) in enumerate(found)})[0], [nll for _, nll in found]
 
@@ -77,22 +53,19 @@ def at_once(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
     """The same from all logits, by autograd."""
     loss, nlls = torch.zeros((), dtype=exact_dtype(head.weight)), []
     for group in groups:
-        logits = F.linear(group.hidden, head.weight, head.bias)
-        if head.softcap is not None:
-            logits = head.softcap * torch.tanh(logits / head.softcap)
-        banned = torch.tensor(list(group.banned), dtype=torch.long)
+        logits, targets, weights = head.logits(group["hidden"]), group["targets"], group["weights"]
+        banned = torch.tensor(group.get("banned", ()), dtype=torch.long)
         logits = logits.to(exact_dtype(logits)).index_fill(-1, banned, BANNED_LOGIT)
-        rows = (logits / group.temperature).flatten(0, -2)
-        nll = F.cross_entropy(rows, group.targets.flatten(), ignore_index=IGNORED, reduction="none")
-        nll, weights = nll.view(group.targets.shape), group.weights
+        rows = (logits / group.get("temperature", 1.0)).flatten(0, -2)
+        nll = F.cross_entropy(rows, targets.flatten(), ignore_index=IGNORED, reduction="none").view(targets.shape)
         loss = loss + (nll * weights).sum()
-        nlls.append(nll.detach() if group.complete else nll.detach().masked_fill(weights == 0, 0.0))
+        nlls.append(nll.detach() if group.get("complete", True) else nll.detach().masked_fill(weights == 0, 0.0))
     return loss, nlls
 
 
 def results(losses: Losses, head: Head, groups: Sequence[Group], factor: float = 1.0) -> list[Tensor]:
     """Loss, cross-entropies and the gradients, of ``factor`` times the loss, of hidden states, weight and bias."""
-    leaves = [*(group.hidden for group in groups), head.weight, *([] if head.bias is None else [head.bias])]
+    leaves = [*(group["hidden"] for group in groups), head.weight, *([] if head.bias is None else [head.bias])]
     loss, nlls = losses(head, groups)
     return [loss.detach(), *nlls, *torch.autograd.grad(factor * loss, leaves)]
 
@@ -155,44 +128,15 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(
     assert max(counts, default=0) <= max(1, chunk_logits // VOCABULARY)
 
 
-class LargestLogits(TorchDispatchMode):
-    """The most rows that any tensor as wide as the vocabulary has."""
-
-    rows = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        for tensor in output if isinstance(output, tuple | list) else [output]:
-            if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[-1] == VOCABULARY:
-                self.rows = max(self.rows, tensor.numel() // VOCABULARY)
-        return output
-
-
 @HEADS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_never_exceed_a_chunk(monkeypatch, options, dtype):
     monkeypatch.setattr(head_module, "CHUNK_LOGITS", 6 * VOCABULARY)
     head, groups = some_head(**options, dtype=dtype), [some_group(4, 10, dtype=dtype, banned=[6])]
-    with LargestLogits() as largest:
-        results(in_chunks, head, groups)
-    assert largest.rows == 6
-    with LargestLogits() as largest:
-        results(at_once, head, groups)
-    assert largest.rows == 40
-
-
-def test_rows_are_predicted_once_and_in_whole_chunks(monkeypatch):
-    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 3 * VOCABULARY)
-    counts = rows_predicted(monkeypatch)
-    targets = torch.zeros(2, 5, dtype=torch.long)
-    group = Group(normal(2, 5, WIDTH), targets, torch.ones(2, 5))
-    in_chunks(some_head(), [group])[0].backward()
-    assert counts == [3, 3, 3, 1]
-
-
-def test_nothing_but_ignored_targets_is_no_loss():
-    group = Group(normal(3, WIDTH).requires_grad_(), torch.full((3,), IGNORED), torch.ones(3, dtype=DOUBLE))
-    assert not any(tensor.any() for tensor in results(in_chunks, some_head(), [group]))
+    for losses, rows in ((in_chunks, 6), (at_once, 40)):
+        with Largest(VOCABULARY) as largest:
+            results(losses, head, groups)
+        assert largest.elements == rows * VOCABULARY
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -200,7 +144,7 @@ def test_rows_of_weight_0_have_a_forward_pass_only_if_complete(monkeypatch, comp
     weights = torch.tensor([0.0, 2.0, 0.0, 0.0, -1.0], dtype=DOUBLE)
     targets = torch.tensor([1, 2, 3, IGNORED, 4])
     head = some_head()
-    group = Group(normal(5, WIDTH).requires_grad_(), targets, weights, complete=complete)
+    group = some_group(5, targets=targets, weights=weights, complete=complete)
     nll, gradient = results(at_once, head, [group])[1:3]
     counts = rows_predicted(monkeypatch)
     actual = results(in_chunks, head, [group])
@@ -210,31 +154,11 @@ def test_rows_of_weight_0_have_a_forward_pass_only_if_complete(monkeypatch, comp
     assert_close(actual[1:3], [nll, gradient], 1e-12)
 
 
-def test_banned_ids_have_no_probability_and_the_rest_is_at_the_temperature():
-    """The log-probabilities of thoughts, at REINFORCE's temperature."""
-    head, ids = some_head(), some_targets(2, 3, below=5).clamp(min=0)
-    group = Group(normal(2, 3, WIDTH), ids, torch.ones(2, 3), temperature=3.0, banned=[5, 6])
-    _, (nll,) = in_chunks(head, [group])
-    expected = (head.logits(group.hidden)[..., :5] / 3).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    torch.testing.assert_close(-nll, expected)
-
-
 def test_a_banned_target_is_a_constant():
     """As in a given thought that holds a meta-token: its logit does not depend on the states."""
-    group = some_group(4, weights=torch.ones(4, dtype=DOUBLE), banned=(6,), temperature=3.0)
-    group = replace(group, targets=torch.tensor([6, 1, 6, 2]))
-    head = some_head()
+    weights, head = torch.ones(4, dtype=DOUBLE), some_head()
+    group = some_group(4, targets=torch.tensor([6, 1, 6, 2]), weights=weights, banned=(6,), temperature=3.0)
     assert_close(results(in_chunks, head, [group]), results(at_once, head, [group]), 1e-12)
-
-
-def test_a_tied_head_gets_the_gradient_of_its_embeddings_too():
-    gradients = []
-    for losses in (in_chunks, at_once):
-        head, group = some_head(), some_group(2, 6)
-        hidden = (group.hidden.detach() @ head.weight.T @ head.weight).tanh()
-        losses(head, [Group(hidden, group.targets, group.weights)])[0].backward()
-        gradients.append(head.weight.grad)
-    assert_close(gradients[:1], gradients[1:], 1e-12)
 
 
 @pytest.mark.parametrize("learns", [flags for flags in product([True, False], repeat=3) if any(flags)], ids=str)
@@ -242,7 +166,7 @@ def test_what_is_frozen_changes_no_other_gradient(learns):
     """Hidden states, weight and bias, each learning or frozen. Two backward passes add up."""
     head, group = some_head(bias=True), some_group(2, 6)
     expected = results(at_once, head, [group])[2:]
-    leaves = [group.hidden, head.weight, head.bias]
+    leaves = [group["hidden"], head.weight, head.bias]
     for leaf, learning in zip(leaves, learns, strict=True):
         leaf.requires_grad_(learning)
     for _ in range(2):
@@ -257,22 +181,12 @@ def test_parts_that_are_kept_apart_have_gradients_of_their_own():
     """And the sum of all parts has the sum of theirs."""
     head, groups = some_head(bias=True, softcap=2.0), [some_group(3, i + 1, seed=10 * i) for i in range(3)]
     losses = HeadLosses(head, apart=True)
-    found = {name: losses.cross_entropy(name, **vars(group))[0] for name, group in zip("abc", groups, strict=True)}
+    found = {name: losses.cross_entropy(name, **group)[0] for name, group in zip("abc", groups, strict=True)}
     total, parts = losses.attach(found)
     torch.testing.assert_close(total, sum(parts.values()))
     for part, group in zip(parts.values(), groups, strict=True):
-        gradients = torch.autograd.grad(part, [group.hidden, head.weight, head.bias])
+        gradients = torch.autograd.grad(part, [group["hidden"], head.weight, head.bias])
         assert_close(gradients, results(at_once, head, [group])[2:], 1e-12)
-
-
-def test_without_gradients_the_losses_are_the_same():
-    head, groups = some_head(bias=True), [some_group(2, 6), some_group(3, complete=False)]
-    expected, nlls = in_chunks(head, groups)
-    assert expected.requires_grad
-    with torch.no_grad():
-        loss, without = in_chunks(head, groups)
-    assert not loss.requires_grad
-    assert_close([loss, *without], [expected.detach(), *nlls], 1e-12)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["learning head", "frozen head"])
@@ -286,25 +200,20 @@ def test_there_is_one_backward_pass(frozen):
 
 
 @HEADS
-def test_bfloat16_is_close_to_float32(options):
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+def test_low_precision_is_close_to_float32(options, autocast):
     """Cross-entropies are float32, gradients of the parameters' dtype."""
-    whole, half = some_head(**options, dtype=torch.float32), some_head(**options, dtype=torch.bfloat16)
-    groups, halves = ([some_group(4, 8, dtype=dtype, temperature=2.0)] for dtype in (torch.float32, torch.bfloat16))
-    expected, actual = results(in_chunks, whole, groups), results(in_chunks, half, halves)
+
+    def solve(dtype: torch.dtype) -> list[Tensor]:
+        groups = [some_group(4, 8, dtype=dtype, temperature=2.0)]
+        return results(in_chunks, some_head(**options, dtype=dtype), groups)
+
+    expected, own = solve(torch.float32), torch.float32 if autocast else torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual = solve(own)
     assert {tensor.dtype for tensor in actual[:2]} == {torch.float32}
-    assert {tensor.dtype for tensor in actual[2:]} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in actual[2:]} == {own}
     assert_close([tensor.float() for tensor in actual], expected, 0.03)
-    assert all(one.ne(other).any() for one, other in zip(actual, expected, strict=True))
-
-
-@HEADS
-def test_autocast_is_close_to_float32(options):
-    """Products are in bfloat16, what comes out in float32."""
-    head, groups = some_head(**options, dtype=torch.float32), [some_group(4, 8, dtype=torch.float32, temperature=2.0)]
-    expected = results(in_chunks, head, groups)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual = results(in_chunks, head, groups)
-    assert_close(actual, expected, 0.03)
     assert all(one.ne(other).any() for one, other in zip(actual, expected, strict=True))
 
 
@@ -314,7 +223,7 @@ def test_improbable_targets_have_exact_losses(dtype, order):
     """One of probability e^-200, whose softmax is 0 in float32."""
     rows = torch.tensor([[0.0, -200.0]], dtype=dtype)[:, order].requires_grad_()
     head = Head(torch.eye(2, dtype=dtype, requires_grad=True))
-    group = Group(rows, torch.tensor([order.index(1)]), torch.ones(1, dtype=exact_dtype(rows)))
+    group = {"hidden": rows, "targets": torch.tensor([order.index(1)]), "weights": torch.ones(1)}
     _, nll, gradient, _ = results(in_chunks, head, [group])
     assert nll.item() == 200.0
     assert gradient[:, order].tolist() == [[1.0, -1.0]]
@@ -324,7 +233,7 @@ def test_improbable_targets_have_exact_losses(dtype, order):
 def test_large_logits_have_exact_losses(dtype):
     """A constant that all logits share changes nothing, and a certain target costs nothing."""
     rows = torch.tensor([[1000.0, 1000.0], [1000.0, 0.0], [-1000.0, -1000.0]], dtype=dtype)
-    group = Group(rows, torch.tensor([0, 0, 1]), torch.ones(3, dtype=dtype))
+    group = {"hidden": rows, "targets": torch.tensor([0, 0, 1]), "weights": torch.ones(3)}
     _, (nll,) = in_chunks(Head(torch.eye(2, dtype=dtype)), [group])
     assert nll.tolist() == pytest.approx([torch.tensor(2.0).log().item(), 0.0, torch.tensor(2.0).log().item()])
 

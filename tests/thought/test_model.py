@@ -15,8 +15,10 @@ from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from pipeline.thought.views import TextView
 from tests.thought.tiny import (
+    ALL_METHODS,
     ARCHITECTURES,
     END,
+    FOUR_BASES,
     GEMMA2,
     GPT2,
     LLAMA,
@@ -25,14 +27,12 @@ from tests.thought.tiny import (
     TOKENS,
     base_model,
     error,
+    given_thoughts,
     gradients,
     quiet_star,
     random_ids,
     texts,
 )
-
-FOUR_BASES = pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2", "gpt2"])
-ALL_METHODS = pytest.mark.parametrize("method", METHODS)
 
 
 def from_base(base: dict, method: str = QUIET_STAR, **options: object) -> QuietStarForCausalLM:
@@ -78,8 +78,7 @@ def test_importing_the_model_is_enough_to_load_it(tmp_path):
         "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "QuietStarForCausalLM"
 
 
@@ -142,7 +141,7 @@ def test_bfloat16_and_autocast_are_close_to_float32(base, engine, method):
     model, (ids, mask, labels) = quiet_star(base, method=method), texts("right")
     half = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
     half.load_state_dict(model.state_dict())
-    given = random_ids(2, 2, TOKENS, 3, seed=2) if method == QUIET_STAR else None
+    given = given_thoughts() if method == QUIET_STAR else None
     options = {"labels": labels, "thought_ids": given, "engine": engine}
     expected = model(ids, mask, **options).losses
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -171,15 +170,12 @@ def test_attention_is_given_one_dtype_and_left_alone_by_autocast(monkeypatch):
     assert seen == [(False, {torch.bfloat16})] * 2
 
 
-def test_from_base_in_bfloat16_keeps_exact_rotary_frequencies():
+def test_a_bfloat16_model_has_exact_rotary_frequencies_and_is_loaded_in_one_dtype(tmp_path):
     model = from_base(LLAMA, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     expected = from_base(LLAMA).base.model.rotary_emb.inv_freq
     assert torch.equal(model.base.model.rotary_emb.inv_freq, expected)
-
-
-def test_a_bfloat16_model_is_loaded_in_one_dtype(tmp_path):
-    from_base(LLAMA, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
     for dtype in (torch.float32, torch.bfloat16):
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
         assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
@@ -205,24 +201,16 @@ def test_training_mode_adds_no_noise(base):
     assert torch.equal(first.loss, model.eval()(ids, labels=ids).loss)
 
 
-def test_training_samples_and_prediction_is_greedy():
+def test_training_samples_and_prediction_is_greedy_unless_thoughts_are_given():
     model, ids = quiet_star(LLAMA).eval(), random_ids(2, 6)
     with torch.no_grad():
         training, prediction = model(ids, labels=ids), model(ids)
         assert torch.equal(training.thoughts.ids, model(ids, labels=ids, sampling=Sampling(1.0, 0)).thoughts.ids)
         assert torch.equal(prediction.logits, model(ids, sampling=Sampling(0.0, 3)).logits)
-    assert training.thoughts.ids.shape == (2, 2, 6, 3)
-    assert prediction.thoughts.ids.shape == (2, 1, 6, 3)
-    assert training.weight.shape == (2, 2, 6, 3)
-    assert prediction.weight.shape == (2, 6)
-
-
-def test_given_thoughts_are_used():
-    model, ids = quiet_star(LLAMA).eval(), random_ids(2, 6)
-    with torch.no_grad():
-        sampled = model(ids, sampling=Sampling(1.0, 3))
-        given = model(ids, thought_ids=sampled.thoughts.ids)
-        torch.testing.assert_close(given.logits, sampled.logits, atol=1e-5, rtol=1e-5)
+        given = model(ids, thought_ids=prediction.thoughts.ids)
         other = model(ids, thought_ids=random_ids(2, 1, 6, 3)).logits
-    assert error(other, sampled.logits) > 1e-3
+    assert training.thoughts.ids.shape == training.weight.shape == (2, 2, 6, 3)
+    assert prediction.thoughts.ids.shape == (2, 1, 6, 3) and prediction.weight.shape == (2, 6)
+    torch.testing.assert_close(given.logits, prediction.logits, atol=1e-5, rtol=1e-5)
     assert given.thoughts is None
+    assert error(other, prediction.logits) > 1e-3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.thought.head import Head, HeadLosses
+from pipeline.thought.head import HeadLosses
 from pipeline.thought.methods import METHODS
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import Counts, Losses, SliceStates
@@ -31,18 +31,26 @@ class Valued(QuietStar):
         return replace(losses, total=losses.total + part, parts=losses.parts | {"value": part})
 
 
+class Weightless:
+    """A head whose cross-entropies count nothing: for rewards and log-probabilities that teach nothing themselves."""
+
+    def __init__(self, head: HeadLosses):
+        self._head = head
+
+    def cross_entropy(self, part: str, hidden: Tensor, targets: Tensor, weights: Tensor, **options: object) -> tuple:
+        return self._head.cross_entropy(part, hidden, targets, torch.zeros_like(weights), **options)
+
+
 class Clipped(QuietStar):
     """The policy alone, with the ratio to an earlier pass over the same thoughts, left out where it is above 1.2."""
 
     def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> Losses:
-        policy_weight, self.config.policy_weight = self.config.policy_weight, 0.0
-        nothing = HeadLosses(Head(head._head.weight.detach()))  # rewards and log-probabilities, but no gradient
-        quiet = super().forward(replace(states, sampled=False), counts, nothing)
-        self.config.policy_weight = policy_weight
+        quiet = super().forward(replace(states, sampled=False), counts, Weightless(head))
         old = quiet.log_probs if states.old_log_probs is None else states.old_log_probs
         ratio = (quiet.log_probs - old).exp()
         weights = ratio.where(ratio < 1.2, 0) * quiet.advantage.unsqueeze(-1) / counts.thoughts
-        loss, _ = head.cross_entropy("policy", states.thinking, states.ids, weights, banned=self.config.banned)
+        options = {"temperature": self.config.policy_temperature, "banned": self.config.banned}
+        loss, _ = head.cross_entropy("policy", states.thinking, states.ids, weights, **options)
         return replace(quiet, total=loss, parts={"policy": loss})
 
 
@@ -60,13 +68,18 @@ def gradients(loss: Tensor, model: QuietStarForCausalLM, keep: bool = False) -> 
 
 @pytest.mark.parametrize("base", [LLAMA, GPT2], ids=["llama", "gpt2, tied head"])
 def test_every_part_of_the_loss_has_its_own_gradient(base: dict):
-    """The policy's is what changes when its weight does, and all of them add up to the gradient of the total."""
+    """The policy's is what changes when its weight does, and all of them add up to the gradient of the total.
+
+    Without ``apart`` only the total has a gradient; in slices there is no ``apart``.
+    """
     model, ids = quiet_star(base).double(), random_ids(2, 9)
     thoughts = random_ids(2, 2, 9, 3, seed=2)
     whole = model(ids, labels=ids, thought_ids=thoughts)
     apart = model(ids, labels=ids, thought_ids=thoughts, engine=APART).losses
     assert list(apart.parts) == ["base", "talk", "policy"]
-    torch.testing.assert_close(sum(apart.parts.values()), whole.loss)
+    assert not any(part.requires_grad for part in whole.losses.parts.values())
+    for losses in (apart, whole.losses):
+        torch.testing.assert_close(sum(losses.parts.values()), whole.loss)
     found = {name: gradients(part, model, keep=True) for name, part in apart.parts.items()}
     expected = gradients(whole.loss, model)
     for name, gradient in expected.items():
@@ -76,17 +89,6 @@ def test_every_part_of_the_loss_has_its_own_gradient(base: dict):
     for name, gradient in without.items():
         assert error(found["base"][name] + found["talk"][name], gradient) < 1e-6
     assert found["policy"]["start_embedding"].any()
-
-
-def test_without_that_only_the_total_has_a_gradient():
-    losses = quiet_star(LLAMA)(random_ids(2, 9), labels=random_ids(2, 9)).losses
-    assert losses.total.requires_grad
-    assert not any(part.requires_grad for part in losses.parts.values())
-    torch.testing.assert_close(sum(losses.parts.values()), losses.total.detach())
-
-
-def test_parts_are_kept_apart_at_all_positions_only():
-    model, ids = quiet_star(LLAMA), random_ids(2, 9)
     with pytest.raises(ValueError, match="only where all positions think at once"):
         model(ids, labels=ids, engine=Engine(positions=4, apart=True))
 

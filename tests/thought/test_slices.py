@@ -1,7 +1,6 @@
 """Sums over slices of positions: against plain autograd, and what they hold meanwhile."""
 
 import gc
-import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -11,14 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.thought.slices import Run, slices_of, sum_over
-from tests.thought.tiny import error
+from tests.thought.tiny import error, normal
 
 TEXTS, THOUGHTS, POSITIONS, WIDTH = 2, 3, 7, 4
-SIZES = pytest.mark.parametrize("size", [1, 2, 3, 6, POSITIONS, 100, None])
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Problem:
@@ -32,13 +26,10 @@ class Problem:
             nn.Parameter(normal(WIDTH, WIDTH, seed=3 + i)) for i in range(5)
         )
         self.frozen.requires_grad_(False)
+        self.parameters = [self.always, self.early, self.late, self.never, self.frozen]
         self.rows, self.shared = self.leaf.sin(), [self.text.exp(), self.fixed]
         self.calls: list[slice] = []
         self.needed: set[tuple[bool, ...]] = set()
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [self.always, self.early, self.late, self.never, self.frozen]
 
     def run(self, part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, slice]:
         self.calls.append(part)
@@ -79,7 +70,7 @@ def test_slices_cover_the_range_once(count, size):
     assert len(slices) == (max(1, -(-count // size)) if size else 1)
 
 
-@SIZES
+@pytest.mark.parametrize("size", [1, 2, 3, 6, POSITIONS, 100, None])
 @pytest.mark.parametrize("factor", [1.0, -0.3])
 def test_a_sum_has_the_gradients_of_autograd(size, factor):
     """With an upstream factor and another loss beside it. Each slice runs once, its report is in its place."""
@@ -108,67 +99,11 @@ def test_gradients_that_are_one_tensor_are_added_up_apart():
         torch.testing.assert_close(tensor.grad, rows.detach().sum().expand(1, 1, 4), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("size", [2, None])
-def test_only_what_needs_a_gradient_has_one(size):
-    problem = Problem()
-    rows, shared = problem.rows.detach(), [tensor.detach() for tensor in problem.shared]
-    loss, _ = sum_over(slices_of(POSITIONS, size), problem.run, rows, shared, problem.parameters)
-    loss.backward()
-    expected, other = solve(autograd, size)
-    other.backward()
-    assert rows.grad is shared[0].grad is None
-    assert error(problem.always.grad, expected.always.grad) < 1e-12
-
-
-@SIZES
-def test_without_gradients_it_is_a_plain_loop(size):
-    with torch.no_grad():
-        problem, loss = solve(sum_over, size)
-    assert not loss.requires_grad
-    assert problem.calls == slices_of(POSITIONS, size)
-    torch.testing.assert_close(loss, solve(autograd, size)[1].detach(), rtol=1e-12, atol=0)
-
-
 def test_there_is_one_backward_pass():
     _, loss = solve(sum_over, 2)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward pass"):
         loss.backward()
-
-
-def most_alive(method: Callable, size: int | None) -> int:
-    """The most slices of which the graph holds a tensor at once."""
-    problem, alive = Problem(), {}
-    most = 0
-
-    class Saved:
-        """A tensor that the graph keeps for the backward pass."""
-
-        def __init__(self, tensor: Tensor):
-            self.tensor = tensor
-
-    def run(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, slice]:
-        nonlocal most
-        saved = alive[part.start] = []
-
-        def pack(tensor: Tensor) -> Saved:
-            kept = Saved(tensor)
-            saved.append(weakref.ref(kept))
-            return kept
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-            result = problem.run(part, rows, shared)
-        assert saved
-        most = max(most, sum(any(kept() is not None for kept in slices) for slices in alive.values()))
-        return result
-
-    method(slices_of(POSITIONS, size), run, problem.rows, problem.shared, problem.parameters)
-    return most
-
-
-def test_one_slice_is_held_at_a_time():
-    assert most_alive(sum_over, 2) == 1
-    assert most_alive(autograd, 2) == 4
 
 
 def test_a_slice_finds_no_gradients_of_the_one_before():

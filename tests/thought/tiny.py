@@ -1,12 +1,17 @@
 """Tiny random models for the tests of the thought engine, with weights large enough for differences to show."""
 
+import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from pipeline.thought.methods import PAUSE
+from pipeline.thought.methods import METHODS, PAUSE
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.objective import IGNORED
 from tests.thought.slow_reference import SlowPause, SlowQuietStar
@@ -38,7 +43,6 @@ GPT2_SIZES = {
     "eos_token_id": None,
 }
 LLAMA = {"model_type": "llama", **SIZES}
-MISTRAL_WINDOW = {"model_type": "mistral", **SIZES, "sliding_window": 4}
 GEMMA2 = {
     "model_type": "gemma2",
     **SIZES,
@@ -51,7 +55,7 @@ GPT2 = {"model_type": "gpt2", **GPT2_SIZES}
 ARCHITECTURES = {
     "llama": LLAMA,
     "mistral": {"model_type": "mistral", **SIZES, "sliding_window": None},
-    "mistral, window": MISTRAL_WINDOW,
+    "mistral, window": {"model_type": "mistral", **SIZES, "sliding_window": 4},
     # a window in the second layer only
     "qwen2": {"model_type": "qwen2", **SIZES, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     "qwen3": {"model_type": "qwen3", **SIZES},
@@ -60,7 +64,8 @@ ARCHITECTURES = {
     "gpt2": GPT2,
     "gpt_neox": {"model_type": "gpt_neox", **SIZES, "rotary_pct": 0.5},
 }
-FAMILIES = {"llama": LLAMA, "gemma2": GEMMA2, "gpt2": GPT2}
+FOUR_BASES = pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2", "gpt2"])
+ALL_METHODS = pytest.mark.parametrize("method", METHODS)
 LENGTHS = (9, 7)  # of the two texts of `texts`
 TOKENS = max(LENGTHS)
 
@@ -104,6 +109,14 @@ def slow(model: QuietStarForCausalLM) -> SlowQuietStar:
 
 def random_ids(*shape: int, seed: int = 1, below: int = START) -> Tensor:
     return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def given_thoughts(rationales: int = 2, tokens: int = TOKENS) -> Tensor:
+    return random_ids(2, rationales, tokens, 3, seed=2)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -156,3 +169,38 @@ def compare_gradients(actual: dict[str, Tensor | None], expected: dict[str, Tens
         if gradient is not None:
             # a gradient that cancels to nearly nothing is as exact as its parts
             assert (actual[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-2 * scale), name
+
+
+def peak(step: Callable[[], object]) -> int:
+    """The most elements that wait for a backward pass at once while ``step`` runs."""
+    now = most = 0
+
+    def add(elements: int) -> None:
+        nonlocal now, most
+        now += elements
+        most = max(most, now)
+
+    class Held:
+        def __init__(self, tensor: Tensor):
+            self.tensor = tensor
+            add(tensor.numel())
+            weakref.finalize(self, add, -tensor.numel())
+
+    with saved_tensors_hooks(Held, lambda held: held.tensor):
+        step()
+    return most
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a tensor that an operator makes (views are not made), of those that end in ``width``."""
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__()
+        self.elements, self._width = 0, width
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple | list) else (results,):
+            if isinstance(result, Tensor) and not func.is_view and self._width in (None, *result.shape[-1:]):
+                self.elements = max(self.elements, result.numel())
+        return results
