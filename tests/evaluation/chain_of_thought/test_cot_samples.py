@@ -31,7 +31,7 @@ def every(rows: list[dict], name: str) -> list[str]:
     "name, temperature", [("words", 0.0), *(pytest.param("bytes", t, marks=pytest.mark.slow) for t in (0.0, 1.0))]
 )
 def test_samples_and_votes_equal_the_slow_protocol(tmp_path, name, temperature):
-    tokenizer, options = TOKENIZERS[name](), {"thought_temperature": temperature}
+    tokenizer, options = TOKENIZERS[name](), {"thought_temperature": temperature, "batch_size": 2}
     model = tiny_model(tokenizer).double()
     rows = ask(model, tokenizer, numbers(QUESTIONS), tmp_path / "rows", **options)
     assert rows == slow_samples(model, tokenizer, numbers(QUESTIONS), **options)
