@@ -42,9 +42,8 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> None:
     """Convert a checkpoint and print one line. Raises UserError for any other folder, and if the output exists."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.authors", description="Read a checkpoint of the Quiet-STaR authors' code."
-    )
+    about = "Read a checkpoint of the Quiet-STaR authors' code."
+    parser = argparse.ArgumentParser(prog="python -m pipeline.authors", description=about)
     parser.add_argument("source", type=Path, help="a folder with their checkpoint, as the hub lays it out")
     parser.add_argument("out", type=Path, help="the folder to write, which must be new or empty")
     # names and defaults are those of the authors' script for their published model
@@ -61,11 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = read_config(source)
     expected = options.n_ahead + options.n_ahead_talk + 1  # as their scripts set max_thoughts
     if config.get("max_thoughts", expected) != expected:
-        log.warning(
-            "config.json has max_thoughts %s, where --n-ahead and --n-ahead-talk would make it %d: are they right?",
-            config["max_thoughts"],
-            expected,
-        )
+        told = "config.json has max_thoughts %s, where --n-ahead and --n-ahead-talk would make it %d: are they right?"
+        log.warning(told, config["max_thoughts"], expected)
     state = read_weights(source)
     tokenizer = pretrained_tokenizer(BaseModel(path=str(source)))
     try:
@@ -103,10 +99,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     if (source / "model.safetensors").is_file():
         names = ["model.safetensors"]
     elif index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UserError(f"{index} is broken: it has no weight_map")
-        names = sorted(set(map(str, weight_map.values())))
+        names = sorted(set(_read_json(index)["weight_map"].values()))
     elif pickled := sorted(path.name for ending in ("bin", "pt", "pth") for path in source.glob(f"*.{ending}")):
         found = f"no safetensors weights but pickled ones, which can run any code when they are read ({pickled[0]})"
         raise UserError(f"{source} holds {found}: convert them to safetensors where you trust them")
@@ -124,7 +117,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is missing or broken: {error}") from error
 
 

@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import torch
 from datasets.exceptions import DatasetsError
-from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.errors import UserError, reason, run
-from pipeline.evaluation.prompts import before_end, before_stop, continued, left_padded
+from pipeline.evaluation.prompts import AskedModel, before_stop, left_padded, prompt_ids
 from pipeline.files import batches
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
@@ -69,14 +68,6 @@ class Text(NamedTuple):
 
     ids: tuple[int, ...]
     key: int
-
-
-class Continuation(NamedTuple):
-    """How to continue a text: the strings that end it, at most how many tokens, and how they are drawn."""
-
-    stop: tuple[str, ...]
-    new_tokens: int
-    sampling: Sampling
 
 
 @register_model("quiet_star")
@@ -140,11 +131,9 @@ class QuietStarLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """Tokenize, by default with the tokenizer's begin token if it adds one, but never with its end token."""
         bos = self.tokenizer.bos_token
-        if add_special_tokens is None:
-            add_special_tokens = not (bos and string.startswith(bos))
-        ids = self.tokenizer(string, add_special_tokens=add_special_tokens)["input_ids"]
-        ended = add_special_tokens and ids and ids[-1] == self.eot_token_id
-        return ids[:-1] if ended else ids
+        if add_special_tokens or (add_special_tokens is None and not (bos and string.startswith(bos))):
+            return prompt_ids(self.tokenizer, string)
+        return self.tokenizer(string, add_special_tokens=False)["input_ids"]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False
@@ -153,12 +142,12 @@ class QuietStarLM(TemplateLM):
 
         All answers to a context are scored after the same thoughts.
         """
-        asked = [(self._text(context, answer, text_key(context)), answer) for _, context, answer in requests]
-        scores = {}
+        asked = [(context, answer, text_key(context)) for _, context, answer in requests]
+        scores = [(0.0, False)] * len(requests)
         for number, score in self._scores(asked, disable_tqdm):
             scores[number] = score
             self.cache_hook.add_partial("loglikelihood", requests[number][0], score)
-        return [scores[number] for number in range(len(requests))]
+        return scores
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihoods of whole texts in nats; lm-eval cuts long texts into windows of `max_length`."""
@@ -167,7 +156,7 @@ class QuietStarLM(TemplateLM):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
                 context, predicted = make_disjoint_window(window)
-                asked.append((self._text(context, predicted, text_key(context + predicted)), predicted))
+                asked.append((context, predicted, text_key(context + predicted)))
                 owners.append(number)
         totals = [0.0] * len(requests)
         for number, (log_likelihood, _) in self._scores(asked, disable_tqdm):
@@ -176,6 +165,7 @@ class QuietStarLM(TemplateLM):
 
     def generate_until(self, requests: Sequence, disable_tqdm: bool = False) -> list[str]:
         """Continue each text up to the first of its stop strings. A repeated request gets its own draws."""
+        asked = AskedModel(self._model, self.tokenizer, self._sampling, self.batch_size)
         groups, texts, repeats = defaultdict(list), [], Counter()
         for number, request in enumerate(requests):
             context, arguments = request.args
@@ -183,40 +173,21 @@ class QuietStarLM(TemplateLM):
             ids = self.tok_encode(context) or [self.prefix_token_id]
             key = text_key(ids) + SAMPLES_APART * repeats[context, how]
             repeats[context, how] += 1
-            texts.append(Text(self._cut(ids, self.max_length - how.new_tokens), key))
+            texts.append(Text(self._cut(ids, self.max_length - how[1]), key))
             groups[how].append(number)
         written = [""] * len(requests)
         with tqdm(total=len(requests), desc="quiet_star: generate_until", disable=disable_tqdm) as progress:
-            for how, numbers in groups.items():
+            for (stop, new_tokens, sampling), numbers in groups.items():
+                settings = {"max_new_tokens": new_tokens, "sampling": sampling}
                 for batch in batches(sorted(numbers, key=lambda n: -len(texts[n].ids)), self.batch_size):
-                    ids, mask, keys = self._batch([texts[number] for number in batch])
-                    rows = continued(
-                        self._model,
-                        ids,
-                        mask,
-                        max_new_tokens=how.new_tokens,
-                        sampling=how.sampling,
-                        thought_sampling=self._sampling,
-                        eos_token_id=self.eot_token_id,
-                        pad_token_id=self.tokenizer.pad_token_id,
-                        stop_strings=how.stop,
-                        decode=self.tokenizer.decode,
-                        text_keys=keys,
-                        think=self._think,
-                    )
-                    for number, row in zip(batch, rows[:, ids.shape[1] :].tolist(), strict=True):
-                        text = self.tokenizer.decode(before_end(row, self.eot_token_id), skip_special_tokens=True)
-                        written[number] = before_stop(text, how.stop)
+                    prompts, keys = zip(*(texts[number] for number in batch), strict=True)
+                    rows = asked.continuations(prompts, torch.tensor(keys), self._think, stop, **settings)
+                    for number, row in zip(batch, rows, strict=True):
+                        text = self.tokenizer.decode(row, skip_special_tokens=True)
+                        written[number] = before_stop(text, stop)
                         self.cache_hook.add_partial("generate_until", requests[number].args, written[number])
                     progress.update(len(batch))
         return written
-
-    def _text(self, context: list[int], answer: list[int], key: int) -> Text:
-        """Return the text whose last positions predict ``answer``. Raises UserError if the answer is too long."""
-        if len(answer) > self.max_length:
-            raise UserError(f"an answer of {len(answer)} tokens is too long: the model can read {self.max_length}")
-        whole = self._cut([*(context or [self.prefix_token_id]), *answer], self.max_length + 1)
-        return Text(whole[:-1], key)
 
     def _cut(self, ids: list[int], room: int) -> tuple[int, ...]:
         """Return the last ``room`` of the ids; warn once for each ``room``."""
@@ -226,12 +197,18 @@ class QuietStarLM(TemplateLM):
         return tuple(ids[-room:])
 
     def _scores(
-        self, asked: list[tuple[Text, list[int]]], disable_tqdm: bool
+        self, asked: list[tuple[list[int], list[int], int]], disable_tqdm: bool
     ) -> Iterator[tuple[int, tuple[float, bool]]]:
-        """Yield the index and the score of each text with its answer; long texts first, equal texts read once."""
-        numbers = defaultdict(list)
-        for number, (text, _) in enumerate(asked):
-            numbers[text].append(number)
+        """Yield the index and the score of each context, answer and key; long texts first, equal texts read once.
+
+        Raises UserError if an answer is too long.
+        """
+        numbers = defaultdict(list)  # by the text whose last positions predict the answer
+        for number, (context, answer, key) in enumerate(asked):
+            if len(answer) > self.max_length:
+                raise UserError(f"an answer of {len(answer)} tokens is too long: the model can read {self.max_length}")
+            whole = self._cut([*(context or [self.prefix_token_id]), *answer], self.max_length + 1)
+            numbers[Text(whole[:-1], key)].append(number)
         ordered = sorted(numbers, key=lambda text: -len(text.ids))
         with tqdm(total=len(asked), desc="quiet_star: loglikelihood", disable=disable_tqdm) as progress:
             for texts in batches(ordered, self.batch_size):
@@ -243,11 +220,14 @@ class QuietStarLM(TemplateLM):
     @torch.no_grad()
     def _score(self, texts: list[Text], answers: list[tuple[int, list[int]]]) -> list[tuple[float, bool]]:
         """Score Q answers, each given with the row (0 .. B-1) of its text, in chunks of positions."""
-        wanted, real = self._left_padded([ids for _, ids in answers])  # (Q, A): the targets of the last A positions
+        pad, device = self.tokenizer.pad_token_id, self._model.device
+        # (Q, A): the targets of the last A positions, and which of them are not padding
+        wanted, real = left_padded([answer for _, answer in answers], pad, device)
         if not wanted.shape[1]:  # all answers are empty
             return [(0.0, True)] * len(answers)
-        rows = torch.tensor([row for row, _ in answers], device=wanted.device)
-        ids, mask, keys = self._batch(texts)
+        ids, mask = left_padded([text.ids for text in texts], pad, device)
+        rows = torch.tensor([row for row, _ in answers], device=device)
+        keys = torch.tensor([text.key for text in texts], device=device)
         positions = torch.arange(ids.shape[1] - wanted.shape[1], ids.shape[1], device=ids.device)
         size = max(1, HELD_LOGITS // (len(texts) * self._model.vocabulary))
         hidden = None if self._think else self._model.decoder.read(ids, mask)[0]
@@ -263,12 +243,16 @@ class QuietStarLM(TemplateLM):
             columns = torch.arange(len(places), device=ids.device)
             log_probs.append(logits[rows[:, None], columns, targets] - logits.logsumexp(-1)[rows])
             greedy.append(ban(logits, self._model.config.banned).argmax(-1)[rows] == targets)
-        sums = torch.cat(log_probs, 1).double().masked_fill(~real, 0).sum(1)
-        same = (torch.cat(greedy, 1) | ~real).all(1)
+        padding = real == 0
+        sums = torch.cat(log_probs, 1).double().masked_fill(padding, 0).sum(1)
+        same = (torch.cat(greedy, 1) | padding).all(1)
         return list(zip(sums.tolist(), same.tolist(), strict=True))
 
-    def _continuation(self, arguments: dict) -> Continuation:
-        """Read lm-eval's generation arguments. Raises UserError for one that is unknown or invalid."""
+    def _continuation(self, arguments: dict) -> tuple[tuple[str, ...], int, Sampling]:
+        """Read from lm-eval's arguments: the stop strings, at most how many tokens, and how they are drawn.
+
+        Raises UserError for an argument that is unknown or invalid.
+        """
         unknown = [name for name in arguments if name not in GENERATION]
         if unknown:
             raise UserError(f"quiet_star cannot generate with {', '.join(unknown)}: it knows {', '.join(GENERATION)}")
@@ -280,21 +264,12 @@ class QuietStarLM(TemplateLM):
             limits = {name: arguments.get(name) for name in ("top_k", "top_p")}
             sampling = Sampling(float(temperature), self._sampling.seed, **limits)
             stop = tuple(string for string in ([until] if isinstance(until, str) else until) if string)
-            how = Continuation(stop, int(new_tokens), sampling)
+            new_tokens = int(new_tokens)
         except (TypeError, ValueError) as error:
             raise UserError(f"generation arguments {arguments}: {error}") from error
-        if not 0 < how.new_tokens < self.max_length:
+        if not 0 < new_tokens < self.max_length:
             raise UserError(f"max_gen_toks is {new_tokens}, but this model has room for 1 to {self.max_length - 1}")
-        return how
-
-    def _batch(self, texts: list[Text]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids (B, N), padded on the left, their mask (B, N), and the texts' keys (B,)."""
-        keys = torch.tensor([text.key for text in texts], device=self._model.device)
-        return *self._left_padded([text.ids for text in texts]), keys
-
-    def _left_padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        ids, mask = left_padded(rows, self.tokenizer.pad_token_id, self._model.device)
-        return ids, mask.bool()
+        return stop, new_tokens, sampling
 
 
 def text_key(ids: Sequence[int]) -> int:

@@ -33,25 +33,34 @@ class AskedModel:
         """The positions that a thought takes with its [start] and [end]; 0 if the model has no thoughts."""
         return self.model.config.thought_tokens + 2 if self.model.has_thoughts else 0
 
-    def write(
-        self, prompts: list[list[int]], keys: Tensor, way: str, stop: list[str], samples: int = 1, **settings: object
-    ) -> list[str]:
-        """Continue each of the ``prompts`` (B) ``samples`` times, up to its end token or a ``stop`` string.
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], keys: Tensor, think: bool, stop: Sequence[str], **settings: object
+    ) -> list[list[int]]:
+        """Return the ids that follow each of the ``prompts`` (B), up to its end token or just past a ``stop`` string.
 
         ``keys`` (B,) name the prompts in the random draws; ``settings`` are those of `generation.generate`. Raises
         UserError if predictions are not finite.
         """
-        tokenizer = self.tokenizer
-        ids, mask = left_padded(prompts, tokenizer.pad_token_id, self.model.device)
-        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "stop_strings": stop}
-        settings |= ends | {"decode": tokenizer.decode, "text_keys": keys, "think": way == "thought"}
-        whole = continued(self.model, ids, mask, samples=samples, thought_sampling=self.sampling, **settings)
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        ids, mask = left_padded(prompts, pad, self.model.device)
+        settings |= {"text_keys": keys, "think": think, "thought_sampling": self.sampling, "stop_strings": stop}
+        settings |= {"eos_token_id": end, "pad_token_id": pad, "decode": self.tokenizer.decode}
+        try:
+            written = self.model.generate(ids, mask, **settings)[:, ids.shape[1] :].tolist()
+        except FloatingPointError as error:
+            raise UserError(NOT_FINITE) from error
+        return [new[: new.index(end)] if end in new else new for new in written]
+
+    def write(
+        self, prompts: list[list[int]], keys: Tensor, way: str, stop: list[str], samples: int = 1, **settings: object
+    ) -> list[str]:
+        """Return ``samples`` `continuations` of each prompt as texts, up to the first stop string."""
         texts = []
-        for i, new in enumerate(whole[:, ids.shape[1] :].tolist()):
+        written = self.continuations(prompts, keys, way == "thought", stop, samples=samples, **settings)
+        for i, new in enumerate(written):
             # decode the text with its prompt, as whether a token has a space depends on its place
             prompt = prompts[i // samples]
-            both = prompt, prompt + before_end(new, tokenizer.eos_token_id)
-            before, text = (tokenizer.decode(some, skip_special_tokens=True) for some in both)
+            before, text = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new))
             texts.append(before_stop(text[len(before) :], stop))
         return texts
 
@@ -68,19 +77,6 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     return tuple(torch.tensor(values, dtype=torch.long, device=device) for values in (ids, mask))
-
-
-def before_end(ids: list[int], end: int | None) -> list[int]:
-    """``ids`` up to the first ``end`` token."""
-    return ids[: ids.index(end)] if end in ids else ids
-
-
-def continued(model: QuietStarForCausalLM, ids: Tensor, mask: Tensor, **settings: object) -> Tensor:
-    """Call `generation.generate`. Raises UserError if the model's predictions are not finite."""
-    try:
-        return model.generate(ids, mask, **settings)
-    except FloatingPointError as error:
-        raise UserError(NOT_FINITE) from error
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

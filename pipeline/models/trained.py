@@ -1,9 +1,9 @@
 """Choose which weights are trained, and write and read the folder of a trained model.
 
 A folder holds the whole model, as transformers writes it, or only what was trained: `learned.safetensors` (the trained
-tensors) and `learned.json` (the path of the base model, the digests of its weights, the sizes of the adapters).
-`learned.safetensors` is not called `model.safetensors` because transformers would take it for the whole model and fill
-it up with random weights. Adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) come from peft, which only this file needs.
+tensors) and `learned.json` (the path of the base model, the digests of its weights, the sizes of the adapters). From a
+`model.safetensors` without the base model's weights transformers would read a model that is random in part.
+Adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) come from peft, which only this file needs.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -124,9 +124,9 @@ def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, read: d
 
 
 def base_of(folder: Path) -> Path | None:
-    """Return the folder of the base model that the model in ``folder`` needs; None if it needs none, or is missing.
+    """Return the folder of the base model that the model in ``folder`` was trained on.
 
-    Raises UserError if the base model is missing. `check_base` tells whether it is the right one.
+    None if ``folder`` needs no base model or does not exist. Raises UserError if the base model is missing.
     """
     if not (folder / ABOUT).is_file():
         return None
@@ -134,12 +134,6 @@ def base_of(folder: Path) -> Path | None:
     if not base.is_dir():
         raise UserError(f"{folder} holds only what was trained: the model that it was trained on must be in {base}")
     return base
-
-
-def check_base(folder: Path, base: Path) -> None:
-    """Raise UserError if the model in ``folder`` was trained on other weights than those in ``base`` (reads all)."""
-    if digests(base, WEIGHTS) != _about(folder)["digests"]:
-        raise UserError(f"{folder} was trained on other weights than those in {base}")
 
 
 def _about(folder: Path) -> dict:
@@ -175,7 +169,9 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
         if base is None:
             model, loading = QuietStarForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
         else:
-            check_base(folder, base)
+            about = _about(folder)
+            if digests(base, WEIGHTS) != about["digests"]:
+                raise UserError(f"{folder} was trained on other weights than those in {base}")
             decoder, learned = load_base(base), load_file(folder / TENSORS)
             adapters = {name: learned.pop(name) for name in list(learned) if name.startswith("base.")}
             state = {f"base.{name}": value for name, value in decoder.state_dict().items()} | learned
@@ -187,24 +183,19 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
         if wrong:
             raise UserError(f"the weights in {folder} are not those of its config.json: {min(map(str, wrong))}")
         if base is not None:
-            _put_adapters(model, _about(folder)["lora"], adapters)
+            if about["lora"] is not None:
+                add_adapters(model.base, **about["lora"])
+            if adapters.keys() != {name for name in model.state_dict() if ".lora_" in name}:
+                raise ValueError(f"its adapters are not those that {ABOUT} describes")
+            if adapters:
+                model.load_state_dict(adapters, strict=False)
+                merge_adapters(model.base)
     except UserError:
         raise
     except Exception as error:  # transformers, safetensors and peft raise many types
         raise UserError(f"the model in {folder} cannot be read: {reason(error)}") from error
     check_finite(model, folder)
     return model.eval()
-
-
-def _put_adapters(model: QuietStarForCausalLM, lora: dict | None, tensors: dict[str, Tensor]) -> None:
-    """Merge adapters of these sizes (`params.Lora`; None: no adapters). Raises ValueError for ``tensors`` of others."""
-    if lora is not None:
-        add_adapters(model.base, **lora)
-    if tensors.keys() != {name for name in model.state_dict() if ".lora_" in name}:
-        raise ValueError(f"its adapters are not those that {ABOUT} describes")
-    if lora is not None:
-        model.load_state_dict(tensors, strict=False)
-        merge_adapters(model.base)
 
 
 def load_plain(folder: Path) -> QuietStarForCausalLM:

@@ -24,7 +24,7 @@ from pipeline.evaluation.perplexity.measure import write_perplexity
 from pipeline.params import Evaluate, Perplexity
 from pipeline.resume import Scratch
 from tests.evaluation.chain_of_thought.asking import params, tasks_folder, trained_folder
-from tests.evaluation.perplexity.readers import METASPACE, write_spans
+from tests.evaluation.perplexity.made_up import METASPACE, write_spans
 from tests.local_hub import model_folder
 
 

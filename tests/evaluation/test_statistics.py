@@ -30,14 +30,6 @@ def test_the_interval_of_a_share_is_the_binomial_one(right: int, n: int):
     assert high == pytest.approx(binomial_quantile(n, right / n, 0.975) / n, abs=1 / n)
 
 
-def test_the_interval_of_many_values_is_the_normal_one():
-    values = np.random.default_rng(0).normal(3, 2, 2000)
-    low, high = interval(values, None, 5000, seed=1)
-    half = 1.96 * values.std() / np.sqrt(2000)
-    assert low == pytest.approx(values.mean() - half, abs=half / 10)
-    assert high == pytest.approx(values.mean() + half, abs=half / 10)
-
-
 def test_groups_are_drawn_whole_and_weighted_by_their_members():
     """A text of 9 tokens and one of 1: the mean is over tokens; a draw has both texts, or one of them twice."""
     sums, counts = np.array([9.0, 0.0]), np.array([9, 1])

@@ -31,16 +31,17 @@ def ask(
     questions: Iterable[Question],
     scratch: Scratch,
 ) -> list[int]:
-    """Sample every question, add the rows to ``scratch`` and return their places there, by question and way.
+    """Sample every question and add the rows to ``scratch``.
 
-    A row has task, index, way, the right answer, and each sample's reasoning (texts) and votes. A batch of which
-    ``scratch`` has all rows is skipped; one with some rows missing is sampled as a whole, as rounding depends on the
-    padding in a batch. Raises UserError for a prompt that is empty or leaves no room for what is to be written, and if
-    the model's predictions are not finite.
+    Return their indices in ``scratch.rows``, ordered by question, then way (with or without thoughts). A row has task,
+    index, way, the right answer, and each sample's reasoning (texts) and votes. A batch of which ``scratch`` has all
+    rows is skipped; one with some rows missing is sampled as a whole, as rounding depends on the padding in a batch.
+    Raises UserError for a prompt that is empty or leaves no room for what is to be written, and if the model's
+    predictions are not finite.
 
-    A draw depends on the seed, the question, the sample and the position, so votes are the same at any batch size but
-    for rounding: in float32 the shape of a batch moves probabilities by about 1e-7 of themselves, so that once in some
-    million tokens a draw may select another token. None of 53,000 did between batches of 1 and of 8 questions.
+    A draw depends on the seed, the question, the sample and the position, so the batch size changes votes by rounding
+    only: batch shape changes float32 probabilities by a relative 1e-7, so about one token in a million may differ; none
+    of 53,000 did.
     """
     with TemporaryFile(dir=scratch.folder) as file:
         prompts, lengths = KeptRows(file), []
@@ -96,9 +97,9 @@ def vote_in(written: str, labels: Sequence[str]) -> str:
     """The first of ``labels`` in an answer or, for a task without labels, the first number; "" if there is none.
 
     A label must be a word of its own, in its own case: "(B)", "B.", "B: wood", but not "Bears" or "B-side". The article
-    that begins a later sentence is not label A. The text's first word always is: it continues the answer prompt's
-    sentence ("the answer is"), where an article would be lower-case, as in "A because ...". Kojima et al. 2022
-    (arXiv 2205.11916), whose prompts these are, take the first such letter anywhere.
+    that begins a later sentence is not label A. A label as the first word always counts: it continues the answer
+    prompt's sentence ("the answer is"), where an article would be lower-case. Kojima et al. 2022 (arXiv 2205.11916),
+    whose prompts these are, take the first such letter anywhere.
     """
     if not labels:
         return number_in(written) or ""

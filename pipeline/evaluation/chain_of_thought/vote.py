@@ -1,20 +1,24 @@
 """cot-maj@k: does thinking help if reasoning is written out and the majority of k answers counts?
 
 Zelikman et al. 2024 (arXiv 2403.09629), section 5; the vote is self-consistency (Wang et al. 2022, arXiv 2203.11171).
-`samples` is the protocol (reason, then answer) and reads the votes; `votes` computes accuracy and maj@k from them.
+`samples` is the protocol (reason, then answer) and reads the votes, from which this file computes accuracy and maj@k.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
+from math import comb
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.chain_of_thought.samples import ask
-from pipeline.evaluation.chain_of_thought.votes import metrics_of, points_of, votes_of
 from pipeline.evaluation.prompts import AskedModel
+from pipeline.evaluation.statistics import interval, mcnemar
 from pipeline.files import write_json, write_rows, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
@@ -23,18 +27,10 @@ from pipeline.params import ChainOfThought
 from pipeline.resume import unfinished
 from pipeline.thought.sampler import Sampling
 
-SAMPLES = pa.schema(
-    {
-        "task": pa.string(),
-        "index": pa.int64(),
-        "way": pa.string(),
-        "sample": pa.int64(),
-        "text": pa.string(),
-        "vote": pa.string(),
-        "answer": pa.string(),
-        "correct": pa.bool_(),
-    }
-)
+QUESTION = {"task": pa.string(), "index": pa.int64(), "way": pa.string(), "sample": pa.int64()}
+SAMPLES = pa.schema(QUESTION | dict.fromkeys(("text", "vote", "answer"), pa.string()) | {"correct": pa.bool_()})
+
+Points = dict[tuple[str, str], np.ndarray]  # `majority` of each question (questions, sizes), by task and way
 
 
 def write_chain_of_thought(params: ChainOfThought, trained: Path, tasks: Path, results: Path) -> None:
@@ -63,3 +59,73 @@ def samples_of(rows: Iterable[dict]) -> Iterator[dict]:
         about = {name: row[name] for name in ("task", "index", "way", "answer")}
         for i, (text, vote) in enumerate(zip(row["texts"], row["votes"], strict=True)):
             yield about | {"sample": i, "text": text, "vote": vote, "correct": vote == row["answer"]}
+
+
+def sizes(samples: int) -> list[int]:
+    """The k of maj@k: the powers of two up to ``samples``, and ``samples`` itself."""
+    return sorted({2**i for i in range(samples.bit_length())} | {samples})
+
+
+def majority(votes: Sequence[str], answer: str) -> np.ndarray:
+    """How right the majority of k ``votes`` is, for each k of `sizes`: the exact mean over all subsets of k.
+
+    A subset gives one point, shared among its most frequent answers. "" is no vote; a subset of nothing else is wrong.
+    The sum runs over how often each answer is in a subset, so that 64 samples take only some milliseconds.
+    """
+    counts = Counter(votes)
+    blank, right = counts.pop("", 0), counts.pop(answer, 0)
+    points = np.zeros(len(votes) + 1)  # summed over all subsets, by their size
+    for most in range(1, right + 1):
+        # count the subsets of wrong answers and blanks with no answer more than `most` times: by their size, and by
+        # how many answers are in them exactly `most` times, as often as the right answer
+        largest = len(votes) - most
+        ways = np.zeros((largest + 1, largest // most + 1))
+        ways[: blank + 1, 0] = [comb(blank, size) for size in range(min(blank, largest) + 1)]
+        for count in counts.values():
+            before, ways = ways, np.zeros_like(ways)
+            for taken in range(min(count, most, largest) + 1):
+                tied = int(taken == most)
+                ways[taken:, tied:] += comb(count, taken) * before[: largest + 1 - taken, : ways.shape[1] - tied]
+        points[most:] += (comb(right, most) * ways) @ (1 / np.arange(1, ways.shape[1] + 1))
+    return np.array([points[k] / comb(len(votes), k) for k in sizes(len(votes))])
+
+
+def points_of(rows: Iterable[dict]) -> Points:
+    """The points of the rows of `samples.ask`."""
+    points: dict[tuple[str, str], list[np.ndarray]] = {}
+    for row in rows:
+        points.setdefault((row["task"], row["way"]), []).append(majority(row["votes"], row["answer"]))
+    return {key: np.stack(values) for key, values in points.items()}
+
+
+def votes_of(points: Points, params: ChainOfThought) -> pd.DataFrame:
+    """A row for each task, way and k: the accuracy with its 95 % interval over the n questions."""
+    rows = []
+    for (task, way), values in points.items():
+        for k, column in zip(sizes(params.samples), values.T, strict=True):
+            rows.append((task, way, k, *_estimate(column, params).values(), len(column)))
+    return pd.DataFrame(rows, columns=["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"])
+
+
+def metrics_of(points: Points, params: ChainOfThought) -> dict[str, dict]:
+    """By task: accuracy@1 and maj@k of each way and, if there are two, thought minus no thought with its interval.
+
+    McNemar's p-value compares the majorities of all samples; a majority counts as right only without a tie.
+    """
+    metrics: dict[str, dict] = {}
+    names = [f"maj@{k}" if k > 1 else "accuracy@1" for k in sizes(params.samples)]
+    for (task, way), values in points.items():
+        about = metrics.setdefault(task, {"n": len(values), "samples": params.samples})
+        about[way] = dict(zip(names, values.mean(0).tolist(), strict=True))
+    for task, about in metrics.items():
+        if "thought" in about:
+            thought, no_thought = points[task, "thought"], points[task, "no_thought"]
+            columns = zip(names, (thought - no_thought).T, strict=True)
+            about["difference"] = {name: _estimate(column, params) for name, column in columns}
+            about["difference"][names[-1]]["p_value"] = mcnemar(thought[:, -1] == 1, no_thought[:, -1] == 1)
+    return metrics
+
+
+def _estimate(values: np.ndarray, params: ChainOfThought) -> dict[str, float]:
+    low, high = interval(values, None, params.bootstrap_samples, params.seed)
+    return {"mean": float(values.mean()), "ci_low": low, "ci_high": high}

@@ -23,24 +23,15 @@ from pipeline.params import Evaluate
 from pipeline.resume import KeptRows, unfinished
 from pipeline.thought.sampler import Sampling
 
-TRAINED, BASE = "", "base"  # the models that are asked; the base model answers in one way, which has its name
-PREDICTIONS = pa.schema(
-    {
-        "task": pa.string(),
-        "index": pa.int64(),
-        "prompt": pa.string(),
-        "answer": pa.string(),
-        "way": pa.string(),
-        "predicted": pa.string(),
-        "correct": pa.bool_(),
-        "prob": pa.float64(),
-        "thought": pa.string(),
-    }
-)
+# prefixes: the trained model's rows keep their way's name; the base model's only way is stored as "base"
+TRAINED, BASE = "", "base"
+QUESTION = {"task": pa.string(), "index": pa.int64()}
+ANSWER = {"correct": pa.bool_(), "prob": pa.float64(), "thought": pa.string()}
+PREDICTIONS = pa.schema(QUESTION | dict.fromkeys(("prompt", "answer", "way", "predicted"), pa.string()) | ANSWER)
 
 
 def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: Path, results: Path) -> None:
-    """Ask the model in ``trained``, and the one in ``base`` from which it was trained, every question of ``tasks``.
+    """Ask every question of ``tasks``: the model in ``trained`` and, unless ``base`` is None, its base model there too.
 
     Writes a row for each question and way (predictions.parquet), and means with intervals (metrics.json). After a kill
     the same call asks only the missing questions and writes the same bytes (`pipeline.resume`).
@@ -87,9 +78,10 @@ def _predictions(encoded: dict[str, Encodings], firsts: dict[tuple[str, str], in
 
 
 def summary(answers: pd.DataFrame, params: Evaluate) -> dict:
-    """A task's means by way and, of thought minus no thought, the paired intervals and McNemar's p-value.
+    """A task's mean accuracy and probability per way; for thought minus no_thought also intervals and a p-value.
 
-    ``answers`` has the columns way, correct and prob; each way has the same questions in the same order.
+    Intervals are paired and p is McNemar's. ``answers`` has the columns way, correct and prob; each way has the same
+    questions in the same order.
     """
     by_way = dict(list(answers.groupby("way")))
     metrics: dict = {"n": len(by_way["no_thought"])}

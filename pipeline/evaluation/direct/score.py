@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.data.tasks.questions import number_in
@@ -62,19 +61,11 @@ def _score_batch(asked: AskedModel, batch: Sequence[EncodedQuestion], task: Task
                 predicted = number_in(texts[i]) or ""
             else:
                 predicted = q.question.labels[int(own[-1, q.legal[-1]].argmax())]
-            row[way] = {"predicted": predicted, "correct": predicted == q.question.answer, "prob": probability(q, own)}
+            prob = 1.0  # the product of the answer tokens' probabilities among the legal ones (paper, section 5)
+            for step, (legal, right) in enumerate(zip(q.legal, q.answer_ids, strict=True)):
+                if legal:
+                    prob *= own[step, legal].double().softmax(-1)[legal.index(right)].item()
+            if not math.isfinite(prob):
+                raise UserError(NOT_FINITE)
+            row[way] = {"predicted": predicted, "correct": predicted == q.question.answer, "prob": prob}
     return rows
-
-
-def probability(question: EncodedQuestion, logits: Tensor) -> float:
-    """The right answer's probability: the product of its tokens' probabilities among the legal ones (paper, section 5).
-
-    ``logits`` (answer tokens, V) predict the answer's tokens. Raises UserError if the probability is not finite.
-    """
-    prob = 1.0
-    for step, (legal, right) in enumerate(zip(question.legal, question.answer_ids, strict=True)):
-        if legal:
-            prob *= logits[step, legal].double().softmax(-1)[legal.index(right)].item()
-    if not math.isfinite(prob):
-        raise UserError(NOT_FINITE)
-    return prob

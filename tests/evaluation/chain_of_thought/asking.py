@@ -1,19 +1,22 @@
 """Tiny models, tokenizers and questions for the tests of chain of thought, and the protocol once more, slowly."""
 
 import string
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.tasks import spec
 from pipeline.data.tasks.questions import Question
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.evaluation.chain_of_thought import samples
-from pipeline.evaluation.prompts import AskedModel
+from pipeline.evaluation.prompts import AskedModel, before_stop
 from pipeline.params import ChainOfThought
 from pipeline.resume import Scratch
 from pipeline.thought.generation import SAMPLES_APART, TEXT_STEP
@@ -74,38 +77,43 @@ def slow_samples(model: Model, tokenizer: Tokenizing, questions: Questions, how=
             row = {"task": "t", "index": index, "way": way, "answer": question.answer, "texts": [], "votes": []}
             for sample in range(about.samples):
                 key = torch.tensor([index + sample * SAMPLES_APART])
-                write = slow_writer(model, tokenizer, way, key, thoughts, how.stop)
-                row["texts"].append(write(question.reasoning_prompt, about.new_tokens, sampling))
+
+                def predict(ids: list[int], way: str = way, key: Tensor = key) -> Tensor:
+                    last = torch.tensor([len(ids) - 1])
+                    output = model(torch.tensor([ids]), positions=last, sampling=thoughts, text_keys=key)
+                    return (output.logits if way == "thought" else output.base_logits)[0, 0]
+
+                write = partial(slow_text, predict, tokenizer, how.stop)
+                row["texts"].append(write(question.reasoning_prompt, about.new_tokens, sampling, key))
                 asked = question.reasoning_prompt + row["texts"][-1] + how.answer_prompt
-                answer = write(asked, about.answer_tokens, Sampling(0.0))
-                row["votes"].append(samples.vote_in(answer, question.labels))
+                row["votes"].append(samples.vote_in(write(asked, about.answer_tokens), question.labels))
             rows.append(row)
     return rows
 
 
-def slow_writer(model, tokenizer, way, key, thoughts, stop):
-    def write(prompt: str, count: int, sampling: Sampling) -> str:
-        ids = tokenizer(prompt)["input_ids"]
-        new: list[int] = []
-        for _ in range(count):
-            last = torch.tensor([len(ids + new) - 1])
-            output = model(torch.tensor([ids + new]), positions=last, sampling=thoughts, text_keys=key)
-            logits = (output.logits if way == "thought" else output.base_logits)[0, 0]
-            if sampling.temperature:
-                running = (logits / sampling.temperature).softmax(-1).cumsum(-1)
-                chance = uniforms(sampling.seed, key, 1, last[None], TEXT_STEP).item()
-                token = int((running <= chance).sum())
-            else:
-                token = int(logits.argmax())
-            if token == tokenizer.eos_token_id:
-                break
-            new.append(token)
-            if any(string in added(tokenizer, ids, new) for string in stop):
-                break
-        text = added(tokenizer, ids, new)
-        return text[: min([text.index(s) for s in stop if s in text], default=len(text))]
-
-    return write
+def slow_text(
+    predict: Callable[[list[int]], Tensor],
+    tokenizer: Tokenizing,
+    stop: Sequence[str],
+    prompt: str,
+    count: int,
+    sampling: Sampling = Sampling(0.0),  # noqa: B008  (it is frozen)
+    key: Tensor | None = None,
+) -> str:
+    """At most ``count`` tokens after the prompt, each drawn from the logits (V,) that ``predict`` gives."""
+    ids, new = tokenizer(prompt)["input_ids"], []
+    while len(new) < count and not any(string in added(tokenizer, ids, new) for string in stop):
+        logits = predict(ids + new)
+        if sampling.temperature:
+            running = (logits / sampling.temperature).softmax(-1).cumsum(-1)
+            place = torch.tensor([[len(ids + new) - 1]])
+            new.append(int((running <= uniforms(sampling.seed, key, 1, place, TEXT_STEP).item()).sum()))
+        else:
+            new.append(int(logits.argmax()))
+        if new[-1] == tokenizer.eos_token_id:
+            new.pop()
+            break
+    return before_stop(added(tokenizer, ids, new), stop)
 
 
 def added(tokenizer: PreTrainedTokenizerBase, ids: list[int], new: list[int]) -> str:

@@ -10,7 +10,6 @@ from pipeline.data.tasks.questions import Question
 from pipeline.errors import UserError
 from pipeline.evaluation.chain_of_thought.samples import vote_in
 from pipeline.evaluation.prompts import before_stop
-from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
 from tests.evaluation.chain_of_thought.asking import HOW, TOKENIZERS, ask, choices, numbers, slow_samples, tiny_model
 from tests.local_hub import word_tokenizer
@@ -32,7 +31,7 @@ def every(rows: list[dict], name: str) -> list[str]:
     "name, temperature", [("words", 0.0), *(pytest.param("bytes", t, marks=pytest.mark.slow) for t in (0.0, 1.0))]
 )
 def test_samples_and_votes_equal_the_slow_protocol(tmp_path, name, temperature):
-    tokenizer, options = TOKENIZERS[name](), {"thought_temperature": temperature}
+    tokenizer, options = TOKENIZERS[name](), {"thought_temperature": temperature, "batch_size": 2}
     model = tiny_model(tokenizer).double()
     rows = ask(model, tokenizer, numbers(QUESTIONS), tmp_path / "rows", **options)
     assert rows == slow_samples(model, tokenizer, numbers(QUESTIONS), **options)
@@ -54,36 +53,6 @@ def test_other_methods_equal_the_slow_protocol(words, tmp_path, method, ways):
     model = tiny_model(words, method=method).double()
     slow = slow_samples(model, words, numbers(2), samples=2)
     assert ask(model, words, numbers(2), tmp_path / "rows", samples=2) == [row for row in slow if row["way"] in ways]
-
-
-@pytest.mark.parametrize("thought_temperature", [0.0, 1.0])
-def test_any_batch_size_gives_the_same_in_float64(words, tmp_path, thought_temperature):
-    model, options = tiny_model(words).double(), {"samples": 3, "thought_temperature": thought_temperature}
-    one, three, eight = (
-        ask(model, words, numbers(8), tmp_path / f"{size}", batch_size=size, **options) for size in (1, 3, 8)
-    )
-    assert one == three == eight
-
-
-def test_another_seed_gives_other_samples(words, tmp_path):
-    model = tiny_model(words)
-    first, second = (ask(model, words, numbers(3), tmp_path / str(s), seed=s) for s in (1, 2))
-    assert every(first, "texts") != every(second, "texts")
-
-
-def test_reasoning_ends_before_a_stop_string_and_the_end_token(words, tmp_path):
-    """All three ends occur: a stop string, the end token, the last of the new tokens."""
-    model, questions = tiny_model(words).double(), numbers(8)
-    free = spec.ChainOfThought(prompt="{{ q }}", stop=[], answer_prompt=HOW.answer_prompt)
-    options = {"samples": 8, "new_tokens": 24}
-    stopped = every(ask(model, words, questions, tmp_path / "stopped", **options), "texts")
-    whole = every(ask(model, words, questions, tmp_path / "free", how=free, **options), "texts")
-    expected = [text.partition("e")[0].partition("7+")[0] for text in whole]
-    assert stopped == expected and stopped != whole
-    assert not any("</s>" in text for text in whole)
-    lengths = {len(words.tokenize(text)) for text in whole}
-    assert min(lengths) < 20, "no text was ended by the end token"
-    assert any(text == kept and len(text) > 20 for text, kept in zip(whole, stopped, strict=True))
 
 
 def canned(monkeypatch, tokenizer, reasoning: str, answer: str) -> list[str]:
@@ -123,12 +92,6 @@ def test_what_is_kept_and_asked(monkeypatch, tmp_path):
         assert prompts == [question.reasoning_prompt, *[question.reasoning_prompt + text + "\nTherefore,"] * 2]
 
 
-def test_a_text_of_a_sentencepiece_tokenizer_keeps_its_first_space(words, monkeypatch, tmp_path):
-    prompts = canned(monkeypatch, words, " is 12", " 4")
-    rows = ask(tiny_model(words, method="no_thought"), words, numbers(1), tmp_path / "rows", samples=1)
-    assert rows[0]["texts"] == [" is 12"] and "Add. is 12\nTherefore" in prompts[1]
-
-
 def test_an_end_token_that_a_tokenizer_adds_is_not_asked(words, tmp_path):
     """Some tokenizers end every text, as T5's does."""
     ending = word_tokenizer()
@@ -157,25 +120,6 @@ def test_an_empty_prompt_is_told(words, tmp_path):
     questions = [*numbers(2), Question("Q", "1", [], "")]
     with pytest.raises(UserError, match="task t, question 2: its chain-of-thought prompt is empty"):
         ask(tiny_model(words), words, questions, tmp_path / "rows")
-
-
-def test_only_what_is_missing_is_asked_and_batches_are_as_they_were(words, tmp_path, monkeypatch):
-    """In float32, where another batch would round otherwise; the scratch lacks a question of one batch and way."""
-    model, questions = tiny_model(words), numbers(8)
-    whole = ask(model, words, questions, tmp_path / "whole")
-    kept = Scratch(tmp_path / "whole").rows
-    part = Scratch(tmp_path / "part")
-    part.add([row for row in kept if (row["index"], row["way"]) != (4, "thought")])
-    part.add([row | {"task": "other", "texts": ["of another task"]} for row in kept])
-    sizes, generate = [], QuietStarForCausalLM.generate
-
-    def counted(self, input_ids, *rest, **options):
-        sizes.append((len(input_ids), options["think"]))
-        return generate(self, input_ids, *rest, **options)
-
-    monkeypatch.setattr(QuietStarForCausalLM, "generate", counted)
-    assert ask(model, words, questions, tmp_path / "part") == whole
-    assert sizes == [(3, True), (12, True)]
 
 
 NUMBERS = {" 18.": "18", " $1,234.00 in all": "1234", ": -7 or 8": "-7", " 3.50\n\nQ: 4": "3.5", "\n\n12": "12"}

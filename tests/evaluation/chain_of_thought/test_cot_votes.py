@@ -1,19 +1,30 @@
-"""maj@k equals listing every subset; figures are what their names say."""
+"""maj@k equals listing every subset; figures and files are what their names say."""
 
-import time
+import json
 from collections import Counter
 from fractions import Fraction
 from itertools import combinations, product
 from math import comb, prod
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.chain_of_thought.votes import majority, metrics_of, points_of, sizes, votes_of
+from pipeline.errors import UserError
+from pipeline.evaluation.chain_of_thought.vote import (
+    SAMPLES,
+    majority,
+    metrics_of,
+    points_of,
+    sizes,
+    votes_of,
+    write_chain_of_thought,
+)
 from pipeline.evaluation.statistics import interval, mcnemar
-from tests.evaluation.chain_of_thought.asking import params
+from tests.evaluation.chain_of_thought.asking import params, tasks_folder, trained_folder
 
 
 def points(subset: tuple[str, ...], answer: str) -> Fraction:
@@ -53,25 +64,13 @@ def test_64_samples(counts: list[int], blank: int):
     assert majority(votes, "0") == pytest.approx(composed(counts, blank), rel=1e-12, abs=1e-300)
 
 
-def test_64_samples_are_quick():
-    rng = np.random.default_rng(1)
-    since = time.process_time()
-    for most in (2, 3, 6, 20, 60, 1000):
-        votes = rng.integers(1, most, 64).astype(str).tolist()
-        majority(votes, votes[0])
-    assert time.process_time() - since < 3  # 1,319 questions then take some minutes at the very worst
-
-
 def test_small_cases():
-    """The mean over all subsets of one vote, then of more; "-" is no vote."""
+    """The sizes are powers of two and all; the mean over all subsets of one vote, then of more; "-" is no vote."""
+    assert [sizes(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
     cases = {"11": [1, 1], "12": [0.5, 0.5], "-1": [0.5, 1], "--": [0, 0], "-2": [0, 0], "1": [1]}
     cases |= {"1233": [0.25, 0.25, 0], "1234": [0.25, 0.25, 0.25]}
     for votes, expected in cases.items():
         assert majority([vote.strip("-") for vote in votes], "1").tolist() == pytest.approx(expected), votes
-
-
-def test_sizes_are_powers_of_two_and_all():
-    assert [sizes(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
 VOTES = {  # by way, by question; the right answer is 1
@@ -125,7 +124,45 @@ def test_votes_have_a_row_a_task_way_and_k():
     assert votes.loc[1, ["ci_low", "ci_high", "n"]].tolist() == pytest.approx([low, high, 5])
 
 
-def test_one_way_has_no_difference_and_no_task_has_no_figures():
-    metrics = metrics_of(points_of(rows(ways=("no_thought",))), params(samples=4))["t"]
-    assert list(metrics) == ["n", "samples", "no_thought"]
-    assert metrics_of(points_of([]), params()) == {} and votes_of(points_of([]), params()).empty
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    trained_folder(tmp_path / "model")
+    tasks_folder(tmp_path / "tasks", count=4)
+    return tmp_path
+
+
+def write(folder: Path, **changes: object) -> None:
+    write_chain_of_thought(params(**changes), folder / "model", folder / "tasks", folder / "out")
+
+
+def test_files_are_as_the_contract_has_them(folder: Path):
+    write(folder, questions=3)
+    table = pd.read_parquet(folder / "out/samples.parquet")
+    assert list(table.columns) == SAMPLES.names
+    rows = [(t, i, w, s) for t in "ab" for i in range(3) for w in ("thought", "no_thought") for s in range(4)]
+    assert list(table[["task", "index", "way", "sample"]].itertuples(index=False, name=None)) == rows
+    assert (table["correct"] == (table["vote"] == table["answer"])).all()
+    assert table.query("task == 'a'").groupby("index")["answer"].first().tolist() == ["0", "1", "2"]
+    metrics = json.loads((folder / "out/metrics.json").read_text())
+    assert list(metrics) == ["a", "b"] and metrics["a"]["n"] == 3
+    votes = pd.read_csv(folder / "out/votes.csv")
+    assert len(votes) == 2 * 2 * 3
+    assert votes.query("k == 1")["accuracy"].tolist() == pytest.approx(
+        table.groupby(["task", "way"], sort=False)["correct"].mean().tolist()
+    )
+
+
+def test_a_model_without_thoughts_has_no_difference_and_tasks_without_reasoning_are_absent(folder: Path):
+    trained_folder(folder / "model", method="no_thought")
+    write(folder, questions=2)
+    assert set(pd.read_parquet(folder / "out/samples.parquet")["way"]) == {"no_thought"}
+    assert list(json.loads((folder / "out/metrics.json").read_text())["a"]) == ["n", "samples", "no_thought"]
+    for name in "ab":
+        (folder / f"tasks/{name}.yaml").unlink()
+    write(folder)
+    assert json.loads((folder / "out/metrics.json").read_text()) == {}
+    assert list(pd.read_parquet(folder / "out/samples.parquet").columns) == SAMPLES.names
+    assert pd.read_csv(folder / "out/votes.csv").empty
+    with pytest.raises(UserError, match="holds no trained model"):
+        write_chain_of_thought(params(), folder / "none", folder / "tasks", folder / "out")

@@ -55,15 +55,6 @@ def test_the_summary_pairs_the_questions():
     assert summary(table, PARAMS)["difference"]["p_value"] == pytest.approx(2 / 64)
 
 
-def test_the_summary_has_the_ways_that_there_are():
-    ways = {"thought": (RIGHT_THINKING, 0.3), "no_thought": (RIGHT_WITHOUT, 0.1), "base": ([True] + [False] * 7, 0.2)}
-    metrics = summary(answers(**ways), PARAMS)
-    assert list(metrics) == ["n", "base", "no_thought", "thought", "difference"]
-    assert metrics["base"] == {"prob": pytest.approx(0.2), "accuracy": 1 / 8}
-    for names in (["no_thought"], ["base", "no_thought"]):  # without thoughts there is no difference
-        assert list(summary(answers(**{name: ways[name] for name in names}), PARAMS)) == ["n", *names]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Questions of three tasks, a base model and a model of each method, trained on nothing."""

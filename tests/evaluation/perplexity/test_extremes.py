@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.evaluation.perplexity.extremes import COLUMNS, EXCERPT, extremes_table
 from pipeline.files import write_table
-from tests.evaluation.perplexity.fake_tokens import random_tokens
-from tests.evaluation.perplexity.readers import BYTE_LEVEL, METASPACE, write_spans
+from tests.evaluation.perplexity.made_up import BYTE_LEVEL, METASPACE, random_tokens, write_spans
 
 WORDS = " the 12 What is it?"
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.evaluation.perplexity.kinds import KINDS, TokenReader, kind_of
-from tests.evaluation.perplexity.readers import BYTE_FALLBACK, BYTE_LEVEL, METASPACE, byte_ids
+from tests.evaluation.perplexity.made_up import BYTE_FALLBACK, BYTE_LEVEL, METASPACE, byte_ids
 
 START, MIDDLE, DIGIT, PUNCTUATION, SPACE, SPECIAL = KINDS
 TOKENIZERS = {"byte-level": BYTE_LEVEL, "metaspace": METASPACE, "byte fallback": BYTE_FALLBACK}
@@ -59,11 +59,6 @@ def test_a_token_says_what_it_adds_to_the_text_before_it(text: str, name: str):
 
 
 CASES = {
-    "byte-level": (
-        ["Ġdon", "'t", "Ġ(", "A", ")", "some", "t", ":", "Ċ", "lear", "4", "2", "Ġ1", "re", ".Ċ", "Ġ", "<|end|>", "s"],
-        [START, START, PUNCTUATION, START, PUNCTUATION, START, MIDDLE, PUNCTUATION, SPACE, START, DIGIT, DIGIT, DIGIT]
-        + [START, PUNCTUATION, SPACE, SPECIAL, START],
-    ),
     "metaspace": (
         ["▁What", "▁", "\n", "▁the", "ing", "-", "ing", "s", "▁12", "42", "x", "</s>", "y", "<unk>", "z"],
         [START, SPACE, SPACE, START, MIDDLE, PUNCTUATION, START, MIDDLE, DIGIT, DIGIT, START, SPECIAL, START, SPECIAL]

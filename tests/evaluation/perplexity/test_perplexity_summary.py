@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 
-from pipeline.evaluation.perplexity.groups import by_decile, group_table
-from pipeline.evaluation.perplexity.summary import agreement, summarize
-from tests.evaluation.perplexity.fake_tokens import FEW, PARAMS, any_tokens, random_tokens, slow_interval, table
+from pipeline.evaluation.perplexity.groups import by_decile, group_table, interval_over_texts
+from pipeline.evaluation.perplexity.measure import agreement, summarize
+from tests.evaluation.perplexity.made_up import FEW, PARAMS, any_tokens, random_tokens, slow_interval
 
 
 def metrics_of(tokens: pd.DataFrame, params=PARAMS) -> dict:
@@ -44,23 +44,12 @@ def test_the_figures_are_those_of_all_tokens():
     gains = [b - m for b, m in zip(base, mixed, strict=True)]
     assert found["helped"]["share"] == pytest.approx(sum(g > 0.01 for g in gains) / n)
     assert found["hurt"]["share"] == pytest.approx(sum(g < -0.01 for g in gains) / n)
-
-
-def test_intervals_draw_whole_texts():
-    tokens = random_tokens(60, 12)
-    found = metrics_of(tokens)
     for name in ("improvement", "helped", "hurt"):
-        low, high = slow_interval([list(part) for _, part in tokens.groupby("text")[name]], np.mean)
-        ends = [found[name]["ci_low"], found[name]["ci_high"]]
-        assert ends == pytest.approx([low, high], abs=0.08 * (high - low)), name
-
-
-def test_deciles_are_those_of_their_table():
-    tokens = random_tokens(20, 30)
+        ends = found[name]["ci_low"], found[name]["ci_high"]
+        assert ends == interval_over_texts(tokens[name], tokens["text"], PARAMS)
     rows = group_table(tokens, by_decile(tokens), PARAMS).rename(columns={"group": "decile"})
-    assert list(rows["decile"]) == list(range(1, 11))
     columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
-    assert metrics_of(tokens)["deciles"] == rows[columns].to_dict("records")
+    assert found["deciles"] == rows[columns].to_dict("records") and list(rows["decile"]) == list(range(1, 11))
 
 
 @given(any_tokens())
@@ -110,11 +99,3 @@ def test_the_interval_of_agreement_does_not_pass_one():
     tokens["improvement"] = tokens["weight"].where(tokens.index > 0, -9.0)
     found = agreement(tokens, PARAMS)
     assert found["ci_low"] < found["spearman"] < found["ci_high"] == 1
-
-
-def test_a_model_that_does_not_think():
-    base = np.random.default_rng(0).exponential(size=50)
-    found = metrics_of(table(np.repeat(np.arange(5), 10), np.tile(np.arange(1, 11), 5), base, base, np.zeros(50)))
-    assert found["improvement"] == {"mean": 0, "ci_low": 0, "ci_high": 0}
-    assert found["helped"] == found["hurt"] == {"share": 0, "ci_low": 0, "ci_high": 0}
-    assert found["loss"]["thought"] == found["loss"]["no_thought"] and found["agreement"]["spearman"] is None

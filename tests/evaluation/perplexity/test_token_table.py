@@ -1,5 +1,6 @@
-"""The table of every held-out token's losses."""
+"""The table of every held-out token's losses, and the folder that the stage writes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,23 +13,25 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
+from pipeline.evaluation.perplexity.groups import GROUPINGS
 from pipeline.evaluation.perplexity.kinds import TokenReader
+from pipeline.evaluation.perplexity.measure import write_perplexity
 from pipeline.evaluation.perplexity.tokens import token_table
 from pipeline.files import write_rows
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from tests.evaluation.perplexity.readers import BYTE_LEVEL, METASPACE, write_spans
+from tests.evaluation.perplexity.made_up import BYTE_LEVEL, METASPACE, write_spans
 from tests.thought.tiny import LLAMA, quiet_star
 
-PARAMS = Perplexity(seed=1, texts=3, batch_size=2, thought_temperature=0.0, bootstrap_samples=200, device="cpu")
+PARAMS = Perplexity(seed=1, texts=3, batch_size=2, thought_temperature=0.0, bootstrap_samples=50, device="cpu")
 LENGTHS = (8, 5, 2)
 COLUMNS = ["text", "position", "token", "kind", "nll_no_thought", "nll_thought", "weight", "thought"]
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast, method: str = "quiet_star") -> QuietStarForCausalLM:
-    base = {**LLAMA, "vocab_size": len(tokenizer)}
+    base = {**LLAMA, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
     return quiet_star(base, method=method, thought_tokens=2, start_token_id=None, end_token_id=None).eval()
 
 
@@ -65,15 +68,6 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
         assert list(rows["thought"]) == [tokenizer.decode(t) for t in output.thoughts.ids[0, 0, : n - 1]]
 
 
-def test_the_batch_size_changes_nothing(tmp_path: Path):
-    model, spans = tiny_model(BYTE_LEVEL), random_spans(tmp_path, BYTE_LEVEL)
-    for temperature in (0.0, 1.0):
-        params = [replace(PARAMS, batch_size=size, thought_temperature=temperature) for size in (1, 2, 3)]
-        one, *others = (table_of(some, model, BYTE_LEVEL, spans) for some in params)
-        for other in others:
-            pd.testing.assert_frame_equal(one, other, rtol=1e-4)
-
-
 def test_the_first_token_has_no_row_and_the_second_goes_on_with_its_word(tmp_path: Path):
     text = " trains What is the learning (A) 12\n  do not ask"
     spans = write_spans(tmp_path / "spans.arrow", BYTE_LEVEL, [text])
@@ -82,17 +76,44 @@ def test_the_first_token_has_no_row_and_the_second_goes_on_with_its_word(tmp_pat
     assert table["kind"].iloc[0] == "word middle"
 
 
-@pytest.mark.parametrize("method", ["pause", "no_thought"])
-def test_a_method_that_samples_no_thoughts(method: str, tmp_path: Path):
-    table = table_of(PARAMS, tiny_model(BYTE_LEVEL, method), BYTE_LEVEL, random_spans(tmp_path, BYTE_LEVEL))
-    assert list(table.columns) == COLUMNS and (table["thought"] == "").all()
-    same = (table["nll_no_thought"] == table["nll_thought"]).all() and (table["weight"] == 0).all()
-    assert same == (method == "no_thought")
-
-
 def test_losses_that_are_not_numbers_are_refused(tmp_path: Path):
     model = tiny_model(BYTE_LEVEL)
     with torch.no_grad():
         model.end_embedding.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
         table_of(PARAMS, model, BYTE_LEVEL, random_spans(tmp_path, BYTE_LEVEL))
+
+
+TEXTS = [" What is the learning (A) 12\n", " don't ask 7 times é", " 42", " more of the text", " never read"]
+METRICS = ["n_texts", "n_tokens", "loss", "perplexity", "improvement", "helped", "hurt", "threshold", "mixing_weight"]
+METRICS += ["agreement", "deciles"]
+
+
+@pytest.mark.parametrize(
+    "method, tokenizer", [("quiet_star", BYTE_LEVEL), ("pause", METASPACE), ("no_thought", BYTE_LEVEL)]
+)
+def test_the_files_agree_with_each_other(method: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    write_spans(tmp_path / "heldout.arrow", tokenizer, TEXTS)
+    tiny_model(tokenizer, method).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    results = tmp_path / "results"
+    write_perplexity(replace(PARAMS, texts=4), tmp_path / "model", tmp_path / "heldout.arrow", results)
+
+    tokens = pd.read_parquet(results / "tokens.parquet")
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert list(metrics) == METRICS and list(tokens["text"].unique()) == [0, 1, 2, 3]  # not the fifth
+    assert metrics["n_tokens"] == len(tokens) and (tokens["thought"] != "").any() == (method == "quiet_star")
+    same = (tokens["nll_no_thought"] == tokens["nll_thought"]).all() and (tokens["weight"] == 0).all()
+    assert same == (method == "no_thought")
+    gain = (tokens["nll_no_thought"] - tokens["nll_thought"]).mean()
+    assert metrics["improvement"]["mean"] == pytest.approx(gain, abs=1e-12)
+    for name in GROUPINGS:
+        rows = pd.read_csv(results / f"{name}.csv")
+        assert rows["n"].sum() == len(tokens) and rows["share"].sum() == pytest.approx(1)
+        assert np.average(rows["improvement"], weights=rows["n"]) == pytest.approx(gain, rel=1e-4, abs=1e-9)
+    assert set(pd.read_csv(results / "kinds.csv")["group"]) == set(tokens["kind"])
+    assert pd.read_csv(results / "density.csv")["tokens"].sum() == len(tokens)
+    extremes = pd.read_csv(results / "extremes.csv", keep_default_na=False)
+    assert (len(extremes) == 0) == (method == "no_thought")
+    assert (metrics["agreement"]["spearman"] is None) == (method == "no_thought")
+    assert len(list(results.iterdir())) == 8
