@@ -23,7 +23,7 @@ RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokeniz
 
 
 @contextmanager
-def new_path(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write a file or a folder to, and rename it to ``path`` if the block succeeds.
 
     What was written is on the disk before it is renamed, so that not even a power cut leaves half of it at ``path``.
@@ -79,13 +79,13 @@ def _remove(path: Path) -> None:
 
 def write_json(path: Path, values: dict) -> None:
     """Write indented JSON. Raises ValueError for a number that is not finite, as other readers could not read it."""
-    with new_path(path) as part:
+    with replacing(path) as part:
         part.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV (floats with seven digits) or Parquet, by the path's suffix."""
-    with new_path(path) as part:
+    with replacing(path) as part:
         if path.suffix == ".csv":
             table.to_csv(part, index=False, float_format="%.7g", lineterminator="\n")
         else:
@@ -101,7 +101,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> i
     """Write tables one after the other, as an Arrow stream or Parquet, by the suffix. Returns the number of rows."""
     count = 0
     open_writer = pa.ipc.new_stream if path.suffix == ARROW else pq.ParquetWriter
-    with new_path(path) as part, open_writer(part, schema) as writer:
+    with replacing(path) as part, open_writer(part, schema) as writer:
         for table in tables:
             writer.write_table(table)
             count += len(table)

@@ -90,7 +90,7 @@ class Scratch:
 
 
 @contextmanager
-def unfinished(
+def resumable(
     stage: str, params: Mapping, inputs: Sequence[Path], code: Path, libraries: Sequence[str] = LIBRARIES
 ) -> Iterator[Scratch]:
     """Give the scratch of a run of ``stage``: the same as an earlier run's if its fingerprint (see below) is the same.

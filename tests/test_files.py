@@ -16,8 +16,8 @@ from pipeline.files import (
     arrow_table,
     batches,
     checked_table,
-    new_path,
     read_rows,
+    replacing,
     write_json,
     write_rows,
     write_table,
@@ -41,7 +41,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path):
 
 
 def test_a_failure_leaves_nothing_new(tmp_path: Path):
-    with pytest.raises(RuntimeError), new_path(tmp_path / "folder") as folder:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "folder") as folder:
         folder.mkdir()
         (folder / "half").write_text("x")
         raise RuntimeError
@@ -52,14 +52,14 @@ def test_a_folder_takes_the_place_of_a_folder_and_of_a_left_over_part(tmp_path: 
     for name in ("folder", "folder.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").write_text("x")
-    with new_path(tmp_path / "folder") as folder:
+    with replacing(tmp_path / "folder") as folder:
         folder.mkdir()
         (folder / "new").write_text("y")
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["folder", "folder/new"]
 
 
 def test_an_output_has_its_name_when_it_is_on_the_disk(tmp_path: Path, on_disk: list[str]):
-    with new_path(tmp_path / "folder") as folder:
+    with replacing(tmp_path / "folder") as folder:
         folder.mkdir()
         (folder / "file").write_text("x")
     assert sorted(on_disk[:2]) == ["sync folder.part", "sync folder.part/file"]
@@ -68,14 +68,14 @@ def test_an_output_has_its_name_when_it_is_on_the_disk(tmp_path: Path, on_disk: 
 
 def test_a_full_disk_of_which_only_a_message_tells(tmp_path: Path):
     """As safetensors and tokenizers do."""
-    with pytest.raises(OSError) as error, new_path(tmp_path / "model"):
+    with pytest.raises(OSError) as error, replacing(tmp_path / "model"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path / "model")
 
 
 def test_a_full_disk_of_which_only_a_number_tells(tmp_path: Path):
     """As pyarrow does. In a folder that is being written, the inner path is named."""
-    with pytest.raises(OSError) as error, new_path(tmp_path / "folder") as folder, new_path(folder / "rows.parquet"):
+    with pytest.raises(OSError) as error, replacing(tmp_path / "folder") as folder, replacing(folder / "rows.parquet"):
         raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
     assert error.value.strerror == "No space left on device"
     assert error.value.filename == str(tmp_path / "folder.part/rows.parquet")

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import resume
 from pipeline.errors import UserError
-from pipeline.resume import Scratch, fingerprint, unfinished
+from pipeline.resume import Scratch, fingerprint, resumable
 
 CODE = Path(resume.__file__)
 FORK = multiprocessing.get_context("fork")
@@ -32,7 +32,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hold(ready: Event) -> None:
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
+    with resumable("s", {"seed": 1}, [], CODE) as scratch:
         scratch.add([{"index": 0}])
         ready.set()
         time.sleep(600)
@@ -56,7 +56,7 @@ def kill(process: BaseProcess) -> None:
 
 def leave(rows: list[dict], seed: int = 1) -> None:
     """Run until these rows are kept, and fail."""
-    with pytest.raises(KilledError), unfinished("s", {"seed": seed}, [], CODE) as scratch:
+    with pytest.raises(KilledError), resumable("s", {"seed": seed}, [], CODE) as scratch:
         scratch.add(rows)
         raise KilledError
 
@@ -70,11 +70,11 @@ def test_rows_are_there_for_the_next_run_and_gone_after_it(root: Path, caplog: p
     leave(ROWS[:1])
     assert not caplog.messages
     leave(ROWS[1:])
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
+    with resumable("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == ROWS
     assert [line.partition(" in ")[0] for line in caplog.messages] == [f"going on from {n} rows" for n in (1, 2)]
     assert folders(root) == 0
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
+    with resumable("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == []
 
 
@@ -126,10 +126,10 @@ def test_without_dvc_it_is_in_the_current_folder(root: Path, monkeypatch: pytest
 def test_other_parameters_and_stages_have_rows_of_their_own(root: Path):
     leave(ROWS)
     leave([], seed=2)
-    with pytest.raises(KilledError), unfinished("other", {"seed": 1}, [], CODE) as scratch:
+    with pytest.raises(KilledError), resumable("other", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == []
         raise KilledError
-    with unfinished("s", {"seed": 2}, [], CODE) as scratch:
+    with resumable("s", {"seed": 2}, [], CODE) as scratch:
         assert list(scratch.rows) == []
 
 
@@ -201,7 +201,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(held: BaseProcess, 
         leave(ROWS)
     assert "\n" not in str(told.value)
     kill(held)
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
+    with resumable("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == [{"index": 0}]
         with pytest.raises(UserError, match=f"^process {os.getpid()} is at"):
             leave(ROWS)
@@ -226,13 +226,13 @@ def test_a_run_that_succeeds_removes_what_was_unused_for_a_week(
         age(newest, resume.KEPT + 60 if seed == 3 else resume.KEPT - 60)
     (root / ".resume/s/.nfs1").touch()
     (root / ".resume/s/half.gone").mkdir()
-    with unfinished("s", {"seed": 2}, [], CODE):
+    with resumable("s", {"seed": 2}, [], CODE):
         assert folders(root) == 6  # nothing has succeeded yet
     assert folders(root) == 3  # of seed 1, which is at work, seed 4, and the file that is no folder
     assert caplog.messages[-1].startswith("2 other runs in ") and caplog.messages[-1].endswith("kept for a week")
     kill(held)
     for seed, rows in {1: [{"index": 0}], 4: ROWS, 3: []}.items():
-        with unfinished("s", {"seed": seed}, [], CODE) as scratch:
+        with resumable("s", {"seed": seed}, [], CODE) as scratch:
             assert list(scratch.rows) == rows
 
 
@@ -249,16 +249,16 @@ def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Pat
     monkeypatch.setattr(fcntl, "flock", flock)
     leave(ROWS)
     assert len(calls) == 2
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
+    with resumable("s", {"seed": 1}, [], CODE) as scratch:
         assert list(scratch.rows) == ROWS
 
 
 @pytest.mark.parametrize("rows", [[], [{"index": 1}]], ids=["nothing done", "something done"])
 def test_a_run_that_fails_leaves_only_what_another_can_go_on_from(rows: list[dict], root: Path):
-    with pytest.raises(ValueError, match="bad"), unfinished("stage", {}, [], CODE) as scratch:
+    with pytest.raises(ValueError, match="bad"), resumable("stage", {}, [], CODE) as scratch:
         if rows:
             scratch.add(rows)
         raise ValueError("bad")
     assert bool([path for path in (root / ".resume").rglob("*") if path.is_file()]) == bool(rows)
-    with unfinished("stage", {}, [], CODE) as scratch:
+    with resumable("stage", {}, [], CODE) as scratch:
         assert list(scratch.rows) == rows

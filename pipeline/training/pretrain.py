@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.files import new_path, write_table
+from pipeline.files import replacing, write_table
 from pipeline.models.base import read_model, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
@@ -32,7 +32,7 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
     tokenizer = read_tokenizer(tokens / "tokenizer")
 
     def write(model: PreTrainedModel, rows: pd.DataFrame) -> None:
-        with new_path(out) as folder:
+        with replacing(out) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         write_table(log, rows)

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.errors import UserError, reason
 from pipeline.models.base import all_finite
 from pipeline.models.device import pick_device
-from pipeline.training.checkpoints import HALF, Checkpoints, last_checkpoint, step_of
+from pipeline.training.checkpoints import UNFINISHED, Checkpoints, last_checkpoint, step_of
 from pipeline.training.processes import has_lost_another, is_sharded, processes, stand_alone
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class StepBar(TrainerCallback):
 
 
 @contextmanager
-def _explained(explain: Callable[[str], str]) -> Iterator[None]:
+def _as_user_error(explain: Callable[[str], str]) -> Iterator[None]:
     """Raise a failure to read or write a checkpoint as the UserError that ``explain`` makes of its reason."""
     try:
         yield
@@ -92,11 +92,13 @@ def _explained(explain: Callable[[str], str]) -> Iterator[None]:
         raise UserError(explain(reason(cause))) from error
 
 
-def _reading(load: Callable[..., None]) -> Callable[..., None]:
+def _reads_checkpoint(load: Callable[..., None]) -> Callable[..., None]:
     """Have a method that reads (part of) a checkpoint raise UserError where it cannot."""
 
     def read(self: Trainer, checkpoint: Path | str | None, *args: object, **kwargs: object) -> None:
-        with _explained(lambda why: f"the checkpoint {checkpoint} cannot be read ({why}): remove it to start afresh"):
+        with _as_user_error(
+            lambda why: f"the checkpoint {checkpoint} cannot be read ({why}): remove it to start afresh"
+        ):
             load(self, checkpoint, *args, **kwargs)
 
     return read
@@ -129,7 +131,7 @@ class CheckedTrainer(Trainer):
         self._check_weights()
         return self.state.log_history
 
-    @_reading
+    @_reads_checkpoint
     def _check_checkpoint(self, checkpoint: Path) -> None:
         """Refuse a checkpoint without files that the Trainer would silently do without."""
         random = f"rng_state_{self.args.process_index}.pth" if processes() > 1 else "rng_state.pth"
@@ -137,9 +139,9 @@ class CheckedTrainer(Trainer):
         for name in (SCHEDULER_NAME, random, *([] if is_sharded() else [OPTIMIZER_NAME])):
             (checkpoint / name).stat()
 
-    _load_from_checkpoint = _reading(Trainer._load_from_checkpoint)
-    _load_optimizer_and_scheduler = _reading(Trainer._load_optimizer_and_scheduler)
-    _load_rng_state = _reading(Trainer._load_rng_state)
+    _load_from_checkpoint = _reads_checkpoint(Trainer._load_from_checkpoint)
+    _load_optimizer_and_scheduler = _reads_checkpoint(Trainer._load_optimizer_and_scheduler)
+    _load_rng_state = _reads_checkpoint(Trainer._load_rng_state)
 
     def _build_accelerator_args(self, **kwargs: object) -> dict:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -188,10 +190,12 @@ class CheckedTrainer(Trainer):
             )
 
     def _save_checkpoint(self, *args: object) -> None:
-        began, half = time.monotonic(), self._folder / f"{HALF}{self.state.global_step}"
+        began, half = time.monotonic(), self._folder / f"{UNFINISHED}{self.state.global_step}"
         self._check_weights()
         try:
-            with _explained(lambda why: f"no checkpoint could be written to {self._folder} (is the disk full?): {why}"):
+            with _as_user_error(
+                lambda why: f"no checkpoint could be written to {self._folder} (is the disk full?): {why}"
+            ):
                 super()._save_checkpoint(*args)
                 self._checkpoints.publish(half, began)
         except UserError:
@@ -219,7 +223,7 @@ def logged(rows: list[dict], columns: list[str], needed: str) -> pd.DataFrame:
     return pd.DataFrame(kept.values()).reindex(columns=["step", *columns])
 
 
-class OneDevice(TrainingArguments):
+class OneGpuArguments(TrainingArguments):
     """A process uses one of a machine's GPUs: the Trainer itself would split each batch over all (DataParallel)."""
 
     @property
@@ -232,7 +236,7 @@ def training_arguments(device: str, seed: int, folder: Path, **settings: object)
     stand_alone()
     disable_progress_bar()  # of transformers, for each model file: a stage has one bar, `StepBar`
     cpu = pick_device(device) == "cpu"
-    return OneDevice(
+    return OneGpuArguments(
         output_dir=str(folder),
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and processes() > 1 else None,

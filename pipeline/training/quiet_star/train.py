@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.files import digests, new_path, write_json, write_table
+from pipeline.files import digests, replacing, write_json, write_table
 from pipeline.models.base import load_base, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.models.trained import WEIGHTS, check_room, limit_learning, restore_frozen, round_frozen, save_trained
@@ -29,7 +29,7 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     FSDP cannot run, for inputs that cannot be trained on, and for numbers that are not finite.
     """
     device = pick_device(params.device)
-    _check_engine(params, device)
+    _check_device_settings(params, device)
     join(device)
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]
@@ -44,14 +44,14 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
             raise UserError(f"the weights in {base} changed while they were trained on: run `dvc repro train` again")
         model = _whole_model(trainer.model, params, base)
         if model is not None:
-            with new_path(out) as part:
+            with replacing(out) as part:
                 save_trained(model, params, base, read, part)
                 read_tokenizer(base).save_pretrained(part)
             _write_log(params, rows, model, trainer.train_dataset.mean_length, results)
         trainer.accelerator.wait_for_everyone()
 
 
-def _check_engine(params: Train, device: str) -> None:
+def _check_device_settings(params: Train, device: str) -> None:
     """Reject engine settings that the device or FSDP cannot run."""
     if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
