@@ -26,7 +26,7 @@ FINISHED, UNFINISHED = "step-", "checkpoint-"  # UNFINISHED is the HF Trainer's 
 
 @contextmanager
 def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path], code: Path) -> Iterator[Path]:
-    """The folder for checkpoints of ``stage``: the main process's, in every process of a run. See `resumable`."""
+    """Yield the folder for checkpoints of ``stage``: in every process the main one's. Arguments as for `resumable`."""
     with resumable(stage, params, inputs, code) if is_main() else nullcontext() as scratch:
         folder = scratch and scratch.folder
         for half in folder.glob(f"{UNFINISHED}*") if folder else ():
