@@ -218,7 +218,7 @@ class CheckedTrainer(Trainer):
 
 
 def logged(rows: list[dict], columns: list[str], needed: str) -> pd.DataFrame:
-    """A table of the logged ``rows`` that have the column ``needed``: one row a step, blank where a value is missing."""
+    """A table of the logged ``rows`` with the column ``needed``: one row a step, blank where a value is missing."""
     kept = {row["step"]: row for row in rows if needed in row}
     return pd.DataFrame(kept.values()).reindex(columns=["step", *columns])
 

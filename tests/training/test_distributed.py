@@ -109,8 +109,7 @@ def test_two_processes_with_two_micro_batches_each(way: str, project: Path, one:
     alone, two = one(changes), trained(project, tmp_path / "two", 2, WAYS[way], changes)
     same_gradients(alone, two)
     # with single texts, rounding has come to 1.5e-5 of a loss after 7 steps
-    steps = [steps_of(folder)[["loss", "base_loss"]] for folder in (alone, two)]
-    pd.testing.assert_frame_equal(*steps, rtol=1e-4)
+    pd.testing.assert_frame_equal(*(steps_of(folder)[["loss", "base_loss"]] for folder in (alone, two)), rtol=1e-4)
 
 
 @slow
@@ -184,19 +183,15 @@ def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, 
     whole = trained(project, tmp_path / "whole", 2, uneven, changes)
     folder = shutil.copytree(project, tmp_path / "killed")
     set_params(folder, changes)
-    saved = {path.name for path in last_checkpoint(killed(folder, uneven)).iterdir()}
+    scratch = killed(folder, uneven)
+    saved = {path.name for path in last_checkpoint(scratch).iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= saved
+    if way == "whole models" and not changes:  # one process starts afresh, as rounding depends on the number
+        alone = shutil.copytree(folder, tmp_path / "alone")
+        (told,) = finish(alone, start(alone, 1, {}))
+        assert "going on from" not in told and [one.name for one in scratches(alone)] == [scratch.name]  # for a week
     assert all("going on from" in told for told in finish(folder, start(folder, 2, uneven)))
     assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
-
-
-@slow
-def test_another_number_of_processes_starts_afresh(project: Path, tmp_path: Path):
-    """Its bytes would be neither run's: rounding depends on the number."""
-    folder = shutil.copytree(project, tmp_path / "project")
-    scratch = killed(folder, {})
-    (told,) = finish(folder, start(folder, 1, {}))
-    assert "going on from" not in told and scratches(folder) == [scratch]  # for a week
 
 
 def test_a_clusters_variables_make_no_process_one_of_several(
@@ -216,8 +211,8 @@ def test_a_clusters_variables_make_no_process_one_of_several(
     "changes, told",
     [
         # its gradients are taken inside the forward pass, where FSDP2 has no layer's weights but the one it is in
-        ({"train.positions": 4}, "train.positions is set, but weights that are shared out"),
-        ({"train.optimizer": "adamw_8bit"}, "train.optimizer is adamw_8bit, which cannot change weights"),
+        ({"train.positions": 4}, "train.positions is set, but FSDP-sharded weights need"),
+        ({"train.optimizer": "adamw_8bit"}, "train.optimizer is adamw_8bit, which cannot change FSDP"),
     ],
 )
 def test_what_sharded_weights_do_not_allow_is_refused(
