@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,10 @@ from safetensors.torch import load_file
 from pipeline.errors import UserError
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.launch import launch
+from pipeline.training.quiet_star.train import write_trained
 from tests.killing import checkpoint_often
 from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_here, run_stages, set_params
+from tests.training.quiet_star.test_trainer import TRAIN
 from tests.training.rank import LONG, ended, finish, free_port, start
 from tests.training.test_checkpoints import outputs, scratches
 
@@ -211,20 +214,16 @@ def test_a_clusters_variables_make_no_process_one_of_several(
     "changes, told",
     [
         # its gradients are taken inside the forward pass, where FSDP2 has no layer's weights but the one it is in
-        ({"train.positions": 4}, "train.positions is set, but FSDP-sharded weights need"),
-        ({"train.optimizer": "adamw_8bit"}, "train.optimizer is adamw_8bit, which cannot change FSDP"),
+        ({"positions": 4}, "train.positions is set, but FSDP-sharded weights need"),
+        ({"optimizer": "adamw_8bit"}, "train.optimizer is adamw_8bit, which cannot change FSDP"),
     ],
 )
-def test_what_sharded_weights_do_not_allow_is_refused(
-    changes: dict, told: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    folder = shutil.copytree(project, tmp_path / "project")
-    set_params(folder, changes)
+def test_what_sharded_weights_do_not_allow_is_refused(changes: dict, told: str, monkeypatch: pytest.MonkeyPatch):
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "one", "MASTER_PORT": "9"}
     for name, value in (SHARDED | launched).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told):
-        run_here(folder, "train")
+        write_trained(replace(TRAIN, **changes), *[Path("unread")] * 5)
 
 
 CLUSTER = {"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "one", "MASTER_PORT": "9"}
