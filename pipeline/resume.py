@@ -43,14 +43,11 @@ class KeptRows(Sequence[dict]):
 
     def __init__(self, file: BinaryIO):
         self._file, self._ends = file, array("q", [0])
-        for line in file:
-            try:  # a power cut may leave zeros where nothing was on the disk yet, and whole lines behind them
-                whole = isinstance(json.loads(line), dict) and line.endswith(b"\n")
-            except ValueError:
-                whole = False
-            if not whole:
-                break
-            self._ends.append(self._ends[-1] + len(line))
+        with suppress(ValueError):  # a power cut may leave zeros where nothing was on the disk, and rows behind them
+            for line in file:
+                if not (line.endswith(b"\n") and isinstance(json.loads(line), dict)):
+                    break
+                self._ends.append(self._ends[-1] + len(line))
         file.truncate(self._ends[-1])
 
     def __len__(self) -> int:

@@ -137,14 +137,13 @@ def _whole_model(trained: QuietStarForCausalLM, params: Train, base: Path) -> Qu
     if is_sharded():
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         weights = get_model_state_dict(trained, options=options)
-        if not is_main():
-            return None
+    if not is_main():
+        return None
+    if is_sharded():
         model = thinking_model(params, base, read_tokenizer(base))
         learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         model.load_state_dict({name: weights[name] for name in learned}, strict=False)
         return model
-    if not is_main():
-        return None
     model = trained.to("cpu")
     if params.precision == "bfloat16" and params.adapt != "whole":  # see `round_frozen`
         restore_frozen(model, load_base(base))
