@@ -145,31 +145,31 @@ def test_one_bar_is_all_that_training_prints(spans: Spans, capsys: pytest.Captur
     assert "2/2" in lines[-2] and "loss=" in lines[-2]
 
 
-def seen(spans: Spans, settings: params.Train, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
-    """What training is given, pass by pass."""
-    passes, compute = [], QuietStarTrainer.compute_loss
+def seen(spans: Spans, settings: params.Train) -> list[dict[str, torch.Tensor]]:
+    """The micro-batches of a run, each with its step."""
+    one = trainer(quiet_star(LLAMA, method=settings.method), spans, settings)
+    batches, compute = [], one.compute_loss
 
-    def spy(self: QuietStarTrainer, model: torch.nn.Module, inputs: dict, *args: object, **options: object):
-        passes.append({**inputs, "step": torch.tensor(self.state.global_step)})
-        return compute(self, model, inputs, *args, **options)
+    def spy(model: torch.nn.Module, inputs: dict, *args: object, **options: object):
+        batches.append({**inputs, "step": torch.tensor(one.state.global_step)})
+        return compute(model, inputs, *args, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(QuietStarTrainer, "compute_loss", spy)
-        trained(spans, settings)
-    return passes
+    one.compute_loss = spy
+    one.run()
+    return batches
 
 
-def test_all_methods_see_the_same_texts_in_the_same_order(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+def test_all_methods_see_the_same_texts_in_the_same_order(spans: Spans):
     """Over three epochs, whatever each draws on the way."""
     settings = replace(TRAIN, steps=6, batch_size=2, accumulation=2, evaluation_steps=6)
-    first, *others = [seen(spans, replace(settings, method=method), monkeypatch) for method in METHODS]
+    first, *others = [seen(spans, replace(settings, method=method)) for method in METHODS]
     assert [each["step"] for each in first] == [step for step in range(6) for _ in range(2)]
     epochs = torch.cat([each["text_keys"] for each in first]).view(3, 8)
     assert torch.equal(epochs.sort().values, torch.arange(8).expand(3, 8)) and len(epochs.unique(dim=0)) == 3
     for other in others:
         for one, two in zip(first, other, strict=True):
             assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
-    other_seed = seen(spans, replace(settings, method=NO_THOUGHT, seed=2), monkeypatch)
+    other_seed = seen(spans, replace(settings, method=NO_THOUGHT, seed=2))
     assert not torch.equal(torch.cat([each["text_keys"] for each in other_seed]).view(3, 8), epochs)
 
 
@@ -205,19 +205,16 @@ def test_the_same_seed_gives_the_same_weights(method: str, spans: Spans, plain: 
             assert not torch.equal(weights(plain[method][0]), weights(trained(spans, other)[0]))
 
 
-def thoughts_at(spans: Spans, seed: int, step: int) -> torch.Tensor:
-    one = trainer(quiet_star(LLAMA), spans, replace(TRAIN, seed=seed))
-    one.state.global_step = step
-    inputs = {name: torch.stack([spans[i][name] for i in (2, 5)]) for name in spans[0]}
-    counts = counts_of(inputs["labels"], one.model.lookahead)
-    return one.compute_loss(one.model, inputs, True, counts)[1].thoughts.ids
-
-
 def test_thoughts_are_drawn_anew_at_every_step_and_seed(spans: Spans):
-    first = thoughts_at(spans, 1, 0)
-    assert torch.equal(first, thoughts_at(spans, 1, 0))
-    assert not torch.equal(first, thoughts_at(spans, 1, 1))
-    assert not torch.equal(first, thoughts_at(spans, 2, 0))
+    inputs = {name: torch.stack([spans[i][name] for i in (2, 5)]) for name in spans[0]}
+    drawn = []
+    for seed, step in ((1, 0), (1, 0), (1, 1), (2, 0)):
+        one = trainer(quiet_star(LLAMA), spans, replace(TRAIN, seed=seed))
+        one.state.global_step = step
+        counts = counts_of(inputs["labels"], one.model.lookahead)
+        drawn.append(one.compute_loss(one.model, inputs, True, counts)[1].thoughts.ids)
+    first, again, *others = drawn
+    assert torch.equal(first, again) and not any(torch.equal(first, other) for other in others)
 
 
 def test_micro_batches_of_half_a_batch_are_one_of_a_whole(spans: Spans):
