@@ -63,11 +63,13 @@ def _explain(error: ChildFailedError) -> None:
     printed = [code for code in codes.values() if code > 0 and code != LOST]
     if printed and not killed:
         sys.exit(printed[0])
-    message = error.get_first_failure()[1].message
-    first = first_line(str(message["message"] if isinstance(message, dict) else message))
-    lost = f"the processes lost each other ({first})"
-    told = f"process {killed[0]} was ended by signal {-codes[killed[0]]}" if killed else lost
-    raise UserError(f"{told}: `dvc repro` goes on from the last checkpoint") from error
+    if killed:
+        cause = f"process {killed[0]} was ended by signal {-codes[killed[0]]}"
+    else:
+        message = error.get_first_failure()[1].message
+        first = first_line(str(message["message"] if isinstance(message, dict) else message))
+        cause = f"the processes lost each other ({first})"
+    raise UserError(f"{cause}: `dvc repro` goes on from the last checkpoint") from error
 
 
 def _options(launcher: str) -> list[str]:
@@ -83,13 +85,10 @@ def _options(launcher: str) -> list[str]:
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{launcher} is not readable YAML: {reason(error)}") from error
-    if not isinstance(config, dict) or "distributed_type" not in config:
-        raise UserError(f"{launcher} is no configuration for `accelerate launch`: it names no distributed_type")
-    if config["distributed_type"] not in SEVERAL:
-        raise UserError(
-            f"{launcher} has distributed_type {config['distributed_type']}, but must have {' or '.join(SEVERAL)}: "
-            "for one process set train.launcher to single"
-        )
+    kind = config.get("distributed_type") if isinstance(config, dict) else None
+    if kind not in SEVERAL:
+        wanted = f"but must have {' or '.join(SEVERAL)}: for one process set train.launcher to single"
+        raise UserError(f"{launcher} has distributed_type {kind}, {wanted}")
     if config.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else accelerate gives each process a GPU all the same
     options = ["--config_file", launcher]
