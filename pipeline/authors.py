@@ -19,7 +19,7 @@ from transformers import MistralConfig, PreTrainedTokenizerBase
 
 from pipeline.data.tokens.tokenizer import pretrained_tokenizer
 from pipeline.errors import UserError, reason, run
-from pipeline.files import new_path
+from pipeline.files import replacing
 from pipeline.params import BaseModel
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = from_authors(state, config, **counts, **ids)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
-    with new_path(out) as folder:
+    with replacing(out) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     size, dtype = sum(p.numel() for p in model.parameters()), str(model.dtype).removeprefix("torch.")

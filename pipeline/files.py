@@ -23,10 +23,10 @@ RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokeniz
 
 
 @contextmanager
-def new_path(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write a file or a folder to, and rename it to ``path`` if the block succeeds.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; if the block succeeds, flush it to disk and rename it to ``path``.
 
-    What was written is on the disk before it is renamed, so that not even a power cut leaves half of it at ``path``.
+    Both take files and folders. Not even a power cut leaves half of an output at ``path``.
     """
     part = path.with_name(f"{path.name}.part")
     _remove(part)
@@ -50,11 +50,11 @@ def named(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        number = None
         if isinstance(error, OSError):
             number = error.errno if error.filename is None else None
-        else:
-            found = RUST_OS_ERROR.search(str(error))
-            number = int(found[1]) if found else None
+        elif found := RUST_OS_ERROR.search(str(error)):
+            number = int(found[1])
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
@@ -62,7 +62,7 @@ def named(path: Path) -> Iterator[None]:
 
 def sync(path: Path, inside: bool = True) -> None:
     """Wait until a file, or a folder and everything ``inside``, is on the disk."""
-    for one in [path, *(path.rglob("*") if inside else [])]:
+    for one in (path, *(path.rglob("*") if inside else ())):
         file = os.open(one, os.O_RDONLY)
         try:
             os.fsync(file)
@@ -79,13 +79,13 @@ def _remove(path: Path) -> None:
 
 def write_json(path: Path, values: dict) -> None:
     """Write indented JSON. Raises ValueError for a number that is not finite, as other readers could not read it."""
-    with new_path(path) as part:
+    with replacing(path) as part:
         part.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV (floats with seven digits) or Parquet, by the path's suffix."""
-    with new_path(path) as part:
+    with replacing(path) as part:
         if path.suffix == ".csv":
             table.to_csv(part, index=False, float_format="%.7g", lineterminator="\n")
         else:
@@ -101,7 +101,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> i
     """Write tables one after the other, as an Arrow stream or Parquet, by the suffix. Returns the number of rows."""
     count = 0
     open_writer = pa.ipc.new_stream if path.suffix == ARROW else pq.ParquetWriter
-    with new_path(path) as part, open_writer(part, schema) as writer:
+    with replacing(path) as part, open_writer(part, schema) as writer:
         for table in tables:
             writer.write_table(table)
             count += len(table)
@@ -154,10 +154,9 @@ def check_model_folder(path: Path | str) -> None:
 def digests(path: Path, pattern: str = "*") -> dict[str, str]:
     """SHA-256 digests by relative path: of a file, or of every file in a folder whose name matches ``pattern``."""
     found = {}
-    for one in [path] if path.is_file() else path.rglob(pattern):
-        if one.is_file():
-            with one.open("rb") as file:
-                found[one.relative_to(path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    for one in [path] if path.is_file() else filter(Path.is_file, path.rglob(pattern)):
+        with one.open("rb") as file:
+            found[one.relative_to(path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 

@@ -43,14 +43,11 @@ class KeptRows(Sequence[dict]):
 
     def __init__(self, file: BinaryIO):
         self._file, self._ends = file, array("q", [0])
-        for line in file:
-            try:  # a power cut may leave zeros where nothing was on the disk yet, and whole lines behind them
-                whole = isinstance(json.loads(line), dict) and line.endswith(b"\n")
-            except ValueError:
-                whole = False
-            if not whole:
-                break
-            self._ends.append(self._ends[-1] + len(line))
+        with suppress(ValueError):  # a power cut may leave zeros where nothing was on the disk, and rows behind them
+            for line in file:
+                if not (line.endswith(b"\n") and isinstance(json.loads(line), dict)):
+                    break
+                self._ends.append(self._ends[-1] + len(line))
         file.truncate(self._ends[-1])
 
     def __len__(self) -> int:
@@ -90,14 +87,13 @@ class Scratch:
 
 
 @contextmanager
-def unfinished(
+def resumable(
     stage: str, params: Mapping, inputs: Sequence[Path], code: Path, libraries: Sequence[str] = LIBRARIES
 ) -> Iterator[Scratch]:
-    """Give the scratch of a run of ``stage``: the same as an earlier run's if its fingerprint (see below) is the same.
+    """Open the scratch folder of a ``stage``'s run; a run with the same fingerprint gets the same folder and rows.
 
-    The scratch is removed when the block succeeds, together with those unused for a week, so outputs must be written
-    inside the block. Raises UserError while another process is at the same work: killing `dvc` alone leaves its stage
-    running.
+    When the block succeeds, the folder is removed, with those unused for a week: outputs must be written inside the
+    block. Raises UserError while another process does the same work: outside Linux a stage outlives a killed `dvc`.
     """
     folder = Path(os.environ.get("DVC_ROOT", ".")) / FOLDER / stage / fingerprint(params, inputs, code, libraries)
     with named(folder), _locked(folder) as lock:
@@ -123,15 +119,13 @@ def fingerprint(params: Mapping, inputs: Sequence[Path], code: Path, libraries: 
     That is ``params`` (JSON values), the bytes of ``inputs`` (files or folders) and of ``code`` (a module's file) with
     all that it imports, the versions of ``libraries``, and the machine, where torch computes.
     """
-    machine, versions = None, []
+    machine, versions = None, [None] * len(libraries)
     if "torch" in libraries:  # rounding depends on these
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         machine = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability(), "gpu": gpu}
-    for library in libraries:
-        try:
-            versions.append(version(library))
-        except PackageNotFoundError:
-            versions.append(None)
+    for i, library in enumerate(libraries):
+        with suppress(PackageNotFoundError):
+            versions[i] = version(library)
     about = {
         "params": dict(params),
         "inputs": [digests(path) for path in inputs],
@@ -143,22 +137,21 @@ def fingerprint(params: Mapping, inputs: Sequence[Path], code: Path, libraries: 
 
 
 def _locked(folder: Path) -> TextIO:
-    """The folder's lock file, locked while it is open. Raises UserError if another process has it."""
+    """The folder's lock file, locked while it is open. Raises UserError if another process has the lock."""
     path = folder / LOCK
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with ExitStack() as opened:
-                file = opened.enter_context(path.open("a"))
+        # try again if the process that had the lock removes the folder just now
+        with suppress(FileNotFoundError), ExitStack() as opened:
+            file = opened.enter_context(path.open("a"))
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    opened.pop_all()
-                    return file
-        except FileNotFoundError:
-            continue  # the process that had the lock has just removed the folder
-        except BlockingIOError:
-            holder = f"process {path.read_text()}"
-            raise UserError(f"{holder} is at the same work, in {folder}: wait until it has ended, or end it") from None
+            except BlockingIOError:
+                holder = f"process {path.read_text()}"
+                raise UserError(f"{holder} is at the same work, in {folder}: wait until it ends, or end it") from None
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                opened.pop_all()
+                return file
 
 
 def _remove(folder: Path) -> None:
@@ -166,7 +159,7 @@ def _remove(folder: Path) -> None:
     gone = folder.with_name(f"{folder.name}{GONE}")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)  # another process may be at it too
+    shutil.rmtree(gone, ignore_errors=True)  # another process may remove it too
 
 
 def _prune(stage: Path) -> None:
@@ -193,22 +186,15 @@ def closure(path: Path) -> set[Path]:
         if one in found:
             continue
         found.add(one)
-        for module in _imported(one) if one != PACKAGE else ():
-            stem = ROOT / module.replace(".", "/")
-            left.extend(file for file in (stem / "__init__.py", stem.with_suffix(".py")) if file.is_file())
+        for node in ast.walk(ast.parse(one.read_text(encoding="utf-8"))) if one != PACKAGE else ():
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                above = one.parents[node.level - 1].relative_to(ROOT).parts if node.level else ()
+                module = ".".join((*above, *filter(None, [node.module])))
+                names = [f"{module}.{alias.name}" for alias in node.names]  # an alias may be a module
+            for parts in (name.split(".") for name in names if name.startswith("pipeline.") or name == "pipeline"):
+                for stem in (ROOT.joinpath(*parts[: i + 1]) for i in range(len(parts))):  # and the packages above it
+                    left.extend(file for file in (stem / "__init__.py", stem.with_suffix(".py")) if file.is_file())
     return found
-
-
-def _imported(path: Path) -> Iterator[str]:
-    """Every module of the project that a file names in an import, with the packages above it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = path.parents[node.level - 1].relative_to(ROOT).parts if node.level else ()
-            module = ".".join((*above, *filter(None, [node.module])))
-            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0] == "pipeline")

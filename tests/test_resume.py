@@ -1,23 +1,19 @@
 """Finished rows outlive a kill, and nothing else does."""
 
 import fcntl
-import multiprocessing
 import os
 import shutil
 import time
 from importlib.metadata import version
-from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from pipeline import resume
 from pipeline.errors import UserError
-from pipeline.resume import Scratch, fingerprint, unfinished
+from pipeline.resume import Scratch, fingerprint, resumable
 
 CODE = Path(resume.__file__)
-FORK = multiprocessing.get_context("fork")
 ROWS = [{"index": 0, "text": "é\n\u2028\x00", "loss": 0.1}, {"index": 1, "text": "", "loss": 1e-300}]
 
 
@@ -31,34 +27,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def hold(ready: Event) -> None:
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
-        scratch.add([{"index": 0}])
-        ready.set()
-        time.sleep(600)
-
-
-@pytest.fixture
-def held(root: Path):
-    """Another process that has the scratch of seed 1."""
-    ready = FORK.Event()
-    process = FORK.Process(target=hold, args=(ready,), daemon=True)
-    process.start()
-    assert ready.wait(60)
-    yield process
-    kill(process)
-
-
-def kill(process: BaseProcess) -> None:
-    process.kill()
-    process.join()
-
-
-def leave(rows: list[dict], seed: int = 1) -> None:
+def leave(rows: list[dict], seed: int = 1, stage: str = "s") -> None:
     """Run until these rows are kept, and fail."""
-    with pytest.raises(KilledError), unfinished("s", {"seed": seed}, [], CODE) as scratch:
+    with pytest.raises(KilledError), resumable(stage, {"seed": seed}, [], CODE) as scratch:
         scratch.add(rows)
         raise KilledError
+
+
+def kept(seed: int = 1, stage: str = "s") -> list[dict]:
+    """The rows that a run finds, which then succeeds."""
+    with resumable(stage, {"seed": seed}, [], CODE) as scratch:
+        return list(scratch.rows)
 
 
 def folders(root: Path) -> int:
@@ -70,12 +49,9 @@ def test_rows_are_there_for_the_next_run_and_gone_after_it(root: Path, caplog: p
     leave(ROWS[:1])
     assert not caplog.messages
     leave(ROWS[1:])
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
-        assert list(scratch.rows) == ROWS
+    assert kept() == ROWS
     assert [line.partition(" in ")[0] for line in caplog.messages] == [f"going on from {n} rows" for n in (1, 2)]
-    assert folders(root) == 0
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
-        assert list(scratch.rows) == []
+    assert folders(root) == 0 and kept() == []
 
 
 def test_a_row_cut_short_is_dropped_and_written_over(tmp_path: Path):
@@ -115,22 +91,14 @@ def test_added_rows_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert synced == [(tmp_path / "rows").stat().st_size] and synced[0] > 60
 
 
-def test_without_dvc_it_is_in_the_current_folder(root: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("DVC_ROOT")
+def test_other_parameters_stages_and_folders_have_rows_of_their_own(root: Path, monkeypatch: pytest.MonkeyPatch):
+    leave(ROWS)
+    monkeypatch.delenv("DVC_ROOT")  # without DVC they are in the current folder
     (root / "here").mkdir()
     monkeypatch.chdir(root / "here")
-    leave(ROWS)
-    assert folders(root / "here") == 1 and not (root / ".resume").exists()
-
-
-def test_other_parameters_and_stages_have_rows_of_their_own(root: Path):
-    leave(ROWS)
-    leave([], seed=2)
-    with pytest.raises(KilledError), unfinished("other", {"seed": 1}, [], CODE) as scratch:
-        assert list(scratch.rows) == []
-        raise KilledError
-    with unfinished("s", {"seed": 2}, [], CODE) as scratch:
-        assert list(scratch.rows) == []
+    leave(ROWS[:1])
+    assert kept(seed=2) == kept(stage="other") == [] and folders(root / "here") == folders(root) == 1
+    assert kept() == ROWS[:1]
 
 
 @pytest.fixture
@@ -180,85 +148,68 @@ def test_the_fingerprint_has_everything_that_can_change_a_row(root: Path, code: 
     assert name() == names[-1]
 
 
-def test_the_order_of_parameters_is_not_in_the_name(root: Path):
-    one, two = ({"seed": 1, "temperature": 0.9}, {"temperature": 0.9, "seed": 1})
-    assert fingerprint(one, [], CODE, ()) == fingerprint(two, [], CODE, ())
-
-
 def test_a_copy_of_inputs_and_code_elsewhere_has_the_same_name(code: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
-    """An experiment runs in a temporary workspace."""
+    """An experiment runs in a temporary workspace. The order of parameters does not matter either."""
     (root / "x").write_text("1")
-    name = fingerprint({}, [root / "x"], code / "a.py", ())
+    name = fingerprint({"seed": 1, "temperature": 0.9}, [root / "x"], code / "a.py", ())
     copy = root / "copy"
     shutil.copytree(code, copy / "pipeline")
     shutil.copy(root / "x", copy)
     monkeypatch.setattr(resume, "ROOT", copy)
-    assert fingerprint({}, [copy / "x"], copy / "pipeline/a.py", ()) == name
+    assert fingerprint({"temperature": 0.9, "seed": 1}, [copy / "x"], copy / "pipeline/a.py", ()) == name
 
 
-def test_a_second_process_is_refused_until_the_first_is_dead(held: BaseProcess, root: Path):
-    with pytest.raises(UserError, match=f"^process {held.pid} is at the same work, in ") as told:
-        leave(ROWS)
-    assert "\n" not in str(told.value)
-    kill(held)
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
-        assert list(scratch.rows) == [{"index": 0}]
-        with pytest.raises(UserError, match=f"^process {os.getpid()} is at"):
+def test_a_second_run_is_refused_until_the_first_has_ended():
+    with resumable("s", {"seed": 1}, [], CODE) as scratch:
+        scratch.add(ROWS)
+        with pytest.raises(UserError, match=f"^process {os.getpid()} is at the same work, in [^\n]*$"):
             leave(ROWS)
+        assert list(scratch.rows) == ROWS
+    leave([])
 
 
-def age(folder: Path, seconds: float) -> None:
-    """Make the folder look unused for that long."""
-    for path in (*folder.iterdir(), folder):
-        os.utime(path, (time.time() - seconds,) * 2)
-
-
-def test_a_run_that_succeeds_removes_what_was_unused_for_a_week(
-    held: BaseProcess, root: Path, caplog: pytest.LogCaptureFixture
-):
+def test_a_run_that_succeeds_removes_what_was_unused_for_a_week(root: Path, caplog: pytest.LogCaptureFixture):
     """Other runs of the stage, killed together with it, still find their own rows when they resume."""
     caplog.set_level("INFO")
-    (one,) = (root / ".resume/s").iterdir()
-    age(one, resume.KEPT + 60)
-    for seed in (2, 3, 4):
-        leave(ROWS, seed)
-        (newest,) = (folder for folder in (root / ".resume/s").iterdir() if folder.stat().st_mtime > time.time() - 60)
-        age(newest, resume.KEPT + 60 if seed == 3 else resume.KEPT - 60)
-    (root / ".resume/s/.nfs1").touch()
-    (root / ".resume/s/half.gone").mkdir()
-    with unfinished("s", {"seed": 2}, [], CODE):
-        assert folders(root) == 6  # nothing has succeeded yet
-    assert folders(root) == 3  # of seed 1, which is at work, seed 4, and the file that is no folder
-    assert caplog.messages[-1].startswith("2 other runs in ") and caplog.messages[-1].endswith("kept for a week")
-    kill(held)
-    for seed, rows in {1: [{"index": 0}], 4: ROWS, 3: []}.items():
-        with unfinished("s", {"seed": seed}, [], CODE) as scratch:
-            assert list(scratch.rows) == rows
+    with resumable("s", {"seed": 1}, [], CODE) as working:
+        working.add(ROWS[:1])
+        for seed in (2, 3, 4):
+            leave(ROWS, seed)
+            newest = max((root / ".resume/s").iterdir(), key=lambda folder: folder.stat().st_mtime)
+            for folder in (newest, working.folder):  # make them look unused for so many seconds
+                age = resume.KEPT + (60 if seed == 3 or folder == working.folder else -60)
+                for path in (*folder.iterdir(), folder):
+                    os.utime(path, (time.time() - age,) * 2)
+        (root / ".resume/s/.nfs1").touch()
+        (root / ".resume/s/half.gone").mkdir()
+        with resumable("s", {"seed": 2}, [], CODE):
+            assert folders(root) == 6  # nothing has succeeded yet
+        assert folders(root) == 3  # of seed 1, which is at work, seed 4, and the file that is no folder
+        assert caplog.messages[-1].startswith("2 other runs in ") and caplog.messages[-1].endswith("kept for a week")
+        assert list(working.rows) == ROWS[:1]
+    assert kept(seed=4) == ROWS and kept(seed=3) == []
 
 
-def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch):
-    """Another run removes the folder after this one has opened the lock file, and before it has the lock."""
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(busy: bool, monkeypatch: pytest.MonkeyPatch):
+    """Another run removes the folder after this one has opened the lock file; if it is ``busy``, it has the lock."""
     lock, calls = fcntl.flock, []
 
     def flock(file, how):
         calls.append(1)
         if len(calls) == 1:
             resume._remove(Path(file.name).parent)
+            if busy:
+                raise BlockingIOError
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
     leave(ROWS)
-    assert len(calls) == 2
-    with unfinished("s", {"seed": 1}, [], CODE) as scratch:
-        assert list(scratch.rows) == ROWS
+    assert len(calls) == 2 and kept() == ROWS
 
 
-@pytest.mark.parametrize("rows", [[], [{"index": 1}]], ids=["nothing done", "something done"])
+@pytest.mark.parametrize("rows", [[], ROWS], ids=["nothing done", "something done"])
 def test_a_run_that_fails_leaves_only_what_another_can_go_on_from(rows: list[dict], root: Path):
-    with pytest.raises(ValueError, match="bad"), unfinished("stage", {}, [], CODE) as scratch:
-        if rows:
-            scratch.add(rows)
-        raise ValueError("bad")
+    leave(rows)
     assert bool([path for path in (root / ".resume").rglob("*") if path.is_file()]) == bool(rows)
-    with unfinished("stage", {}, [], CODE) as scratch:
-        assert list(scratch.rows) == rows
+    assert kept() == rows

@@ -12,7 +12,7 @@ from pipeline import errors
 from pipeline.ablations import experiments, figure, results
 from pipeline.ablations.grid import arms, read_grid
 from pipeline.errors import UserError
-from pipeline.files import new_path, write_table
+from pipeline.files import replacing, write_table
 
 RESULTS = Path("results")
 
@@ -37,7 +37,7 @@ def main() -> None:
     about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}, {seeds}. "
     write_table(stem.with_suffix(".csv"), rows)
     figure.write_figure(rows, stem.with_suffix(".svg"))
-    with new_path(stem.with_suffix(".md")) as part:
+    with replacing(stem.with_suffix(".md")) as part:
         page = results.in_words(rows, about + "Brackets are 95 % intervals.", stem.with_suffix(".svg"))
         part.write_text(page, encoding="utf-8")
     if failed:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.ablations.results import BASE, FAILED
-from pipeline.files import new_path
+from pipeline.files import replacing
 
 WIDTH, HEIGHT = 4.2, 3.2  # of a panel, inches
 APART = 0.09  # thought tokens between lines, so that equal lines can be told apart
@@ -24,7 +24,7 @@ def write_figure(rows: pd.DataFrame, path: Path) -> None:
     """Draw the accuracies in ``rows`` (`results.table`) as SVG with 95 % intervals, one panel per task."""
     panels = list(rows[rows["measure"] == "accuracy"].groupby("task", sort=True))
     count = max(1, len(panels))
-    with style.context(["default", STYLE]), new_path(path) as part:
+    with style.context(["default", STYLE]), replacing(path) as part:
         figure = Figure(figsize=(WIDTH * count, HEIGHT), layout="constrained", facecolor="white")
         axes = figure.subplots(1, count, squeeze=False)[0]
         for axis, (task, some) in zip(axes, panels, strict=False):

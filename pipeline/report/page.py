@@ -8,7 +8,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import params
-from pipeline.files import new_path
+from pipeline.files import replacing
 from pipeline.report import certainty, comparisons, curves, estimates, facts, figures, quotes, results, where
 from pipeline.report.drawing import Plot, csv_link
 from pipeline.report.method import METHODS, Method
@@ -71,7 +71,7 @@ def write_report(params_file: Path, results_folder: Path, out: Path) -> None:
     environment.globals |= {function.__name__: function for function in FUNCTIONS}
     environment.globals["estimate"] = estimates.Estimate.of
     html = environment.get_template("page.html.j2").render(shown, chance=certainty.chance_sentence(shown["compared"]))
-    with new_path(out) as part:
+    with replacing(out) as part:
         part.write_text(html, encoding="utf-8", newline="\n")
 
 

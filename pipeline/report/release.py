@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import new_path
+from pipeline.files import replacing
 from pipeline.models.trained import LEARNED, base_of, load_trained
 from pipeline.report.card import model_card
 
@@ -20,7 +20,7 @@ def write_release(trained: Path, params_file: Path, results: Path, out: Path) ->
     if not (trained / "config.json").is_file():
         raise UserError(f"{trained} holds no trained model: run `dvc repro train`")
     card = model_card(params_file, results)
-    with new_path(out) as folder:
+    with replacing(out) as folder:
         if base_of(trained) is not None:
             load_trained(trained).save_pretrained(folder)
         for source in sorted(path for path in trained.rglob("*") if path.is_file() and path.name not in LEARNED):

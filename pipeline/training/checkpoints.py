@@ -16,20 +16,20 @@ from accelerate.utils import broadcast, broadcast_object_list
 from transformers import TrainerCallback
 
 from pipeline.files import sync
-from pipeline.resume import unfinished
+from pipeline.resume import resumable
 from pipeline.training.processes import is_main, processes
 
 LEAST_SECONDS = 10  # between two checkpoints
 LEAST_SHARE = 50  # times what the last one took to write: at most 2 % of the time goes into them
-WHOLE, HALF = "step-", "checkpoint-"  # HALF is the HF Trainer's name
+FINISHED, UNFINISHED = "step-", "checkpoint-"  # UNFINISHED is the HF Trainer's name
 
 
 @contextmanager
 def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path], code: Path) -> Iterator[Path]:
-    """The folder for checkpoints of ``stage``: the main process's, in every process of a run. See `unfinished`."""
-    with unfinished(stage, params, inputs, code) if is_main() else nullcontext() as scratch:
+    """Yield the folder for checkpoints of ``stage``: in every process the main one's. Arguments as for `resumable`."""
+    with resumable(stage, params, inputs, code) if is_main() else nullcontext() as scratch:
         folder = scratch and scratch.folder
-        for half in folder.glob(f"{HALF}*") if folder else ():
+        for half in folder.glob(f"{UNFINISHED}*") if folder else ():
             shutil.rmtree(half)
         if processes() > 1:
             (name,) = broadcast_object_list([folder and str(folder.absolute())])
@@ -39,7 +39,7 @@ def checkpoints(stage: str, params: Mapping, inputs: Sequence[Path], code: Path)
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``, None if there is none."""
-    return max(folder.glob(f"{WHOLE}*"), key=step_of, default=None)
+    return max(folder.glob(f"{FINISHED}*"), key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -68,8 +68,8 @@ class Checkpoints(TrainerCallback):
         PartialState().wait_for_everyone()
         if is_main():
             sync(half)
-            before = list(self._folder.glob(f"{WHOLE}*"))
-            half.rename(self._folder / f"{WHOLE}{step_of(half)}")
+            before = list(self._folder.glob(f"{FINISHED}*"))
+            half.rename(self._folder / f"{FINISHED}{step_of(half)}")
             sync(self._folder, inside=False)
             for old in before:
                 shutil.rmtree(old)

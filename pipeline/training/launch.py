@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,55 +34,63 @@ def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
     """
     if launcher == SINGLE:
         stage()
-    elif is_launched():
-        _run_one(stage)
+    elif is_launched():  # one of several processes, silent at Ctrl-C and when another process is lost
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            stage()
+        except RuntimeError as error:
+            if not has_lost_another(error):
+                raise
+            get_error_handler().record_exception(error)  # the launcher reports it if no process has a better reason
+            sys.exit(LOST)
     else:
-        _run_all(launch_command_parser().parse_args([*_options(launcher), "-m", module, *sys.argv[1:]]))
+        options = launch_command_parser().parse_args([*_options(launcher), "-m", module, *sys.argv[1:]])
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its table of tracebacks
+        try:
+            launch_command(options)
+        except ChildFailedError as error:
+            _explain(error)
+        except SignalException as error:  # Ctrl-C, or DVC was killed
+            sys.exit(128 + error.sigval)
+        except Exception as error:  # accelerate checks no setting, so a bad one may raise anything anywhere
+            raise UserError(f"{launcher} cannot be launched: {reason(error)}") from error
 
 
-def _run_one(stage: Callable[[], None]) -> None:
-    """Run ``stage`` as one of several processes, silent at Ctrl-C and when another process is lost.
-
-    The lost connection is recorded for the launcher, which reports it if no process has anything better to say.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        stage()
-    except RuntimeError as error:
-        if not has_lost_another(error):
-            raise
-        get_error_handler().record_exception(error)
-        sys.exit(LOST)
-
-
-def _run_all(arguments: Namespace) -> None:
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its table of tracebacks
-    try:
-        launch_command(arguments)
-    except ChildFailedError as error:
-        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        for rank, code in codes.items():
-            if code < 0 and code != -signal.SIGTERM:  # with SIGTERM the launcher ends the other processes
-                raise UserError(
-                    f"process {rank} was ended by signal {-code}: `dvc repro` goes on from the last checkpoint"
-                ) from error
-        for code in codes.values():
-            if code > 0 and code != LOST:  # this process has printed why
-                sys.exit(code)
+def _explain(error: ChildFailedError) -> None:
+    """Raise UserError for a process that was killed; exit with the code of one that has printed why it failed."""
+    codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]  # SIGTERM: the launcher's
+    printed = [code for code in codes.values() if code > 0 and code != LOST]
+    if printed and not killed:
+        sys.exit(printed[0])
+    if killed:
+        cause = f"process {killed[0]} was ended by signal {-codes[killed[0]]}"
+    else:
         message = error.get_first_failure()[1].message
         first = first_line(str(message["message"] if isinstance(message, dict) else message))
-        raise UserError(
-            f"the processes lost each other ({first}): `dvc repro` goes on from the last checkpoint"
-        ) from error
-    except SignalException as error:  # Ctrl-C, or DVC was killed
-        sys.exit(128 + error.sigval)
-    except Exception as error:  # accelerate checks no setting, so a bad one may raise anything anywhere
-        raise UserError(f"{arguments.config_file} cannot be launched: {reason(error)}") from error
+        cause = f"the processes lost each other ({first})"
+    raise UserError(f"{cause}: `dvc repro` goes on from the last checkpoint") from error
 
 
 def _options(launcher: str) -> list[str]:
-    """`accelerate launch`'s options: the file, and what the file leaves to the environment of each machine."""
-    config = _config(launcher)
+    """`accelerate launch`'s options: the file, and what the file leaves to the environment of each machine.
+
+    Raises UserError for what accelerate would not report in one line.
+    """
+    try:
+        config = yaml.safe_load(Path(launcher).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"train.launcher is {launcher}, but must be single or a file such as launchers/node.yaml"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{launcher} is not readable YAML: {reason(error)}") from error
+    kind = config.get("distributed_type") if isinstance(config, dict) else None
+    if kind not in SEVERAL:
+        wanted = f"but must have {' or '.join(SEVERAL)}: for one process set train.launcher to single"
+        raise UserError(f"{launcher} has distributed_type {kind}, {wanted}")
+    if config.get("use_cpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else accelerate gives each process a GPU all the same
     options = ["--config_file", launcher]
     for option, variable in MACHINE.items():
         if variable in os.environ:
@@ -95,31 +102,8 @@ def _options(launcher: str) -> list[str]:
     if int(machines) > 1 and not os.environ.get("MASTER_ADDR", config.get("main_process_ip")):
         raise UserError(f"{launcher} is for {machines} machines: set MASTER_ADDR to the first one's address on each")
     if "num_processes" not in config:
+        if not torch.cuda.is_available():
+            told = f"{launcher} runs a process on each GPU, but no CUDA GPU is usable here"
+            raise UserError(f"{told}: set train.launcher to single")
         options += ["--num_processes", str(int(machines) * torch.cuda.device_count())]
     return options
-
-
-def _config(launcher: str) -> dict:
-    """Read the launcher file and raise UserError for what accelerate would not report in one line."""
-    try:
-        config = yaml.safe_load(Path(launcher).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"train.launcher is {launcher}, but must be single or a file such as launchers/node.yaml"
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{launcher} is not readable YAML: {reason(error)}") from error
-    if not isinstance(config, dict) or "distributed_type" not in config:
-        raise UserError(f"{launcher} is no configuration for `accelerate launch`: it names no distributed_type")
-    if config["distributed_type"] not in SEVERAL:
-        raise UserError(
-            f"{launcher} has distributed_type {config['distributed_type']}, but must have {' or '.join(SEVERAL)}: "
-            "for one process set train.launcher to single"
-        )
-    if config.get("use_cpu"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else accelerate gives each process a GPU all the same
-    if "num_processes" not in config and not torch.cuda.is_available():
-        raise UserError(
-            f"{launcher} runs a process a GPU, but no CUDA GPU is usable here: set train.launcher to single"
-        )
-    return config

@@ -1,5 +1,6 @@
 """The base model that later learns to think: pretrained here on the corpus, or an existing one."""
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,14 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.files import new_path, write_table
+from pipeline.files import replacing, write_table
 from pipeline.models.base import read_model, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
 from pipeline.training.checkpoints import checkpoints
 from pipeline.training.trainer import CheckedTrainer, logged, training_arguments
 
-STEPS_COLUMNS = ["loss", "heldout_loss", "learning_rate"]
+COLUMNS = ["loss", "heldout_loss", "learning_rate"]  # of the log, after the step
 LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
 DECAY = 4  # the learning rate falls to 0 over the last fourth of the steps
 
@@ -30,24 +31,21 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
     """
     keep_memory()
     tokenizer = read_tokenizer(tokens / "tokenizer")
-
-    def write(model: PreTrainedModel, rows: pd.DataFrame) -> None:
-        with new_path(out) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+    with ExitStack() as stack:
+        if params.source == "hub":
+            model, rows = read_model(params.path, revision=params.revision), pd.DataFrame(columns=["step", *COLUMNS])
+            known = model.get_input_embeddings().num_embeddings
+            if len(tokenizer) > known:
+                raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {len(tokenizer)}")
+        else:
+            inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
+            about = {"seed": params.seed, "device": pick_device("auto")} | asdict(params.scratch)
+            folder = stack.enter_context(checkpoints("base_model", about, inputs, Path(__file__)))
+            model, rows = _pretrain(params, tokens, tokenizer, folder)
+        with replacing(out) as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
         write_table(log, rows)
-
-    if params.source == "hub":
-        model = read_model(params.path, revision=params.revision)
-        known = model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > known:
-            raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {len(tokenizer)}")
-        write(model, pd.DataFrame(columns=["step", *STEPS_COLUMNS]))
-        return
-    inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
-    about = {"seed": params.seed, "device": pick_device("auto")} | asdict(params.scratch)
-    with checkpoints("base_model", about, inputs, Path(__file__)) as folder:
-        write(*_pretrain(params, tokens, tokenizer, folder))
 
 
 def _pretrain(
@@ -76,7 +74,7 @@ def _pretrain(
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
     )
     log = PretrainTrainer(arguments, folder, model=model, train_dataset=spans, eval_dataset=heldout).run()
-    rows = logged(log, STEPS_COLUMNS, needed="loss").set_index("step")
+    rows = logged(log, COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
     if not np.isfinite(rows["heldout_loss"].dropna()).all():
         raise UserError("a held-out loss is not a finite number: lower base_model.scratch.learning_rate")

@@ -11,7 +11,6 @@ from pipeline.errors import UserError
 SINGLE = "single"  # the value of train.launcher for one process
 # a launcher sets all of them; some clusters set some of them for every process
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-PRECISION = "ACCELERATE_MIXED_PRECISION"  # would override train.precision
 PATIENCE = timedelta(minutes=30)  # with a process that is late
 
 
@@ -47,13 +46,6 @@ def join(device: str) -> None:
     """Wait until all processes have found each other."""
     if processes() > 1:
         PartialState(cpu=device == "cpu", backend="gloo" if device == "cpu" else None, timeout=PATIENCE)
-
-
-def stand_alone() -> None:
-    """Without a launcher, remove a cluster's variables, from which accelerate would take this for a rank and wait."""
-    if not is_launched():
-        for name in (*LAUNCHED, PRECISION):
-            os.environ.pop(name, None)
 
 
 def has_lost_another(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """What both training stages share: the HF Trainer with our order of texts, checkpoints, progress bar and checks."""
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -26,13 +27,14 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.errors import UserError, reason
 from pipeline.models.base import all_finite
 from pipeline.models.device import pick_device
-from pipeline.training.checkpoints import HALF, Checkpoints, last_checkpoint, step_of
-from pipeline.training.processes import has_lost_another, is_sharded, processes, stand_alone
+from pipeline.training.checkpoints import UNFINISHED, Checkpoints, last_checkpoint, step_of
+from pipeline.training.processes import LAUNCHED, has_lost_another, is_launched, is_sharded, processes
 
 log = logging.getLogger(__name__)
 
-NUMBERS_AT_ONCE = 2**16  # of texts as Python's integers, which take four times the memory of a tensor's
+INDICES_AT_ONCE = 2**16  # as Python integers, which take four times the memory of a tensor
 TEXTS_NAMED = 32  # in an error
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # a variable that would override train.precision
 
 # For sharded weights under autocast: gather in bfloat16, reduce gradients in float32. accelerate's own policy would
 # round rotary embeddings, gradients and losses too.
@@ -40,7 +42,7 @@ BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.f
 
 
 class TextOrder(Sampler):
-    """Indices of the texts of all of a run's steps: every epoch is a new permutation, the last one is cut short.
+    """The text indices for a whole run, ``wanted`` in all: each epoch is a new permutation, and the last is cut short.
 
     The order depends on the seed alone, not on how micro-batches and processes divide the texts.
     """
@@ -56,7 +58,7 @@ class TextOrder(Sampler):
 
     def _epoch(self, number: int) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + number)
-        for some in torch.randperm(self._texts, generator=generator).split(NUMBERS_AT_ONCE):
+        for some in torch.randperm(self._texts, generator=generator).split(INDICES_AT_ONCE):
             yield from some.tolist()
 
 
@@ -81,22 +83,22 @@ class StepBar(TrainerCallback):
 
 
 @contextmanager
-def _explained(explain: Callable[[str], str]) -> Iterator[None]:
-    """Raise a failure to read or write a checkpoint as the UserError that ``explain`` makes of its reason."""
+def _as_user_error(message: str) -> Iterator[None]:
+    """Turn a failure to read or write a checkpoint into a UserError: ``message``, with its reason in place of %s."""
     try:
         yield
     except (Exception, CheckpointException) as error:  # torch, safetensors and json each raise their own
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         if has_lost_another(cause):
             raise cause from None
-        raise UserError(explain(reason(cause))) from error
+        raise UserError(message.replace("%s", reason(cause))) from error
 
 
-def _reading(load: Callable[..., None]) -> Callable[..., None]:
-    """Have a method that reads (part of) a checkpoint raise UserError where it cannot."""
+def _reads_checkpoint(load: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a method that loads part of a checkpoint: its errors become UserErrors that name the checkpoint."""
 
     def read(self: Trainer, checkpoint: Path | str | None, *args: object, **kwargs: object) -> None:
-        with _explained(lambda why: f"the checkpoint {checkpoint} cannot be read ({why}): remove it to start afresh"):
+        with _as_user_error(f"the checkpoint {checkpoint} cannot be read (%s): remove it to start afresh"):
             load(self, checkpoint, *args, **kwargs)
 
     return read
@@ -105,13 +107,13 @@ def _reading(load: Callable[..., None]) -> Callable[..., None]:
 class CheckedTrainer(Trainer):
     """The HF Trainer, which checkpoints in ``folder``, resumes from the last checkpoint there, and refuses bad steps.
 
-    A step whose loss or gradient is not finite raises UserError before the optimizer sees it.
+    A step whose loss or gradient is not finite raises UserError before the optimizer changes the weights.
     """
 
     def __init__(self, args: TrainingArguments, folder: Path, **kwargs: object):
         self._folder = folder
-        self._texts: list[Tensor] = []  # of the step's micro-batches, and whether their losses are finite
-        self._finite: list[Tensor] = []
+        self._texts: list[Tensor] = []  # the indices of each micro-batch of the step
+        self._finite: list[Tensor] = []  # whether each one's loss is finite
         self._clock = (time.perf_counter(), 0)  # when the last row was logged, and its step
         self._checkpoints = Checkpoints(folder)
         super().__init__(args=args, callbacks=[self._checkpoints, StepBar()], **kwargs)
@@ -129,17 +131,17 @@ class CheckedTrainer(Trainer):
         self._check_weights()
         return self.state.log_history
 
-    @_reading
+    @_reads_checkpoint
     def _check_checkpoint(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint without files that the Trainer would silently do without."""
+        """Raise UserError if files are missing that the Trainer would silently do without."""
         random = f"rng_state_{self.args.process_index}.pth" if processes() > 1 else "rng_state.pth"
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         for name in (SCHEDULER_NAME, random, *([] if is_sharded() else [OPTIMIZER_NAME])):
             (checkpoint / name).stat()
 
-    _load_from_checkpoint = _reading(Trainer._load_from_checkpoint)
-    _load_optimizer_and_scheduler = _reading(Trainer._load_optimizer_and_scheduler)
-    _load_rng_state = _reading(Trainer._load_rng_state)
+    _load_from_checkpoint = _reads_checkpoint(Trainer._load_from_checkpoint)
+    _load_optimizer_and_scheduler = _reads_checkpoint(Trainer._load_optimizer_and_scheduler)
+    _load_rng_state = _reads_checkpoint(Trainer._load_rng_state)
 
     def _build_accelerator_args(self, **kwargs: object) -> dict:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -159,7 +161,10 @@ class CheckedTrainer(Trainer):
         return loss
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
-        """Clip the gradient and return its norm. Raises UserError in all processes where one has bad numbers."""
+        """Clip the gradient and return its norm.
+
+        Raises UserError in every process if any process has a loss or gradient that is not finite.
+        """
         norm = super()._clip_grad_norm(model)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = torch.stack(self._finite).all() & norm.isfinite().to(self.args.device)
@@ -177,32 +182,31 @@ class CheckedTrainer(Trainer):
         return norm
 
     def _check_weights(self) -> None:
-        """Raise UserError where a finite step was so large that weights are no longer finite."""
-        learned = (weights for weights in self.model.parameters() if weights.requires_grad)
-        finite = all_finite(some.to_local() if isinstance(some, DTensor) else some for some in learned)
+        """Raise UserError if a finite step was so large that weights are no longer finite."""
+        trained = (weights for weights in self.model.parameters() if weights.requires_grad)
+        finite = all_finite(some.to_local() if isinstance(some, DTensor) else some for some in trained)
         if self.accelerator.reduce(finite.float(), "mean") < 1:
-            good = last_checkpoint(self._folder) or "none yet"
             raise UserError(
-                f"step {self.state.global_step}: the weights are no longer finite; the last good checkpoint is {good}: "
-                "lower the learning rate"
+                f"step {self.state.global_step}: the weights are no longer finite; the last good checkpoint is "
+                f"{last_checkpoint(self._folder) or 'none yet'}: lower the learning rate"
             )
 
     def _save_checkpoint(self, *args: object) -> None:
-        began, half = time.monotonic(), self._folder / f"{HALF}{self.state.global_step}"
+        began, written = time.monotonic(), self._folder / f"{UNFINISHED}{self.state.global_step}"
         self._check_weights()
         try:
-            with _explained(lambda why: f"no checkpoint could be written to {self._folder} (is the disk full?): {why}"):
+            with _as_user_error(f"no checkpoint could be written to {self._folder} (is the disk full?): %s"):
                 super()._save_checkpoint(*args)
-                self._checkpoints.publish(half, began)
+                self._checkpoints.publish(written, began)
         except UserError:
-            shutil.rmtree(half, ignore_errors=True)
+            shutil.rmtree(written, ignore_errors=True)
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save only the weights that learn: adapters without the base model below them."""
-        learned = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        """Save only the weights that are trained: adapters without the base model below them."""
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         state = self.model.state_dict() if state_dict is None else state_dict
-        super()._save(output_dir, {name: value for name, value in state.items() if name in learned})
+        super()._save(output_dir, {name: value for name, value in state.items() if name in trained})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a row, with steps per second if it is about training steps."""
@@ -214,13 +218,13 @@ class CheckedTrainer(Trainer):
 
 
 def logged(rows: list[dict], columns: list[str], needed: str) -> pd.DataFrame:
-    """The logged ``rows`` that have ``needed``, one a step, with these columns; blank where a row lacks one."""
+    """A table of the logged ``rows`` with the column ``needed``: one row a step, blank where a value is missing."""
     kept = {row["step"]: row for row in rows if needed in row}
     return pd.DataFrame(kept.values()).reindex(columns=["step", *columns])
 
 
-class OneDevice(TrainingArguments):
-    """A process uses one of a machine's GPUs: the Trainer itself would split each batch over all (DataParallel)."""
+class OneGpuArguments(TrainingArguments):
+    """Arguments that limit a process to one GPU, because the Trainer would otherwise use DataParallel."""
 
     @property
     def n_gpu(self) -> int:
@@ -228,11 +232,17 @@ class OneDevice(TrainingArguments):
 
 
 def training_arguments(device: str, seed: int, folder: Path, **settings: object) -> TrainingArguments:
-    """The Trainer's settings. It writes nothing but checkpoints, to ``folder``."""
-    stand_alone()
-    disable_progress_bar()  # of transformers, for each model file: a stage has one bar, `StepBar`
+    """The Trainer's settings: it writes checkpoints to ``folder`` and nothing else.
+
+    Also removes stray launcher variables, by which accelerate would take this for one of several processes and wait
+    for the others, and turns off transformers' progress bars: a stage has one bar, `StepBar`.
+    """
+    if not is_launched():
+        for name in (*LAUNCHED, PRECISION):
+            os.environ.pop(name, None)
+    disable_progress_bar()
     cpu = pick_device(device) == "cpu"
-    return OneDevice(
+    return OneGpuArguments(
         output_dir=str(folder),
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and processes() > 1 else None,

@@ -21,7 +21,7 @@ import yaml
 from pipeline import errors
 from pipeline.bench.measure import machine
 from pipeline.errors import UserError
-from pipeline.files import new_path
+from pipeline.files import replacing
 from pipeline.preset import options as preset
 from tests.chaos.kills import NO_STAGE, NOTHING, Kill, begin, call, kill, running
 from tests.killing import checkpoint_often
@@ -68,7 +68,7 @@ def main() -> None:
     problems = [*differences(project, reference), *surprises(kills)]
     minutes = (time.monotonic() - began) / 60
     command = " ".join(["python -m tests.chaos", *sys.argv[1:]])
-    with new_path(RESULTS) as part:
+    with replacing(RESULTS) as part:
         about = f"`{command}`: commit {commit.stdout.strip()}, seed {options.seed}, {minutes:.1f} minutes."
         part.write_text(in_words(kills, problems, about), encoding="utf-8")
     if problems:

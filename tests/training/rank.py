@@ -42,13 +42,13 @@ def start(folder: Path, processes: int, way: dict[str, str]) -> list[BaseProcess
 
 
 def finish(folder: Path, ranks: list[BaseProcess]) -> list[str]:
-    """Wait until all ranks have ended well. Returns what each has said."""
+    """Wait until all ranks have succeeded. Returns each one's standard error."""
     with ended(ranks):
         for rank in ranks:
             rank.join(LONG)
-        told = [(folder / f"log{number}").read_text() for number in range(len(ranks))]
-        assert [rank.exitcode for rank in ranks] == [0] * len(ranks), told
-    return told
+        logs = [(folder / f"log{number}").read_text() for number in range(len(ranks))]
+        assert [rank.exitcode for rank in ranks] == [0] * len(ranks), logs
+    return logs
 
 
 @contextmanager
@@ -69,28 +69,19 @@ def free_port() -> int:
 
 
 def be_rank(environment: dict[str, str], gradients: Path) -> None:
+    """Have the main process save the first step's ``gradients``, before they are clipped."""
     os.environ.update(environment)
-    shard_on_a_processor()
     often()
     if "UNEVEN" in environment:  # as on machines of different kinds, whose fingerprints would differ
         torch.set_num_threads(1 + int(environment["RANK"]))
-    save_gradients(gradients)
-
-
-def shard_on_a_processor() -> None:
-    """Let ACCELERATE_USE_FSDP have its way, which accelerate itself allows on GPUs only."""
     start = AcceleratorState.__init__
 
     def start_sharded(self: AcceleratorState, *args: object, fsdp_plugin: object = None, **kwargs: object) -> None:
         start(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None:
+        if fsdp_plugin is not None:  # accelerate itself heeds ACCELERATE_USE_FSDP on GPUs only
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
     AcceleratorState.__init__ = start_sharded
-
-
-def save_gradients(path: Path) -> None:
-    """Have the main process save the first step's gradients, before they are clipped."""
     from pipeline.training.trainer import CheckedTrainer
 
     clip = CheckedTrainer._clip_grad_norm
@@ -100,7 +91,7 @@ def save_gradients(path: Path) -> None:
             found = {name.removeprefix("module."): p.grad for name, p in model.named_parameters()}
             found = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
             if os.environ["RANK"] == "0":
-                torch.save(found, path)
+                torch.save(found, gradients)
         return clip(self, model)
 
     CheckedTrainer._clip_grad_norm = save_and_clip

@@ -10,9 +10,9 @@ moments (states); the unsharded tensors that collectives produce or take; the pe
 import ctypes
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -42,8 +42,7 @@ COLLECTIVES = {"_allgather_base_": "gathered", "_reduce_scatter_base_": "scatter
 COLUMNS = ["states", *COLLECTIVES.values(), "peak"]
 
 
-@dataclass(frozen=True)
-class Sharding:
+class Sharding(NamedTuple):
     """``reshard``: free a layer's weights after each pass. ``replicas``: groups of processes, each with all shards."""
 
     name: str
@@ -80,8 +79,7 @@ class Traffic(TorchDispatchMode):
 
 def size(tensors: Iterable[Tensor]) -> int:
     """Bytes of these tensors' shards in this process."""
-    local = (getattr(tensor, "_local_tensor", tensor) for tensor in tensors)
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+    return sum(getattr(tensor, "_local_tensor", tensor).nbytes for tensor in tensors)
 
 
 def memory(field: str) -> int:
@@ -114,14 +112,6 @@ def sharded(way: Sharding) -> QuietStarForCausalLM:
     return fsdp2_prepare_model(accelerator, model)
 
 
-def measured(way: Sharding) -> dict[str, float]:
-    """The figures of the second of two steps."""
-    model = sharded(way)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    step(model, optimizer, way)
-    return step(model, optimizer, way)
-
-
 def step(model: QuietStarForCausalLM, optimizer: torch.optim.Optimizer, way: Sharding) -> dict[str, float]:
     ids = torch.randint(0, BASE["vocab_size"], (1, TOKENS), generator=torch.Generator().manual_seed(1))
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -133,18 +123,14 @@ def step(model: QuietStarForCausalLM, optimizer: torch.optim.Optimizer, way: Sha
         loss.backward()
     optimizer.step()
     found = {name: traffic.sizes[name] / MEGA for name in COLLECTIVES.values()}
-    found |= {"peak": (memory("VmHWM") - before) / MEGA, "loss": loss.item(), "gradient": gradient_norm(model)}
+    found |= {"peak": (memory("VmHWM") - before) / MEGA, "loss": loss.item()}
     moments = [moment for state in optimizer.state.values() for moment in state.values() if moment.ndim]
     gradients = [parameter.grad for parameter in model.parameters()]
+    found["states"] = size([*model.parameters(), *gradients, *moments]) / MEGA
+    whole = (one.full_tensor() if dist.get_world_size() > 1 else one._local_tensor for one in gradients)
+    found["gradient"] = sum(gradient.double().square().sum().item() for gradient in whole) ** 0.5
     optimizer.zero_grad()
-    return found | {"states": size([*model.parameters(), *gradients, *moments]) / MEGA}
-
-
-def gradient_norm(model: QuietStarForCausalLM) -> float:
-    gradients = (
-        p.grad.full_tensor() if dist.get_world_size() > 1 else p.grad._local_tensor for p in model.parameters()
-    )
-    return sum(gradient.double().square().sum().item() for gradient in gradients) ** 0.5
+    return found
 
 
 def main() -> None:
@@ -153,7 +139,10 @@ def main() -> None:
     for way in WAYS:
         if way.replicas * 2 > processes and way.replicas > 1:
             continue
-        found = measured(way)
+        model = sharded(way)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        step(model, optimizer, way)
+        found = step(model, optimizer, way)
         if first:
             figures = " ".join(f"{name} {found[name]:.0f}" for name in COLUMNS)
             print(f"{processes} {way.name}: {figures} loss {found['loss']:.7g} gradient {found['gradient']:.7g}")

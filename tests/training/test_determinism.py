@@ -18,18 +18,12 @@ from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_stages
 pytestmark = pytest.mark.slow
 ELSEWHERE = {"PYTHONHASHSEED": "12345", "LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu"}
 RUN = ("corpus", "tasks", "tokenize", "base_model", "train", "evaluate", "perplexity")
-CODE = """
-import sys
-from pathlib import Path
-from tests.stage_runner import run_stages
-run_stages(Path(sys.argv[1]), tuple(sys.argv[2:]))
-"""
 
 
 def run_elsewhere(folder: Path, stages: tuple[str, ...], environment: dict[str, str]) -> None:
-    command = [sys.executable, "-c", CODE, str(folder), *stages]
+    code = f"from tests.stage_runner import *; run_stages(Path({str(folder)!r}), {stages})"
     environment = ENVIRONMENT | same_threads() | environment
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -66,26 +60,22 @@ def test_the_order_of_files_does_not_matter(finished: Path, tmp_path: Path, monk
     """Folders are listed in another order, as another file system may do it."""
     scandir, listdir = os.scandir, os.listdir
 
-    class Entries:
+    class Entries(Iterator):
         def __init__(self, *args: object):
             with scandir(*args) as found:
                 some = list(found)
             self._entries = iter(random.Random(1).sample(some, len(some)))
 
-        def __enter__(self) -> "Entries":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def __iter__(self) -> Iterator[os.DirEntry]:
-            return self._entries
-
         def __next__(self) -> os.DirEntry:
             return next(self._entries)
 
-        def close(self) -> None:
+        def __enter__(self) -> "Entries":
+            return self
+
+        def close(self, *_: object) -> None:
             pass
+
+        __exit__ = close
 
     folder = copy_project(tmp_path / "project")
     monkeypatch.setattr(os, "scandir", Entries)

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from pipeline.data.corpus import hub, microworld
 from pipeline.errors import UserError
-from pipeline.files import arrow_table, new_path, write_rows, write_tables
+from pipeline.files import arrow_table, replacing, write_rows, write_tables
 from pipeline.params import Corpus, HubSplit
-from pipeline.resume import Scratch, unfinished
+from pipeline.resume import Scratch, resumable
 
 TEXT = pa.schema({"text": pa.string()})
 PROBE = pa.schema({"prompt": pa.string(), "working": pa.string()})
@@ -36,7 +36,7 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
     splits = [split for split in microworld.TEXT_SPLITS if pretrain or split != "pretrain"]
     sources = {split: getattr(params.hub, split) for split in splits} if params.source == "hub" else {}
     world, seed = params.microworld, params.seed
-    with kept_splits(sources, seed) as kept, new_path(texts) as folder, new_path(tasks) as task_folder:
+    with kept_splits(sources, seed) as kept, replacing(texts) as folder, replacing(tasks) as task_folder:
         folder.mkdir()
         task_folder.mkdir()
         write_rows(folder / "pretrain.arrow", [], TEXT)
@@ -70,7 +70,7 @@ def kept_splits(sources: Mapping[str, HubSplit], seed: int) -> Iterator[dict[str
             folder = Path(source.path).expanduser()
             files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]  # [] of a hub name
             about = {"seed": seed, **asdict(source), "files": [[str(p), s.st_size, s.st_mtime_ns] for p, s in files]}
-            scratches[split] = stack.enter_context(unfinished(f"corpus/{split}", about, [], Path(__file__), LIBRARIES))
+            scratches[split] = stack.enter_context(resumable(f"corpus/{split}", about, [], Path(__file__), LIBRARIES))
         yield scratches
 
 

@@ -13,7 +13,7 @@ from pipeline.data.corpus.hub import rows
 from pipeline.data.tasks.questions import NUMBER_TEXT, Question, number_in
 from pipeline.data.tasks.spec import NUMBER, Task, read_task
 from pipeline.errors import UserError, reason
-from pipeline.files import looks_local, new_path, write_rows
+from pipeline.files import looks_local, replacing, write_rows
 from pipeline.params import HubSplit, Tasks
 
 FOLDER = Path("tasks")
@@ -36,7 +36,7 @@ def write_tasks(params: Tasks, out: Path) -> None:
 
     Raises UserError for a file outside the folder `tasks`, which is all that DVC watches, and for two of one name.
     """
-    with new_path(out) as folder:
+    with replacing(out) as folder:
         folder.mkdir()
         for path in map(Path, params.files):
             if "\0" in str(path):

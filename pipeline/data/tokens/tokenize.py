@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.data.spans import one_each, packed, write_spans
 from pipeline.data.tokens.tokenizer import pretrained_tokenizer, train_tokenizer
 from pipeline.errors import UserError
-from pipeline.files import batches, checked_table, new_path
+from pipeline.files import batches, checked_table, replacing
 from pipeline.params import BaseModel, Tokenize
 
 TEXT = pa.schema({"text": pa.string()})
@@ -30,7 +30,7 @@ def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path
         tokenizer = train_tokenizer(islice(read_texts(texts / "pretrain.arrow"), SAMPLE), params.vocabulary)
     else:
         tokenizer = pretrained_tokenizer(base_model)
-    with new_path(out) as folder:
+    with replacing(out) as folder:
         tokenizer.save_pretrained(folder / "tokenizer")
         for split in ("pretrain", "train", "heldout"):
             ids = encoded(read_texts(texts / f"{split}.arrow"), tokenizer)

@@ -24,7 +24,7 @@ from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.trained import base_of, load_trained
 from pipeline.params import ChainOfThought
-from pipeline.resume import unfinished
+from pipeline.resume import resumable
 from pipeline.thought.sampler import Sampling
 
 QUESTION = {"task": pa.string(), "index": pa.int64(), "way": pa.string(), "sample": pa.int64()}
@@ -41,7 +41,7 @@ def write_chain_of_thought(params: ChainOfThought, trained: Path, tasks: Path, r
     """
     device = pick_device(params.device)
     inputs = [path for path in (trained, base_of(trained), tasks) if path is not None]
-    with unfinished("chain_of_thought", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
+    with resumable("chain_of_thought", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
         model, sampling = load_trained(trained).to(device), Sampling(params.thought_temperature, params.seed)
         asked, places = AskedModel(model, read_tokenizer(trained), sampling, params.batch_size), []
         for name, (task, questions) in read_tasks(tasks).items():

@@ -20,7 +20,7 @@ from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.trained import base_of, check_trained, load_plain, load_trained
 from pipeline.params import Evaluate
-from pipeline.resume import KeptRows, unfinished
+from pipeline.resume import KeptRows, resumable
 from pipeline.thought.sampler import Sampling
 
 # prefixes: the trained model's rows keep their way's name; the base model's only way is stored as "base"
@@ -39,7 +39,7 @@ def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: 
     device = pick_device(params.device)
     inputs = [path for path in (trained, base or base_of(trained), tasks) if path is not None]
     about = asdict(params) | {"device": device}
-    with unfinished(f"evaluate/{trained.name}", about, inputs, Path(__file__)) as scratch, ExitStack() as stack:
+    with resumable(f"evaluate/{trained.name}", about, inputs, Path(__file__)) as scratch, ExitStack() as stack:
         tokenizer = read_tokenizer(trained)
         check_trained(trained)  # before the base model is asked, which may take long
         encoded = {}

@@ -22,7 +22,7 @@ from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.trained import base_of, load_trained
 from pipeline.params import Perplexity
-from pipeline.resume import unfinished
+from pipeline.resume import resumable
 
 
 def write_perplexity(params: Perplexity, trained: Path, heldout: Path, results: Path) -> None:
@@ -34,7 +34,7 @@ def write_perplexity(params: Perplexity, trained: Path, heldout: Path, results: 
     """
     device = pick_device(params.device)
     inputs = [path for path in (trained, base_of(trained), heldout) if path is not None]
-    with unfinished("perplexity", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
+    with resumable("perplexity", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
         model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
         spans = Spans(heldout, model.vocabulary, params.texts)
         tokens = token_table(params, model, tokenizer, spans, scratch)

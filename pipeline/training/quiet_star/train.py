@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.files import digests, new_path, write_json, write_table
+from pipeline.files import digests, replacing, write_json, write_table
 from pipeline.models.base import load_base, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.models.trained import WEIGHTS, check_room, limit_learning, restore_frozen, round_frozen, save_trained
@@ -29,7 +29,7 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     FSDP cannot run, for inputs that cannot be trained on, and for numbers that are not finite.
     """
     device = pick_device(params.device)
-    _check_engine(params, device)
+    _check_device_settings(params, device)
     join(device)
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]
@@ -37,32 +37,28 @@ def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Pat
     with checkpoints(f"train/{out.name}", about, inputs, Path(__file__)) as folder:
         keep_memory()
         set_seed(params.seed)
-        read = digests(base, WEIGHTS) if is_main() else {}
+        base_digests = digests(base, WEIGHTS) if is_main() else {}
         trainer = _trainer(params, base, tokens, probe, folder)
         rows = trainer.run()
-        if is_main() and digests(base, WEIGHTS) != read:
+        if is_main() and digests(base, WEIGHTS) != base_digests:
             raise UserError(f"the weights in {base} changed while they were trained on: run `dvc repro train` again")
         model = _whole_model(trainer.model, params, base)
         if model is not None:
-            with new_path(out) as part:
-                save_trained(model, params, base, read, part)
+            with replacing(out) as part:
+                save_trained(model, params, base, base_digests, part)
                 read_tokenizer(base).save_pretrained(part)
             _write_log(params, rows, model, trainer.train_dataset.mean_length, results)
         trainer.accelerator.wait_for_everyone()
 
 
-def _check_engine(params: Train, device: str) -> None:
-    """Reject engine settings that the device or FSDP cannot run."""
+def _check_device_settings(params: Train, device: str) -> None:
+    """Raise UserError for settings that the device or FSDP cannot run."""
     if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
     if params.positions is not None and is_sharded():
-        raise UserError(
-            "train.positions is set, but weights that are shared out need all positions at once: make it null"
-        )
+        raise UserError("train.positions is set, but FSDP-sharded weights need all positions at once: make it null")
     if params.optimizer == "adamw_8bit" and is_sharded():
-        raise UserError(
-            "train.optimizer is adamw_8bit, which cannot change weights that are shared out: set it to adamw"
-        )
+        raise UserError("train.optimizer is adamw_8bit, which cannot change FSDP-sharded weights: set it to adamw")
 
 
 def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path) -> QuietStarTrainer:
@@ -71,7 +67,7 @@ def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path)
     arguments = training_arguments(params.device, params.seed, folder, eval_on_start=first, **trainer_settings(params))
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, base, tokenizer)
-    if _rounds_frozen(params):
+    if params.precision == "bfloat16":
         round_frozen(model)
     spans = Spans(tokens / "train.arrow", model.vocabulary)
     heldout = Spans(tokens / "heldout.arrow", model.vocabulary, params.evaluation_texts)
@@ -109,7 +105,10 @@ def trainer_settings(params: Train) -> dict:
 
 
 def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
-    """Quiet-STaR, untrained, on the model in the folder ``base``."""
+    """The untrained model of ``params.method`` on ``base``, with frozen weights or adapters set up.
+
+    Raises UserError if the meta-token text is empty.
+    """
     meta_token = tokenizer(params.meta_token_text, add_special_tokens=False)["input_ids"]
     if not meta_token:
         raise UserError(f"train.meta_token_text {params.meta_token_text!r} has no token in this tokenizer")
@@ -130,32 +129,29 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     return model
 
 
-def _rounds_frozen(params: Train) -> bool:
-    """Whether weights that do not learn are kept in bfloat16 during training."""
-    return params.precision == "bfloat16" and params.adapt != "whole"
-
-
 def _whole_model(trained: QuietStarForCausalLM, params: Train, base: Path) -> QuietStarForCausalLM | None:
-    """The trained model in float32 in the main process's memory; None in other processes, which send their shards."""
+    """The trained float32 model on the CPU in the main process, else None.
+
+    All processes must call it: FSDP gathers shards here.
+    """
     if is_sharded():
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         weights = get_model_state_dict(trained, options=options)
-        if not is_main():
-            return None
+    if not is_main():
+        return None
+    if is_sharded():
         model = thinking_model(params, base, read_tokenizer(base))
         learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         model.load_state_dict({name: weights[name] for name in learned}, strict=False)
         return model
-    if not is_main():
-        return None
     model = trained.to("cpu")
-    if _rounds_frozen(params):
+    if params.precision == "bfloat16" and params.adapt != "whole":  # see `round_frozen`
         restore_frozen(model, load_base(base))
     return model
 
 
 def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, text_tokens: float, results: Path) -> None:
-    """Write steps.csv, heldout.csv, speed.csv and metrics.json; ``text_tokens``: a text's, on average."""
+    """Write steps.csv, heldout.csv, speed.csv and metrics.json. ``text_tokens``: mean tokens per text."""
     heldout = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
     heldout = heldout.rename(columns=lambda name: name.removeprefix("eval_"))
     step_tokens = params.accumulation * params.batch_size * text_tokens

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -36,7 +35,7 @@ class QuietStarTrainer(CheckedTrainer):
     """Trains a `QuietStarForCausalLM`. Sampled thoughts depend on the seed, the step and the text's index alone.
 
     A step's losses are means over all of its texts, however they are divided into micro-batches and processes. Held-out
-    texts are the ``eval_dataset``; ``probe`` is None where no workings are known.
+    texts are the ``eval_dataset``; ``probe`` is None if no workings are known.
     """
 
     def __init__(self, params: Train, probe: Probe | None, args: TrainingArguments, **kwargs: object):
@@ -76,7 +75,7 @@ class QuietStarTrainer(CheckedTrainer):
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a row; to one about training steps add their means, over all processes, and warn of what they show."""
+        """Log a row. To a row about training steps add their means over all processes, and warn of bad signs in it."""
         if "loss" not in logs:
             super().log(logs, start_time)
             return
@@ -89,7 +88,7 @@ class QuietStarTrainer(CheckedTrainer):
             self._warn()
 
     def _warn(self) -> None:
-        """Log the warnings that the new rows give rise to; after a resume all rows are new."""
+        """Log the warnings that the new rows of the log cause; after a resume all rows are new."""
         rows = self.state.log_history[self._watched :]
         self._watched += len(rows)
         for row in rows:
@@ -109,8 +108,13 @@ class QuietStarTrainer(CheckedTrainer):
             metrics["eval_base_loss"] += losses.base.item()
             metrics["eval_talk_loss"] += losses.talk.item()
         if self._probe is not None:
-            with gathered(self.model), self.accelerator.autocast():
+            sharded = isinstance(self.model, FSDPModule)  # FSDP2 gathers embeddings and heads in a forward pass only
+            if sharded:
+                self.model.unshard()
+            with self.accelerator.autocast():
                 metrics["eval_working_share"] = self._probe.share(self.model, self._params.seed)
+            if sharded:
+                self.model.reshard()
         if not math.isfinite(metrics["eval_talk_loss"]):
             raise UserError(
                 f"the held-out loss is {metrics['eval_talk_loss']} after step {self.state.global_step}: lower the "
@@ -120,17 +124,6 @@ class QuietStarTrainer(CheckedTrainer):
         self.model.train()
         self.control.should_evaluate = False  # else the Trainer evaluates a second time after the last step
         return metrics
-
-
-@contextmanager
-def gathered(model: torch.nn.Module) -> Iterator[None]:
-    """Gather the weights outside the layers (embeddings, head, mixing head): FSDP2 does so in a forward pass only."""
-    if not isinstance(model, FSDPModule):
-        yield
-        return
-    model.unshard()
-    yield
-    model.reshard()
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:

@@ -96,11 +96,9 @@ def column(log: list[dict], name: str) -> list[float]:
     return logged(log, [name], needed="base_loss")[name].tolist()
 
 
-def test_padding_is_neither_attended_to_nor_a_label(spans: Spans):
-    last = spans[7]
-    assert len(spans) == 8 and spans.mean_length == 9.5 and last["text_keys"] == 7
-    assert last["attention_mask"].tolist() == [1] * 6 + [0] * 4
-    assert last["labels"].tolist() == [*last["input_ids"][:6].tolist(), *[-100] * 4]
+def losses_fall(log: list[dict]) -> None:
+    losses = logged(log, LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
+    assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
 
 
 NOT_LOGGED = {
@@ -131,17 +129,12 @@ def test_a_method_logs_what_it_has_at_every_step(method: str, plain: dict[str, R
 
 
 @ALL_METHODS
-def test_training_changes_every_part_of_the_model(method: str, plain: dict[str, Run]):
+def test_training_changes_every_part_of_the_model_and_the_loss_falls(method: str, spans: Spans, plain: dict[str, Run]):
     before, after = quiet_star(LLAMA, method=method), plain[method][0]
     still = [n for (n, a), b in zip(before.named_parameters(), after.parameters(), strict=True) if torch.equal(a, b)]
     assert still == []
-
-
-@ALL_METHODS
-def test_the_loss_falls(method: str, spans: Spans):
     _, log = trained(spans, replace(TRAIN, steps=30, evaluation_steps=30, policy_weight=0.0, method=method))
-    losses = logged(log, LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
-    assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
+    losses_fall(log)
 
 
 def test_one_bar_is_all_that_training_prints(spans: Spans, capsys: pytest.CaptureFixture):
@@ -152,31 +145,31 @@ def test_one_bar_is_all_that_training_prints(spans: Spans, capsys: pytest.Captur
     assert "2/2" in lines[-2] and "loss=" in lines[-2]
 
 
-def seen(spans: Spans, settings: params.Train, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
-    """What training is given, pass by pass."""
-    passes, compute = [], QuietStarTrainer.compute_loss
+def seen(spans: Spans, settings: params.Train) -> list[dict[str, torch.Tensor]]:
+    """The micro-batches of a run, each with its step."""
+    one = trainer(quiet_star(LLAMA, method=settings.method), spans, settings)
+    batches, compute = [], one.compute_loss
 
-    def spy(self: QuietStarTrainer, model: torch.nn.Module, inputs: dict, *args: object, **options: object):
-        passes.append({**inputs, "step": torch.tensor(self.state.global_step)})
-        return compute(self, model, inputs, *args, **options)
+    def spy(model: torch.nn.Module, inputs: dict, *args: object, **options: object):
+        batches.append({**inputs, "step": torch.tensor(one.state.global_step)})
+        return compute(model, inputs, *args, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(QuietStarTrainer, "compute_loss", spy)
-        trained(spans, settings)
-    return passes
+    one.compute_loss = spy
+    one.run()
+    return batches
 
 
-def test_all_methods_see_the_same_texts_in_the_same_order(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+def test_all_methods_see_the_same_texts_in_the_same_order(spans: Spans):
     """Over three epochs, whatever each draws on the way."""
     settings = replace(TRAIN, steps=6, batch_size=2, accumulation=2, evaluation_steps=6)
-    first, *others = [seen(spans, replace(settings, method=method), monkeypatch) for method in METHODS]
+    first, *others = [seen(spans, replace(settings, method=method)) for method in METHODS]
     assert [each["step"] for each in first] == [step for step in range(6) for _ in range(2)]
     epochs = torch.cat([each["text_keys"] for each in first]).view(3, 8)
     assert torch.equal(epochs.sort().values, torch.arange(8).expand(3, 8)) and len(epochs.unique(dim=0)) == 3
     for other in others:
         for one, two in zip(first, other, strict=True):
             assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
-    other_seed = seen(spans, replace(settings, method=NO_THOUGHT, seed=2), monkeypatch)
+    other_seed = seen(spans, replace(settings, method=NO_THOUGHT, seed=2))
     assert not torch.equal(torch.cat([each["text_keys"] for each in other_seed]).view(3, 8), epochs)
 
 
@@ -212,19 +205,16 @@ def test_the_same_seed_gives_the_same_weights(method: str, spans: Spans, plain: 
             assert not torch.equal(weights(plain[method][0]), weights(trained(spans, other)[0]))
 
 
-def thoughts_at(spans: Spans, seed: int, step: int) -> torch.Tensor:
-    one = trainer(quiet_star(LLAMA), spans, replace(TRAIN, seed=seed))
-    one.state.global_step = step
-    inputs = {name: torch.stack([spans[i][name] for i in (2, 5)]) for name in spans[0]}
-    counts = counts_of(inputs["labels"], one.model.lookahead)
-    return one.compute_loss(one.model, inputs, True, counts)[1].thoughts.ids
-
-
 def test_thoughts_are_drawn_anew_at_every_step_and_seed(spans: Spans):
-    first = thoughts_at(spans, 1, 0)
-    assert torch.equal(first, thoughts_at(spans, 1, 0))
-    assert not torch.equal(first, thoughts_at(spans, 1, 1))
-    assert not torch.equal(first, thoughts_at(spans, 2, 0))
+    inputs = {name: torch.stack([spans[i][name] for i in (2, 5)]) for name in spans[0]}
+    drawn = []
+    for seed, step in ((1, 0), (1, 0), (1, 1), (2, 0)):
+        one = trainer(quiet_star(LLAMA), spans, replace(TRAIN, seed=seed))
+        one.state.global_step = step
+        counts = counts_of(inputs["labels"], one.model.lookahead)
+        drawn.append(one.compute_loss(one.model, inputs, True, counts)[1].thoughts.ids)
+    first, again, *others = drawn
+    assert torch.equal(first, again) and not any(torch.equal(first, other) for other in others)
 
 
 def test_micro_batches_of_half_a_batch_are_one_of_a_whole(spans: Spans):
@@ -258,12 +248,12 @@ SLICED = {"positions": 3, "checkpointing": True}
 @pytest.mark.parametrize(
     "method, engine",
     [
-        (QUIET_STAR, {"attention": "blocked"}),
+        (QUIET_STAR, {"attention": "reference"}),  # auto is blocked here
         (QUIET_STAR, {"checkpointing": True}),
         (QUIET_STAR, {"positions": 3}),
         (QUIET_STAR, {**SLICED, "accumulation": 2, "batch_size": 2}),
-        (PAUSE, {**SLICED, "attention": "blocked"}),
-        (NO_THOUGHT, {**SLICED, "attention": "blocked"}),
+        (PAUSE, {**SLICED, "attention": "reference"}),
+        (NO_THOUGHT, SLICED),
     ],
     ids=str,
 )
@@ -302,9 +292,7 @@ def test_parameter_groups(method: str):
 
 def test_both_rates_warm_up(spans: Spans):
     """From 0 in equal steps, each to its own."""
-    model = quiet_star(LLAMA, policy_weight=5.0)
-    settings = replace(TRAIN, steps=3, warmup_steps=4)
-    one = trainer(model, spans, settings)
+    one = trainer(quiet_star(LLAMA, policy_weight=5.0), spans, replace(TRAIN, steps=3, warmup_steps=4))
     one.run()
     rates = {round(group["lr"], 6) for group in one.optimizer.param_groups}
     assert rates == {round(0.01 * 3 / 4, 6), round(0.02 * 3 / 4, 6)}
@@ -353,12 +341,10 @@ def test_moments_in_8_bits(spans: Spans, monkeypatch: pytest.MonkeyPatch):
     find_8_bits()
     model = quiet_star({**LLAMA, "hidden_size": 64})
     one = trainer(model, spans, replace(TRAIN, optimizer="adamw_8bit", steps=30, policy_weight=0.0))
-    log = one.run()
+    losses_fall(one.run())
     state = {name: one.optimizer.state[value] for name, value in model.mixing_head.named_parameters()}
     assert state["0.weight"]["state1"].dtype == state["0.weight"]["state2"].dtype == torch.uint8
     assert state["0.bias"]["state1"].dtype == torch.float32
-    losses = logged(log, LOSS_COLUMNS, needed="base_loss")[["base_loss", "talk_loss"]]
-    assert (losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()).all()
 
 
 def test_8_bits_without_bitsandbytes(spans: Spans, monkeypatch: pytest.MonkeyPatch):
@@ -396,31 +382,22 @@ def test_a_checkpoint_that_cannot_be_written(
 
 def test_evaluating_is_no_part_of_the_time_that_a_checkpoint_takes(spans: Spans, monkeypatch: pytest.MonkeyPatch):
     """The Trainer evaluates between the step after which a checkpoint is due and its writing."""
-    monkeypatch.setattr("pipeline.training.checkpoints.LEAST_SECONDS", 0)
-    monkeypatch.setattr("pipeline.training.checkpoints.LEAST_SHARE", 0)
-    evaluated, began = [], []
-    evaluate, publish = QuietStarTrainer.evaluate, Checkpoints.publish
-
-    def note(self: QuietStarTrainer) -> dict[str, float]:
-        metrics = evaluate(self)
-        evaluated.append(time.monotonic())
-        return metrics
-
-    monkeypatch.setattr(QuietStarTrainer, "evaluate", lambda self, *args, **kwargs: note(self))
-    monkeypatch.setattr(Checkpoints, "publish", lambda self, half, at: began.append(at) or publish(self, half, at))
-    trained(spans, replace(TRAIN, steps=3))
-    assert len(evaluated) == 4 and len(began) == 2
-    assert evaluated[1] <= began[0] <= evaluated[2] <= began[1]
+    for name in ("LEAST_SECONDS", "LEAST_SHARE"):
+        monkeypatch.setattr(f"pipeline.training.checkpoints.{name}", 0)
+    times, log, publish = [], QuietStarTrainer.log, Checkpoints.publish
+    monkeypatch.setattr(QuietStarTrainer, "log", lambda *args: times.append(("log", time.monotonic())) or log(*args))
+    monkeypatch.setattr(Checkpoints, "publish", lambda *args: times.append(("save", args[2])) or publish(*args))
+    trained(spans, replace(TRAIN, steps=2))  # logs step 0's evaluation, then each step's row and its evaluation
+    assert [what for what, _ in times] == ["log", "log", "log", "save", "log", "log", "log"]
+    assert times == sorted(times, key=lambda time: time[1])
 
 
 def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: pytest.LogCaptureFixture):
-    one = trainer(quiet_star(LLAMA), spans)
-    well = {"loss": 1.0, "base_loss": 1.0, "reward": 0.1, "mixing_weight": 0.1, "thought_entropy": 1.0}
-    heldout, told = [{"eval_base_loss": 1.0}, {"eval_base_loss": 1.0}], []
+    one, told = trainer(quiet_star(LLAMA), spans), []
     for step in range(60):
         caplog.clear()
-        row = {**well, "step": step, "reward": 0.1 if step < 30 or step % 2 else -3.0, "mixing_weight": 0.99}
-        one.state.log_history += [row, *heldout]
+        row = {"step": step, "reward": 0.1 if step < 30 or step % 2 else -3.0, "mixing_weight": 0.99}
+        one.state.log_history += [row | {"base_loss": 1.0, "thought_entropy": 1.0}, {"eval_base_loss": 1.0}]
         one._warn()
         told += [(step, record.message) for record in caplog.records]
     (first, second) = told
