@@ -55,8 +55,9 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> Mem
     workspace = WORKSPACE_CHECKPOINTING if train.checkpointing else WORKSPACE
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4  # what the mixing head reads
     cache = 2 * shape.keys * shape.layers * size * (step.positions + thoughts * (step.thought_tokens + 1))
-    rounded = shape.matrices if bfloat16 and train.adapt != "whole" else 0  # frozen weights, in bfloat16
     head = shape.hidden * shape.vocab
+    matrices = shape.body if shape.tied else shape.body + head
+    rounded = matrices if bfloat16 and train.adapt != "whole" else 0  # frozen weights, in bfloat16
     copied = head if rounded and shape.tied else 0  # of the frozen embeddings, for the losses
     # autocast's bfloat16 copies of weights, booked under activations; gathered weights are in bfloat16 already
     cast = 2 * (learned + copied) if bfloat16 and devices == 1 else 0

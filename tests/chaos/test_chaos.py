@@ -84,7 +84,7 @@ def test_a_stub_of_dvc_is_killed_and_run_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tests.chaos.kills.PATIENCE", 1)
     project.mkdir()
     stage = f"echo \"Running stage 'train':\"; [ -e {state} ] && echo 'going on from {state}'; mkdir -p {state}; "
-    stub.write_text(f"#!/bin/sh\n{stage} DVC_STAGE=train sleep 3; rm -r {state}\n")
+    stub.write_text(f"#!/bin/sh\n{stage} DVC_STAGE=train sleep 2; rm -r {state}\n")
     found = run(project, 2, Random(1), {"train": 1}, longest=0.5)
     assert [(one.stage, one.left, one.went_on) for one in found] == [("train", "step 5", "step 5")] * 2
     stub.write_text(f"#!/bin/sh\n{stage} exit 1\n")
