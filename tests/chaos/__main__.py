@@ -118,9 +118,9 @@ def run(
         if done:  # what the stage killed last printed in this run
             printed = dict(stages).get(done[-1].stage, "")
             if resumed := RESUMED.search(printed):
-                done[-1].went_on = resumed[1] or f"step {resumed[2]}"
+                done[-1].resumed_from = resumed[1] or f"step {resumed[2]}"
             elif one is None or done[-1].stage in dict(stages[:-1]):  # it was not killed before it said so
-                done[-1].went_on = NOTHING
+                done[-1].resumed_from = NOTHING
         if one is None:
             break
         done.append(one)
@@ -131,7 +131,7 @@ def run(
 
 
 def differences(project: Path, reference: Path) -> Iterator[str]:
-    """What differs from the folder of an uninterrupted run, or is left over."""
+    """What differs from an uninterrupted run, or is left over."""
     ours, theirs = (yaml.safe_load((folder / "dvc.lock").read_text())["stages"] for folder in (project, reference))
     yield from (f"dvc.lock differs in {name}" for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name))
     changed, expected = (call(folder, "git", "diff", "--name-only") for folder in (project, reference))
@@ -146,13 +146,13 @@ def differences(project: Path, reference: Path) -> Iterator[str]:
 
 
 def surprises(kills: Sequence[Kill]) -> Iterator[str]:
-    """Stages that lost more than they had to, or did not die."""
+    """Stages that lost a checkpoint or rows, and processes that outlived a kill."""
     for number, (one, then) in enumerate(zip_longest(kills, kills[1:]), start=1):
         if one.orphans:
             yield f"kill {number} left {one.orphans} processes running"
-        if one.went_on and one.went_on != one.left and one.stage != NO_STAGE:
-            yield f"after kill {number} {one.stage} had {one.left} but went on from {one.went_on}"
-        if not one.went_on and then and then.stage == one.stage != NO_STAGE:
+        if one.resumed_from and one.resumed_from != one.left and one.stage != NO_STAGE:
+            yield f"after kill {number} {one.stage} had {one.left} but resumed from {one.resumed_from}"
+        if not one.resumed_from and then and then.stage == one.stage != NO_STAGE:
             before, after = (int("0" + re.sub(r"\D", "", some.left)) for some in (one, then))
             if after < before:
                 yield f"after kill {number} {one.stage} had {one.left} and, killed again, {then.left}"
@@ -162,14 +162,14 @@ def in_words(kills: Sequence[Kill], problems: Sequence[str], about: str) -> str:
     """The page: what was done, how it ended, and one row per kill."""
     verdict = "; ".join(problems) or "dvc.lock equals that of an uninterrupted run, hash by hash; nothing is left over"
     where = ", ".join(value if name == "device_name" else f"{name} {value}" for name, value in machine("cpu").items())
-    steps, rows = (sum(word in one.went_on for one in kills) for word in ("step", "rows"))
+    steps, rows = (sum(word in one.resumed_from for one in kills) for word in ("step", "rows"))
     lines = [
         PAGE.format(
             about=f"{about} Machine: {where}.", result=f"{len(kills)} kills: {verdict}.", steps=steps, rows=rows
         )
     ]
     for number, one in enumerate(kills, start=1):
-        lines.append(f"| {number} | {one.stage} | {one.seconds:.1f} | {one.way} | {one.left} | {one.went_on} |")
+        lines.append(f"| {number} | {one.stage} | {one.seconds:.1f} | {one.way} | {one.left} | {one.resumed_from} |")
     return "\n".join(lines) + "\n"
 
 

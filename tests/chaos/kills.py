@@ -20,14 +20,14 @@ TORN = b'"correct": true}\n'  # the end of a row whose beginning a power cut has
 
 @dataclass
 class Kill:
-    """One kill. ``left`` and ``went_on`` are a checkpoint ("step 40"), rows ("64 rows") or NOTHING."""
+    """One kill. ``left`` and ``resumed_from`` are a checkpoint ("step 40"), rows ("64 rows") or NOTHING."""
 
     stage: str
     seconds: float  # since the stage began
     way: str
     left: str  # what the stage can resume from
     orphans: int  # processes that were neither killed nor ended by themselves
-    went_on: str = ""  # what the stage resumed from when run again; empty if it was killed before it said so
+    resumed_from: str = ""  # what the stage resumed from when run again; empty if it was killed before it said so
 
 
 def call(folder: Path, *words: str) -> str:
@@ -97,7 +97,8 @@ def _kill(processes: list[psutil.Process]) -> None:
 def left(project: Path) -> str:
     """What a killed stage can resume from: its last checkpoint, or its rows."""
     steps = [int(path.name.removeprefix("step-")) for path in (project / ".resume").rglob("step-*")]
-    rows = sum(path.read_bytes().count(b"\n") for path in (project / ".resume").rglob("rows.jsonl"))
+    files = [path.read_bytes().splitlines(keepends=True) for path in (project / ".resume").rglob("rows.jsonl")]
+    rows = sum(line.startswith(b"{") and line.endswith(b"\n") for lines in files for line in lines)  # without torn ones
     return f"step {max(steps)}" if steps else f"{rows} rows" if rows else NOTHING
 
 
