@@ -48,10 +48,11 @@ SMALL = {  # on top of the smoke preset
 RESUMED = re.compile(r"(?:going on|[Rr]esum)[^\r\n]*?(?:(\d+ rows)|step-(\d+))")
 PAGE = """# Killed and run again
 
-{about} Checkpoints come more often than in the shipped
-code, which lets 10 s pass between two (`LEAST_SECONDS`): between two kills these small stages train for less than that.
+{about} Machine: {where}.
+Checkpoints come more often than in the shipped code, which lets 10 s pass between two (`LEAST_SECONDS`), as these small
+stages train for less than that between two kills.
 
-**{result}**
+**{kills} kills: {verdict}.**
 
 {steps} times a stage resumed from a checkpoint, {rows} times from rows.
 
@@ -163,11 +164,7 @@ def in_words(kills: Sequence[Kill], problems: Sequence[str], about: str) -> str:
     verdict = "; ".join(problems) or "dvc.lock equals that of an uninterrupted run, hash by hash; nothing is left over"
     where = ", ".join(value if name == "device_name" else f"{name} {value}" for name, value in machine("cpu").items())
     steps, rows = (sum(word in one.resumed_from for one in kills) for word in ("step", "rows"))
-    lines = [
-        PAGE.format(
-            about=f"{about} Machine: {where}.", result=f"{len(kills)} kills: {verdict}.", steps=steps, rows=rows
-        )
-    ]
+    lines = [PAGE.format(about=about, where=where, kills=len(kills), verdict=verdict, steps=steps, rows=rows)]
     for number, one in enumerate(kills, start=1):
         lines.append(f"| {number} | {one.stage} | {one.seconds:.1f} | {one.way} | {one.left} | {one.resumed_from} |")
     return "\n".join(lines) + "\n"
