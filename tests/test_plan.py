@@ -1,5 +1,6 @@
 """A plan's figures against what arithmetic, a real model and measured steps give."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline import params
 from pipeline.errors import UserError
@@ -16,7 +17,7 @@ from pipeline.models.trained import limit_learning, round_frozen
 from pipeline.params import Params
 from pipeline.plan.__main__ import duration, main, warnings
 from pipeline.plan.estimate import estimate
-from pipeline.plan.memory import learned_numbers, training_memory
+from pipeline.plan.memory import trainable_parameters, training_memory
 from pipeline.plan.shape import KNOWN, hub_shape, shape_from, shape_of, with_thoughts
 from pipeline.plan.work import Step, pass_flops, reading_flops
 from pipeline.preset import options as preset
@@ -48,16 +49,11 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in preset.known() if name.startswith("model=") and "tiny" not in name])
-def test_a_presets_model_is_known_without_a_network_and_has_its_published_size(name: str):
-    base = planned(name).base_model
-    assert base.path in yaml.safe_load(KNOWN.read_text())
-    assert hub_shape(base.path, base.revision).parameters == PUBLISHED[base.path]
-
-
-def test_the_mixing_head_and_meta_tokens_are_counted():
-    model = quiet_star(LLAMA)
-    assert with_thoughts(shape_of(model.base)).parameters == sum(p.numel() for p in model.parameters())
+def test_a_presets_model_is_known_without_a_network_and_has_its_published_size():
+    names = [name for name in preset.known() if name.startswith("model=") and "tiny" not in name]
+    models = [planned(name).base_model for name in names]
+    assert {base.path for base in models} == PUBLISHED.keys() == yaml.safe_load(KNOWN.read_text()).keys()
+    assert {base.path: hub_shape(base.path, base.revision).parameters for base in models} == PUBLISHED
 
 
 def test_a_local_folder_is_read(tmp_path: Path):
@@ -72,9 +68,7 @@ MIXTURE = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 8}
 @pytest.mark.parametrize(
     "base, why",
     [
-        ({"model_type": "t5"}, "Unrecognized configuration class"),
         ({"model_type": "mamba"}, "no attribute 'num_attention_heads'"),
-        (LLAMA | MIXTURE | {"model_type": "mixtral"}, "it is a mixture of experts"),
         (LLAMA | MIXTURE | {"model_type": "qwen2_moe"}, "it is a mixture of experts"),
     ],
     ids=lambda some: some["model_type"] if isinstance(some, dict) else "",
@@ -145,13 +139,10 @@ def test_memory_against_measured_steps(
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
     shape = with_thoughts(shape_from(LlamaConfig(vocab_size=vocab, tie_word_embeddings=False, **sizes, **heads)))
     step = Step(texts=1, tokens=tokens, rationales=2, thought_tokens=thought_tokens, lookahead=4)
-    found = training_memory(shape, step, 1, replace(TRAIN, positions=positions, checkpointing=checkpointing))
+    train = replace(TRAIN, positions=positions, checkpointing=checkpointing)
+    found, whole = (training_memory(shape, step, 1, some) for some in (train, replace(train, positions=tokens)))
     assert found.total == pytest.approx(peak * GIGA, rel=0.15)
-
-
-def test_gpt2s_matrices_are_counted_though_they_are_no_linear_layers():
-    shape = shape_from(GPT2Config(n_embd=16, n_layer=3, n_head=2, n_positions=32, vocab_size=50))
-    assert shape.body == 3 * (16 * 48 + 16 * 16 + 2 * 16 * 64) and shape.ffn == 64
+    assert found.gradients == whole.gradients * (2 if positions else 1)  # slices keep their gradients apart
 
 
 def test_devices_share_states_and_gather_weights_and_gradients():
@@ -170,13 +161,6 @@ def test_devices_share_states_and_gather_weights_and_gradients():
     assert adapters.memory.gathered == 2 * (parameters + adapters.learned)
 
 
-def test_slices_keep_their_gradients_apart():
-    shape = shape_of(quiet_star(LLAMA).base)
-    step = Step(texts=1, tokens=64, rationales=2, thought_tokens=3, lookahead=2)
-    whole, some = (training_memory(shape, step, 1, replace(TRAIN, positions=positions)) for positions in (64, 8))
-    assert some.gradients == 2 * whole.gradients and some.activations < whole.activations
-
-
 TIED = LLAMA | {"tie_word_embeddings": True}
 
 
@@ -189,7 +173,9 @@ def test_what_learns_and_what_is_in_bfloat16_are_counted_as_in_training(adapt: s
     train, model = replace(TRAIN, adapt=adapt), quiet_star(base)
     shape = with_thoughts(shape_of(model.base))
     limit_learning(model, train)
-    assert learned_numbers(shape, train) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if base is GPT2:  # whose matrices are no linear layers of torch's
+        assert shape.body == 2 * 16 * (3 * 16 + 16 + 2 * 64) and shape.ffn == 64
+    assert trainable_parameters(shape, train) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     if adapt != "whole":
         round_frozen(model)
         kept = sum(p.nbytes for name, p in model.named_parameters() if "lora_" not in name)
@@ -235,7 +221,7 @@ class Count(TorchDispatchMode):
     [("whole", 9, 4, 16), ("whole", 3, 2, 32), ("lora", 3, 2, 32), ("frozen", 9, 4, 16)],
 )
 def test_operations_against_those_of_a_step(adapt: str, thought_tokens: int, lookahead: int, tokens: int):
-    """Within 3 %: the engine finds a way round some operations, and those of the mixing head are not planned."""
+    """Within 3 %: the engine avoids some operations, and the mixing head's are not planned."""
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 16}
     model = quiet_star(LLAMA | sizes, thought_tokens=thought_tokens, lookahead=lookahead)
     shape, ids = shape_of(model.base), random_ids(2, tokens)
@@ -244,12 +230,6 @@ def test_operations_against_those_of_a_step(adapt: str, thought_tokens: int, loo
         model(ids, labels=ids, engine=Engine("blocked")).loss.backward()
     step = Step(2, tokens, model.config.rationales, thought_tokens, lookahead)
     assert pass_flops(shape, step, replace(TRAIN, adapt=adapt)) == pytest.approx(counted.flops, rel=0.03)
-
-
-def test_reading_is_a_third_of_training_without_thoughts():
-    shape = shape_of(quiet_star(LLAMA).base)
-    step = Step(texts=2, tokens=64, rationales=0, thought_tokens=3, lookahead=2)
-    assert pass_flops(shape, step) == pytest.approx(3 * reading_flops(shape, 2 * 64, 64))
 
 
 def warned(*words: str) -> str:
@@ -261,22 +241,18 @@ def test_what_fits_is_not_warned_of():
     assert warned("plan.disk=10") == ""
     small = [*PAPER, "hardware=gpu", "plan.disk=1000", "plan.device_memory=24", "train.adapt=lora"]
     on_cpu = [f"{stage}.device=cpu" for stage in ("evaluate", "chain_of_thought", "perplexity")]
-    assert warned(*small, *on_cpu).startswith("only training is in bfloat16") and "holds 29.2 GB" in warned(*small)
+    assert warned(*small, *on_cpu).startswith("only training is in bfloat16")
 
 
 @pytest.mark.parametrize(
     "words, warning",
     [
-        (
-            [*PAPER, "hardware=gpu"],
-            "116.7 GB; take a smaller model or more devices, or set train.adapt to lora",
-        ),
+        ([*PAPER, "hardware=gpu"], "116.7 GB; take a smaller model or more devices, or set train.adapt to lora"),
         (["plan.device_memory=0.3"], "lower train.batch_size and raise train.accumulation"),
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
         (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),
         (["plan.disk=0.01"], "go to the disk"),
         ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "evaluate holds 29.2 GB of weights, in float32, where"),
-        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "is 24 GB: set chain_of_thought.device to cpu if"),
         (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
         ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which is refused"),
@@ -292,6 +268,8 @@ def test_a_method_without_thoughts_takes_less():
         estimate(planned(f"train.method={method}")).flops["train"] for method in ("quiet_star", "pause", "no_thought")
     )
     assert whole > pauses > 5 * plain > 0
+    shape, step = shape_of(quiet_star(LLAMA).base), Step(2, tokens=64, rationales=0, thought_tokens=3, lookahead=2)
+    assert pass_flops(shape, step) == pytest.approx(3 * reading_flops(shape, 2 * 64, 64))  # backward is twice forward
 
 
 def test_baselines_are_counted_by_method_and_seed():
@@ -301,13 +279,10 @@ def test_baselines_are_counted_by_method_and_seed():
     assert "baseline" not in estimate(planned("baseline.methods=[]")).flops
 
 
-def test_every_corpus_has_a_size():
+def test_every_corpus_has_a_size_and_times_have_units():
     for name in [name for name in preset.known() if name.startswith("data=")]:
         disk = estimate(planned(name)).disk
         assert disk["corpus"] > 1e5 and disk["tokens"] > 1e4, name
-
-
-def test_durations():
     shown = {5: "5.0 seconds", 90: "1.5 minutes", 5400: "1.5 hours", 129600: "1.5 days"}
     assert {seconds: duration(seconds) for seconds in shown} == shown
 
@@ -316,11 +291,9 @@ def test_as_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setattr(sys, "argv", ["plan", *PAPER, "hardware=node", "plan.disk=0.1"])
     main()
     shown = capsys.readouterr().out
-    lines = dict(line.rsplit("  ", 1) for line in shown.splitlines() if not line.startswith("warning: "))
-    assert {name.strip(): value.strip() for name, value in lines.items()}["parameters"] == "7,292,084,224"
+    assert re.match(r"parameters +7,292,084,224\n", shown) and "\nwarning: " in shown
     for word in ("tokens of text", "operations, train", "memory a device", "time at", "time on 8", "disk, models"):
         assert word in shown
-    assert "warning: " in shown
     monkeypatch.setattr(sys, "argv", ["plan", "--help"])
     main()
     assert "mistral-7b" in capsys.readouterr().out

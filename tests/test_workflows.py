@@ -29,21 +29,9 @@ def test_there_are_tests_on_every_push_and_ablations_weekly_and_on_request():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_what_runs_is_a_make_target(path: Path):
+def test_make_targets_run_actions_are_pinned_the_whole_history_is_fetched_no_secret_is_needed(path: Path):
     commands = [step["run"] for step in steps(path) if "run" in step]
-    assert commands
-    for command in commands:
-        assert re.fullmatch(r"make [a-z-]+", command), command
-        assert command.removeprefix("make ") in TARGETS
-
-
-def test_the_grids_workflow_runs_what_it_needs_in_order():
-    commands = [step["run"] for step in steps(ROOT / ".github/workflows/ablations.yml") if "run" in step]
-    assert commands == ["make repro", "make ablations-ci", "make ci-report", "make ci-comment"]
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_actions_are_pinned_the_whole_history_is_fetched_and_no_secret_is_needed(path: Path):
+    assert commands and set(commands) <= {f"make {target}" for target in TARGETS}
     used = [step for step in steps(path) if "uses" in step]
     assert all(re.fullmatch(r"actions/[a-z/-]+@[0-9a-f]{40}", step["uses"]) for step in used)
     checkout = next(step for step in used if step["uses"].startswith("actions/checkout@"))
@@ -51,12 +39,11 @@ def test_actions_are_pinned_the_whole_history_is_fetched_and_no_secret_is_needed
     assert "secrets." not in path.read_text()
 
 
-def test_the_cache_is_restored_and_kept_also_when_an_arm_fails():
-    used = {
-        step["uses"].partition("@")[0]: step
-        for step in steps(ROOT / ".github/workflows/ablations.yml")
-        if "uses" in step
-    }
+def test_the_grid_runs_in_order_and_the_cache_is_restored_and_kept_also_when_an_arm_fails():
+    every = steps(ROOT / ".github/workflows/ablations.yml")
+    ran = [step["run"] for step in every if "run" in step]
+    assert ran == ["make repro", "make ablations-ci", "make ci-report", "make ci-comment"]
+    used = {step["uses"].partition("@")[0]: step for step in every if "uses" in step}
     restore, save = used["actions/cache/restore"], used["actions/cache/save"]
     assert restore["with"]["path"] == save["with"]["path"] == ".dvc/cache"
     assert save["with"]["key"].startswith(restore["with"]["restore-keys"]) and save["if"] == "always()"

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.ablations.grid import Arm, git
+from pipeline.errors import UserError
 from pipeline.preset import options as preset
 
 FOLDER = Path(".dvc/tmp/ablations")  # holds clones and logs; DVC keeps .dvc/tmp out of git
@@ -29,8 +30,8 @@ STAGE_FAILED = "ERROR: failed to reproduce"  # as DVC logs it
 def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
     """Run the arms that are not done, ``jobs`` at a time; ``tell`` gets a line for each start and end.
 
-    Returns the reason of each arm that failed, by its name. When interrupted, it ends the arms with all their stages.
-    When killed, it leaves them running; they hold the lock, so that the next call waits for them.
+    Returns {arm name: why it failed}. Ctrl-C kills the arms and their stages. When killed itself, this process leaves
+    the arms running; they hold the lock, so that the next call waits for them.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
@@ -39,8 +40,8 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
         except BlockingIOError:
             tell("waiting for the arms of another call, which still run")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for clone in filter(Path.is_dir, FOLDER.iterdir()):  # of a call that was killed: its last arm may have ended
-            _fetch(clone, arms[0].baseline)
+        for clone in filter(Path.is_dir, FOLDER.iterdir()):  # of a killed call: its arm may have finished since
+            _fetch(clone)
             shutil.rmtree(clone)
         done = commits(arms)
         missing = [arm for arm in arms if arm.name not in done]
@@ -67,7 +68,10 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
 
 
 def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Callable[[str], None]) -> str | None:
-    """Run one arm with DVC's ``cache``, while ``lock`` is held; return why it failed, or None."""
+    """Run one arm with DVC's ``cache``, while ``lock`` is held; return why it failed, or None.
+
+    The clone is deleted unless its experiment could not be fetched; the next call tries again.
+    """
     clone, log = FOLDER / arm.name, FOLDER / f"{arm.name}.log"
     tell(f"{arm.name}: running, its log is {log}")
     git("clone", "--quiet", "--shared", "--no-checkout", ".", str(clone))
@@ -85,11 +89,14 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     with log.open("wb") as file:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         code = subprocess.run(words, cwd=clone, env=environment, pass_fds=[lock], check=False, **pipes).returncode
-    _fetch(clone, arm.baseline)
+    try:
+        _fetch(clone)
+    except UserError as error:
+        return f"its experiment is kept in {clone}: {error}"
     shutil.rmtree(clone)
     if commits([arm]):
         return None
-    return _complaint(log.read_text(errors="replace")) if code else "it ran, but DVC has kept no commit of it"
+    return _reason(log.read_text(errors="replace")) if code else "it ran, but DVC has kept no commit of it"
 
 
 def _environment() -> dict[str, str]:
@@ -102,20 +109,18 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _namespace(baseline: str) -> str:
-    """Where DVC keeps the experiments on top of a commit."""
-    return f"refs/exps/{baseline[:2]}/{baseline[2:]}"
-
-
-def _fetch(clone: Path, baseline: str) -> None:
-    """Take over the experiments that a clone has finished; a clone may be broken, as a kill leaves it."""
-    refs = f"+{_namespace(baseline)}/*:{_namespace(baseline)}/*"
-    subprocess.run(["git", "fetch", "--quiet", "--no-write-fetch-head", clone, refs], stderr=subprocess.DEVNULL)
+def _fetch(clone: Path) -> None:
+    """Fetch the experiments that a clone has finished, on top of any commit. Raises UserError if git cannot."""
+    own = ["git", f"--git-dir={clone}/.git", "for-each-ref", "--format=+%(refname):%(refname)", "refs/exps/??/*/*"]
+    refs = subprocess.run(own, capture_output=True, text=True, check=False).stdout.split()  # none in half a clone
+    if refs:  # not refs/exps/*, as DVC's stash and state lie there too
+        git("fetch", "--quiet", "--no-write-fetch-head", str(clone), *refs)
 
 
 def commits(arms: Sequence[Arm]) -> dict[str, str]:
-    """The commits of the arms that are done, by name."""
-    listed = git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", _namespace(arms[0].baseline))
+    """The commits of the arms that are done, by name: DVC keeps experiments by the commit that they start from."""
+    first, rest = arms[0].baseline[:2], arms[0].baseline[2:]
+    listed = git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", f"refs/exps/{first}/{rest}")
     found = dict(line.split() for line in listed.splitlines())
     return {arm.name: found[arm.name] for arm in arms if arm.name in found}
 
@@ -125,9 +130,9 @@ def read(arm: Arm, path: str) -> str:
     return git("show", f"{commits([arm])[arm.name]}:{path}")
 
 
-def _complaint(log: str) -> str:
-    """The last error that a stage printed; else the last line that says more than that a stage failed."""
+def _reason(log: str) -> str:
+    """The last `error: ` line, else the last line other than DVC's 'failed to reproduce'."""
     lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("error: ")]
-    more = [line for line in lines if not line.startswith(STAGE_FAILED)]
-    return next(iter((own or more or lines)[-1:]), "nothing was logged")
+    errors = [line for line in lines if line.startswith("error: ")]
+    others = [line for line in lines if not line.startswith(STAGE_FAILED)]
+    return (errors or others or lines or ["nothing was logged"])[-1]

@@ -60,7 +60,10 @@ def arms(grid: Grid) -> list[Arm]:
     An arm's name ends in eight digits for commit, code and parameters: arms of one name have the same results.
     Raises UserError outside a git repository, in a shallow clone, and for parameters that no run can have.
     """
-    baseline = git("rev-parse", "HEAD")
+    try:
+        baseline = git("rev-parse", "--verify", "HEAD")
+    except UserError as error:
+        raise UserError(f"experiments need a git repository with a commit: {error}") from error
     if git("rev-parse", "--is-shallow-repository") == "true":
         raise UserError("this clone is shallow, but experiments need its history: `git fetch --unshallow`")
     git("status", "--porcelain")  # refreshes the index: `stash create` fails on files that only have another date
@@ -91,5 +94,5 @@ def git(*words: str) -> str:
     """Run git and return what it prints, stripped. Raises UserError if it fails."""
     done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"experiments need a git repository with a commit: {done.stderr}")
+        raise UserError(f"git {words[0]} failed: {done.stderr}")
     return done.stdout.strip()

@@ -85,10 +85,9 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
         )
     if train.precision == "bfloat16":
         yield "only training is in bfloat16: evaluation, chain of thought and perplexity run slower than plan.flops"
-    if plan.devices > 1:
-        for name, value in (("optimizer", "adamw"), ("positions", None)):
-            if getattr(train, name) != value:
-                yield f"train.{name} is {getattr(train, name)}, which is refused where weights are sharded (FSDP2)"
+    for name, value in (("optimizer", "adamw"), ("positions", None)):
+        if plan.devices > 1 and getattr(train, name) != value:
+            yield f"train.{name} is {getattr(train, name)}, which is refused where weights are sharded (FSDP2)"
     if train.accumulation % plan.devices:
         yield f"train.accumulation ({train.accumulation}) passes cannot be shared out over {plan.devices} devices"
 
@@ -98,12 +97,12 @@ def advice(found: Estimate, every: Params) -> str:
     train, memory = every.train, found.memory
     states = memory.weights + memory.gradients + memory.optimizer + memory.gathered
     if states > every.plan.device_memory * GIGA:
-        alone = f"weights, gradients and optimizer alone are {states / GIGA:.1f} GB"
+        less = "take a smaller model or more devices"
         if train.adapt == "whole":
-            return f"{alone}; take a smaller model or more devices, or set train.adapt to lora"
-        if train.precision == "float32":
-            return f"{alone}; set train.precision to bfloat16, or take a smaller model or more devices"
-        return f"{alone}; take a smaller model or more devices"
+            less = f"{less}, or set train.adapt to lora"
+        elif train.precision == "float32":
+            less = f"set train.precision to bfloat16, or {less}"
+        return f"weights, gradients and optimizer alone are {states / GIGA:.1f} GB; {less}"
     if train.batch_size > 1:
         return "lower train.batch_size and raise train.accumulation"
     if not train.checkpointing:

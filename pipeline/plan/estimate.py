@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from pipeline.params import Params
-from pipeline.plan.memory import FLOAT, Memory, learned_numbers, training_memory
+from pipeline.plan.memory import FLOAT, Memory, trainable_parameters, training_memory
 from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
 from pipeline.plan.work import Step, pass_flops, reading_flops
 from pipeline.training.pretrain import scratch_config
@@ -48,7 +48,7 @@ def estimate(params: Params) -> Estimate:
     passes = train.steps * train.accumulation
     return Estimate(
         shape=shape,
-        learned=learned_numbers(shape, train),
+        learned=trainable_parameters(shape, train),
         text_tokens=passes * step.positions,
         thought_tokens=passes * step.thoughts * step.thought_tokens,
         pretraining_tokens=pretraining_tokens,
@@ -99,7 +99,7 @@ def _disk(params: Params, shape: Shape) -> dict[str, float]:
     plan, corpus, scratch = params.plan, params.corpus, params.base_model.source == "scratch"
     trained = 1 + len(params.baseline.methods) * len(params.baseline.seeds)
     if params.train.saved == "learned":  # base model and release are whole
-        numbers = COPIES * (2 * shape.parameters + trained * learned_numbers(shape, params.train))
+        numbers = COPIES * (2 * shape.parameters + trained * trainable_parameters(shape, params.train))
     else:  # the release shares the cache of the trained model
         numbers = (COPIES * (1 + trained) + 1) * shape.parameters
     found = {"models": numbers * FLOAT}

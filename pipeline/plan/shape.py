@@ -34,11 +34,6 @@ class Shape:
         return sum(inputs * outputs for inputs, outputs in self.linears)
 
     @property
-    def matrices(self) -> int:
-        """Weights of the layers' matrices and of the LM head, unless it is the embedding table."""
-        return self.body + (0 if self.tied else self.hidden * self.vocab)
-
-    @property
     def mixing_head(self) -> int:
         """Parameters of the mixing head and of the two meta-tokens (method.md)."""
         return (2 * self.hidden + 1) * self.hidden + (self.hidden + 1) * self.hidden + self.hidden + 2 * self.hidden

@@ -1,4 +1,4 @@
-"""A grid as experiments: it fails, is stopped, killed and changed, and goes on. In the slow tier DVC is real."""
+"""A grid of experiments fails, is stopped, killed and changed, and resumes. In the slow tier DVC is real."""
 
 import fcntl
 import itertools
@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.ablations import __main__ as command
 from pipeline.ablations import experiments
-from pipeline.ablations.grid import arms, read_grid
+from pipeline.ablations.grid import arms, git, read_grid
 from pipeline.errors import UserError
 from tests.ablations.toy import ROOT, STUB, Project
 
@@ -43,8 +43,8 @@ def ablations(*options: str) -> None:
     command.main()
 
 
-def wait_for(what: Callable[[], object], seconds: float = LONG) -> None:
-    end = time.monotonic() + seconds
+def wait_for(what: Callable[[], object]) -> None:
+    end = time.monotonic() + LONG
     while not what():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.05)
@@ -103,6 +103,8 @@ def test_an_edit_while_arms_run_does_not_change_them(project: Project):
     every = arms(read_grid(Path("grid.yaml")))
     assert experiments.run(every, 1, edit) == {} and changed
     figures = [experiments.read(arm, "results/compare/figures.csv") for arm in every]
+    with pytest.raises(UserError, match="git show failed: .*nowhere"):
+        experiments.read(every[0], "nowhere")
     assert [yaml.safe_load(experiments.read(arm, "params.yaml"))["train"]["thought_tokens"] for arm in every] == [1, 3]
     assert "accuracy,quiet_star,1,10,0.1," in figures[0] and "accuracy,quiet_star,1,10,0.3," in figures[1]
     assert [arm.name for arm in arms(read_grid(Path("grid.yaml")))] != [arm.name for arm in every]
@@ -126,23 +128,24 @@ def test_interrupted_it_leaves_nothing_running(project: Project):
     assert sorted(project.ran) == ["1 1", "3 1"]
 
 
-def test_it_waits_for_the_arms_of_a_killed_call_and_takes_over_what_they_finished(project: Project):
+def test_it_waits_for_the_arms_of_another_call_and_takes_over_what_they_finished(project: Project):
     every = arms(read_grid(Path("grid.yaml")))
     folder = experiments.FOLDER
-    (folder / "half").mkdir(parents=True)  # a clone that was not ready
-    fetched: list[Path] = []
-    with pytest.MonkeyPatch.context() as patch:  # as if killed between an arm's end and the fetch of its commit
-        patch.setattr(experiments, "_fetch", lambda clone, _: fetched.append(shutil.copytree(clone, f"{clone}-kept")))
+    (folder / "half").mkdir(parents=True)  # a clone that was not ready when its call was killed
+    with pytest.MonkeyPatch.context() as patch:  # as on a full disk
+        patch.setattr(experiments, "git", lambda *words: git(*words, *["--no-such-option"] * (words[0] == "fetch")))
         failed = experiments.run(every[:1], 1, print)
-    assert list(failed.values()) == ["it ran, but DVC has kept no commit of it"]
-    shutil.rmtree(folder / "half-kept", ignore_errors=True)
+    assert list(failed) == [every[0].name] and (folder / every[0].name).is_dir()
+    assert failed[every[0].name].startswith(f"its experiment is kept in {folder / every[0].name}: git fetch failed: ")
+    project.call("git", "commit", "-q", "--allow-empty", "-m", "the next call starts from another commit")
     told: list[str] = []
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         threading.Timer(0.5, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
-        assert experiments.run(every, 1, told.append) == {}
+        assert experiments.run(arms(read_grid(Path("grid.yaml")))[1:], 1, told.append) == {}
     assert told[0].startswith("waiting for the arms of another call")
-    assert project.ran == ["1 1", "3 1"] and not list(folder.glob("*-kept"))
+    assert project.ran == ["1 1", "3 1"] and [path.name for path in folder.iterdir() if path.is_dir()] == []
+    assert list(experiments.commits(every)) == [every[0].name]
 
 
 def test_what_cannot_be_run_is_refused_before_anything_runs(project: Project):

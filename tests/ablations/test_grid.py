@@ -31,10 +31,7 @@ def test_every_combination_is_an_arm_of_its_own(tmp_path: Path):
     assert len({arm.name for arm in found}) == len(found)
     assert all(arm.params["train.thought_tokens"] == arm.thought_tokens for arm in found[:-1])
     assert "train.thought_tokens" not in found[-1].params and found[-1].params["train.method"] == "no_thought"
-
-
-def test_the_shipped_grids():
-    assert [len(arms(read_grid(ROOT / name))) for name in ("ablations.yaml", "ablations-ci.yaml")] == [13, 4]
+    assert [len(arms(read_grid(ROOT / name))) for name in ("ablations.yaml", "ablations-ci.yaml")] == [13, 4]  # shipped
 
 
 def test_options_are_those_of_every_arm_and_further_seeds_are_baselines_of_its_method(tmp_path: Path):
@@ -55,7 +52,6 @@ def test_options_are_those_of_every_arm_and_further_seeds_are_baselines_of_its_m
         ({"thought_tokens": []}, "thought_tokens"),
         ({"lookaheads": [1, 1]}, "lookaheads"),
         ({"methods": ["magic"]}, "train.method is magic"),
-        ({"lookaheads": [99]}, "train.lookahead is 99"),
         ({"seeds": ["one"]}, "seeds"),
         ({"lengths": [1]}, "lengths"),
         ({"options": ["scale=huge"]}, "scale=huge"),
@@ -68,10 +64,11 @@ def test_a_grid_that_cannot_be_run_is_refused(grid: dict, complaint: str, tmp_pa
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["- a\n", "methods: [", "", "7"])
-def test_a_file_that_is_no_grid_is_refused(text: str, tmp_path: Path):
-    (tmp_path / "grid.yaml").write_text(text)
-    with pytest.raises(UserError, match="grid.yaml"):
-        read_grid(tmp_path / "grid.yaml")
-    with pytest.raises(UserError, match="nowhere"):
-        read_grid(tmp_path / "nowhere.yaml")
+def test_a_file_that_is_no_grid_is_refused(tmp_path: Path):
+    path = tmp_path / "grid.yaml"
+    with pytest.raises(UserError, match="grid.yaml is missing"):
+        read_grid(path)
+    for text in ("- a\n", "methods: [", "", "7"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="grid.yaml"):
+            read_grid(path)

@@ -1,6 +1,7 @@
 """A small project with one quick stage in place of the graph, and a stub that takes the place of DVC."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,7 @@ class Project:
         self.folder = folder
         self.log = folder.parent / f"{folder.name}.log"
         folder.mkdir()
+        self.log.touch()
         for name in ("params.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder)
         (folder / "stages").mkdir()
@@ -102,16 +104,12 @@ class Project:
         return done.stdout
 
     @property
-    def ran(self) -> list[str]:
-        return self._logged("end ")
+    def started(self) -> list[str]:
+        return re.findall("start (.*)", self.log.read_text())
 
     @property
-    def started(self) -> list[str]:
-        return self._logged("start ")
-
-    def _logged(self, mark: str) -> list[str]:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [line.removeprefix(mark) for line in lines if line.startswith(mark)]
+    def ran(self) -> list[str]:
+        return re.findall("end (.*)", self.log.read_text())
 
     @property
     def table(self) -> pd.DataFrame:

@@ -20,14 +20,14 @@ TORN = b'"correct": true}\n'  # the end of a row whose beginning a power cut has
 
 @dataclass
 class Kill:
-    """One kill. ``left`` and ``went_on`` are a checkpoint ("step 40"), rows ("64 rows") or NOTHING."""
+    """One kill. ``left`` and ``resumed_from`` are a checkpoint ("step 40"), rows ("64 rows") or NOTHING."""
 
     stage: str
     seconds: float  # since the stage began
     way: str
     left: str  # what the stage can resume from
     orphans: int  # processes that were neither killed nor ended by themselves
-    went_on: str = ""  # what the stage resumed from when run again; empty if it was killed before it said so
+    resumed_from: str = ""  # what the stage resumed from when run again; empty if it was killed before it said so
 
 
 def call(folder: Path, *words: str) -> str:
@@ -50,10 +50,9 @@ def _environment() -> dict[str, str]:
 
 def running(dvc: subprocess.Popen) -> tuple[str, float]:
     """The stage that is running, by DVC's name without its parameters, and for how many seconds."""
-    for process in _family(dvc):
+    for process in _children(dvc):
         with suppress(psutil.Error):  # it has just ended
-            name = process.environ().get("DVC_STAGE")
-            if name:
+            if name := process.environ().get("DVC_STAGE"):
                 return name.partition("@")[0], time.time() - process.create_time()
     return NO_STAGE, 0.0
 
@@ -68,14 +67,14 @@ def kill(project: Path, dvc: subprocess.Popen, random: Random, longest: float) -
     with suppress(subprocess.TimeoutExpired):
         dvc.wait(wait)
         return None
-    family, (stage, seconds) = _family(dvc), running(dvc)
+    children, (stage, seconds) = _children(dvc), running(dvc)
     way = DVC if stage == NO_STAGE else way
     if way != STAGE:
         dvc.kill()
     if way != DVC:
-        _end(family)
-    _, alive = psutil.wait_procs([psutil.Process(dvc.pid), *family], timeout=PATIENCE)
-    _end(alive)
+        _kill(children)
+    _, alive = psutil.wait_procs([psutil.Process(dvc.pid), *children], timeout=PATIENCE)
+    _kill(alive)
     dvc.wait()
     one = Kill(stage, seconds, way, left(project), len(alive))
     if way == POWER:
@@ -83,13 +82,13 @@ def kill(project: Path, dvc: subprocess.Popen, random: Random, longest: float) -
     return one
 
 
-def _family(dvc: subprocess.Popen) -> list[psutil.Process]:
+def _children(dvc: subprocess.Popen) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(dvc.pid).children(recursive=True)
     return []
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -98,7 +97,8 @@ def _end(processes: list[psutil.Process]) -> None:
 def left(project: Path) -> str:
     """What a killed stage can resume from: its last checkpoint, or its rows."""
     steps = [int(path.name.removeprefix("step-")) for path in (project / ".resume").rglob("step-*")]
-    rows = sum(path.read_bytes().count(b"\n") for path in (project / ".resume").rglob("rows.jsonl"))
+    files = [path.read_bytes().splitlines(keepends=True) for path in (project / ".resume").rglob("rows.jsonl")]
+    rows = sum(line.startswith(b"{") and line.endswith(b"\n") for lines in files for line in lines)  # without torn ones
     return f"step {max(steps)}" if steps else f"{rows} rows" if rows else NOTHING
 
 
