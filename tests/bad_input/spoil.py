@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from tests import local_hub
@@ -20,62 +19,49 @@ from tests.stage_runner import run_stages, set_params
 Spoil = Callable[[Path], None]
 
 
-def each(*ways: Spoil) -> Spoil:
+def way(change: Callable[..., None]) -> Callable[..., Spoil]:
+    """Turn ``change(project, ...)`` into a function of the other arguments that returns a way to spoil a project."""
+    return lambda *args, **options: lambda project: change(project, *args, **options)
+
+
+@way
+def each(project: Path, *ways: Spoil) -> None:
     """All of these, in order; none changes nothing."""
-
-    def spoil(project: Path) -> None:
-        for way in ways:
-            way(project)
-
-    return spoil
+    for one in ways:
+        one(project)
 
 
-def params(**changes: object) -> Spoil:
+@way
+def params(project: Path, **changes: object) -> None:
     """Other parameters. ``__`` in a name stands for a dot, PROJECT in a text for the project's folder."""
-
-    def spoil(project: Path) -> None:
-        values = {k: v.replace("PROJECT", str(project)) if isinstance(v, str) else v for k, v in changes.items()}
-        set_params(project, {name.replace("__", "."): value for name, value in values.items()})
-
-    return spoil
+    values = {k: v.replace("PROJECT", str(project)) if isinstance(v, str) else v for k, v in changes.items()}
+    set_params(project, {name.replace("__", "."): value for name, value in values.items()})
 
 
-def replaced(path: str, old: str, new: str) -> Spoil:
+@way
+def replaced(project: Path, path: str, old: str, new: str) -> None:
     """Replace ``old`` by ``new`` in a text file."""
-
-    def spoil(project: Path) -> None:
-        text = (project / path).read_text()
-        assert old in text
-        (project / path).write_text(text.replace(old, new))
-
-    return spoil
+    text = (project / path).read_text()
+    assert old in text
+    (project / path).write_text(text.replace(old, new))
 
 
-def holds(path: str, content: bytes) -> Spoil:
-    def spoil(project: Path) -> None:
-        (project / path).parent.mkdir(parents=True, exist_ok=True)
-        (project / path).write_bytes(content)
-
-    return spoil
+@way
+def holds(project: Path, path: str, content: bytes) -> None:
+    (project / path).parent.mkdir(parents=True, exist_ok=True)
+    (project / path).write_bytes(content)
 
 
-def gone(*paths: str) -> Spoil:
-    def spoil(project: Path) -> None:
-        for path in paths:
-            one = project / path
-            shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
-
-    return spoil
+@way
+def gone(project: Path, *paths: str) -> None:
+    for one in (project / path for path in paths):
+        shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
 
 
-def torn(path: str) -> Spoil:
+@way
+def torn(project: Path, path: str, size: int = 40) -> None:
     """Cut a file short, as a killed copy leaves it."""
-    return lambda project: (project / path).write_bytes((project / path).read_bytes()[:40])
-
-
-def folder(path: str) -> Spoil:
-    """A folder in place of the file."""
-    return each(gone(path), lambda project: (project / path).mkdir())
+    (project / path).write_bytes((project / path).read_bytes()[:size])
 
 
 def file(path: str) -> Spoil:
@@ -88,88 +74,47 @@ def link(path: str) -> Spoil:
     return each(gone(path), lambda project: (project / path).symlink_to(project / "nowhere"))
 
 
-def rows(path: str, *some: dict) -> Spoil:
-    """A Parquet file of these rows."""
-    return lambda project: pd.DataFrame(list(some)).to_parquet(project / path)
+@way
+def no_rows(project: Path, path: str) -> None:
+    pd.read_parquet(project / path).head(0).to_parquet(project / path)
 
 
-def no_rows(path: str) -> Spoil:
-    return lambda project: pd.read_parquet(project / path).head(0).to_parquet(project / path)
-
-
-def task(**changes: object) -> Spoil:
-    """Set these values in the first task's file."""
-    path = "tasks/microworld/micro_rings.yaml"
-
-    def spoil(project: Path) -> None:
-        values = yaml.safe_load((project / path).read_text()) | changes
-        (project / path).write_text(yaml.safe_dump(values))
-
-    return spoil
-
-
-def hub(**changes: object) -> Spoil:
+@way
+def hub(project: Path, **changes: object) -> None:
     """Take the data from small local folders in PROJECT/hub, then make these changes of parameters."""
-
-    def spoil(project: Path) -> None:
-        set_params(project, local_hub.sources(project / "hub"))
-        params(**changes)(project)
-
-    return spoil
+    set_params(project, local_hub.sources(project / "hub"))
+    params(**changes)(project)
 
 
-def train_split(path: str, content: bytes, columns: str = "text") -> Spoil:
+def train_split(path: str, content: bytes) -> Spoil:
     """Take the training texts from this file, in a folder of its own."""
-    source = {"path": f"PROJECT/{Path(path).parent}", "split": "train", "columns": columns}
+    source = {"path": f"PROJECT/{Path(path).parent}", "split": "train", "columns": "text"}
     return each(holds(path, content), hub(**{f"corpus__hub__train__{name}": value for name, value in source.items()}))
 
 
-def train_rows(*some: dict) -> Spoil:
-    """Take the training texts from a Parquet file with these rows."""
-    return each(
-        lambda project: (project / "own").mkdir(),
-        rows("own/train.parquet", *some),
-        hub(corpus__hub__train__path="PROJECT/own", corpus__hub__train__split="train"),
-    )
-
-
-def torn_parquet(project: Path) -> None:
-    train_rows(*local_hub.gsm8k_rows(50))(project)
-    path = project / "own/train.parquet"
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def model(architecture: str = "gpt2", after: tuple[str, ...] = (), **sizes: object) -> Spoil:
+@way
+def model(project: Path, architecture: str = "gpt2", after: tuple[str, ...] = (), **sizes: object) -> None:
     """Take a tiny model in PROJECT/model as the base model, and run the stages ``after`` that."""
-
-    def spoil(project: Path) -> None:
-        local_hub.model_folder(project / "model", architecture, **sizes)
-        set_params(project, {"base_model.source": "hub", "base_model.path": str(project / "model")})
-        run_stages(project, after)
-
-    return spoil
+    local_hub.model_folder(project / "model", architecture, **sizes)
+    set_params(project, {"base_model.source": "hub", "base_model.path": str(project / "model")})
+    run_stages(project, after)
 
 
-def ran(*stages: str) -> Spoil:
-    return lambda project: run_stages(project, stages)
+@way
+def ran(project: Path, *stages: str) -> None:
+    run_stages(project, stages)
 
 
-def config(path: str, **values: object) -> Spoil:
+@way
+def config(project: Path, path: str, **values: object) -> None:
     """Set these values in a JSON file."""
-
-    def spoil(project: Path) -> None:
-        (project / path).write_text(json.dumps(json.loads((project / path).read_text()) | values))
-
-    return spoil
+    (project / path).write_text(json.dumps(json.loads((project / path).read_text()) | values))
 
 
-def weights(path: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Spoil:
+@way
+def weights(project: Path, path: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     """Change the tensors in a safetensors file."""
-
-    def spoil(project: Path) -> None:
-        save_file(change(load_file(project / path)), project / path, {"format": "pt"})
-
-    return spoil
+    save_file(change(load_file(project / path)), project / path, {"format": "pt"})
 
 
 def another(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -178,11 +123,6 @@ def another(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     changed = tensors[name].clone()
     changed.view(-1)[0] += 0.5
     return tensors | {name: changed}
-
-
-def overflowing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Make a mixing head's weights so large, but finite, that the logits with thoughts are not finite."""
-    return {name: 1e25 * value if name.startswith("mixing_head") else value for name, value in tensors.items()}
 
 
 def own_code(project: Path) -> None:
@@ -201,23 +141,16 @@ def few_positions(positions: int, span: int, train: bool = False) -> Spoil:
     return each(probes, params(tokenize__span=span), model(after=stages, n_positions=positions))
 
 
-def pickled(path: str, safetensors: str) -> Spoil:
-    """The weights as a pickle, which can run any code: this one leaves a file behind when it is loaded."""
-
-    def spoil(project: Path) -> None:
-        (project / safetensors).unlink()
-        torch.save({"weight": Touch()}, project / path)
-
-    return spoil
-
-
-def pickled_model(name: str) -> Spoil:
-    return each(model(), pickled(f"model/{name}", "model/model.safetensors"))
-
-
 class Touch:
     def __reduce__(self) -> tuple:
         return Path.touch, (Path("CODE_WAS_RUN"),)
+
+
+@way
+def pickled(project: Path, path: str, safetensors: str) -> None:
+    """The weights as a pickle, which can run any code: this one leaves a file behind when it is loaded."""
+    (project / safetensors).unlink()
+    torch.save({"weight": Touch()}, project / path)
 
 
 def no_gpu(project: Path) -> None:

@@ -16,9 +16,10 @@ from pipeline.errors import UserError
 from tests.bad_input import spoil
 from tests.bad_input.spoil import (
     Spoil,
+    config,
     each,
+    few_positions,
     file,
-    folder,
     gone,
     holds,
     hub,
@@ -26,15 +27,16 @@ from tests.bad_input.spoil import (
     model,
     no_gpu,
     params,
-    task,
+    pickled,
+    ran,
+    replaced,
     torn,
-    train_rows,
     train_split,
     weights,
 )
 from tests.stage_runner import run_here, run_stage
 
-RINGS, QUESTIONS = "tasks/microworld/micro_rings.yaml", "data/corpus/tasks/rings/test.parquet"
+RINGS, WEIGHTS = "tasks/microworld/micro_rings.yaml", "model/model.safetensors"
 BASE, TRAINED = "models/base/model.safetensors", "models/quiet_star/model.safetensors"
 CONFIG = "models/quiet_star/config.json"
 LAUNCHED = dict.fromkeys(("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "0")
@@ -55,7 +57,7 @@ def launched_by(content: bytes) -> Spoil:
 
 def trained_with(name: str, value: str) -> Spoil:
     """The trained model with another value in its configuration."""
-    return spoil.replaced(CONFIG, f'"{name}": ', f'"{name}": {value}, "was": ')
+    return replaced(CONFIG, f'"{name}": ', f'"{name}": {value}, "was": ')
 
 
 def half_of_the_files_gone(project: Path) -> None:
@@ -69,11 +71,6 @@ def base_for_trained(project: Path) -> None:
     """A base model in the trained one's place."""
     shutil.rmtree(project / "models/quiet_star")
     shutil.copytree(project / "models/base", project / "models/quiet_star")
-
-
-def of_one_name(project: Path) -> None:
-    shutil.copy(project / RINGS, project / "tasks")
-    params(tasks__files=[RINGS, "tasks/micro_rings.yaml"])(project)
 
 
 def nans(tensors: dict) -> dict:
@@ -106,64 +103,48 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("train", launched_by(CPUS + b"gpu_ids: 0\n"), "mine.yaml cannot be launched"),
     ("train", launched_by(CPUS + b"num_machines: 2\n"), "2 machines: set MASTER_ADDR"),
     ("train", launched_by(CPUS + b"num_machines: two\n"), "mine.yaml is for two machines"),
-    (
-        "train",
-        each(no_gpu, params(train__launcher="launchers/node.yaml")),
-        "launchers/node.yaml …no CUDA GPU",
-    ),
+    ("train", each(no_gpu, params(train__launcher="launchers/node.yaml")), "launchers/node.yaml …no CUDA GPU"),
     # data sets
-    ("corpus", hub(corpus__hub__train__path="PROJECT/nowhere"), "PROJECT/nowhere does not exist"),
     ("corpus", hub(corpus__hub__train__path="nobody/nothing"), "data set nobody/nothing, split train cannot be read"),
     ("corpus", hub(corpus__hub__train__split="extra"), "PROJECT/hub/openai/gsm8k, split extra cannot be read"),
     ("corpus", hub(corpus__hub__train__name="socratic"), "gsm8k, socratic, split train cannot be read"),
-    ("corpus", hub(corpus__hub__train__columns="body"), "no column 'body'; its columns are question, answer"),
     ("corpus", each(hub(), half_of_the_files_gone), "train-00001-of-00002.parquet is a link to a file that does not"),
     ("corpus", each(holds("own", b"text\n"), hub(corpus__hub__train__path="PROJECT/own")), "PROJECT/own, split train"),
-    ("corpus", each(train_rows({"text": 1}), params(corpus__hub__train__columns="text")), "column text is not text"),
-    ("corpus", each(train_rows({"text": "a"}, {"text": None}), params(corpus__hub__train__columns="text")), "not text"),
-    ("corpus", train_split("own/train.txt", b" \n \n"), "PROJECT/own, split train has no text"),
-    ("corpus", each(train_rows({"text": ""}), spoil.no_rows("own/train.parquet")), "has a Parquet file without rows"),
-    ("corpus", each(train_split("own/train.txt", b""), gone("own/train.txt")), "PROJECT/own, split train cannot be"),
     ("corpus", train_split("own/train.txt", b"caf\xe9\n" * 5), "split train cannot be read"),
     ("corpus", train_split("own/train.jsonl", b'{"text": "fine"}\n{"text": \n'), "split train cannot be read"),
-    ("corpus", spoil.torn_parquet, "split train cannot be read"),
+    ("corpus", each(hub(), torn("hub/openai/gsm8k/main/train-00000-of-00001.parquet")), "split train cannot be read"),
     # task files and questions
-    ("tasks", gone(RINGS), f"{RINGS} is missing"),
-    ("tasks", folder(RINGS), f"{RINGS} is not readable: Is a directory"),
     ("tasks", link(RINGS), f"{RINGS} is not in the folder tasks"),
     ("tasks", torn(RINGS), f"{RINGS} is empty"),
     ("tasks", params(tasks__files=["tasks/\0.yaml"]), "tasks/�.yaml is no path"),
-    ("tasks", of_one_name, "two files have the name micro_rings"),
-    ("tasks", task(prompt="Q: {{ question"), "Micro-world ring problems: unexpected end of template"),
-    ("tasks", task(answer="[" * 400 + "]" * 400), "Micro-world ring problems: maximum recursion depth"),
-    ("tasks", task(prompt="{{ '\\ud800' }}"), "question 0: 'utf-8' codec can't encode"),
-    ("tasks", task(prompt="Q: {{ body }}"), "question 0: 'body' is undefined; its columns are question, answer"),
-    ("tasks", task(prompt="{{ question.__class__.__mro__ }}"), "question 0: access to attribute '__class__'"),
-    ("tasks", task(kind="choice", choices="3"), "question 0: 'int' object is not iterable"),
-    ("tasks", spoil.rows(QUESTIONS, {"question": "q", "answer": "#### twelve"}), "question 0…'twelve'…not a number"),
-    ("tasks", spoil.rows(QUESTIONS, {"question": "q", "answer": None}), "question 0: 'None' has no attribute"),
+    (
+        "tasks",
+        replaced(RINGS, "{{ question", "{{ body"),
+        "question 0: 'body' is undefined; its columns are question, an",
+    ),
     # inputs from other stages: missing, cut short, something else in their place
     ("tasks", gone("data/corpus/tasks/rings"), "data/corpus/tasks/rings does not exist"),
-    ("tasks", torn(QUESTIONS), "data set ./data/corpus/tasks/rings, split test cannot be read"),
+    (
+        "tasks",
+        torn("data/corpus/tasks/rings/test.parquet"),
+        "data set ./data/corpus/tasks/rings, split test cannot be read",
+    ),
     ("tokenize", gone("data/corpus"), "data/corpus/texts/pretrain.arrow is missing or not an Arrow file"),
     ("tokenize", torn("data/corpus/texts/train.arrow"), "data/corpus/texts/train.arrow is missing or not an Arrow"),
     ("base_model", gone("data/tokens/tokenizer"), "data/tokens/tokenizer is missing: run `dvc repro`"),
     ("base_model", torn("data/tokens/tokenizer/tokenizer.json"), "data/tokens/tokenizer …tokenizer: run `dvc repro`"),
     ("base_model", gone("data/tokens/pretrain.arrow"), "data/tokens/pretrain.arrow is missing"),
-    ("base_model", torn("data/tokens/heldout.arrow"), "data/tokens/heldout.arrow is missing or not an Arrow file"),
     ("train", gone("models/base"), "models/base is missing: run `dvc repro`"),
-    ("train", link("models/base"), "models/base is missing: run `dvc repro`"),
     ("train", torn("data/tokens/train.arrow"), "data/tokens/train.arrow is missing or not an Arrow file"),
     ("train", gone("data/corpus/texts/probe.parquet"), "data/corpus/texts/probe.parquet is missing"),
     ("train", torn(BASE), "models/base…run `dvc repro`"),
     ("train", torn("models/base/config.json"), "models/base…run `dvc repro`"),
     ("train", weights(BASE, nans), "the weights in models/base are not all finite"),
     ("train", weights(BASE, fewer), "the weights in models/base are not those of its config.json"),
-    ("train", each(params(tokenize__vocabulary=900), spoil.ran("tokenize")), "data/tokens/….arrow…run `dvc repro`"),
+    ("train", each(params(tokenize__vocabulary=900), ran("tokenize")), "data/tokens/….arrow…run `dvc repro`"),
     ("evaluate", gone("models/base"), "models/base is missing: run `dvc repro`"),
     ("evaluate", gone("data/tasks"), "data/tasks holds no task: run `dvc repro tasks`"),
     ("evaluate", torn("data/tasks/micro_rings.parquet"), "data/tasks/micro_rings.parquet is missing or not a Parquet"),
-    ("evaluate", torn("data/tasks/micro_rings.yaml"), "data/tasks/micro_rings.yaml is empty"),
     ("evaluate_baseline pause 1", gone("models/baseline/pause-1"), "models/baseline/pause-1 is missing"),
     ("compare", gone("results/evaluate/predictions.parquet"), "results/evaluate/predictions.parquet is missing"),
     ("compare", torn("results/evaluate/pause-1/predictions.parquet"), "pause-1/predictions.parquet is missing or"),
@@ -171,7 +152,6 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("perplexity", link("data/tokens/heldout.arrow"), "data/tokens/heldout.arrow is missing or not an Arrow file"),
     ("report", gone("results/compare"), "results/compare/figures.csv: no such file"),
     ("report", torn("results/train/metrics.json"), "results/train/metrics.json: cannot be read"),
-    ("report", torn("results/compare/figures.csv"), "results/compare/figures.csv: no column"),
     ("release", gone("results/evaluate/metrics.json"), "results/evaluate/metrics.json: no such file"),
     ("release", link("models"), "models/quiet_star holds no trained model"),
     # a base model of the user's
@@ -180,49 +160,45 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("base_model", params(**UNKNOWN | {"base_model__path": "PROJECT/models/quiet_star"}), "is a trained Quiet-STaR"),
     ("tokenize", each(model(), gone("model/tokenizer.json", "model/tokenizer_config.json")), "no tokenizer at PROJECT"),
     ("tokenize", each(model(), torn("model/tokenizer.json")), "no tokenizer at PROJECT/model"),
-    ("base_model", each(model(), torn("model/model.safetensors")), "no usable model at PROJECT/model"),
-    ("base_model", spoil.pickled_model("model.safetensors"), "no usable model at PROJECT/model"),
-    ("base_model", spoil.pickled_model("pytorch_model.bin"), "PROJECT/model: Error no file named model.safetensors"),
+    ("base_model", each(model(), torn(WEIGHTS)), "no usable model at PROJECT/model"),
+    ("base_model", each(model(), pickled(WEIGHTS, WEIGHTS)), "no usable model at PROJECT/model"),
+    (
+        "base_model",
+        each(model(), pickled("model/pytorch_model.bin", WEIGHTS)),
+        "/model: Error no file named model.safetensors",
+    ),
     ("base_model", spoil.own_code, "no usable model at PROJECT/model: …contains custom code"),
     (
         "base_model",
         each(model(), holds("model/config.json", b"{model_type: gpt2}")),
         "no usable model at PROJECT/model",
     ),
-    ("base_model", each(model(), spoil.config("model/config.json", model_type="magic")), "no usable model at PROJECT"),
-    ("base_model", each(model(), spoil.config("model/config.json", n_embd=32)), "not those of its config.json"),
-    ("base_model", each(model(), spoil.config("model/config.json", n_layer=2)), "not those of its config.json: …h.1."),
-    ("base_model", each(model(n_layer=2), spoil.config("model/config.json", n_layer=1)), "of more layers than …h.1."),
-    ("base_model", each(model(), weights("model/model.safetensors", nans)), "PROJECT/model are not all finite"),
+    ("base_model", each(model(), config("model/config.json", model_type="magic")), "no usable model at PROJECT"),
+    ("base_model", each(model(), config("model/config.json", n_embd=32)), "not those of its config.json"),
+    ("base_model", each(model(), config("model/config.json", n_layer=2)), "not those of its config.json: …h.1."),
+    ("base_model", each(model(n_layer=2), config("model/config.json", n_layer=1)), "of more layers than …h.1."),
+    ("base_model", each(model(), weights(WEIGHTS, nans)), "PROJECT/model are not all finite"),
     ("base_model", model("mamba", after=("tokenize",)), "PROJECT/model cannot think: mamba: …in parallel differs by"),
     ("base_model", model("bloom", after=("tokenize",)), "PROJECT/model cannot think: bloom: …in parallel differs by"),
     ("base_model", model(), "embeddings for 167 tokens, but its tokenizer has 500"),
-    ("train", spoil.few_positions(48, span=48), "a span and its last thought need 53 positions, …has 48"),
-    ("train", spoil.few_positions(48, span=16), "a probe's prompt …need 63 positions, …has 48"),
-    ("evaluate", spoil.few_positions(48, span=16, train=True), "micro_animals (base) needs 80 positions, …has 48"),
+    ("train", few_positions(48, span=48), "a span and its last thought need 53 positions, …has 48"),
+    ("train", few_positions(48, span=16), "a probe's prompt …need 63 positions, …has 48"),
+    ("evaluate", few_positions(48, span=16, train=True), "micro_animals (base) needs 80 positions, …has 48"),
     # the trained model
     ("evaluate", gone("models/quiet_star"), "models/quiet_star is missing: run `dvc repro`"),
     ("perplexity", gone("models/quiet_star"), "models/quiet_star holds no trained model: run `dvc repro train`"),
     ("evaluate", base_for_trained, "models/quiet_star holds a llama model, not a trained Quiet-STaR one"),
     ("evaluate", torn(TRAINED), "the model in models/quiet_star cannot be read"),
     ("perplexity", torn(CONFIG), "models/quiet_star holds no trained model"),
-    ("evaluate", spoil.pickled(TRAINED, TRAINED), "the model in models/quiet_star cannot be read"),
-    (
-        "evaluate",
-        spoil.pickled("models/quiet_star/pytorch_model.bin", TRAINED),
-        "models/quiet_star…no file named model",
-    ),
-    (
-        "evaluate",
-        weights(TRAINED, fewer),
-        "the weights in models/quiet_star are not those of its config.json: base",
-    ),
+    ("evaluate", pickled(TRAINED, TRAINED), "the model in models/quiet_star cannot be read"),
+    ("evaluate", pickled("models/quiet_star/pytorch_model.bin", TRAINED), "quiet_star…no file named model"),
+    ("evaluate", weights(TRAINED, fewer), "weights in models/quiet_star are not those of its config.json: base"),
     ("evaluate", weights(TRAINED, nans), "the weights in models/quiet_star are not all finite numbers"),
     ("perplexity", trained_with("intermediate_size", "32"), "weights in models/quiet_star are not those of its config"),
     ("perplexity", trained_with("hidden_size", '"x"'), "quiet_star cannot be read: Validation error …'hidden_size'"),
     ("perplexity", trained_with("base", '"x"'), "quiet_star cannot be read: base must be the configuration"),
     ("perplexity", trained_with("thought_tokens", '"x"'), "quiet_star cannot be read: thought_tokens is 'x'"),
-    ("release", each(params(**LEARNED), spoil.ran("train"), gone("models/base")), "models/quiet_star…in models/base"),
+    ("release", each(params(**LEARNED), ran("train"), gone("models/base")), "models/quiet_star…in models/base"),
     # places to write to
     ("evaluate", file("results/evaluate"), "Not a directory: results/evaluate/predictions.parquet.part"),
     ("corpus", file("data/corpus"), "Not a directory: data/corpus/texts.part"),
