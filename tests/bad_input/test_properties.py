@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from types import NoneType
 from typing import get_args, get_type_hints
@@ -37,12 +39,10 @@ def changed(name: str, value: object = ...) -> dict:
     """The shipped parameters with another value of the one with this name; with ... it is left out."""
     values = copy.deepcopy(SHIPPED)
     *sections, key = name.split(".")
-    inner = values
-    for section in sections:
-        inner = inner[section]
-    inner[key] = value
+    section = reduce(getitem, sections, values)
+    section[key] = value
     if value is ...:
-        del inner[key]
+        del section[key]
     return values
 
 
