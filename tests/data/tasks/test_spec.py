@@ -98,10 +98,3 @@ def test_a_key_that_is_missing(tmp_path: Path):
 )
 def test_a_file_that_is_refused(changes: dict, message: str, tmp_path: Path):
     assert message in refused(written(tmp_path, changes))
-
-
-def test_a_dollar_and_braces_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """OmegaConf would replace them by a value of the environment or of another key."""
-    monkeypatch.setenv("SECRET", "told")
-    prompt = "${oc.env:SECRET} for ${{ price }} of ${title}"
-    assert read_task(written(tmp_path, {"prompt": prompt})).prompt == prompt
