@@ -3,10 +3,10 @@
 import math
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, get_args, get_type_hints
 
 from omegaconf import MISSING
 
@@ -15,29 +15,19 @@ from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
-LARGEST_SEED = 2**32 - 1  # that numpy's generator takes
 MILLION = 10**6  # more than any run counts; texts a pass * passes a step * steps still is a length that Python allows
 METHODS = ("quiet_star", "pause", "no_thought")
 # whether a value is within a bound, by the words that tell the user of it
 TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "one of": lambda a, b: a in b}
-
-
-def a_number(default: object = MISSING, **bounds: float) -> Any:
-    """A field whose number must be ``at_least``, ``above`` and ``at_most`` these bounds."""
-    return field(default=default, metadata={name.replace("_", " "): bound for name, bound in bounds.items()})
-
-
-def a_seed() -> Any:
-    return a_number(at_least=0, at_most=LARGEST_SEED)
-
-
-def a_size(at_least: int = 1, at_most: int = MILLION, default: object = MISSING) -> Any:
-    """A field that counts what is gone through or held in memory."""
-    return a_number(default, at_least=at_least, at_most=at_most)
-
-
-def one_of(*words: str) -> Any:
-    return field(default=MISSING, metadata={"one of": words})
+# types with bounds; a size counts what is gone through or held in memory, an amount may be streamed
+Size = Annotated[int, ("at least", 1), ("at most", MILLION)]
+SizeOrZero = Annotated[int, ("at least", 0), ("at most", MILLION)]
+Amount = Annotated[int, ("at least", 1), ("at most", MILLION**2)]
+Seed = Annotated[int, ("at least", 0), ("at most", 2**32 - 1)]  # that numpy's generator takes
+Positive = Annotated[float, ("above", 0)]
+NotNegative = Annotated[float, ("at least", 0)]
+Device = Annotated[str, ("one of", ("auto", "cpu", "cuda"))]
+Method = Annotated[str, ("one of", METHODS)]
 
 
 @dataclass
@@ -49,7 +39,7 @@ class HubSplit:
     split: str = MISSING
     revision: str | None = None
     columns: str | None = None
-    rows: int | None = a_size(at_most=MILLION**2, default=None)
+    rows: Amount | None = None
 
 
 @dataclass
@@ -61,19 +51,19 @@ class Hub:
 
 @dataclass
 class MicroWorld:
-    pretrain_documents: int = a_size(at_most=MILLION**2)
-    train_documents: int = a_size(at_most=MILLION**2)
-    heldout_documents: int = a_size(at_most=MILLION**2)
-    probe_documents: int = a_size(at_most=MILLION**2)
-    questions: int = a_size()
-    steps: int = a_size()
-    aside_share: float = a_number(at_least=0, at_most=1)
+    pretrain_documents: Amount = MISSING
+    train_documents: Amount = MISSING
+    heldout_documents: Amount = MISSING
+    probe_documents: Amount = MISSING
+    questions: Size = MISSING
+    steps: Size = MISSING
+    aside_share: Annotated[float, ("at least", 0), ("at most", 1)] = MISSING
 
 
 @dataclass
 class Corpus:
-    seed: int = a_seed()
-    source: str = one_of("microworld", "hub")
+    seed: Seed = MISSING
+    source: Annotated[str, ("one of", ("microworld", "hub"))] = MISSING
     microworld: MicroWorld = field(default_factory=MicroWorld)
     hub: Hub = field(default_factory=Hub)
 
@@ -86,34 +76,38 @@ class Tasks:
 
 @dataclass
 class Tokenize:
-    seed: int = a_seed()
-    vocabulary: int = a_size(258)  # every byte, padding and the end of a document
-    pretrain_span: int = a_size(2)
-    span: int = a_size(3)  # a token that thinks, its next one, and one after it
+    seed: Seed = MISSING
+    vocabulary: Annotated[int, ("at least", 258), ("at most", MILLION)] = (
+        MISSING  # every byte, padding and the end of a document
+    )
+    pretrain_span: Annotated[int, ("at least", 2), ("at most", MILLION)] = MISSING
+    span: Annotated[int, ("at least", 3), ("at most", MILLION)] = (
+        MISSING  # a token that thinks, its next one, and one after it
+    )
     packed: bool = MISSING
 
 
 @dataclass
 class Scratch:
-    architecture: str = one_of("llama", "mistral", "qwen2", "qwen3", "gemma")
-    hidden_size: int = a_size()
-    layers: int = a_size(at_most=1000)
-    heads: int = a_size()
-    key_value_heads: int = a_size()
-    ffn_size: int = a_size()
-    init_std: float = a_number(above=0, at_most=1)
+    architecture: Annotated[str, ("one of", ("llama", "mistral", "qwen2", "qwen3", "gemma"))] = MISSING
+    hidden_size: Size = MISSING
+    layers: Annotated[int, ("at least", 1), ("at most", 1000)] = MISSING
+    heads: Size = MISSING
+    key_value_heads: Size = MISSING
+    ffn_size: Size = MISSING
+    init_std: Annotated[float, ("above", 0), ("at most", 1)] = MISSING
     tied_embeddings: bool = MISSING
-    steps: int = a_size()
-    batch_size: int = a_size()
-    learning_rate: float = a_number(above=0)
-    warmup_steps: int = a_size(0)
-    weight_decay: float = a_number(at_least=0)
+    steps: Size = MISSING
+    batch_size: Size = MISSING
+    learning_rate: Positive = MISSING
+    warmup_steps: SizeOrZero = MISSING
+    weight_decay: NotNegative = MISSING
 
 
 @dataclass
 class BaseModel:
-    seed: int = a_seed()
-    source: str = one_of("scratch", "hub")
+    seed: Seed = MISSING
+    source: Annotated[str, ("one of", ("scratch", "hub"))] = MISSING
     path: str | None = None
     revision: str | None = None
     scratch: Scratch = field(default_factory=Scratch)
@@ -121,105 +115,98 @@ class BaseModel:
 
 @dataclass
 class Lora:
-    rank: int = a_size()
-    alpha: float = a_number(above=0)
+    rank: Size = MISSING
+    alpha: Positive = MISSING
     modules: list[str] | None = None
 
 
 @dataclass
 class Train:
-    seed: int = a_seed()
+    seed: Seed = MISSING
     launcher: str = MISSING
-    method: str = one_of(*METHODS)
-    thought_tokens: int = a_size()
-    lookahead: int = a_size()
-    rationales: int = a_size()
+    method: Method = MISSING
+    thought_tokens: Size = MISSING
+    lookahead: Size = MISSING
+    rationales: Size = MISSING
     meta_token_text: str = MISSING
-    meta_token_scale: float = a_number(above=0)
-    policy_weight: float = a_number(at_least=0)
-    policy_temperature: float = a_number(above=0)
-    steps: int = a_size()
-    batch_size: int = a_size()
-    accumulation: int = a_size()
-    learning_rate: float = a_number(above=0)
-    mixing_head_learning_rate: float = a_number(above=0)
-    warmup_steps: int = a_size(0)
-    weight_decay: float = a_number(at_least=0)
-    gradient_clip: float = a_number(above=0)
-    log_steps: int = a_size()
-    evaluation_steps: int = a_size()
-    evaluation_texts: int = a_size()
-    device: str = one_of("auto", "cpu", "cuda")
-    attention: str = one_of("auto", "reference", "blocked", "flex")
-    positions: int | None = a_size(default=None)
+    meta_token_scale: Positive = MISSING
+    policy_weight: NotNegative = MISSING
+    policy_temperature: Positive = MISSING
+    steps: Size = MISSING
+    batch_size: Size = MISSING
+    accumulation: Size = MISSING
+    learning_rate: Positive = MISSING
+    mixing_head_learning_rate: Positive = MISSING
+    warmup_steps: SizeOrZero = MISSING
+    weight_decay: NotNegative = MISSING
+    gradient_clip: Positive = MISSING
+    log_steps: Size = MISSING
+    evaluation_steps: Size = MISSING
+    evaluation_texts: Size = MISSING
+    device: Device = MISSING
+    attention: Annotated[str, ("one of", ("auto", "reference", "blocked", "flex"))] = MISSING
+    positions: Size | None = None
     checkpointing: bool = MISSING
-    precision: str = one_of("float32", "bfloat16")
-    adapt: str = one_of("whole", "lora", "frozen")
+    precision: Annotated[str, ("one of", ("float32", "bfloat16"))] = MISSING
+    adapt: Annotated[str, ("one of", ("whole", "lora", "frozen"))] = MISSING
     lora: Lora = field(default_factory=Lora)
-    saved: str = one_of("whole", "learned")
-    optimizer: str = one_of("adamw", "adamw_8bit")
+    saved: Annotated[str, ("one of", ("whole", "learned"))] = MISSING
+    optimizer: Annotated[str, ("one of", ("adamw", "adamw_8bit"))] = MISSING
 
 
 @dataclass
 class Baseline:
-    methods: list[str] = MISSING
-    seeds: list[int] = MISSING
-
-
-@dataclass
-class Evaluate:
-    seed: int = a_seed()
-    questions: int | None = a_size(default=None)
-    batch_size: int = a_size()
-    thought_temperature: float = a_number(at_least=0)
-    bootstrap_samples: int = a_size()
-    device: str = one_of("auto", "cpu", "cuda")
+    methods: list[Method] = MISSING
+    seeds: list[Seed] = MISSING
 
 
 @dataclass
 class Compare:
-    seed: int = a_seed()
-    bootstrap_samples: int = a_size()
+    seed: Seed = MISSING
+    bootstrap_samples: Size = MISSING
 
 
 @dataclass
-class ChainOfThought:
-    seed: int = a_seed()
-    questions: int | None = a_size(default=None)
-    samples: int = a_size()
-    temperature: float = a_number(above=0)
-    thought_temperature: float = a_number(at_least=0)
-    new_tokens: int = a_size()
-    answer_tokens: int = a_size()
-    batch_size: int = a_size()
-    bootstrap_samples: int = a_size()
-    device: str = one_of("auto", "cpu", "cuda")
+class Measured(Compare):
+    """What every stage that asks or reads with a trained model needs."""
+
+    batch_size: Size = MISSING
+    thought_temperature: NotNegative = MISSING
+    device: Device = MISSING
 
 
 @dataclass
-class Perplexity:
-    seed: int = a_seed()
-    texts: int = a_size()
-    batch_size: int = a_size()
-    thought_temperature: float = a_number(at_least=0)
-    bootstrap_samples: int = a_size()
-    device: str = one_of("auto", "cpu", "cuda")
+class Evaluate(Measured):
+    questions: Size | None = None
+
+
+@dataclass
+class ChainOfThought(Evaluate):
+    samples: Size = MISSING
+    temperature: Positive = MISSING
+    new_tokens: Size = MISSING
+    answer_tokens: Size = MISSING
+
+
+@dataclass
+class Perplexity(Measured):
+    texts: Size = MISSING
 
 
 @dataclass
 class Report:
-    passages: int = a_size()
+    passages: Size = MISSING
 
 
 @dataclass
 class Plan:
-    devices: int = a_size()
-    device_memory: float = a_number(above=0)
-    flops: float = a_number(above=0)
-    disk: float | None = a_number(None, at_least=0)
-    document_bytes: int = a_size()
-    documents: int = a_size(0, MILLION**2)
-    questions: int = a_size(0)
+    devices: Size = MISSING
+    device_memory: Positive = MISSING
+    flops: Positive = MISSING
+    disk: NotNegative | None = None
+    document_bytes: Size = MISSING
+    documents: Annotated[int, ("at least", 0), ("at most", MILLION**2)] = MISSING
+    questions: SizeOrZero = MISSING
 
 
 @dataclass
@@ -247,44 +234,41 @@ def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) 
         params = typed_yaml.load(path, Params, changes)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run from the project's root") from error
-    for problem in chain(_out_of_bounds(params, ""), _impossible_names(params), _impossible_sizes(params)):
+    for problem in chain(_out_of_bounds(params, ""), _impossible(params)):
         raise UserError(f"{path}: {problem}")
     return params
 
 
 def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
-    for entry in fields(section):
-        name, value, bounds = f"{prefix}{entry.name}", getattr(section, entry.name), entry.metadata
+    for key, kind in get_type_hints(type(section), include_extras=True).items():
+        name, value = f"{prefix}{key}", getattr(section, key)
         if is_dataclass(value):
             yield from _out_of_bounds(value, f"{name}.")
             continue
-        finite = not isinstance(value, float) or math.isfinite(value)
-        if value is not None and not (finite and all(TESTS[how](value, bound) for how, bound in bounds.items())):
-            allowed = [f"{how} {', '.join(bound) if how == 'one of' else bound}" for how, bound in bounds.items()]
-            yield f"{name} is {value}, but must be {'' if finite else 'a finite number '}{' and '.join(allowed)}"
+        bounds = [bound for some in (kind, *get_args(kind)) for bound in getattr(some, "__metadata__", ())]
+        allowed = " and ".join(f"{how} {', '.join(b) if how == 'one of' else b}" for how, b in bounds)
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            finite = not isinstance(one, float) or math.isfinite(one)
+            if not (finite and all(TESTS[how](one, bound) for how, bound in bounds)):
+                yield f"{name} is {value}, but must be {'' if finite else 'a finite number '}{allowed}"
 
 
-def _impossible_names(params: Params) -> Iterator[str]:
-    """Problems of names, lists and choices."""
-    train, baseline = params.train, params.baseline
+def _impossible(params: Params) -> Iterator[str]:
+    """Problems of values that are within their bounds."""
+    train, baseline, base, scratch = params.train, params.baseline, params.base_model, params.base_model.scratch
+    span = params.tokenize.span
     if not params.tasks.files:
         yield "tasks.files is empty: name at least one task file"
-    if params.base_model.source == "hub" and not params.base_model.path:
+    if base.source == "hub" and not base.path:
         yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
-    for split in ("pretrain", "train", "heldout"):
-        source = getattr(params.corpus.hub, split)
+    for split, source in vars(params.corpus.hub).items():
         if not source.path:
             yield f"corpus.hub.{split}.path is empty: name a hub data set or a local folder"
         if source.columns and source.columns.count("+") > 1:
             yield f"corpus.hub.{split}.columns is {source.columns}, but must name one column, or two with a + between"
-    for name, values in (("methods", baseline.methods), ("seeds", baseline.seeds)):
+    for name, values in vars(baseline).items():
         if len(set(values)) < len(values):
             yield f"baseline.{name} is {values}, but must name nothing twice"
-    for method in baseline.methods:
-        if method not in METHODS:
-            yield f"baseline.methods has {method}, but a method is one of {', '.join(METHODS)}"
-    if not all(0 <= seed <= LARGEST_SEED for seed in baseline.seeds):
-        yield f"baseline.seeds is {baseline.seeds}, but a seed must be at least 0 and at most {LARGEST_SEED}"
     if not train.meta_token_text:
         yield "train.meta_token_text is empty: the meta-tokens start as the embedding of this text"
     if train.adapt == "whole" and train.saved == "learned":
@@ -294,15 +278,10 @@ def _impossible_names(params: Params) -> Iterator[str]:
     for name, methods in (("train.method", [train.method]), ("baseline.methods", baseline.methods)):
         if train.adapt == "frozen" and "no_thought" in methods:
             yield f"{name} has no_thought, which has nothing to learn when train.adapt is frozen: drop it, or take lora"
-
-
-def _impossible_sizes(params: Params) -> Iterator[str]:
-    """Problems of sizes that do not go together."""
-    train, span, scratch = params.train, params.tokenize.span, params.base_model.scratch
     if train.lookahead > span - 2:
         yield f"train.lookahead is {train.lookahead}, but must be at most {span - 2}, two less than tokenize.span"
     positions = span + train.thought_tokens + 1 + train.lookahead
-    if params.base_model.source == "scratch" and positions > LONGEST_TEXT:
+    if base.source == "scratch" and positions > LONGEST_TEXT:
         names = "tokenize.span, train.thought_tokens and train.lookahead"
         yield f"{names} need {positions} positions, but a model from scratch has {LONGEST_TEXT}"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:

@@ -101,16 +101,12 @@ GPT2_SIZES = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256, "init
 OTHER_SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "n_head": 2, "n_layer": 1}
 
 
-def model_folder(folder: Path, architecture: str = "gpt2", safe: bool = True, **sizes: object) -> Path:
-    """Write a tiny random model and its tokenizer; if not ``safe``, the weights are pickled."""
+def model_folder(folder: Path, architecture: str = "gpt2", **sizes: object) -> Path:
+    """Write a tiny random model and its tokenizer."""
     tokenizer = word_tokenizer()
     sizes = (GPT2_SIZES if architecture == "gpt2" else OTHER_SIZES) | sizes
     config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, **sizes)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if not safe:
-        (folder / "model.safetensors").unlink()
-        torch.save(model.state_dict(), folder / "pytorch_model.bin")
     return folder

@@ -8,20 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pyarrow as pa
 from omegaconf import OmegaConf
 
-from pipeline.data.tokens.tokenize import write_tokens
+from pipeline.data.tasks.ask import QUESTIONS
+from pipeline.data.tokens.tokenize import TEXT, write_tokens
 from pipeline.evaluation.chain_of_thought.vote import write_chain_of_thought
 from pipeline.evaluation.direct.evaluate import write_evaluation
 from pipeline.files import write_rows
 from pipeline.params import BaseModel, ChainOfThought, Evaluate, Scratch, Tokenize
 from tests.evaluation.chain_of_thought.asking import HOW, PARAMS, byte_tokenizer, tiny_model
 
-TEXT = pa.schema({"text": pa.string()})
-QUESTION = pa.schema(
-    {"prompt": pa.string(), "answer": pa.string(), "labels": pa.list_(pa.string()), "reasoning_prompt": pa.string()}
-)
 LABELS = list("ABCDE")
 TASK = {"title": "t", "source": "none", "version": 1, "data": {"path": "p", "split": "s"}, "kind": "choice"}
 TASK |= {"prompt": "{{ q }}", "answer": "a", "choices": "c"}
@@ -48,7 +44,7 @@ def asked(count: int, folder: Path, **changes: object) -> None:
         {"prompt": f"Q: {text}\nA:", "answer": LABELS[i % 5], "labels": LABELS, "reasoning_prompt": text}
         for i, text in enumerate(texts(count, 300))
     )
-    write_rows(folder / "tasks/t.parquet", rows, QUESTION)
+    write_rows(folder / "tasks/t.parquet", rows, QUESTIONS)
     OmegaConf.save(OmegaConf.create(TASK | changes), folder / "tasks/t.yaml")
     tokenizer = byte_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder / "model")

@@ -27,32 +27,13 @@ from pipeline.preset import options as preset
 ROOT = Path(__file__).parents[1]
 # with their arguments
 STAGES = (
-    "corpus",
-    "tasks",
-    "tokenize",
-    "base_model",
-    "train",
-    "baseline pause 1",
-    "baseline no_thought 1",
-    "evaluate",
-    "evaluate_baseline pause 1",
-    "evaluate_baseline no_thought 1",
-    "compare",
-    "chain_of_thought",
-    "perplexity",
-    "report",
-    "release",
+    *("corpus", "tasks", "tokenize", "base_model", "train", "baseline pause 1", "baseline no_thought 1"),
+    *("evaluate", "evaluate_baseline pause 1", "evaluate_baseline no_thought 1", "compare"),
+    *("chain_of_thought", "perplexity", "report", "release"),
 )
-LIBRARIES = [
-    "accelerate",
-    "datasets",
-    "omegaconf",
-    "pandas",
-    "transformers.trainer",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.gpt2.modeling_gpt2",
-    "transformers.models.llama.modeling_llama",
-]
+ARCHITECTURES = ("auto.modeling_auto", "gpt2.modeling_gpt2", "llama.modeling_llama")
+LIBRARIES = ["accelerate", "datasets", "omegaconf", "pandas", "transformers.trainer"]
+LIBRARIES += [f"transformers.models.{module}" for module in ARCHITECTURES]
 TINY = {
     "corpus.microworld.pretrain_documents": 150,
     "corpus.microworld.train_documents": 12,

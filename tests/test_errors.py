@@ -53,14 +53,9 @@ def loading(tmp_path: Path, *words: str) -> subprocess.Popen:
     """A process of Python that is loading torch, and has printed its handler of Ctrl-C."""
     code = "import signal, time\nprint(signal.getsignal(signal.SIGINT).__name__, flush=True)\ntime.sleep(60)\n"
     (tmp_path / "torch.py").write_text(code)
-    return subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, **pipes)
 
 
 @pytest.mark.parametrize("words", ["-m stages.train", "-u -m stages.train", "-m pipeline.plan", "-m pipeline.preset"])
@@ -79,22 +74,17 @@ def test_importing_the_package_leaves_ctrl_c_alone(tmp_path: Path):
     process.communicate()
 
 
-SENTENCE = "what a library says in one line of some length"
-
-
-@pytest.mark.parametrize(
-    "error, told",
-    [
-        (ValueError(f"{SENTENCE}\nand what it adds"), SENTENCE),
-        (ValueError("one\n\n  two"), "one two"),
-        (ValueError(f"{SENTENCE}:\n what it is\n3"), f"{SENTENCE}: what it is"),
-        (KeyError("foo"), "KeyError: 'foo'"),
-        (ValueError(), "ValueError"),
-        (ValueError("\n"), "ValueError"),
-    ],
-)
-def test_an_exception_in_one_line(error: Exception, told: str):
-    assert errors.reason(error) == told
+def test_an_exception_in_one_line():
+    sentence = "what a library says in one line of some length"
+    told = {
+        f"{sentence}\nand what it adds": sentence,
+        "one\n\n  two": "one two",
+        f"{sentence}:\n what it is\n3": f"{sentence}: what it is",
+        "\n": "ValueError",
+        "": "ValueError",
+    }
+    assert {text: errors.reason(ValueError(text)) for text in told} == told
+    assert errors.reason(KeyError("foo")) == "KeyError: 'foo'"
 
 
 def test_only_a_users_mistake_hides_the_traceback():
@@ -129,19 +119,9 @@ def test_a_complaint_of_the_system_names_the_file(tmp_path: Path):
     assert ended(path.read_text) == f"error: No such file or directory: {path}"
 
 
-@pytest.mark.parametrize(
-    "seconds, words",
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (192, "3 min 12 s"),
-        (3600, "1 h 0 min"),
-        (93_661, "26 h 1 min"),
-    ],
-)
-def test_durations(seconds: float, words: str):
-    assert errors.duration(seconds) == words
+def test_durations():
+    words = {0.2: "0 s", 59.4: "59 s", 59.6: "1 min 0 s", 192: "3 min 12 s", 3600: "1 h 0 min", 93_661: "26 h 1 min"}
+    assert {seconds: errors.duration(seconds) for seconds in words} == words
 
 
 def test_a_stage_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -1,8 +1,12 @@
 """What params.yaml may say, and how it is refused."""
 
 import math
+import re
 import sys
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -40,22 +44,17 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
     [
         # another type
         ("train", "fast", "train is fast, but must be a section"),
-        ("train", 3, "train is 3, but must be a section"),
         ("corpus.hub.train", None, "corpus.hub.train is None, but must be a section"),
-        ("corpus.microworld", [1, 2], "corpus.microworld is [1, 2], but must be a section"),
         ("train.steps", "ten", f"train.steps: Value 'ten' of type 'str' {INTEGER}"),
         ("train.steps", 1.5, f"train.steps: Value '1.5' of type 'float' {INTEGER}"),
         ("train.steps", True, f"train.steps: Value 'True' of type 'bool' {INTEGER}"),
         ("train.steps", None, "train.steps: Incompatible value 'None' for field of type 'int'"),
-        ("train.steps", [1, 2], f"train.steps: Value '[1, 2]' of type 'ListConfig' {INTEGER}"),
         ("train.steps", {"a": 1}, f"train.steps: Value '{{'a': 1}}' of type 'DictConfig' {INTEGER}"),
-        ("train.steps.a", 1, f"train.steps: Value '{{'a': 1}}' of type 'DictConfig' {INTEGER}"),
         ("train.learning_rate", "fast", "train.learning_rate: Value 'fast' of type 'str' could not be converted to Fl"),
         ("tokenize.packed", "perhaps", "tokenize.packed: Value 'perhaps' is not a valid bool"),
         ("tasks.files", "a.yaml", "tasks.files is a.yaml, but must be a list of single values"),
         ("train.lora.modules", {"q": 1}, "train.lora.modules is {'q': 1}, but must be a list of single values"),
         ("baseline.methods", [["pause"]], "baseline.methods is [['pause']], but must be a list of single values"),
-        ("baseline.seeds", None, "baseline.seeds is None, but must be a list"),
         ("baseline.seeds", ["one"], f"baseline.seeds[0]: Value 'one' of type 'str' {INTEGER}"),
         ("report.passages", "${train.steps}", "report.passages: While dereferencing interpolation"),
         # unknown and missing keys
@@ -63,30 +62,17 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.stepz", 1, "there is no key train.stepz"),
         ("corpus.hub.train.extra", {"a": "${"}, "corpus.hub.train.extra"),
         ("train.lookahead", "???", "train.lookahead is missing"),
-        ("tasks.files", "???", "tasks.files is ???, but must be a list"),
         # bounds
         ("train.steps", 0, f"train.steps is 0, {SIZE}"),
-        ("train.steps", 10**30, f"train.steps is {10**30}, {SIZE}"),
-        ("evaluate.questions", 0, f"evaluate.questions is 0, {SIZE}"),
-        ("perplexity.texts", 0, f"perplexity.texts is 0, {SIZE}"),
-        ("train.lora.rank", 0, f"train.lora.rank is 0, {SIZE}"),
         ("corpus.hub.train.rows", 0, "corpus.hub.train.rows is 0, but must be at least 1 and at most 1000000000000"),
         ("tokenize.vocabulary", 257, "tokenize.vocabulary is 257, but must be at least 258 and at most 1000000"),
-        ("tokenize.pretrain_span", 1, "tokenize.pretrain_span is 1, but must be at least 2"),
-        ("train.learning_rate", 0.0, "train.learning_rate is 0.0, but must be above 0"),
         ("train.learning_rate", math.nan, "train.learning_rate is nan, but must be a finite number above 0"),
-        ("base_model.scratch.init_std", 1.5, "base_model.scratch.init_std is 1.5, but must be above 0 and at most 1"),
         ("train.policy_weight", math.inf, "train.policy_weight is inf, but must be a finite number at least 0"),
-        ("train.weight_decay", -0.1, "train.weight_decay is -0.1, but must be at least 0"),
         ("chain_of_thought.temperature", 0.0, "chain_of_thought.temperature is 0.0, but must be above 0"),
         ("evaluate.thought_temperature", -0.5, "evaluate.thought_temperature is -0.5, but must be at least 0"),
-        ("corpus.seed", -1, "corpus.seed is -1, but must be at least 0 and at most 4294967295"),
-        ("base_model.seed", 2**32, "base_model.seed is 4294967296, but must be at least 0 and at most 4294967295"),
-        ("baseline.seeds", [2**32], "baseline.seeds is [4294967296], but a seed must be at least 0"),
-        ("baseline.seeds", [1, -1], "baseline.seeds is [1, -1], but a seed must be at least 0"),
+        ("baseline.seeds", [1, -1], "baseline.seeds is [1, -1], but must be at least 0 and at most 4294967295"),
         # words
         ("corpus.source", "internet", "corpus.source is internet, but must be one of microworld, hub"),
-        ("train.device", "tpu", "train.device is tpu, but must be one of auto, cpu, cuda"),
         ("train.method", "magic", "train.method is magic, but must be one of quiet_star, pause, no_thought"),
         ("train.meta_token_text", "", "train.meta_token_text is empty"),
         ("corpus.hub.train.path", "", "corpus.hub.train.path is empty"),
@@ -94,7 +80,11 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("base_model.source", "hub", "base_model.path is missing"),
         ("tasks.files", [], "tasks.files is empty: name at least one task file"),
         ("train.lora.modules", [], "train.lora.modules is empty"),
-        ("baseline.methods", ["magic"], "baseline.methods has magic, but a method is one of quiet_star, pause, no_th"),
+        (
+            "baseline.methods",
+            ["magic"],
+            "baseline.methods is ['magic'], but must be one of quiet_star, pause, no_thought",
+        ),
         ("baseline.methods", ["pause"] * 2, "baseline.methods is ['pause', 'pause'], but must name nothing twice"),
         ("baseline.seeds", [1, 1], "baseline.seeds is [1, 1], but must name nothing twice"),
         # values that do not go together
@@ -109,6 +99,26 @@ def test_a_value_that_no_run_can_have(name: str, value: object, message: str):
     assert refused({name: value}).startswith(message)
 
 
+def parameters(section: type = params.Params, prefix: str = "") -> Iterator[tuple[str, tuple]]:
+    """The name of every parameter, and its type with the types in it."""
+    for name, kind in get_type_hints(section).items():
+        if is_dataclass(kind):
+            yield from parameters(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", (kind, *get_args(kind))
+
+
+INTEGERS = [name for name, kinds in parameters() if int in kinds]
+
+
+@pytest.mark.parametrize("name", [*INTEGERS, "corpus.microworld.aside_share", "base_model.scratch.init_std"])
+def test_a_value_below_or_above_the_bounds(name: str):
+    """Every integer has two bounds."""
+    for number, bound in ((-1, " (at least|above) "), (10**13, " at most ")):
+        message = refused({name: [number] if name == "baseline.seeds" else number})
+        assert message.startswith(f"{name} is ") and re.search(bound, message)
+
+
 ALIASES = b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
 
 
@@ -117,16 +127,11 @@ ALIASES = b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
     [
         (b"", " is empty"),
         (b"- train\n", " must be a list of keys and their values"),
-        (b"train", " must be a list of keys and their values"),
         (b"- " * 5000, " is not readable YAML: line 1, column 41: more than 20 levels of nesting"),
         (b"train: caf\xe9", " is not readable YAML: "),
         (b"train: [1,", " is not readable YAML: line 2, column 1: "),
-        (b"train:\n\tsteps: 3\n", " is not readable YAML: line 2, column 1: "),
-        (b"train: " + b"[" * 900 + b"]" * 900, "line 1, column 27: more than 20 levels of nesting"),
         (b"train: {seed: " + b"9" * 5000 + b"}", " is not readable YAML: Exceeds the limit"),
         (TEXT.replace(b"\ntrain:", b"\nreport: {passages: 1}\ntrain:"), "column 1: the key report is there twice"),
-        (TEXT.replace(b"report:", b"reports:"), ": there is no key reports"),
-        (TEXT.replace(b"  lookahead:", b"  #"), ": train.lookahead is missing"),
         (ALIASES, " is not readable YAML: line 1, column 4: aliases (*) are not allowed"),
         (b"train: &a {train: *a}", "found unconstructable recursive node"),
         (b"train: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n", "line 1, column 8: could not determine a"),
@@ -202,17 +207,13 @@ def test_a_rate_is_positive_and_may_be_a_text(rate: float):
         assert refused({"train.learning_rate": rate}).startswith("train.learning_rate")
 
 
-@settings(max_examples=30)
-@given(st.floats(-1, 2), st.integers(-(2**33), 2**33))
-def test_a_share_and_a_seed_have_two_bounds(share: float, seed: int):
-    for name, value, fits in (
-        ("corpus.microworld.aside_share", share, 0 <= share <= 1),
-        ("train.seed", seed, 0 <= seed < 2**32),
-    ):
-        if fits:
-            params.load(SHIPPED, {name: value})
-        else:
-            assert refused({name: value}).startswith(name)
+@settings(max_examples=20)
+@given(st.integers(-(2**33), 2**33))
+def test_a_seed_is_one_that_numpy_takes(seed: int):
+    if 0 <= seed < 2**32:
+        assert params.load(SHIPPED, {"train.seed": seed}).train.seed == seed
+    else:
+        assert refused({"train.seed": seed}).startswith("train.seed")
 
 
 def test_the_methods_are_those_of_the_model():

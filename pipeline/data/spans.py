@@ -59,7 +59,8 @@ class Spans(Dataset):
 
     Spans stay on the disk until they are used. ``vocabulary`` is how many tokens the model has embeddings for, ``rows``
     how many spans to use, from the first (None: all). Raises UserError where the file is missing, has other columns or
-    is empty, and, when a span is used, where the model has no embedding for one of its tokens.
+    is empty, and, when a span is used, where the model has no embedding for one of its tokens, or it is shorter than
+    its length.
     """
 
     def __init__(self, path: Path, vocabulary: int, rows: int | None = None):
@@ -77,10 +78,11 @@ class Spans(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         batch = np.searchsorted(self._starts, index, side="right") - 1
         row = self._batches[batch][index - self._starts[batch]].values.to_numpy()
-        if row.max() >= self._vocabulary:
+        length = int(self._lengths[index])
+        if row.min() < 0 or row.max() >= self._vocabulary or length > len(row):
             raise UserError(f"{self._path} does not hold spans for this model: run `dvc repro` to make it again")
         ids = torch.tensor(row, dtype=torch.long)
-        mask = torch.arange(len(ids)) < int(self._lengths[index])
+        mask = torch.arange(len(ids)) < length
         return {
             "input_ids": ids,
             "attention_mask": mask.long(),

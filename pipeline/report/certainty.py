@@ -16,10 +16,8 @@ def seeds_sentence(arms: list[dict]) -> str:
 def coverage_sentence(arms: list[dict]) -> str:
     """Whether the intervals cover the choice of seed."""
     if any(row["seeds"] > 1 for row in arms):
-        return (
-            "The intervals of the ways of training cover the choice of seed as well, but with few seeds they are too "
-            "narrow."
-        )
+        covered = "The intervals of the ways of training cover the choice of seed as well"
+        return f"{covered}, but with few seeds they are too narrow."
     return "They do not cover the choice of seed."
 
 

@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.report.estimates import (
-    ABOVE,
-    BELOW,
-    UNDECIDED,
-    Estimate,
-    Finding,
-    interval,
-    listed,
-    points,
-)
+from pipeline.report.estimates import ABOVE, BELOW, UNDECIDED, Estimate, Finding, interval, listed, points
 from pipeline.report.method import Method
 from pipeline.report.reading import read_csv
 
@@ -30,11 +21,8 @@ ARMS = {
     "quiet_star": "Quiet-STaR",
     "quiet_star, thoughts off": "Quiet-STaR, thoughts off",
 }
-SPOKEN = ARMS | {
-    "base": "the base model",
-    "no_thought": "training without thoughts",
-    "pause": "training with pauses",
-}
+NOUNS = {"base": "the base model", "no_thought": "training without thoughts", "pause": "training with pauses"}
+SPOKEN = ARMS | NOUNS
 MEASURES = {"accuracy": "accuracy", "prob": "probability of the right answer"}
 STANDS = {
     ABOVE: "has a higher accuracy than",

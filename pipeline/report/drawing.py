@@ -24,6 +24,7 @@ __all__ = ["Axes", "Figure", "PercentFormatter"]
 # matplotlib knows no CSS: it draws in these stand-ins, which _inline replaces with the page's colours
 INK, THOUGHT, PLAIN, QUIET = "#010203", "#010204", "#010205", "#010206"
 CSS_COLOURS = {INK: "currentColor", THOUGHT: "var(--thought)", PLAIN: "var(--plain)", QUIET: "var(--quiet)"}
+TICKS = {"color": INK, "labelsize": 9, "major.width": 0.6}
 STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -43,12 +44,7 @@ STYLE = {
     "grid.alpha": 0.18,
     "grid.color": INK,
     "grid.linewidth": 0.5,
-    "xtick.color": INK,
-    "xtick.labelsize": 9,
-    "ytick.color": INK,
-    "ytick.labelsize": 9,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
+    **{f"{axis}tick.{name}": value for axis in "xy" for name, value in TICKS.items()},
     "legend.frameon": False,
     "legend.fontsize": 9,
 }

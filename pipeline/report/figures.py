@@ -6,18 +6,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.report.comparisons import arm_name
-from pipeline.report.drawing import (
-    INK,
-    PLAIN,
-    QUIET,
-    THOUGHT,
-    Axes,
-    Figure,
-    PercentFormatter,
-    Plot,
-    legend_above,
-    plot,
-)
+from pipeline.report.drawing import INK, PLAIN, QUIET, THOUGHT, Axes, Figure, PercentFormatter, Plot, legend_above, plot
 from pipeline.report.estimates import whole
 from pipeline.report.method import Method
 from pipeline.report.quotes import visible

@@ -20,19 +20,9 @@ ENDS = ("ci_low", "ci_high")
 FIGURES = ("task", "measure", "arm", "seeds", "n", "mean", *ENDS)
 GROUPS = ("group", "n", "share", "base_loss", "improvement", *ENDS, "helped", "hurt")
 FUNCTIONS = (
-    comparisons.arm_name,
-    comparisons.measure_name,
-    comparisons.right_alone,
-    estimates.decimal,
-    estimates.interval,
-    estimates.listed,
-    estimates.nats,
-    estimates.p_value,
-    estimates.percent,
-    estimates.points,
-    estimates.whole,
-    quotes.visible,
-    where.group_name,
+    *(comparisons.arm_name, comparisons.measure_name, comparisons.right_alone, quotes.visible, where.group_name),
+    *(estimates.decimal, estimates.nats, estimates.p_value, estimates.percent, estimates.points, estimates.whole),
+    *(estimates.interval, estimates.listed),
 )
 
 
@@ -61,13 +51,9 @@ def write_report(params_file: Path, results_folder: Path, out: Path) -> None:
     }
     bars = sum(len(group["rows"]) for group in shown["groups"])
     shown["compared"] = certainty.compared(shown["tasks"], shown["reasoning"], shown["comparisons"], bars, method)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    strict = {"autoescape": True, "undefined": StrictUndefined}
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **strict)
     environment.globals |= {function.__name__: function for function in FUNCTIONS}
     environment.globals["estimate"] = estimates.Estimate.of
     html = environment.get_template("page.html.j2").render(shown, chance=certainty.chance_sentence(shown["compared"]))
@@ -83,11 +69,12 @@ def _did_it_help(folder: Path, text: dict, method: Method) -> dict:
     accuracy = arms[arms["measure"] == "accuracy"]
     arm_rows = arms.to_dict("records")
     compared = comparisons.read_comparisons(folder)
-    votes = {}
+    vote_plots = []
     if reasoning:
         table = read_csv(folder / "chain_of_thought/votes.csv", "task", "way", "k", "accuracy", *ENDS, "n")
         table = table[table["way"].isin(method.trained_ways)]
-        votes = {task: table[table["task"] == task] for task in reasoning}
+        for number, task in enumerate(reasoning, start=1):
+            vote_plots.append(figures.votes(number, task, table[table["task"] == task], method))
     return {
         "tasks": tasks,
         "measures": results.MEASURES,
@@ -101,9 +88,7 @@ def _did_it_help(folder: Path, text: dict, method: Method) -> dict:
         "reasoning": reasoning,
         "unreasoned": [task for task in tasks if task not in reasoning],
         "reasoning_findings": results.reasoning_findings(reasoning, method),
-        "vote_plots": [
-            figures.votes(number, task, rows, method) for number, (task, rows) in enumerate(votes.items(), start=1)
-        ],
+        "vote_plots": vote_plots,
     }
 
 

@@ -35,16 +35,9 @@ def examples(predictions: pd.DataFrame, method: Method) -> list[dict]:
         for place, chosen in sorted(places.items()):
             answers = rows[rows["index"] == ranked[place]].set_index("way").to_dict("index")
             shown = answers[after]
-            found.append(
-                {
-                    "task": task,
-                    "chosen": chosen,
-                    "prompt": shown["prompt"].replace("\r", ""),
-                    "thought": visible(shown["thought"]).strip(" "),
-                    "answer": shown["answer"],
-                    "answers": {name: answers[way] for way, name in method.ways.items()},
-                }
-            )
+            prompt, thought = shown["prompt"].replace("\r", ""), visible(shown["thought"]).strip(" ")
+            example = {"task": task, "chosen": chosen, "prompt": prompt, "thought": thought, "answer": shown["answer"]}
+            found.append(example | {"answers": {name: answers[way] for way, name in method.ways.items()}})
     return found
 
 

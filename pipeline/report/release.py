@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -34,9 +35,7 @@ def write_release(trained: Path, params_file: Path, results: Path, out: Path) ->
 def _link_or_copy(source: Path, target: Path) -> None:
     """Weights are large and never written to in place, so a hard link is safe for them; other files are copied."""
     if source.suffix == ".safetensors":
-        try:
+        with suppress(OSError):  # another file system, or one without hard links
             os.link(source.resolve(), target)
             return
-        except OSError:  # another file system, or one without hard links
-            pass
     shutil.copyfile(source, target)

@@ -3,25 +3,13 @@
 The arguments are the metrics of the stages evaluate, chain_of_thought and perplexity, as their JSON files have them.
 """
 
-from pipeline.report.estimates import (
-    ABOVE,
-    BELOW,
-    UNDECIDED,
-    Estimate,
-    Finding,
-    decimal,
-    nats,
-    p_value,
-    percent,
-    points,
-    spoken,
-    whole,
-)
+from pipeline.report import estimates
+from pipeline.report.estimates import Estimate, Finding, decimal, nats, p_value, percent, points, spoken, whole
 from pipeline.report.method import Method
 
 # the name on the page, the key in the metrics, and the prefix of the keys of its interval
 MEASURES = (("accuracy", "accuracy", ""), ("probability of the right answer", "prob", "prob_"))
-OPENINGS = {ABOVE: "{act} helps on {where}", BELOW: "{act} hurts on {where}", UNDECIDED: "Undecided on {where}"}
+VERBS = {estimates.ABOVE: "helps", estimates.BELOW: "hurts"}
 
 
 def own_findings(tasks: dict, text: dict, method: Method) -> list[Finding]:
@@ -58,4 +46,4 @@ def _accuracy_finding(where: str, measure: str, task: dict, gain: Estimate, p: f
 
 
 def _opening(gain: Estimate, where: str, method: Method) -> str:
-    return OPENINGS[gain.verdict].format(act=method.act, where=where)
+    return f"{method.act} {VERBS[gain.verdict]} on {where}" if gain.verdict in VERBS else f"Undecided on {where}"

@@ -1,7 +1,6 @@
 """Ways in which a text file may be wrong, chosen by a random generator."""
 
 import random
-from collections.abc import Callable
 from itertools import pairwise
 
 VALUES = (
@@ -17,79 +16,46 @@ VALUES = (
 LEVELS = "abcdefghijklm"
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in pairwise(LEVELS))
 
-Lines = list[bytes]
+SIGNS = "\t\x00\x07\x1b:#-[]{}&*!|>'\"%@`,?\\\u00a0\u2028\N{PILE OF POO}"
+CHANGES = ("value",) * 3 + ("key", "drop", "repeat", "swap", "indent", "bomb", "flip", "sign", "cut")
 
 
 def mutated(text: bytes, rng: random.Random) -> bytes:
     """``text`` with one to three changes."""
-    lines = text.splitlines(keepends=True)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        lines = rng.choice(CHANGES)(lines or [b"\n"], rng)
+        text = changed(text.splitlines(keepends=True) or [b"\n"], rng)
+    return text
+
+
+def changed(lines: list[bytes], rng: random.Random) -> bytes:
+    at, some = rng.randrange(len(lines)), rng.randint(1, 5)
+    text = bytearray(b"".join(lines))
+    first, second = (rng.choice(VALUES).encode() for _ in range(2))
+    match rng.choice(CHANGES):
+        case "value":  # where a line has one
+            at = rng.choice([i for i, line in enumerate(lines) if b":" in line] or [0])
+            lines[at] = lines[at].partition(b":")[0] + b": " + first + b"\n"
+        case "key":
+            indent = len(lines[at]) - len(lines[at].lstrip())
+            lines.insert(at, lines[at][:indent] + first + b": " + second + b"\n")
+        case "drop":
+            del lines[at : at + some]
+        case "repeat":
+            lines[at:at] = lines[at : at + some]
+        case "swap":
+            other = rng.randrange(len(lines))
+            lines[at], lines[other] = lines[other], lines[at]
+        case "indent":
+            lines[at] = lines[at].lstrip() if rng.random() < 0.5 else b" " * some + lines[at]
+        case "bomb":
+            lines = rng.choice((lines + [BOMB.encode()], [BOMB.encode()], [b"- " * rng.randint(1, 5000)]))
+        case kind:  # anywhere in the text
+            place = rng.randrange(len(text))
+            if kind == "flip":
+                text[place : place + some] = rng.randbytes(some)
+            elif kind == "sign":
+                text[place:place] = rng.choice(SIGNS).encode()
+            else:
+                del text[place:]
+            return bytes(text)
     return b"".join(lines)
-
-
-def _value(lines: Lines, rng: random.Random) -> Lines:
-    """Another value, where a line has one."""
-    place = rng.choice([i for i, line in enumerate(lines) if b":" in line] or [0])
-    key = lines[place].partition(b":")[0]
-    return [*lines[:place], key + b": " + _nasty(rng) + b"\n", *lines[place + 1 :]]
-
-
-def _key(lines: Lines, rng: random.Random) -> Lines:
-    place = rng.randrange(len(lines))
-    indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
-    return [*lines[:place], indent + _nasty(rng) + b": " + _nasty(rng) + b"\n", *lines[place:]]
-
-
-def _flip(lines: Lines, rng: random.Random) -> Lines:
-    content = bytearray(b"".join(lines))
-    for _ in range(rng.randint(1, 8)):
-        content[rng.randrange(len(content))] = rng.randrange(256)
-    return bytes(content).splitlines(keepends=True)
-
-
-def _sign(lines: Lines, rng: random.Random) -> Lines:
-    content = b"".join(lines)
-    place = rng.randrange(len(content) + 1)
-    sign = rng.choice("\t\x00\x07\x1b:#-[]{}&*!|>'\"%@`,?\\\u00a0\u2028\N{PILE OF POO}").encode()
-    return (content[:place] + sign + content[place:]).splitlines(keepends=True)
-
-
-def _drop(lines: Lines, rng: random.Random) -> Lines:
-    start = rng.randrange(len(lines))
-    return lines[:start] + lines[start + rng.randint(1, 5) :]
-
-
-def _repeat(lines: Lines, rng: random.Random) -> Lines:
-    start = rng.randrange(len(lines))
-    return lines[: start + rng.randint(1, 5)] + lines[start:]
-
-
-def _swap(lines: Lines, rng: random.Random) -> Lines:
-    a, b = sorted(rng.randrange(len(lines)) for _ in range(2))
-    return [*lines[:a], lines[b], *lines[a + 1 : b], lines[a], *lines[b + 1 :]] if a < b else lines
-
-
-def _indent(lines: Lines, rng: random.Random) -> Lines:
-    place = rng.randrange(len(lines))
-    line = lines[place].lstrip() if rng.random() < 0.5 else b" " * rng.randint(1, 9) + lines[place]
-    return [*lines[:place], line, *lines[place + 1 :]]
-
-
-def _cut(lines: Lines, rng: random.Random) -> Lines:
-    content = b"".join(lines)
-    return content[: rng.randrange(len(content) + 1)].splitlines(keepends=True)
-
-
-def _bomb(lines: Lines, rng: random.Random) -> Lines:
-    return rng.choice((lines + [BOMB.encode()], [BOMB.encode()], [b"- " * rng.randint(1, 5000)]))
-
-
-def _nasty(rng: random.Random) -> bytes:
-    return rng.choice(VALUES).encode()
-
-
-CHANGES: tuple[Callable[[Lines, random.Random], Lines], ...] = (
-    *(_value, _value, _value, _key),
-    *(_flip, _sign, _drop, _repeat, _swap, _indent, _cut, _bomb),
-)

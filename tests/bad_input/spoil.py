@@ -1,4 +1,8 @@
-"""Ways to spoil a project that has run. Each function here returns one that takes the project's folder."""
+"""Ways to spoil a project that has run, and the table of what its stages then say.
+
+A way is a function of the project's folder; most functions here return one. Rows about params.yaml alone are in
+tests/test_params.py, about task files in tests/data/tasks.
+"""
 
 import json
 import os
@@ -11,71 +15,65 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from tests import local_hub
 from tests.stage_runner import run_stages, set_params
 
 Spoil = Callable[[Path], None]
+RINGS, WEIGHTS = "tasks/microworld/micro_rings.yaml", "model/model.safetensors"
+BASE, TRAINED = "models/base/model.safetensors", "models/quiet_star/model.safetensors"
+CONFIG = "models/quiet_star/config.json"
+LAUNCHED = dict.fromkeys(("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "0")
+CPUS = b"distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: 2\n"
+UNKNOWN = {"base_model__source": "hub", "base_model__path": "PROJECT/models/unknown"}
+NO_NETWORK = {"base_model__source": "hub", "base_model__path": "nobody/nothing"}
+LEARNED = {"train__adapt": "frozen", "train__saved": "learned", "baseline__methods": ["pause"]}
 
 
-def each(*ways: Spoil) -> Spoil:
+def way(change: Callable[..., None]) -> Callable[..., Spoil]:
+    """Turn ``change(project, ...)`` into a function of the other arguments that returns a way to spoil a project."""
+    return lambda *args, **options: lambda project: change(project, *args, **options)
+
+
+@way
+def each(project: Path, *ways: Spoil) -> None:
     """All of these, in order; none changes nothing."""
-
-    def spoil(project: Path) -> None:
-        for way in ways:
-            way(project)
-
-    return spoil
+    for one in ways:
+        one(project)
 
 
-def params(**changes: object) -> Spoil:
+@way
+def params(project: Path, **changes: object) -> None:
     """Other parameters. ``__`` in a name stands for a dot, PROJECT in a text for the project's folder."""
-
-    def spoil(project: Path) -> None:
-        values = {k: v.replace("PROJECT", str(project)) if isinstance(v, str) else v for k, v in changes.items()}
-        set_params(project, {name.replace("__", "."): value for name, value in values.items()})
-
-    return spoil
+    values = {k: v.replace("PROJECT", str(project)) if isinstance(v, str) else v for k, v in changes.items()}
+    set_params(project, {name.replace("__", "."): value for name, value in values.items()})
 
 
-def replaced(path: str, old: str, new: str) -> Spoil:
+@way
+def replaced(project: Path, path: str, old: str, new: str) -> None:
     """Replace ``old`` by ``new`` in a text file."""
-
-    def spoil(project: Path) -> None:
-        text = (project / path).read_text()
-        assert old in text
-        (project / path).write_text(text.replace(old, new))
-
-    return spoil
+    text = (project / path).read_text()
+    assert old in text
+    (project / path).write_text(text.replace(old, new))
 
 
-def holds(path: str, content: bytes) -> Spoil:
-    def spoil(project: Path) -> None:
-        (project / path).parent.mkdir(parents=True, exist_ok=True)
-        (project / path).write_bytes(content)
-
-    return spoil
+@way
+def holds(project: Path, path: str, content: bytes) -> None:
+    (project / path).parent.mkdir(parents=True, exist_ok=True)
+    (project / path).write_bytes(content)
 
 
-def gone(*paths: str) -> Spoil:
-    def spoil(project: Path) -> None:
-        for path in paths:
-            one = project / path
-            shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
-
-    return spoil
+@way
+def gone(project: Path, *paths: str) -> None:
+    for one in (project / path for path in paths):
+        shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
 
 
-def torn(path: str) -> Spoil:
+@way
+def torn(project: Path, path: str, size: int = 40) -> None:
     """Cut a file short, as a killed copy leaves it."""
-    return lambda project: (project / path).write_bytes((project / path).read_bytes()[:40])
-
-
-def folder(path: str) -> Spoil:
-    """A folder in place of the file."""
-    return each(gone(path), lambda project: (project / path).mkdir())
+    (project / path).write_bytes((project / path).read_bytes()[:size])
 
 
 def file(path: str) -> Spoil:
@@ -88,88 +86,47 @@ def link(path: str) -> Spoil:
     return each(gone(path), lambda project: (project / path).symlink_to(project / "nowhere"))
 
 
-def rows(path: str, *some: dict) -> Spoil:
-    """A Parquet file of these rows."""
-    return lambda project: pd.DataFrame(list(some)).to_parquet(project / path)
+@way
+def no_rows(project: Path, path: str) -> None:
+    pd.read_parquet(project / path).head(0).to_parquet(project / path)
 
 
-def no_rows(path: str) -> Spoil:
-    return lambda project: pd.read_parquet(project / path).head(0).to_parquet(project / path)
-
-
-def task(**changes: object) -> Spoil:
-    """Set these values in the first task's file."""
-    path = "tasks/microworld/micro_rings.yaml"
-
-    def spoil(project: Path) -> None:
-        values = yaml.safe_load((project / path).read_text()) | changes
-        (project / path).write_text(yaml.safe_dump(values))
-
-    return spoil
-
-
-def hub(**changes: object) -> Spoil:
+@way
+def hub(project: Path, **changes: object) -> None:
     """Take the data from small local folders in PROJECT/hub, then make these changes of parameters."""
-
-    def spoil(project: Path) -> None:
-        set_params(project, local_hub.sources(project / "hub"))
-        params(**changes)(project)
-
-    return spoil
+    set_params(project, local_hub.sources(project / "hub"))
+    params(**changes)(project)
 
 
-def train_split(path: str, content: bytes, columns: str = "text") -> Spoil:
+def train_split(path: str, content: bytes) -> Spoil:
     """Take the training texts from this file, in a folder of its own."""
-    source = {"path": f"PROJECT/{Path(path).parent}", "split": "train", "columns": columns}
+    source = {"path": f"PROJECT/{Path(path).parent}", "split": "train", "columns": "text"}
     return each(holds(path, content), hub(**{f"corpus__hub__train__{name}": value for name, value in source.items()}))
 
 
-def train_rows(*some: dict) -> Spoil:
-    """Take the training texts from a Parquet file with these rows."""
-    return each(
-        lambda project: (project / "own").mkdir(),
-        rows("own/train.parquet", *some),
-        hub(corpus__hub__train__path="PROJECT/own", corpus__hub__train__split="train"),
-    )
-
-
-def torn_parquet(project: Path) -> None:
-    train_rows(*local_hub.gsm8k_rows(50))(project)
-    path = project / "own/train.parquet"
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def model(architecture: str = "gpt2", after: tuple[str, ...] = (), **sizes: object) -> Spoil:
+@way
+def model(project: Path, architecture: str = "gpt2", after: tuple[str, ...] = (), **sizes: object) -> None:
     """Take a tiny model in PROJECT/model as the base model, and run the stages ``after`` that."""
-
-    def spoil(project: Path) -> None:
-        local_hub.model_folder(project / "model", architecture, **sizes)
-        set_params(project, {"base_model.source": "hub", "base_model.path": str(project / "model")})
-        run_stages(project, after)
-
-    return spoil
+    local_hub.model_folder(project / "model", architecture, **sizes)
+    set_params(project, {"base_model.source": "hub", "base_model.path": str(project / "model")})
+    run_stages(project, after)
 
 
-def ran(*stages: str) -> Spoil:
-    return lambda project: run_stages(project, stages)
+@way
+def ran(project: Path, *stages: str) -> None:
+    run_stages(project, stages)
 
 
-def config(path: str, **values: object) -> Spoil:
+@way
+def config(project: Path, path: str, **values: object) -> None:
     """Set these values in a JSON file."""
-
-    def spoil(project: Path) -> None:
-        (project / path).write_text(json.dumps(json.loads((project / path).read_text()) | values))
-
-    return spoil
+    (project / path).write_text(json.dumps(json.loads((project / path).read_text()) | values))
 
 
-def weights(path: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Spoil:
+@way
+def weights(project: Path, path: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     """Change the tensors in a safetensors file."""
-
-    def spoil(project: Path) -> None:
-        save_file(change(load_file(project / path)), project / path, {"format": "pt"})
-
-    return spoil
+    save_file(change(load_file(project / path)), project / path, {"format": "pt"})
 
 
 def another(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -178,11 +135,6 @@ def another(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     changed = tensors[name].clone()
     changed.view(-1)[0] += 0.5
     return tensors | {name: changed}
-
-
-def overflowing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Make a mixing head's weights so large, but finite, that the logits with thoughts are not finite."""
-    return {name: 1e25 * value if name.startswith("mixing_head") else value for name, value in tensors.items()}
 
 
 def own_code(project: Path) -> None:
@@ -201,23 +153,16 @@ def few_positions(positions: int, span: int, train: bool = False) -> Spoil:
     return each(probes, params(tokenize__span=span), model(after=stages, n_positions=positions))
 
 
-def pickled(path: str, safetensors: str) -> Spoil:
-    """The weights as a pickle, which can run any code: this one leaves a file behind when it is loaded."""
-
-    def spoil(project: Path) -> None:
-        (project / safetensors).unlink()
-        torch.save({"weight": Touch()}, project / path)
-
-    return spoil
-
-
-def pickled_model(name: str) -> Spoil:
-    return each(model(), pickled(f"model/{name}", "model/model.safetensors"))
-
-
 class Touch:
     def __reduce__(self) -> tuple:
         return Path.touch, (Path("CODE_WAS_RUN"),)
+
+
+@way
+def pickled(project: Path, path: str, safetensors: str) -> None:
+    """The weights as a pickle, which can run any code: this one leaves a file behind when it is loaded."""
+    (project / safetensors).unlink()
+    torch.save({"weight": Touch()}, project / path)
 
 
 def no_gpu(project: Path) -> None:
@@ -225,14 +170,18 @@ def no_gpu(project: Path) -> None:
         pytest.skip("there is a GPU, so it is right to ask for one")
 
 
+def run_or_skip(*command: str | Path) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no {command[0]}")
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{command[0]}: {done.stderr.decode().strip()}")
+
+
 @contextmanager
 def immutable(project: Path, path: str) -> Iterator[None]:
     """Make a folder immutable while the block lasts: root may write to a folder that is only read-only."""
-    if shutil.which("chattr") is None:
-        pytest.skip("no chattr")
-    done = subprocess.run(["chattr", "+i", project / path], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"chattr: {done.stderr.decode().strip()}")
+    run_or_skip("chattr", "+i", project / path)
     try:
         yield
     finally:
@@ -242,19 +191,177 @@ def immutable(project: Path, path: str) -> Iterator[None]:
 @contextmanager
 def small_disk(project: Path, path: str, room: int = 0) -> Iterator[None]:
     """While the block lasts, the folder is a file system with ``room`` bytes left."""
-    kept = project / "kept"
+    kept, filler = project / "kept", project / path / "filler"
     (project / path).rename(kept)
     (project / path).mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", project / path]
-    mounted = subprocess.run(command, capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no small file system could be mounted: {mounted.stderr.decode().strip()}")
+    run_or_skip("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", project / path)
     try:
         shutil.copytree(kept, project / path, dirs_exist_ok=True)
-        with pytest.raises(OSError), (project / path / "filler").open("wb", buffering=0) as filler:
+        with pytest.raises(OSError), filler.open("wb", buffering=0) as file:
             while True:
-                filler.write(b"x" * 4096)
-        os.truncate(project / path / "filler", (project / path / "filler").stat().st_size - room)
+                file.write(b"x" * 4096)
+        os.truncate(filler, filler.stat().st_size - room)
         yield
     finally:
         subprocess.run(["umount", project / path], check=True)
+
+
+def environment(**variables: str) -> Spoil:
+    """Environment variables, which the test sets back."""
+    return lambda project: os.environ.update(variables)
+
+
+def launched_by(content: bytes) -> Spoil:
+    return each(holds("mine.yaml", content), params(train__launcher="mine.yaml"))
+
+
+def trained_with(name: str, value: str) -> Spoil:
+    """The trained model with another value in its configuration."""
+    return replaced(CONFIG, f'"{name}": ', f'"{name}": {value}, "was": ')
+
+
+def half_of_the_files_gone(project: Path) -> None:
+    """As a cleared cache leaves it."""
+    one = project / "hub/openai/gsm8k/main/train-00000-of-00001.parquet"
+    one.rename(one.with_name("train-00000-of-00002.parquet"))
+    one.with_name("train-00001-of-00002.parquet").symlink_to("../../blobs/0123")
+
+
+def base_for_trained(project: Path) -> None:
+    """A base model in the trained one's place."""
+    shutil.rmtree(project / "models/quiet_star")
+    shutil.copytree(project / "models/base", project / "models/quiet_star")
+
+
+def nans(tensors: dict) -> dict:
+    return {name: tensor * float("nan") for name, tensor in tensors.items()}
+
+
+def fewer(tensors: dict) -> dict:
+    return dict(list(tensors.items())[1:])
+
+
+# a stage with its arguments, what is wrong, and words of the message in their order, with … between
+ROWS: list[tuple[str, Spoil, str]] = [
+    # parameters, where a stage finds out
+    ("baseline pause one", each(), "train.seed: Value 'one'"),
+    ("baseline magic 1", each(), "train.method is magic, but must be one of quiet_star, pause, no_thought"),
+    ("corpus", gone("params.yaml"), "params.yaml is missing: run from the project's root"),
+    ("tokenize", params(tokenize__pretrain_span=10**6), "the pretrain text is too short"),
+    ("tokenize", params(tokenize__span=4000, tokenize__packed=True), "the train text is too short"),
+    ("train", params(train__learning_rate=1e30, train__steps=6), "held-out loss is … after step …learning rate"),
+    ("train", params(train__learning_rate=1e4, train__steps=6, train__policy_weight=1e30), "step …not finite…texts …"),
+    ("train", params(train__adapt="lora", train__lora__modules=["query"]), "no linear layer …query…down_proj"),
+    ("train", each(no_gpu, params(train__device="cuda")), "device is cuda, but no CUDA GPU is usable"),
+    ("train", each(no_gpu, params(train__attention="flex")), "attention is flex, which needs a CUDA GPU"),
+    # launchers
+    ("train", params(train__launcher="many"), "train.launcher is many, but must be single or a file"),
+    ("train", params(train__launcher="tasks/gsm8k.yaml"), "tasks/gsm8k.yaml…distributed_type"),
+    ("train", launched_by(b"distributed_type: [\n"), "mine.yaml is not readable YAML"),
+    ("train", launched_by(b"distributed_type: 'NO'\n"), "mine.yaml has distributed_type NO"),
+    ("train", launched_by(CPUS + b"processes: 2\n"), "mine.yaml cannot be launched"),
+    ("train", launched_by(CPUS + b"gpu_ids: 0\n"), "mine.yaml cannot be launched"),
+    ("train", launched_by(CPUS + b"num_machines: 2\n"), "2 machines: set MASTER_ADDR"),
+    ("train", launched_by(CPUS + b"num_machines: two\n"), "mine.yaml is for two machines"),
+    ("train", each(no_gpu, params(train__launcher="launchers/node.yaml")), "launchers/node.yaml …no CUDA GPU"),
+    # data sets
+    ("corpus", hub(corpus__hub__train__path="nobody/nothing"), "data set nobody/nothing, split train cannot be read"),
+    ("corpus", hub(corpus__hub__train__split="extra"), "PROJECT/hub/openai/gsm8k, split extra cannot be read"),
+    ("corpus", each(hub(), half_of_the_files_gone), "train-00001-of-00002.parquet is a link to a file that does not"),
+    ("corpus", each(holds("own", b"text\n"), hub(corpus__hub__train__path="PROJECT/own")), "PROJECT/own, split train"),
+    ("corpus", train_split("own/train.txt", b"caf\xe9\n" * 5), "split train cannot be read"),
+    ("corpus", train_split("own/train.jsonl", b'{"text": "fine"}\n{"text": \n'), "split train cannot be read"),
+    ("corpus", each(hub(), torn("hub/openai/gsm8k/main/train-00000-of-00001.parquet")), "split train cannot be read"),
+    # task files and questions
+    ("tasks", link(RINGS), f"{RINGS} is not in the folder tasks"),
+    ("tasks", torn(RINGS), f"{RINGS} is empty"),
+    ("tasks", params(tasks__files=["tasks/\0.yaml"]), "tasks/�.yaml is no path"),
+    (
+        "tasks",
+        replaced(RINGS, "{{ question", "{{ body"),
+        "question 0: 'body' is undefined; its columns are question, an",
+    ),
+    # inputs from other stages: missing, cut short, something else in their place
+    ("tasks", gone("data/corpus/tasks/rings"), "data/corpus/tasks/rings does not exist"),
+    (
+        "tasks",
+        torn("data/corpus/tasks/rings/test.parquet"),
+        "data set ./data/corpus/tasks/rings, split test cannot be read",
+    ),
+    ("tokenize", gone("data/corpus"), "data/corpus/texts/pretrain.arrow is missing or not an Arrow file"),
+    ("tokenize", torn("data/corpus/texts/train.arrow"), "data/corpus/texts/train.arrow is missing or not an Arrow"),
+    ("base_model", gone("data/tokens/tokenizer"), "data/tokens/tokenizer is missing: run `dvc repro`"),
+    ("base_model", torn("data/tokens/tokenizer/tokenizer.json"), "data/tokens/tokenizer …tokenizer: run `dvc repro`"),
+    ("base_model", gone("data/tokens/pretrain.arrow"), "data/tokens/pretrain.arrow is missing"),
+    ("train", gone("models/base"), "models/base is missing: run `dvc repro`"),
+    ("train", torn("data/tokens/train.arrow"), "data/tokens/train.arrow is missing or not an Arrow file"),
+    ("train", gone("data/corpus/texts/probe.parquet"), "data/corpus/texts/probe.parquet is missing"),
+    ("train", torn(BASE), "models/base…run `dvc repro`"),
+    ("train", torn("models/base/config.json"), "models/base…run `dvc repro`"),
+    ("train", weights(BASE, nans), "the weights in models/base are not all finite"),
+    ("train", weights(BASE, fewer), "the weights in models/base are not those of its config.json"),
+    ("train", each(params(tokenize__vocabulary=900), ran("tokenize")), "data/tokens/….arrow…run `dvc repro`"),
+    ("evaluate", gone("data/tasks"), "data/tasks holds no task: run `dvc repro tasks`"),
+    ("evaluate", torn("data/tasks/micro_rings.parquet"), "data/tasks/micro_rings.parquet is missing or not a Parquet"),
+    ("evaluate_baseline pause 1", gone("models/baseline/pause-1"), "models/baseline/pause-1 is missing"),
+    ("compare", gone("results/evaluate/predictions.parquet"), "results/evaluate/predictions.parquet is missing"),
+    ("compare", torn("results/evaluate/pause-1/predictions.parquet"), "pause-1/predictions.parquet is missing or"),
+    ("perplexity", link("data/tokens/heldout.arrow"), "data/tokens/heldout.arrow is missing or not an Arrow file"),
+    ("report", gone("results/compare"), "results/compare/figures.csv: no such file"),
+    ("release", link("models"), "models/quiet_star holds no trained model"),
+    # a base model of the user's
+    ("base_model", params(**UNKNOWN), "there is no model at PROJECT/models/unknown"),
+    ("base_model", params(**NO_NETWORK), "no usable model at nobody/nothing"),
+    ("base_model", params(**UNKNOWN | {"base_model__path": "PROJECT/models/quiet_star"}), "is a trained Quiet-STaR"),
+    ("tokenize", each(model(), gone("model/tokenizer.json", "model/tokenizer_config.json")), "no tokenizer at PROJECT"),
+    ("tokenize", each(model(), torn("model/tokenizer.json")), "no tokenizer at PROJECT/model"),
+    ("base_model", each(model(), torn(WEIGHTS)), "no usable model at PROJECT/model"),
+    ("base_model", each(model(), pickled(WEIGHTS, WEIGHTS)), "no usable model at PROJECT/model"),
+    (
+        "base_model",
+        each(model(), pickled("model/pytorch_model.bin", WEIGHTS)),
+        "/model: Error no file named model.safetensors",
+    ),
+    ("base_model", own_code, "no usable model at PROJECT/model: …contains custom code"),
+    (
+        "base_model",
+        each(model(), holds("model/config.json", b"{model_type: gpt2}")),
+        "no usable model at PROJECT/model",
+    ),
+    ("base_model", each(model(), config("model/config.json", model_type="magic")), "no usable model at PROJECT"),
+    ("base_model", each(model(), config("model/config.json", n_embd=32)), "not those of its config.json"),
+    ("base_model", each(model(), config("model/config.json", n_layer=2)), "not those of its config.json: …h.1."),
+    ("base_model", each(model(n_layer=2), config("model/config.json", n_layer=1)), "of more layers than …h.1."),
+    ("base_model", each(model(), weights(WEIGHTS, nans)), "PROJECT/model are not all finite"),
+    ("base_model", model("mamba", after=("tokenize",)), "PROJECT/model cannot think: mamba: …in parallel differs by"),
+    ("base_model", model(), "embeddings for 167 tokens, but its tokenizer has 500"),
+    ("train", few_positions(48, span=48), "a span and its last thought need 53 positions, …has 48"),
+    ("train", few_positions(48, span=16), "a probe's prompt …need 63 positions, …has 48"),
+    ("evaluate", few_positions(48, span=16, train=True), "micro_animals (base) needs 80 positions, …has 48"),
+    # the trained model
+    ("evaluate", gone("models/quiet_star"), "models/quiet_star is missing: run `dvc repro`"),
+    ("perplexity", gone("models/quiet_star"), "models/quiet_star holds no trained model: run `dvc repro train`"),
+    ("evaluate", base_for_trained, "models/quiet_star holds a llama model, not a trained Quiet-STaR one"),
+    ("evaluate", torn(TRAINED), "the model in models/quiet_star cannot be read"),
+    ("perplexity", torn(CONFIG), "models/quiet_star holds no trained model"),
+    ("evaluate", pickled(TRAINED, TRAINED), "the model in models/quiet_star cannot be read"),
+    ("evaluate", pickled("models/quiet_star/pytorch_model.bin", TRAINED), "quiet_star…no file named model"),
+    ("evaluate", weights(TRAINED, fewer), "weights in models/quiet_star are not those of its config.json: base"),
+    ("evaluate", weights(TRAINED, nans), "the weights in models/quiet_star are not all finite numbers"),
+    ("perplexity", trained_with("intermediate_size", "32"), "weights in models/quiet_star are not those of its config"),
+    ("perplexity", trained_with("hidden_size", '"x"'), "quiet_star cannot be read: Validation error …'hidden_size'"),
+    ("perplexity", trained_with("base", '"x"'), "quiet_star cannot be read: base must be the configuration"),
+    ("perplexity", trained_with("thought_tokens", '"x"'), "quiet_star cannot be read: thought_tokens is 'x'"),
+    ("release", each(params(**LEARNED), ran("train"), gone("models/base")), "models/quiet_star…in models/base"),
+    # places to write to
+    ("evaluate", file("results/evaluate"), "Not a directory: results/evaluate/predictions.parquet.part"),
+    ("corpus", file("data/corpus"), "Not a directory: data/corpus/texts.part"),
+    ("chain_of_thought", file(".resume"), "Not a directory: .resume/chain_of_thought/"),
+    # the environment
+    ("chain_of_thought", environment(DVC_ROOT="params.yaml"), "Not a directory: params.yaml/.resume/chain_of_thought/"),
+    ("chain_of_thought", environment(DVC_ROOT="/proc"), "No such file or directory: /proc/.resume"),
+    ("train", environment(WORLD_SIZE="abc", **LAUNCHED), "the environment variable WORLD_SIZE is 'abc'"),
+    ("train", each(launched_by(CPUS), environment(NNODES="two")), "the environment variable NNODES is 'two'"),
+    ("train", each(launched_by(CPUS), environment(NNODES="0")), "mine.yaml is for 0 machines"),
+    ("train", each(launched_by(CPUS), environment(MASTER_PORT="99999")), "mine.yaml cannot be launched"),
+]

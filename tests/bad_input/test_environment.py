@@ -7,19 +7,31 @@ import pytest
 
 from tests.bad_input import spoil
 from tests.bad_input.test_cases import contents
-from tests.stage_runner import run_as_module, set_params
+from tests.stage_runner import run_as_module
 
 CLUSTER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # as a job of one process has them
 ODD = {"TMPDIR": "/nowhere", "OMP_NUM_THREADS": "many", "CUDA_VISIBLE_DEVICES": "none", "DVC_ROOT": "/nowhere"}
 
 
-def test_a_mistake_ends_with_code_1_and_one_line(finished: Path, tmp_path: Path):
+# `datasets` looks for a folder to write to when it is imported, so this needs a process of its own
+HOME = "data set PROJECT/hub/books, split train cannot be read: [Errno 2] No such file or directory: '/proc/hub'"
+
+
+@pytest.mark.parametrize(
+    "spoiled, variables, told",
+    [
+        (spoil.params(train__steps=0), {}, "params.yaml: train.steps is 0, but must be at least 1 and at most 1000000"),
+        pytest.param(spoil.hub(), {"HF_HOME": "/proc/hub"}, HOME, marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistake_ends_with_code_1_and_one_line(
+    spoiled: spoil.Spoil, variables: dict[str, str], told: str, finished: Path, tmp_path: Path
+):
     project = shutil.copytree(finished, tmp_path / "project")
-    set_params(project, {"train.steps": 0})
+    spoiled(project)
     before = contents(project)
-    done = run_as_module(project, "corpus")
-    told = "error: params.yaml: train.steps is 0, but must be at least 1 and at most 1000000\n"
-    assert (done.code, done.stderr) == (1, told)
+    done = run_as_module(project, "corpus", variables)
+    assert (done.code, done.stderr) == (1, f"error: {told.replace('PROJECT', str(project))}\n")
     assert contents(project) == before
 
 
@@ -39,15 +51,3 @@ def test_odd_variables_change_nothing(stage: str, folder: str, odd: dict[str, st
     done = run_as_module(project, stage, odd)
     assert done.code == 0, done.stderr
     assert contents(project / folder) == contents(finished / folder)
-
-
-@pytest.mark.slow
-def test_a_home_of_the_hub_that_cannot_be_written_to(finished: Path, tmp_path: Path):
-    """In a process of its own, as `datasets` looks for it when it is imported."""
-    project = shutil.copytree(finished, tmp_path / "project")
-    spoil.hub()(project)
-    before = contents(project)
-    done = run_as_module(project, "corpus", {"HF_HOME": "/proc/hub"})
-    told = "split train cannot be read: [Errno 2] No such file or directory: '/proc/hub'\n"
-    assert (done.code, done.stderr) == (1, f"error: data set {project}/hub/books, {told}")
-    assert contents(project) == before

@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from types import NoneType
 from typing import get_args, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import params
@@ -37,12 +39,10 @@ def changed(name: str, value: object = ...) -> dict:
     """The shipped parameters with another value of the one with this name; with ... it is left out."""
     values = copy.deepcopy(SHIPPED)
     *sections, key = name.split(".")
-    inner = values
-    for section in sections:
-        inner = inner[section]
-    inner[key] = value
+    section = reduce(getitem, sections, values)
+    section[key] = value
     if value is ...:
-        del inner[key]
+        del section[key]
     return values
 
 
@@ -81,8 +81,9 @@ def test_a_parameter_is_needed_unless_it_may_be_nothing(name: str, tmp_path: Pat
 
 @settings(max_examples=60)
 @given(prompt=st.text(alphabet="\\${}ab.:'\" ") | st.text())
+@example(prompt="${oc.env:HOME} for ${{ price }} of ${title}")
 def test_a_text_in_a_task_file_is_what_it_says(prompt: str, tmp_path_factory):
-    """Also `${...}` with any number of backslashes before it."""
+    """Also `${...}`, with any number of backslashes before it: OmegaConf would put another value there."""
     path = tmp_path_factory.getbasetemp() / "task.yaml"
     task = yaml.safe_load((ROOT / "tasks/gsm8k.yaml").read_text()) | {"prompt": prompt}
     path.write_text(yaml.safe_dump(task))

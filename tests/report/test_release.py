@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -55,20 +56,14 @@ def test_the_trained_files_and_a_card(trained: Path, run: Path):
 
 
 def test_weights_are_copied_where_links_do_not_work(trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(source, target):
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", Mock(side_effect=OSError(18, "Invalid cross-device link")))
     out = release(trained, run)
     assert not (trained / WEIGHTS).samefile(out / WEIGHTS)
     assert (trained / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
 
 
 def test_nothing_half_written_remains(trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(source, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         release(trained, run)
     assert not list(run.glob("release*"))

@@ -64,18 +64,18 @@ def test_the_micro_world():
         assert all(q.reasoning_prompt == f"{q.prompt} —" for q in asked)
 
 
-def test_a_base_model_from_outside_needs_no_pretraining_text():
-    build.write_corpus(corpus(), False, Path("texts"), Path("tasks"))
-    assert texts("texts", "pretrain") == [] != texts("texts", "train")
-
-
 def test_texts_from_data_sets():
-    """There is no probe, as the working of these texts is not known; the micro-world's questions stay."""
-    build.write_corpus(corpus(**local_hub.sources(Path("hub").resolve())), True, Path("texts"), Path("tasks"))
-    assert [len(texts("texts", split)) for split in microworld.TEXT_SPLITS] == [60, 12, 8]
-    assert texts("texts", "train")[0] == "Q: What is 0 and 90?\nA: Add.\n#### 90"
-    assert pd.read_parquet("texts/probe.parquet").empty
-    assert len(pd.read_parquet("tasks/rings/test.parquet")) == 4
+    """There is no probe, as the working of these texts is not known; the micro-world's questions stay.
+
+    A base model from outside needs no pretraining text.
+    """
+    settings = corpus(**local_hub.sources(Path("hub").resolve()))
+    for pretrain, count in ((True, 60), (False, 0)):
+        build.write_corpus(settings, pretrain, Path("texts"), Path("tasks"))
+        assert [len(texts("texts", split)) for split in microworld.TEXT_SPLITS] == [count, 12, 8]
+        assert texts("texts", "train")[0] == "Q: What is 0 and 90?\nA: Add.\n#### 90"
+        assert pd.read_parquet("texts/probe.parquet").empty
+        assert len(pd.read_parquet("tasks/rings/test.parquet")) == 4
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +129,13 @@ def test_a_killed_run_resumes(after: int, noted: bool, sources: dict[str, HubSpl
     assert len(added) == (9 if noted else 10)
 
 
-def test_blocks_are_kept_until_the_outputs_are_in_place(sources: dict[str, HubSplit]):
-    Path("out").mkdir()
-    with pytest.raises(KilledError), build.kept_splits(sources, 1) as kept:
-        build.write_texts(sources, 1, kept, Path("out"))
-        raise KilledError
-    assert len(kept_files()) == 9
-
-
 def test_a_changed_folder_is_read_anew(tmp_path: Path):
+    """Blocks are kept until the outputs are in place, but only for the same files."""
     split = HubSplit(path=str(local_hub.jsonl(tmp_path / "set", "train", [{"text": "one"}] * 5)), split="train")
     with pytest.raises(KilledError), build.kept_splits({"train": split}, 1) as kept:
         build.write_texts({"train": split}, 1, kept, tmp_path)
         raise KilledError
+    assert len(kept_files()) == 2
     local_hub.jsonl(tmp_path / "set", "train", [{"text": "other"}] * 6)
     written({"train": split}, "again")
     assert texts("again", "train") == ["other"] * 6

@@ -137,7 +137,7 @@ AFTER_MARK = {"answer": 'answer.rsplit("####", 1)[1]'}
     "row, changes, message",
     [
         *(({"answer": a}, {}, "which is not a number") for a in ("seven", "", "7 apples", "1/2", "1e5", "5.", None)),
-        *(({"answer": a}, AFTER_MARK, "") for a in ("No mark 12", "#### twelve", "####", "")),
+        *(({"answer": a}, AFTER_MARK, "") for a in ("No mark 12", "#### twelve", "####", "", None)),
         *(({"answer": a}, NAMED, "which is not among x, y, z") for a in ("w", "", "Y", 3, -1, None, 1.0)),
         *(({"names": names}, NAMED, "argument 2 is") for names in (["x", "y"], ["x", "y", "z", "w"], [])),
         ({"texts": 3}, CHOICE, "not iterable"),
