@@ -11,12 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import UserError, reason
 from pipeline.files import check_model_folder
 from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
 NUMBER = re.compile(r"\d+")
+
+disable_progress_bar()  # transformers' own, of weights that are read and written: stages show theirs
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

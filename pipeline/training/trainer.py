@@ -22,7 +22,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import UserError, reason
 from pipeline.models.base import all_finite
@@ -235,12 +234,11 @@ def training_arguments(device: str, seed: int, folder: Path, **settings: object)
     """The Trainer's settings: it writes checkpoints to ``folder`` and nothing else.
 
     Also removes stray launcher variables, by which accelerate would take this for one of several processes and wait
-    for the others, and turns off transformers' progress bars: a stage has one bar, `StepBar`.
+    for the others,: a stage has one bar, `StepBar`.
     """
     if not is_launched():
         for name in (*LAUNCHED, PRECISION):
             os.environ.pop(name, None)
-    disable_progress_bar()
     cpu = pick_device(device) == "cpu"
     return OneGpuArguments(
         output_dir=str(folder),
