@@ -234,7 +234,7 @@ def training_arguments(device: str, seed: int, folder: Path, **settings: object)
     """The Trainer's settings: it writes checkpoints to ``folder`` and nothing else.
 
     Also removes stray launcher variables, by which accelerate would take this for one of several processes and wait
-    for the others,: a stage has one bar, `StepBar`.
+    for the others.
     """
     if not is_launched():
         for name in (*LAUNCHED, PRECISION):
