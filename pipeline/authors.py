@@ -99,7 +99,10 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     if (source / "model.safetensors").is_file():
         names = ["model.safetensors"]
     elif index.is_file():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
+        try:
+            names = sorted(set(map(str, _read_json(index)["weight_map"].values())))
+        except (KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{index} names no files of weights: download it again") from error
     elif pickled := sorted(path.name for ending in ("bin", "pt", "pth") for path in source.glob(f"*.{ending}")):
         found = f"no safetensors weights but pickled ones, which can run any code when they are read ({pickled[0]})"
         raise UserError(f"{source} holds {found}: convert them to safetensors where you trust them")
@@ -117,7 +120,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is missing or broken: {error}") from error
 
 
