@@ -226,6 +226,7 @@ WRONG |= {
     "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
     "no weights": (remove("*.safetensors", "*.index.json"), "holds no weights"),
     "broken index": (write(INDEX, b"?"), "index.json is missing or broken"),
+    "empty index": (write(INDEX, b'{"weight_map": []}'), "index.json names no files of weights"),
     "lost shard": (remove("*00002-of*"), "model-00002-of-00002.safetensors is missing or broken: download it again"),
     "broken shard": (write("model-00002-of-00002.safetensors", b"version https://git-lfs"), "00002.* is missing or"),
     "no head": (change_weights("talk_head.0.0.weight", None), "it has no talk_head.0.0.weight"),
