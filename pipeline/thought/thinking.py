@@ -32,7 +32,7 @@ class Thinker:
     """A ``decoder``, a mixing head and the embeddings of [start], [end] and pauses, multiplied by meta_token_scale.
 
     ``mixing_head``, ``start`` and ``end`` (D,): None where nothing thinks. ``pauses`` (K, D): learned tokens in the
-    place of sampled ones, None where thoughts are sampled. ``banned`` ids are never sampled. It has no own weights.
+    place of sampled ones, None where thoughts are sampled. ``banned`` ids are never sampled. It owns no weights.
     """
 
     decoder: Decoder
