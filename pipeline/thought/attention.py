@@ -23,18 +23,14 @@ BY_DEVICE = {"cpu": "blocked", "cuda": "flex"}
 log = logging.getLogger(__name__)
 
 
+@cache  # so that a path is logged once
 def pick(name: str, device: torch.device) -> str:
     """The path called ``name``; ``auto`` picks one for ``device``. Raises ValueError for an unknown name."""
     path = BY_DEVICE.get(device.type, "reference") if name == "auto" else name
     if path not in PATHS:
         raise ValueError(f"attention is {name!r}, but must be one of auto, {', '.join(PATHS)}")
-    _log_once(path, device.type)
+    log.info("thought attention: %s (%s)", path, device.type)
     return path
-
-
-@cache
-def _log_once(path: str, device: str) -> None:
-    log.info("thought attention: %s (%s)", path, device)
 
 
 def attend(
@@ -47,5 +43,5 @@ def attend(
     """
     fits = len(rows.positions) > 1 and rows.is_plain(style)
     if path == "flex":
-        fits = fits and rows.is_whole and query.shape[-1] >= SMALLEST_HEAD
+        fits = fits and rows.first == 0 and rows.tokens > 1 and query.shape[-1] >= SMALLEST_HEAD
     return PATHS[path if fits else "reference"](rows, query, key, value, prefix, style)

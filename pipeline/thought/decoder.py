@@ -121,9 +121,3 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0]
-
-
-@torch.no_grad()
-def embedding_of(base: PreTrainedModel, ids: list[int]) -> Tensor:
-    """The mean embedding (D,) of these tokens as the model uses it (Gemma scales its table), to start a meta-token."""
-    return Decoder(base).embed(torch.tensor(ids, device=base.device)).mean(0)

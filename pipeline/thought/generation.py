@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import pads_before_end, text_position_ids
-from .mixing import MixingHead
 from .sampler import Sampling, sample
 from .thinking import Thinker
 from .views import GrowingView, KeyValueCache
@@ -17,13 +16,10 @@ TEXT_STEP = -1  # the step in the draws of text tokens; those of thoughts are 0 
 ENDED_SHARE = 0.25  # remove ended texts from the batch only once this share has ended: removing copies the cache
 SAMPLES_APART = 2**40  # between the text keys of one prompt's samples: more than there are prompts
 
-Decode = Callable[[list[int]], str]
-
 
 @torch.no_grad()
 def generate(
     thinker: Thinker,
-    mixing_head: MixingHead | None,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 20,
@@ -33,7 +29,7 @@ def generate(
     eos_token_id: int | None = None,
     pad_token_id: int = 0,
     stop_strings: Sequence[str] = (),
-    decode: Decode | None = None,
+    decode: Callable[[list[int]], str] | None = None,
     text_keys: Tensor | None = None,
     think: bool = True,
 ) -> Tensor:
@@ -53,14 +49,19 @@ def generate(
         raise ValueError("a prompt to continue needs at least one token, and padding on its left side only")
     if samples < 1:
         raise ValueError(f"samples is {samples}, but must be at least 1")
+    if stop_strings and decode is None:
+        raise ValueError("stop strings need decode, which turns token ids into text")
+    if not all(stop_strings):
+        raise ValueError("a stop string is empty")
+    # a byte-level token may be one byte of a character's four: what completes a stop string is within these tokens
+    tail = 4 * max(map(len, stop_strings), default=0) + 4
     (texts, prompt), device = input_ids.shape, input_ids.device
-    stopper = _Stopper(prompt, eos_token_id, stop_strings, decode)
     keys = torch.arange(texts, device=device) if text_keys is None else text_keys.to(device)
     keys = (keys[:, None] + SAMPLES_APART * torch.arange(samples, device=device)).flatten()
 
     # the prompts are read once, and then repeated for their samples
-    decoder, thinks = thinker.decoder, think and mixing_head is not None
-    writer = _Writer(thinker, mixing_head, attention_mask, max_new_tokens, thought_sampling if thinks else None)
+    decoder, thinks = thinker.decoder, think and thinker.mixing_head is not None
+    writer = _Writer(thinker, attention_mask, max_new_tokens, thought_sampling if thinks else None)
     state = writer.read(decoder.embed(input_ids))
     repeated = torch.arange(texts, device=device).repeat_interleave(samples)
     writer.select(repeated)
@@ -75,8 +76,13 @@ def generate(
         new, entropy = sample(decoder.head, predicting, thinker.banned, sampling, chance)
         if not entropy.isfinite().all():
             raise FloatingPointError("logits are not finite")
-        written[active, stop - 1] = new.masked_fill(done, pad_token_id)
-        done = done | stopper.ended(written[active, :stop])
+        written[active, stop - 1] = new = new.masked_fill(done, pad_token_id)
+        if eos_token_id is not None:
+            done = done | (new == eos_token_id)
+        if stop_strings:
+            tails = written[active, max(prompt, stop - tail) : stop].tolist()
+            stopped = [any(string in decode(ids) for string in stop_strings) for ids in tails]
+            done = done | torch.tensor(stopped, device=device)
         if done.all():
             return written[:, :stop]
         if done.sum() >= ENDED_SHARE * len(done):
@@ -94,15 +100,8 @@ class _Writer:
     ``[end]`` with the thought's last token, so a token costs K + 1 passes; pauses are known beforehand and cost one.
     """
 
-    def __init__(
-        self,
-        thinker: Thinker,
-        mixing_head: MixingHead | None,
-        attention_mask: Tensor,
-        max_new_tokens: int,
-        sampling: Sampling | None,
-    ):
-        self._thinker, self._mixing_head, self._sampling = thinker, mixing_head, sampling
+    def __init__(self, thinker: Thinker, attention_mask: Tensor, max_new_tokens: int, sampling: Sampling | None):
+        self._thinker, self._sampling = thinker, sampling
         more = max_new_tokens + thinker.layout.thought_tokens + 2
         self._mask = F.pad(attention_mask, (0, more), value=1)
         self._position_ids = text_position_ids(self._mask, self._mask)
@@ -147,7 +146,7 @@ class _Writer:
                 if step == count - 1:
                     tokens = _append(tokens, self._thinker.end)
                 talk = self._run(tokens, thought=step + 1 + tokens.shape[1])[:, -1]
-        return self._mixing_head.mix(base, talk)[0]
+        return self._thinker.mixing_head.mix(base, talk)[0]
 
     def _run(self, embeddings: Tensor, thought: int) -> Tensor:
         """States of these newest tokens (B, M, D), which end with ``thought`` tokens of a thought."""
@@ -160,27 +159,3 @@ class _Writer:
 def _append(embeddings: Tensor, token: Tensor) -> Tensor:
     """``embeddings`` (B, M, D) and then ``token`` (D,): (B, M + 1, D)."""
     return torch.cat([embeddings, token.expand(len(embeddings), 1, -1)], dim=1)
-
-
-class _Stopper:
-    """Decides which texts have ended: by their end token, or by a stop string in what follows the prompt."""
-
-    def __init__(self, prompt: int, eos_token_id: int | None, stop_strings: Sequence[str], decode: Decode | None):
-        if stop_strings and decode is None:
-            raise ValueError("stop strings need decode, which turns token ids into text")
-        if not all(stop_strings):
-            raise ValueError("a stop string is empty")
-        self._prompt, self._eos, self._strings, self._decode = prompt, eos_token_id, tuple(stop_strings), decode
-        # a byte-level token may be one byte of a character's four: what completes a stop string is within these
-        self._tail = 4 * max(map(len, self._strings), default=0) + 4
-
-    def ended(self, input_ids: Tensor) -> Tensor:
-        """Whether each text (B,) of ``input_ids`` (B, L) ends with its last token."""
-        ended = torch.zeros_like(input_ids[:, -1], dtype=torch.bool)
-        if self._eos is not None:
-            ended = input_ids[:, -1] == self._eos
-        if self._strings:
-            tails = input_ids[:, max(self._prompt, input_ids.shape[1] - self._tail) :].tolist()
-            stopped = [any(string in self._decode(ids) for string in self._strings) for ids in tails]
-            ended = ended | torch.tensor(stopped, device=ended.device)
-        return ended

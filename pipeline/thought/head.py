@@ -58,9 +58,12 @@ class HeadLosses:
         autocast = torch.is_autocast_enabled(device)
         self._weight = head.weight.detach().to(torch.get_autocast_dtype(device) if autocast else head.weight.dtype)
         self._exact = exact_dtype(self._weight)
-        learns = [p is not None and p.requires_grad and torch.is_grad_enabled() for p in (head.weight, head.bias)]
-        self._learns_weight, self._learns_bias = learns
-        self._gradients: dict[str, tuple[Tensor | None, Tensor | None]] = {}  # of weight and bias, by part
+        self._learned = [
+            p if p is not None and p.requires_grad and torch.is_grad_enabled() else None
+            for p in (head.weight, head.bias)
+        ]
+        self._learns = any(p is not None for p in self._learned)
+        self._gradients: dict[str, list[Tensor | None]] = {}  # of weight and bias, by part
 
     def cross_entropy(
         self,
@@ -79,63 +82,55 @@ class HeadLosses:
         pass and, unless ``complete``, no forward pass either: their cross-entropy is then 0 too. ``banned`` ids have no
         probability. Add the sum to the loss as it is: the gradient of the head's weight is that of the sum.
         """
-        return _HiddenGradients.apply(self, part, hidden, targets, weights, temperature, banned, complete)
+        needed = hidden.requires_grad and torch.is_grad_enabled()
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            states, wanted, counts = hidden.flatten(0, -2), targets.flatten(), weights.flatten()  # (M, D), (M,), (M,)
+            nll = torch.zeros_like(wanted, dtype=self._exact)
+            size = max(1, CHUNK_LOGITS // len(self._weight))
+            space = self._weight.new_empty(size, len(self._weight), dtype=self._exact)
+            gradient = torch.zeros_like(states) if needed else None
+            learning = (counts != 0) & (needed or self._learns)
+            computed = (wanted != IGNORED) & ((counts != 0) | complete)
+            for rows in (computed & ~learning).nonzero().squeeze(1).split(size):
+                nll[rows] = self._predict(states[rows], wanted[rows], temperature, banned, space[: len(rows)])[0]
+            for rows in (computed & learning).nonzero().squeeze(1).split(size):
+                nll[rows], change = self._predict(states[rows], wanted[rows], temperature, banned, space[: len(rows)])
+                scale = counts[rows, None].to(change.dtype) / temperature
+                if gradient is not None:
+                    gradient[rows] = (change @ self._weight).mul_(scale).to(gradient.dtype)
+                to_weight, to_bias = self._sums(part)
+                if to_weight is not None and to_weight.dtype == change.dtype:
+                    to_weight.addmm_(change.T, states[rows].to(change.dtype) * scale)
+                elif to_weight is not None:
+                    to_weight.add_(change.T @ (states[rows].to(change.dtype) * scale))
+                if to_bias is not None:
+                    to_bias.add_((change * scale).sum(0))
+            nll = nll.view(targets.shape)
+            total = (nll * weights).sum()
+        return with_gradients(total, [hidden], [gradient if gradient is None else gradient.view(hidden.shape)]), nll
 
-    def attach(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of ``losses``, now differentiable in the head's weight and bias as well, and the parts.
+    def attach(self, total: Tensor, parts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """``total``, the sum of ``parts``, now differentiable in the head's weight and bias as well, and the parts.
 
         With ``apart`` each part is too; otherwise the parts are detached.
         """
-        if not (self._learns_weight or self._learns_bias):
-            return sum(losses.values()), dict(losses)
+        if not self._learns:
+            return total, dict(parts)
         if self._apart:
-            parts = {name: self._with_gradients(name, loss) for name, loss in losses.items()}
+            parts = {name: self._attach(name, loss) for name, loss in parts.items()}
             return sum(parts.values()), parts
-        return self._with_gradients("", sum(losses.values())), {name: x.detach() for name, x in losses.items()}
+        return self._attach("", total), {name: loss.detach() for name, loss in parts.items()}
 
-    def _with_gradients(self, part: str, loss: Tensor) -> Tensor:
-        return _WeightGradients.apply(self._buffers(part), loss, self._head.weight, self._head.bias)
+    def _attach(self, part: str, loss: Tensor) -> Tensor:
+        gradients = [g if g is None else g.to(self._head.weight.dtype) for g in self._sums(part)]
+        return with_gradients(loss, self._learned, gradients)
 
-    def _buffers(self, part: str) -> tuple[Tensor | None, Tensor | None]:
+    def _sums(self, part: str) -> list[Tensor | None]:
         """Where the part's gradients of the head's weight (V, D) and bias (V,) are added up; None for what is fixed."""
+        part = part if self._apart else ""
         if part not in self._gradients:
-            weight = torch.zeros_like(self._weight, dtype=self._exact) if self._learns_weight else None
-            bias = torch.zeros_like(self._head.bias, dtype=self._exact) if self._learns_bias else None
-            self._gradients[part] = weight, bias
+            self._gradients[part] = [p if p is None else torch.zeros_like(p, dtype=self._exact) for p in self._learned]
         return self._gradients[part]
-
-    def run(
-        self,
-        part: str,
-        states: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        temperature: float,
-        banned: Sequence[int],
-        complete: bool,
-        needed: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Cross-entropies (M,) of ``targets`` (M,) given ``states`` (M, D); with the states' gradient if ``needed``."""
-        nll = torch.zeros_like(targets, dtype=self._exact)
-        space = self._weight.new_empty(max(1, CHUNK_LOGITS // len(self._weight)), len(self._weight), dtype=self._exact)
-        gradient = torch.zeros_like(states) if needed else None
-        learning = (weights != 0) & (needed or self._learns_weight or self._learns_bias)
-        counted = (targets != IGNORED) & ((weights != 0) | complete)
-        for rows in (counted & ~learning).nonzero().squeeze(1).split(len(space)):
-            nll[rows] = self._predict(states[rows], targets[rows], temperature, banned, space[: len(rows)])[0]
-        for rows in (counted & learning).nonzero().squeeze(1).split(len(space)):
-            nll[rows], change = self._predict(states[rows], targets[rows], temperature, banned, space[: len(rows)])
-            scale = weights[rows, None].to(change.dtype) / temperature
-            if gradient is not None:
-                gradient[rows] = (change @ self._weight).mul_(scale).to(gradient.dtype)
-            to_weight, to_bias = self._buffers(part if self._apart else "")
-            if to_weight is not None and to_weight.dtype == change.dtype:
-                to_weight.addmm_(change.T, states[rows].to(change.dtype) * scale)
-            elif to_weight is not None:
-                to_weight.add_(change.T @ (states[rows].to(change.dtype) * scale))
-            if to_bias is not None:
-                to_bias.add_((change * scale).sum(0))
-        return nll, gradient
 
     def _predict(
         self, states: Tensor, targets: Tensor, temperature: float, banned: Sequence[int], logits: Tensor
@@ -169,55 +164,26 @@ class HeadLosses:
         return nll, (logits if softcap is None else logits.mul_(slope)).to(self._weight.dtype)
 
 
-class _HiddenGradients(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        head: HeadLosses,
-        part: str,
-        hidden: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        temperature: float,
-        banned: Sequence[int],
-        complete: bool,
-    ) -> tuple[Tensor, Tensor]:
-        rows = hidden.flatten(0, -2), targets.flatten(), weights.flatten()
-        with torch.autocast(hidden.device.type, enabled=False):
-            nll, gradient = head.run(part, *rows, temperature, banned, complete, needed=ctx.needs_input_grad[2])
-            nll = nll.view(targets.shape)
-            total = (nll * weights).sum()
-        ctx.gradients = [None if gradient is None else gradient.view(hidden.shape)]
-        ctx.mark_non_differentiable(nll)
-        return total, nll
+def with_gradients(total: Tensor, inputs: Sequence[Tensor | None], gradients: list[Tensor | None]) -> Tensor:
+    """Make ``total`` differentiable in ``inputs`` as well, whose ``gradients`` the forward pass has computed.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *scaled(ctx, gradient), None, None, None, None, None
+    The backward pass scales these in place, as they are large. So there is only one: a second raises RuntimeError.
+    """
+    return _KnownGradients.apply(gradients, total, *inputs)
 
 
-class _WeightGradients(torch.autograd.Function):
+class _KnownGradients(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        gradients: tuple[Tensor | None, Tensor | None],
-        total: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        ctx.gradients = [g if g is None else g.to(weight.dtype) for g in gradients]
+    def forward(ctx: FunctionCtx, gradients: list[Tensor | None], total: Tensor, *_: Tensor | None) -> Tensor:
+        ctx.gradients = gradients
         return total.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, gradient, *scaled(ctx, gradient)
-
-
-def scaled(ctx: FunctionCtx, gradient: Tensor) -> list[Tensor | None]:
-    """``ctx.gradients``, computed in the forward pass, times ``gradient``: in place, as they are large, and once."""
-    gradients, ctx.gradients = ctx.gradients, None
-    if gradients is None:
-        raise RuntimeError("a Quiet-STaR loss has one backward pass: its gradients were computed in the forward pass")
-    return [g if g is None else g.mul_(gradient.to(g.dtype)) for g in gradients]
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError(
+                "a Quiet-STaR loss has one backward pass: its gradients were computed in the forward pass"
+            )
+        return None, gradient, *(g if g is None else g.mul_(gradient.to(g.dtype)) for g in gradients)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .decoder import Decoder, build_decoder, check_decoder, embedding_of
+from .decoder import Decoder, build_decoder, check_decoder
 from .generation import generate
 from .layout import Layout
 from .methods import METHODS, QUIET_STAR
@@ -115,10 +115,10 @@ class QuietStarForCausalLM(PreTrainedModel):
 
     def __init__(self, config: QuietStarConfig):
         super().__init__(config)
-        base = build_decoder(config.base_config())
-        hidden_size = base.get_input_embeddings().embedding_dim
-        self.base = base
+        self.base = build_decoder(config.base_config())
+        hidden_size = self.base.get_input_embeddings().embedding_dim
         self.objective = METHODS[config.method](config)
+        self.start_embedding = self.end_embedding = self.mixing_head = self.pause_embeddings = None
         if self.has_thoughts:
             self.start_embedding = nn.Parameter(torch.zeros(hidden_size))
             self.end_embedding = nn.Parameter(torch.zeros(hidden_size))
@@ -139,15 +139,17 @@ class QuietStarForCausalLM(PreTrainedModel):
         model = cls._from_config(config, dtype=base.dtype)  # not .to(dtype), which rounds the rotary frequencies too
         model.base.load_state_dict(base.state_dict())
         check_decoder(model.base)
-        meta_token = embedding_of(model.base, meta_token_ids) / config.meta_token_scale
-        for parameter in model.meta_tokens():
-            parameter.data.copy_(meta_token.expand_as(parameter))
+        with torch.no_grad():
+            # the embedding as the model uses it: Gemma scales its table
+            meta_token = model.decoder.embed(torch.tensor(meta_token_ids, device=base.device)).mean(0)
+            for parameter in model.meta_tokens():
+                parameter.copy_((meta_token / config.meta_token_scale).expand_as(parameter))
         return model
 
     def meta_tokens(self) -> list[nn.Parameter]:
         """The learned tokens that this method adds: [start] (D,) and [end] (D,), and pauses (K, D)."""
-        names = ("start_embedding", "end_embedding", "pause_embeddings")
-        return [getattr(self, name) for name in names if hasattr(self, name)]
+        tokens = (self.start_embedding, self.end_embedding, self.pause_embeddings)
+        return [token for token in tokens if token is not None]
 
     @property
     def lookahead(self) -> int:
@@ -165,13 +167,9 @@ class QuietStarForCausalLM(PreTrainedModel):
     @property
     def thinker(self) -> Thinker:
         """The machinery that thinks, with the meta-tokens as they are now."""
-        scale, pauses = self.config.meta_token_scale, None
-        if not self.has_thoughts:
-            return Thinker(self.decoder, self.layout, None, None, None, self.config.banned)
-        if self.objective.thoughts == PAUSES:
-            pauses = scale * self.pause_embeddings
-        start, end = scale * self.start_embedding, scale * self.end_embedding
-        return Thinker(self.decoder, self.layout, start, end, pauses, self.config.banned)
+        tokens = (self.start_embedding, self.end_embedding, self.pause_embeddings)
+        scaled = (token if token is None else self.config.meta_token_scale * token for token in tokens)
+        return Thinker(self.decoder, self.layout, self.mixing_head, *scaled, self.config.banned)
 
     @property
     def vocabulary(self) -> int:
@@ -185,9 +183,6 @@ class QuietStarForCausalLM(PreTrainedModel):
     def has_thoughts(self) -> bool:
         """Whether anything, sampled or learned, stands between a token and its prediction."""
         return self.objective.thoughts != NOTHING
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.base.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
         return self.base.get_output_embeddings()
@@ -222,8 +217,7 @@ class QuietStarForCausalLM(PreTrainedModel):
         text = self.thinker.read(input_ids, attention_mask, text_keys, engine.attention)
         if labels is None:
             return self._predict(text, thought_ids, sampling, positions)
-        mixing_head = self.mixing_head if self.has_thoughts else None
-        learner = Learner(self.thinker, mixing_head, self.objective, self.config.rationales, list(self.parameters()))
+        learner = Learner(self.thinker, self.objective, self.config.rationales, list(self.parameters()))
         counts = counts_of(labels, self.lookahead) if counts is None else counts
         losses, thoughts = learner.learn(text, labels, counts, sampling, engine, thought_ids, old)
         weight = losses.weight if self.has_thoughts else None
@@ -252,8 +246,7 @@ class QuietStarForCausalLM(PreTrainedModel):
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: object) -> Tensor:
         """Continue texts with a thought before each token: see `generation.generate`."""
-        mixing_head = self.mixing_head if self.has_thoughts else None
-        return generate(self.thinker, mixing_head, input_ids, attention_mask, **settings)
+        return generate(self.thinker, input_ids, attention_mask, **settings)
 
 
 AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)

@@ -1,18 +1,16 @@
 """What every objective shares: its inputs, what its means are taken over, and its result."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from .head import IGNORED, HeadLosses
 from .layout import ahead
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 SAMPLED, PAUSES, NOTHING = "sampled", "pauses", "nothing"  # what the model puts before each prediction
 
@@ -105,10 +103,6 @@ class Losses:
     advantage: Tensor
     log_probs: Tensor
 
-    def detached(self) -> "Losses":
-        """The same numbers without the graph that computed them."""
-        return replace(self, total=self.total.detach(), parts={name: x.detach() for name, x in self.parts.items()})
-
 
 def join(slices: Sequence[Losses], total: Tensor, parts: dict[str, Tensor]) -> Losses:
     """Concatenate the values of a step's slices. ``total`` and ``parts`` are the whole step's, with gradients."""
@@ -132,7 +126,7 @@ class Objective(nn.Module):
 
     thoughts = SAMPLED
 
-    def __init__(self, config: "PretrainedConfig"):
+    def __init__(self, config: PretrainedConfig):
         super().__init__()
         self.config = config
 

@@ -44,11 +44,6 @@ class Rows:
         """S."""
         return self.position_ids.shape[2]
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether this pass feeds whole rows rather than a token at a time."""
-        return self.first == 0 and self.tokens > 1
-
     def is_plain(self, style: Style) -> bool:
         """Whether every row sees all of the text up to its position, and scores are not capped."""
         furthest = self.text_position_ids.shape[1] + self.first + self.tokens

@@ -10,9 +10,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .head import scaled
+from .head import with_gradients
 
 Report = TypeVar("Report")
 Run = Callable[[slice, Tensor, Sequence[Tensor]], tuple[Tensor, Report]]
@@ -35,45 +34,21 @@ def sum_over(
     if len(slices) == 1 or not torch.is_grad_enabled():
         results = [run(part, rows[:, :, part], shared) for part in slices]
         return sum(loss for loss, _ in results), [report for _, report in results]
-    reports: list[Report] = []
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    return _SumOverSlices.apply(slices, run, reports, len(shared), rows, *shared, *parameters), reports
-
-
-class _SumOverSlices(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        slices: Sequence[slice],
-        run: Run,
-        reports: list[Report],
-        count: int,
-        rows: Tensor,
-        *others: Tensor,
-    ) -> Tensor:
-        shared = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in others[:count]]
-        wanted = [tensor for tensor in (*shared, *others[count:]) if tensor.requires_grad]
-        sums: list[Tensor | None] = [None] * len(wanted)
-        to_rows = torch.empty_like(rows)
-        total = 0.0
-        for part in slices:
-            own = rows[:, :, part].detach().requires_grad_()
-            with torch.enable_grad():
-                loss, report = run(part, own, shared)
-            with torch.autocast(loss.device.type, enabled=False):
-                to_rows[:, :, part], *new = torch.autograd.grad(loss, [own, *wanted], allow_unused=True)
-            sums = [_plus(some, gradient) for some, gradient in zip(sums, new, strict=True)]
-            reports.append(report)
-            total = total + loss.detach()
-            del own, loss, new  # or the next slice would find this one's gradients still in memory
-        found = iter(sums)
-        ctx.gradients = [to_rows, *(next(found) if x.requires_grad else None for x in (*shared, *others[count:]))]
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *scaled(ctx, gradient)
+    cut = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in shared]
+    inputs = [tensor for tensor in (*shared, *parameters) if tensor.requires_grad]
+    wanted = [tensor for tensor in (*cut, *parameters) if tensor.requires_grad]
+    sums: list[Tensor | None] = [None] * len(wanted)
+    to_rows, total, reports = torch.empty_like(rows), 0.0, []
+    for part in slices:
+        own = rows[:, :, part].detach().requires_grad_()
+        loss, report = run(part, own, cut)
+        with torch.autocast(loss.device.type, enabled=False):
+            to_rows[:, :, part], *new = torch.autograd.grad(loss, [own, *wanted], allow_unused=True)
+        sums = [_plus(some, gradient) for some, gradient in zip(sums, new, strict=True)]
+        reports.append(report)
+        total = total + loss.detach()
+        del own, loss, new  # or the next slice would find this one's gradients still in memory
+    return with_gradients(total, [rows, *inputs], [to_rows, *sums]), reports
 
 
 def _plus(total: Tensor | None, new: Tensor | None) -> Tensor | None:

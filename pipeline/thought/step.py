@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from .head import HeadLosses
 from .layout import ahead
-from .mixing import MixingHead
 from .objective import (
     NOTHING,
     SAMPLED,
@@ -48,7 +47,6 @@ class Learner:
     """Computes the losses of a training step. ``parameters`` are all that may receive gradients."""
 
     thinker: Thinker
-    mixing_head: MixingHead | None
     objective: Objective
     rationales: int
     parameters: Sequence[nn.Parameter]
@@ -75,23 +73,23 @@ class Learner:
         targets = lookahead_targets(labels, self.thinker.layout.lookahead)
         if self.objective.thoughts == NOTHING:
             losses = self.objective(SliceStates(text.hidden, targets), counts, head)
-            total, parts = head.attach(losses.parts)
+            total, parts = head.attach(losses.total, losses.parts)
             return replace(losses, total=total, parts=parts), None
 
-        thoughts = None
+        thoughts, places = None, torch.arange(labels.shape[1], device=labels.device)
         if thought_ids is None and self.objective.thoughts == SAMPLED:
-            some = [self.thinker.sample(text, _range(labels, part), self.rationales, sampling) for part in slices]
+            some = [self.thinker.sample(text, places[part], self.rationales, sampling) for part in slices]
             thoughts = Thoughts(torch.cat([t.ids for t in some], 2), torch.cat([t.entropy for t in some], 2))
             thought_ids = thoughts.ids
         layout, lookahead = self.thinker.layout, self.thinker.layout.lookahead
-        rows = self.thinker.embed_rows(text.input_ids, _range(labels, slice(0, labels.shape[1])), thought_ids, layout)
+        rows = self.thinker.embed_rows(text.input_ids, places, thought_ids, layout)
 
         def losses_of(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, Losses]:
             """A slice's losses, from its rows' embeddings and the text's states (B, N, D), keys and values."""
             hidden, *cache = shared
-            rows = self.thinker.decoder.run_rows(rows, text.view.with_tensors(cache), _range(labels, part))
+            rows = self.thinker.decoder.run_rows(rows, text.view.with_tensors(cache), places[part])
             base = ahead(hidden, lookahead, fill=0.0)[:, part].unsqueeze(1)
-            mixed, weight = self.mixing_head.mix(base, rows[..., layout.talking_outputs, :])
+            mixed, weight = self.thinker.mixing_head.mix(base, rows[..., layout.talking_outputs, :])
             rewarded = min(part.stop, rewarded_positions(labels.shape[1], lookahead)) - part.start
             rewarded = slice(0, max(0, rewarded))
             seen = slice(part.start, part.stop + lookahead - 1)
@@ -106,16 +104,11 @@ class Learner:
                 old_log_probs=None if old is None else old.log_probs[:, :, part],
             )
             losses = self.objective(states, counts, head)
-            return losses.total, losses if len(slices) == 1 else losses.detached()
+            if len(slices) == 1:
+                return losses.total, losses
+            parts = {name: loss.detach() for name, loss in losses.parts.items()}  # lets go of the slice's activations
+            return losses.total, replace(losses, total=losses.total.detach(), parts=parts)
 
         total, some = sum_over(slices, losses_of, rows, [text.hidden, *text.view.tensors()], self.parameters)
         parts = {name: sum(losses.parts[name] for losses in some) for name in some[0].parts}
-        if len(slices) == 1:
-            total, parts = head.attach(parts)
-        else:
-            total, _ = head.attach({"total": total})
-        return join(some, total, parts), thoughts
-
-
-def _range(like: Tensor, part: slice) -> Tensor:
-    return torch.arange(part.start, part.stop, device=like.device)
+        return join(some, *head.attach(total, parts)), thoughts

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .decoder import Decoder
 from .layout import Layout, ahead
+from .mixing import MixingHead
 from .sampler import Sampling, Thoughts, sample
 from .views import KeyValueCache, TextView
 
@@ -28,14 +29,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Thinker:
-    """A ``decoder`` and the embeddings of [start], [end] and pauses, already multiplied by meta_token_scale.
+    """A ``decoder``, a mixing head and the embeddings of [start], [end] and pauses, multiplied by meta_token_scale.
 
-    ``start`` and ``end`` (D,): None where nothing thinks. ``pauses`` (K, D): learned tokens in the place of sampled
-    ones, None where thoughts are sampled. ``banned`` ids are never sampled. It holds no weights of its own.
+    ``mixing_head``, ``start`` and ``end`` (D,): None where nothing thinks. ``pauses`` (K, D): learned tokens in the
+    place of sampled ones, None where thoughts are sampled. ``banned`` ids are never sampled. It owns no weights.
     """
 
     decoder: Decoder
     layout: Layout
+    mixing_head: MixingHead | None
     start: Tensor | None
     end: Tensor | None
     pauses: Tensor | None

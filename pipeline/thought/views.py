@@ -2,13 +2,14 @@
 
 `quiet_star_attention` is registered with transformers' attention interface, so any decoder that uses the interface runs
 unchanged. The caller hands the decoder the `attend` method of a *view* as a keyword argument, and that view decides
-what the layers attend to. `TextView` is for a pass over the text: it keeps every layer's keys and values. `ThoughtView`
-is for thought rows: it reads those, which are stored once and never repeated for a thought.
+what the layers attend to: `attend` gives a layer's output (B, H, L, C) from a pass's query (B, H, L, C), key and value
+(B, G, L, C). `TextView` is for a pass over the text: it keeps every layer's keys and values. `ThoughtView` is for
+thought rows: it reads those, which are stored once and never repeated for a thought.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +23,9 @@ from .rows import Rows, Style
 NAME = "quiet_star"
 
 
-class View(Protocol):
-    """What the tokens of one forward pass attend to."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, style: Style) -> Tensor:
-        """The attention's output (B, H, L, C) from this pass's query (B, H, L, C), key and value (B, G, L, C)."""
-
-
 @dataclass
 class TextView:
-    """Texts read in one pass: causal attention, which keeps each layer's ``keys`` and ``values`` (B, G, N, C).
+    """Texts read in one pass: causal attention, which keeps each layer's keys and values (B, G, N, C) in ``cache``.
 
     ``position_ids`` (B, N). ``valid`` (B, N): False for padding; None if no text has padding before its end. ``path``:
     how thoughts attend to the text (`attention.pick`).
@@ -40,21 +34,19 @@ class TextView:
     position_ids: Tensor
     valid: Tensor | None = None
     path: str = "reference"
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    cache: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, style: Style) -> Tensor:
-        self.keys[layer], self.values[layer] = key, value
+        self.cache[layer] = key, value
         return causal_attention(query, key, value, self.position_ids, self.valid, style)
 
     def tensors(self) -> list[Tensor]:
-        """Every layer's keys and values."""
-        return [*self.keys.values(), *self.values.values()]
+        """The keys and values of the first layer, of the second, and so on."""
+        return list(chain.from_iterable(self.cache.values()))
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "TextView":
         """A copy of this view that uses ``tensors``, in the order of `tensors`, as its keys and values."""
-        keys = dict(zip(self.keys, tensors, strict=False))
-        return replace(self, keys=keys, values=dict(zip(self.values, tensors[len(keys) :], strict=True)))
+        return replace(self, cache=dict(zip(self.cache, zip(tensors[::2], tensors[1::2], strict=True), strict=True)))
 
 
 class KeyValueCache:
@@ -145,8 +137,10 @@ class ThoughtView:
         query, key, value = (x.unflatten(2, (-1, self.rows.tokens)) for x in (query, key, value))
         if self.own is not None:
             key, value = self.own.write(layer, key, value, self.rows.first)
-        prefix = self.text.keys[layer], self.text.values[layer]
-        return attend(self.text.path, self.rows, query, key, value, prefix, style).flatten(2, 3)
+        return attend(self.text.path, self.rows, query, key, value, self.text.cache[layer], style).flatten(2, 3)
+
+
+View = TextView | GrowingView | ThoughtView
 
 
 @torch.compiler.disable  # or a compiled layer would be compiled anew for every view

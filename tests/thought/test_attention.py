@@ -279,7 +279,7 @@ def test_paths_are_picked_by_name_or_device():
 
 
 def test_the_path_is_logged_once(caplog):
-    pick._log_once.cache_clear()
+    pick.pick.cache_clear()
     with caplog.at_level(logging.INFO, logger=pick.__name__):
         for _ in range(3):
             pick.pick("auto", torch.device("cpu"))
