@@ -18,8 +18,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from pipeline.data.spans import SPANS, SPANS_AT_ONCE, Spans
+from pipeline.data.spans import SPANS, Spans
 from pipeline.data.tokens.tokenize import TEXT, encoded, read_texts
+from pipeline.files import BATCH_ROWS
 from pipeline.training.trainer import TextOrder
 from tests.evaluation.chain_of_thought.asking import byte_tokenizer
 
@@ -48,9 +49,9 @@ def sparse(path: Path, batch: pa.RecordBatch, size: float) -> Path:
 
 
 def spans(folder: Path, size: float) -> Iterator[int]:
-    offsets = np.arange(0, SPANS_AT_ONCE * SPAN + 1, SPAN, dtype=np.int32)
-    ids = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(SPANS_AT_ONCE * SPAN, np.int32)))
-    lengths = pa.array(np.full(SPANS_AT_ONCE, SPAN, np.int32))
+    offsets = np.arange(0, BATCH_ROWS * SPAN + 1, SPAN, dtype=np.int32)
+    ids = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(BATCH_ROWS * SPAN, np.int32)))
+    lengths = pa.array(np.full(BATCH_ROWS, SPAN, np.int32))
     found = Spans(sparse(folder / "spans.arrow", pa.record_batch([ids, lengths], schema=SPANS), size), vocabulary=1)
     yield 0
     for text in TextOrder(len(found), wanted=len(found), seed=1):
@@ -58,8 +59,8 @@ def spans(folder: Path, size: float) -> Iterator[int]:
 
 
 def texts(folder: Path, size: float) -> Iterator[int]:
-    offsets = np.arange(0, (SPANS_AT_ONCE + 1) * TEXT_BYTES, TEXT_BYTES, dtype=np.int32)
-    column = pa.StringArray.from_buffers(SPANS_AT_ONCE, pa.py_buffer(offsets), pa.py_buffer(bytes(offsets[-1])))
+    offsets = np.arange(0, (BATCH_ROWS + 1) * TEXT_BYTES, TEXT_BYTES, dtype=np.int32)
+    column = pa.StringArray.from_buffers(BATCH_ROWS, pa.py_buffer(offsets), pa.py_buffer(bytes(offsets[-1])))
     path = sparse(folder / "texts.arrow", pa.record_batch([column], schema=TEXT), size)
     yield 0
     for _ in encoded(read_texts(path), byte_tokenizer()):

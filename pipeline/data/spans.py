@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import UserError
-from pipeline.files import batches, checked_table, write_tables
+from pipeline.files import checked_table, write_rows
 
 SPANS = pa.schema({"input_ids": pa.list_(pa.int32()), "length": pa.int32()})
-SPANS_AT_ONCE = 2000  # spans in a batch of the Arrow file
 IGNORED = -100
 
 Span = tuple[np.ndarray, int]  # token ids (N,), and how many of them are not padding
@@ -22,16 +21,12 @@ Span = tuple[np.ndarray, int]  # token ids (N,), and how many of them are not pa
 
 def packed(documents: Iterable[np.ndarray], span: int) -> Iterator[Span]:
     """Join the token ids of all documents and cut them every ``span`` tokens; a shorter rest at the end is dropped."""
-    pieces: list[np.ndarray] = []
-    length = 0
+    rest = np.array([], np.int32)
     for ids in documents:
-        pieces.append(ids)
-        length += len(ids)
-        if length >= span:
-            row = np.concatenate(pieces)
-            whole = length // span * span
-            yield from ((piece, span) for piece in row[:whole].reshape(-1, span))
-            pieces, length = [row[whole:]], length - whole
+        rest = np.concatenate([rest, ids])
+        whole = len(rest) // span * span
+        yield from ((piece, span) for piece in rest[:whole].reshape(-1, span))
+        rest = rest[whole:]
 
 
 def one_each(documents: Iterable[np.ndarray], span: int, pad: int, seed: int) -> Iterator[Span]:
@@ -49,9 +44,7 @@ def one_each(documents: Iterable[np.ndarray], span: int, pad: int, seed: int) ->
 
 def write_spans(path: Path, spans: Iterable[Span]) -> int:
     """Write spans as an Arrow stream, a batch at a time. Returns how many there are."""
-    columns = (zip(*some, strict=True) for some in batches(spans, SPANS_AT_ONCE))
-    tables = (pa.table({"input_ids": list(ids), "length": lengths}, schema=SPANS) for ids, lengths in columns)
-    return write_tables(path, tables, SPANS)
+    return write_rows(path, ({"input_ids": ids, "length": length} for ids, length in spans), SPANS)
 
 
 class Spans(Dataset):

@@ -23,7 +23,6 @@ ARMS = {
 }
 NOUNS = {"base": "the base model", "no_thought": "training without thoughts", "pause": "training with pauses"}
 SPOKEN = ARMS | NOUNS
-MEASURES = {"accuracy": "accuracy", "prob": "probability of the right answer"}
 STANDS = {
     ABOVE: "has a higher accuracy than",
     BELOW: "has a lower accuracy than",
@@ -38,10 +37,6 @@ def read_comparisons(results: Path) -> list[dict]:
 def arm_name(arm: str) -> str:
     """The arm in words; an unknown arm keeps its name."""
     return ARMS.get(arm, arm)
-
-
-def measure_name(measure: str) -> str:
-    return MEASURES.get(measure, measure)
 
 
 def comparison_findings(comparisons: list[dict], method: Method) -> list[Finding]:

@@ -10,8 +10,7 @@ from urllib.parse import quote
 import pandas as pd
 from markupsafe import Markup, escape
 
-# matplotlib cannot be imported where this names an unknown backend, and figures are drawn without a backend; so this is
-# the only module that imports matplotlib
+# matplotlib cannot be imported where this names an unknown backend; figures need none, so only this module imports it
 os.environ.pop("MPLBACKEND", None)
 
 from matplotlib import style
@@ -21,7 +20,7 @@ from matplotlib.ticker import PercentFormatter
 
 __all__ = ["Axes", "Figure", "PercentFormatter"]
 
-# matplotlib knows no CSS: it draws in these stand-ins, which _inline replaces with the page's colours
+# matplotlib knows no CSS: it draws in these stand-ins, which `plot` replaces with the page's colours
 INK, THOUGHT, PLAIN, QUIET = "#010203", "#010204", "#010205", "#010206"
 CSS_COLOURS = {INK: "currentColor", THOUGHT: "var(--thought)", PLAIN: "var(--plain)", QUIET: "var(--quiet)"}
 TICKS = {"color": INK, "labelsize": 9, "major.width": 0.6}
@@ -71,19 +70,15 @@ def plot(name: str, title: str, unit: str, data: pd.DataFrame, draw: Callable[[F
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         figure.savefig(target, format="svg", transparent=True, metadata=NO_METADATA)
-    return Plot(name, title, unit, _inline(target.getvalue(), title), csv_link(data))
-
-
-def _inline(svg: str, title: str) -> Markup:
-    """The SVG for use inside a page: without prolog and size, and without the ids of groups, which repeat."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # for use inside a page: without prolog and size, and without the ids of groups, which repeat
+    svg = target.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     box = re.search(r'viewBox="[^"]*"', svg)[0]
     svg = f'<svg {box} role="img" aria-label="{escape(title)}">{svg[svg.index(">") + 1 :]}'
     for stand_in, colour in CSS_COLOURS.items():
         svg = svg.replace(stand_in, colour)
-    return Markup(svg.replace("xlink:href", "href"))
+    return Plot(name, title, unit, Markup(svg.replace("xlink:href", "href")), csv_link(data))
 
 
 def legend_above(axes: Axes) -> None:

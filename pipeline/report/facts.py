@@ -17,12 +17,21 @@ LEARNED = {
 def training_facts(train: dict, params: Params, method: Method) -> list[tuple[str, str]]:
     """(label, value) pairs from the metrics of training; the share of right workings only where it was measured."""
     first, last = train["heldout"]["first"], train["heldout"]["last"]
+    given, scratch = params.base_model, params.base_model.scratch
+    base_model = f"{scratch.architecture} of {counted(scratch.layers, 'layer')}, from scratch"
+    if given.source == "hub":
+        base_model = f"{given.path} at {given.revision}" if given.revision else str(given.path)
+    text = f"micro-world, seed {params.corpus.seed}"
+    if params.corpus.source == "hub":
+        split = params.corpus.hub.train
+        rows = None if split.rows is None else f"{split.rows:,} rows"
+        text = ", ".join(filter(None, (split.path, split.name, split.split, rows)))
     base_loss = f"{decimal(first['base_loss'])} → {decimal(last['base_loss'])}"
     facts = [
         ("method", method.name),
-        ("base model", _base_model(params)),
+        ("base model", base_model),
         ("parameters", whole(train["parameters"])),
-        ("text", _text(params)),
+        ("text", text),
         ("tokens of text read", whole(train["text_tokens"])),
         ("optimizer steps", whole(train["steps"])),
         ("seed", str(params.train.seed)),
@@ -51,18 +60,3 @@ def training_sentence(train: dict, params: Params, method: Method) -> str:
     tokens, ahead = counted(params.train.thought_tokens, "token"), counted(params.train.lookahead, "token")
     learned = LEARNED[method.key].format(tokens=tokens, ahead=ahead)
     return f"A language model of {size} parameters read {whole(train['text_tokens'])} tokens of text. {learned}"
-
-
-def _base_model(params: Params) -> str:
-    given, scratch = params.base_model, params.base_model.scratch
-    if given.source == "hub":
-        return f"{given.path} at {given.revision}" if given.revision else str(given.path)
-    return f"{scratch.architecture} of {counted(scratch.layers, 'layer')}, from scratch"
-
-
-def _text(params: Params) -> str:
-    if params.corpus.source == "microworld":
-        return f"micro-world, seed {params.corpus.seed}"
-    split = params.corpus.hub.train
-    rows = None if split.rows is None else f"{split.rows:,} rows"
-    return ", ".join(filter(None, (split.path, split.name, split.split, rows)))

@@ -76,7 +76,7 @@ def votes(number: int, task: str, rows: pd.DataFrame, method: Method) -> Plot:
     return plot(name, task, "accuracy, 95% interval", rows, draw, 2.3)
 
 
-def decile_bars(deciles: pd.DataFrame) -> Plot:
+def decile_bars(name: str, title: str, deciles: pd.DataFrame) -> Plot:
     """The improvement by decile of the base loss."""
 
     def draw(figure: Figure) -> None:
@@ -90,7 +90,7 @@ def decile_bars(deciles: pd.DataFrame) -> Plot:
         axes.tick_params(axis="x", length=0)
         axes.set_xlabel("tenth of the tokens, from the easiest to the hardest")
 
-    return plot("deciles", "By difficulty", "improvement, nats per token", deciles, draw, 2.4)
+    return plot(name, title, "improvement, nats per token", deciles, draw, 2.4)
 
 
 def group_bars(name: str, title: str, groups: pd.DataFrame) -> Plot:

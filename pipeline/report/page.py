@@ -4,13 +4,12 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import params
 from pipeline.files import replacing
 from pipeline.report import certainty, comparisons, curves, estimates, facts, figures, quotes, results, where
-from pipeline.report.drawing import Plot, csv_link
+from pipeline.report.drawing import csv_link
 from pipeline.report.method import METHODS, Method
 from pipeline.report.reading import read_csv, read_json, read_parquet
 
@@ -19,11 +18,14 @@ PACKAGES = ("torch", "transformers", "datasets", "dvc", "hydra-core", "pandas")
 ENDS = ("ci_low", "ci_high")
 FIGURES = ("task", "measure", "arm", "seeds", "n", "mean", *ENDS)
 GROUPS = ("group", "n", "share", "base_loss", "improvement", *ENDS, "helped", "hurt")
-FUNCTIONS = (
-    *(comparisons.arm_name, comparisons.measure_name, comparisons.right_alone, quotes.visible, where.group_name),
-    *(estimates.decimal, estimates.nats, estimates.p_value, estimates.percent, estimates.points, estimates.whole),
-    *(estimates.interval, estimates.listed),
+GROUP_FIGURES = (  # a table of groups of tokens, the figure's title, and what a group is called
+    ("deciles", "By difficulty", "tenth"),
+    ("kinds", "By kind of token", "kind"),
+    ("positions", "By position in the text", "positions"),
+    ("weights", "By mixing weight", "weight"),
 )
+# what the templates call
+FUNCTIONS = vars(estimates) | vars(comparisons) | {f.__name__: f for f in (quotes.visible, where.group_name)}
 
 
 def write_report(params_file: Path, results_folder: Path, out: Path) -> None:
@@ -51,12 +53,10 @@ def write_report(params_file: Path, results_folder: Path, out: Path) -> None:
     }
     bars = sum(len(group["rows"]) for group in shown["groups"])
     shown["compared"] = certainty.compared(shown["tasks"], shown["reasoning"], shown["comparisons"], bars, method)
-    strict = {"autoescape": True, "undefined": StrictUndefined}
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **strict)
-    environment.globals |= {function.__name__: function for function in FUNCTIONS}
-    environment.globals["estimate"] = estimates.Estimate.of
-    html = environment.get_template("page.html.j2").render(shown, chance=certainty.chance_sentence(shown["compared"]))
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.globals |= FUNCTIONS | {"estimate": estimates.Estimate.of}
+    html = jinja.get_template("page.html.j2").render(shown, chance=certainty.chance_sentence(shown["compared"]))
     with replacing(out) as part:
         part.write_text(html, encoding="utf-8", newline="\n")
 
@@ -100,22 +100,20 @@ def _where(folder: Path, text: dict, passages: int, method: Method) -> dict:
     if not method.thinks:
         return shown
     folder = folder / "perplexity"
-    deciles, kinds, positions, weights = (
-        read_csv(folder / f"{name}.csv", *GROUPS) for name in ("deciles", "kinds", "positions", "weights")
-    )
-    # kinds have no order of their own
-    kinds = kinds.sort_values("improvement", ascending=False, kind="stable", ignore_index=True)
+    groups = []
+    for name, title, what in GROUP_FIGURES:
+        table = read_csv(folder / f"{name}.csv", *GROUPS)
+        if name == "kinds":  # they have no order of their own
+            table = table.sort_values("improvement", ascending=False, kind="stable", ignore_index=True)
+        plot = (figures.decile_bars if name == "deciles" else figures.group_bars)(name, title, table)
+        sentence = where.range_sentence(table, what)
+        groups.append({"what": what, "plot": plot, "rows": table.to_dict("records"), "sentence": sentence})
     texts = ("what", "side", "token", "thought", "excerpt")
     extremes = read_csv(folder / "extremes.csv", *texts, "rank", "text", "base_loss", "improvement")
     columns = ("text", "position", "token", "thought", "nll_no_thought", "nll_thought", "weight")
     tokens = read_parquet(folder / "tokens.parquet", *columns)
     return shown | {
-        "groups": [
-            _group("tenth", deciles, figures.decile_bars(deciles)),
-            _group("kind", kinds, figures.group_bars("kinds", "By kind of token", kinds)),
-            _group("positions", positions, figures.group_bars("positions", "By position in the text", positions)),
-            _group("weight", weights, figures.group_bars("weights", "By mixing weight", weights)),
-        ],
+        "groups": groups,
         "agreement": where.agreement_sentence(text),
         "density": figures.density(read_csv(folder / "density.csv", "base_loss", "improvement", "tokens"), method),
         "passages": {side: quotes.extremes(extremes, "passage", side) for side in ("gain", "loss")},
@@ -123,8 +121,3 @@ def _where(folder: Path, text: dict, passages: int, method: Method) -> dict:
         "extremes_data": csv_link(extremes),
         "map": quotes.heat_map(tokens, passages),
     }
-
-
-def _group(what: str, table: pd.DataFrame, plot: Plot) -> dict:
-    sentence = where.range_sentence(table, what)
-    return {"what": what, "plot": plot, "rows": table.to_dict("records"), "sentence": sentence}

@@ -23,11 +23,8 @@ def read_csv(path: Path, *columns: str) -> pd.DataFrame:
     """These columns. `TEXTS` are text, even where it reads "NA"; all others are floats, NaN where blank."""
     types = {column: str if column in TEXTS else float for column in columns}
     blank = {column: [""] for column in columns if column not in TEXTS}
-    table = _read(path, lambda path: pd.read_csv(path, dtype=types, keep_default_na=False, na_values=blank))
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}")
-    return table[list(columns)]
+    given = {"usecols": list(columns), "dtype": types, "keep_default_na": False, "na_values": blank}
+    return _read(path, lambda path: pd.read_csv(path, **given))[list(columns)]
 
 
 def read_parquet(path: Path, *columns: str) -> pd.DataFrame:

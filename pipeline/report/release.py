@@ -27,15 +27,11 @@ def write_release(trained: Path, params_file: Path, results: Path, out: Path) ->
         for source in sorted(path for path in trained.rglob("*") if path.is_file() and path.name not in LEARNED):
             target = folder / source.relative_to(trained)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():  # the whole model has its own configuration
-                _link_or_copy(source, target)
+            if target.exists():  # the whole model has its own configuration
+                continue
+            if source.suffix == ".safetensors":  # large and never written to in place, so a hard link is safe
+                with suppress(OSError):  # another file system, or one without hard links
+                    os.link(source.resolve(), target)
+                    continue
+            shutil.copyfile(source, target)
         (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Weights are large and never written to in place, so a hard link is safe for them; other files are copied."""
-    if source.suffix == ".safetensors":
-        with suppress(OSError):  # another file system, or one without hard links
-            os.link(source.resolve(), target)
-            return
-    shutil.copyfile(source, target)

@@ -7,8 +7,8 @@ from pipeline.report import estimates
 from pipeline.report.estimates import Estimate, Finding, decimal, nats, p_value, percent, points, spoken, whole
 from pipeline.report.method import Method
 
-# the name on the page, the key in the metrics, and the prefix of the keys of its interval
-MEASURES = (("accuracy", "accuracy", ""), ("probability of the right answer", "prob", "prob_"))
+# the key in the metrics: the name on the page, and the prefix of the keys of its interval
+MEASURES = {"accuracy": ("accuracy", ""), "prob": ("probability of the right answer", "prob_")}
 VERBS = {estimates.ABOVE: "helps", estimates.BELOW: "hurts"}
 
 

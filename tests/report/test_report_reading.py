@@ -25,7 +25,7 @@ def test_files_of_another_kind(tmp_path: Path, read):
     path = tmp_path / "file"
     for content in (b"\xff\xfe\x00 not\n this", b"", b"[" * 100_000):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=f"^{path}: (cannot be read: .|no column a)"):
+        with pytest.raises(UserError, match=f"^{path}: cannot be read: ."):
             read(path)
 
 
@@ -35,7 +35,7 @@ def test_columns(tmp_path: Path):
     table = read_csv(path, "group", "n", "mean")
     wanted = pd.DataFrame({"group": ["NA", ""], "n": [1.0, 0.1], "mean": [None, 7.0]})
     pd.testing.assert_frame_equal(table, wanted, check_dtype=False)
-    with pytest.raises(UserError, match=f"^{path}: no column ci_low, ci_high$"):
+    with pytest.raises(UserError, match=f"^{path}: cannot be read: Usecols do not match columns.*ci_low"):
         read_csv(path, "n", "ci_low", "ci_high")
     wanted.assign(group=["a", None]).to_parquet(tmp_path / "table.parquet")
     assert read_parquet(tmp_path / "table.parquet", "group")["group"].tolist() == ["a", ""]

@@ -37,8 +37,6 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
     sources = {split: getattr(params.hub, split) for split in splits} if params.source == "hub" else {}
     world, seed = params.microworld, params.seed
     with kept_splits(sources, seed) as kept, replacing(texts) as folder, replacing(tasks) as task_folder:
-        folder.mkdir()
-        task_folder.mkdir()
         write_rows(folder / "pretrain.arrow", [], TEXT)
         if params.source == "hub":
             write_texts(sources, seed, kept, folder)

@@ -41,8 +41,6 @@ def blocks(source: HubSplit, seed: int, state: dict = START) -> Iterator[tuple[l
     Raises UserError where a row cannot be read or has no text (`document`).
     """
     taken = state["rows"]
-    if source.rows is not None and taken >= source.rows:
-        return
     with _told_as_user_error(source):
         stream = _open(source)
         if source.rows is not None:
@@ -63,14 +61,13 @@ def document(row: dict, source: HubSplit) -> str:
 
     Raises UserError where there is no such column or its value is not text.
     """
-    columns = source.columns or "text"
-    for name in columns.split("+"):
+    names = (source.columns or "text").split("+")
+    for name in names:
         if name not in row:
             raise UserError(f"{describe(source)} has no column {name!r}; its columns are {', '.join(row)}")
-    values = [row[name] for name in columns.split("+")]
-    if not all(isinstance(value, str) for value in values):
-        raise UserError(f"{describe(source)}: column {columns} is not text")
-    return values[0] if len(values) == 1 else "Q: {}\nA: {}".format(*values)
+        if not isinstance(row[name], str):
+            raise UserError(f"{describe(source)}: column {name} is not text")
+    return row[names[0]] if len(names) == 1 else "Q: {}\nA: {}".format(*(row[name] for name in names))
 
 
 def describe(source: HubSplit) -> str:

@@ -20,7 +20,6 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 SEATS = 10
 CHOICES = "ABCDE"
@@ -48,6 +47,17 @@ ANIMALS = {
 RELATIONS = {
     "lives": (0, "{kind} lives in {value}", "where does the {animal} live"),
     "eats": (1, "{kind} mostly eats {value}", "what does the {animal} eat"),
+}
+PLACES = (*["pretrain"] * 3, "train", "train", "heldout", EVALUATION, EVALUATION)
+PAIRS = {  # (class, animal, relation) triples by split; of train's, the base model has seen only the two hops
+    split: [
+        (kind, animal, relation)
+        for kind, (_, _, members) in ANIMALS.items()
+        for i, animal in enumerate(members.split())
+        for j, relation in enumerate(RELATIONS)
+        if PLACES[(i + 3 * j) % 8] == split
+    ]
+    for split in (*TEXT_SPLITS, EVALUATION)
 }
 REMARKS = (
     "the weather was fine today",
@@ -99,7 +109,7 @@ def ring_problem(rng: random.Random, split: str, steps: int) -> Problem:
 
 def animal_problem(rng: random.Random, split: str) -> Problem:
     """Make a two-hop question with five choices, whose (animal, relation) pair belongs to ``split``."""
-    kind, animal, relation = rng.choice(_pairs(split))
+    kind, animal, relation = rng.choice(PAIRS[split])
     index, fact, question = RELATIONS[relation]
     value, question = ANIMALS[kind][index], question.format(animal=animal)
     choices = [ANIMALS[k][index] for k in rng.sample([k for k in ANIMALS if k != kind], len(CHOICES) - 1)]
@@ -107,19 +117,6 @@ def animal_problem(rng: random.Random, split: str) -> Problem:
     choices.insert(place, value)
     working = f"{fact.format(kind=kind, value=value)} {CHOICES[place]}"
     return Problem(f"{question.capitalize()}?", CHOICES[place], working, restatement=question, choices=tuple(choices))
-
-
-@cache
-def _pairs(split: str) -> list[tuple[str, str, str]]:
-    """The (class, animal, relation) triples of a split; of train's, the base model has seen only the two hops."""
-    places = (*["pretrain"] * 3, "train", "train", "heldout", EVALUATION, EVALUATION)
-    return [
-        (kind, animal, relation)
-        for kind, (_, _, members) in ANIMALS.items()
-        for i, animal in enumerate(members.split())
-        for j, relation in enumerate(RELATIONS)
-        if places[(i + 3 * j) % 8] == split
-    ]
 
 
 def problem_document(rng: random.Random, problem: Problem, aside_share: float) -> str:

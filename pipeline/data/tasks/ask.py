@@ -37,7 +37,6 @@ def write_tasks(params: Tasks, out: Path) -> None:
     Raises UserError for a file outside the folder `tasks`, which is all that DVC watches, and for two of one name.
     """
     with replacing(out) as folder:
-        folder.mkdir()
         for path in map(Path, params.files):
             if "\0" in str(path):
                 raise UserError(f"tasks.files: {path} is no path: a path has no zero bytes")

@@ -26,10 +26,7 @@ class Question:
 
 
 def number_in(text: str) -> str | None:
-    """Return the first number in ``text``, None if there is none.
-
-    It has no commas, ".0" or leading zeros, so that equal numbers are equal strings.
-    """
+    """The first number in ``text`` without commas, ".0" or leading zeros, so that equal numbers are equal; or None."""
     found = NUMBER_TEXT.search(text)
     if found is None:
         return None

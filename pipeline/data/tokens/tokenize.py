@@ -35,15 +35,14 @@ def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path
         for split in ("pretrain", "train", "heldout"):
             ids = encoded(read_texts(texts / f"{split}.arrow"), tokenizer)
             ids = tqdm(ids, desc=f"tokenize {split}", unit=" documents", mininterval=2)
-            if split == "pretrain":
-                spans = packed(ids, params.pretrain_span)
-            elif params.packed:
-                spans = packed(ids, params.span)
+            name = "pretrain_span" if split == "pretrain" else "span"
+            if split == "pretrain" or params.packed:
+                spans = packed(ids, getattr(params, name))
             else:
                 spans = one_each(ids, params.span, tokenizer.pad_token_id, params.seed)
             if not write_spans(folder / f"{split}.arrow", spans) and (from_scratch or split != "pretrain"):
-                parameter = "tokenize.pretrain_span" if split == "pretrain" else "tokenize.span"
-                raise UserError(f"the {split} text is too short for one span: more documents, or a smaller {parameter}")
+                short = f"the {split} text is too short for one span"
+                raise UserError(f"{short}: more documents, or a smaller tokenize.{name}")
 
 
 def read_texts(path: Path) -> Iterator[str]:
