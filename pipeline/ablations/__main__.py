@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from pipeline import errors
-from pipeline.ablations import experiments, figure, results
+from pipeline.ablations import experiments, results
 from pipeline.ablations.grid import arms, read_grid
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
@@ -36,7 +36,7 @@ def main() -> None:
     seeds = f"seed {grid.seeds[0]}" if len(grid.seeds) == 1 else f"seeds {', '.join(map(str, grid.seeds))}"
     about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}, {seeds}. "
     write_table(stem.with_suffix(".csv"), rows)
-    figure.write_figure(rows, stem.with_suffix(".svg"))
+    results.write_figure(rows, stem.with_suffix(".svg"))
     with replacing(stem.with_suffix(".md")) as part:
         page = results.in_words(rows, about + "Brackets are 95 % intervals.", stem.with_suffix(".svg"))
         part.write_text(page, encoding="utf-8")

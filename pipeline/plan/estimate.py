@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from pipeline.params import Params
-from pipeline.plan.memory import FLOAT, Memory, trainable_parameters, training_memory
-from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
+from pipeline.plan.memory import FLOAT, trainable_parameters, training_memory
+from pipeline.plan.shape import Shape, hub_shape, shape_from
 from pipeline.plan.work import Step, pass_flops, reading_flops
 from pipeline.training.pretrain import scratch_config
 
@@ -12,7 +12,6 @@ TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token's text, roughly
 COPIES = 2  # of everything that DVC keeps: in the workspace and in the cache
 WAYS = 3  # in which a question is answered: with thoughts, without, and by the base model
-SHARED = ("train", "baseline")  # stages that a launcher shares out over devices
 ANSWER_TOKENS = 4  # of a question at which evaluation thinks
 
 
@@ -26,12 +25,12 @@ class Estimate:
     thought_tokens: int  # that training samples
     pretraining_tokens: int
     flops: dict[str, float]
-    memory: Memory
+    memory: dict[str, float]  # on each device
     disk: dict[str, float]
 
     def seconds(self, rate: float, devices: int = 1) -> float:
         """Time of all stages in turn at ``rate`` operations a second per device; only training uses several."""
-        shared = sum(self.flops.get(stage, 0) for stage in SHARED)
+        shared = self.flops["train"] + self.flops.get("baseline", 0)
         return (sum(self.flops.values()) - shared + shared / devices) / rate
 
 
@@ -43,7 +42,7 @@ def estimate(params: Params) -> Estimate:
     else:
         shape = shape_from(scratch_config(base.scratch, tokenize.vocabulary, end=0))
         pretraining_tokens = base.scratch.steps * base.scratch.batch_size * tokenize.pretrain_span
-    shape = with_thoughts(shape)
+    shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead)
     passes = train.steps * train.accumulation
     return Estimate(

@@ -1,7 +1,5 @@
 """Memory of a training step on one device, in bytes."""
 
-from dataclasses import dataclass
-
 from pipeline.params import Train
 from pipeline.plan.shape import Shape
 from pipeline.plan.work import Step
@@ -16,28 +14,8 @@ AUTOCAST_SHARE = 0.6  # activation bytes under bfloat16 autocast, relative to fl
 WORKSPACE, WORKSPACE_CHECKPOINTING, HEAD_COPIES = 2, 4, 2
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on each device.
-
-    ``gathered``: whole weights and gradients, beside the device's shards. ``activations`` include autocast's copies
-    of the weights.
-    """
-
-    weights: float
-    gradients: float
-    optimizer: float
-    gathered: float
-    activations: float
-    head: float
-
-    @property
-    def total(self) -> float:
-        return sum(vars(self).values())
-
-
-def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> Memory:
-    """Memory at the peak of a pass.
+def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dict[str, float]:
+    """Bytes on each device at the peak of a pass, by kind.
 
     Weights, gradients and optimizer are sharded over the devices (FSDP2), the texts of a pass are not. Whole gradients
     stay until those of thoughts and of the text are summed, whole weights until the next pass (launchers/node.yaml).
@@ -62,14 +40,15 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> Mem
     # autocast's bfloat16 copies of weights, booked under activations; gathered weights are in bfloat16 already
     cast = 2 * (learned + copied) if bfloat16 and devices == 1 else 0
     head_gradient = head if train.adapt == "whole" else 0
-    return Memory(
-        weights=(shape.parameters * FLOAT - rounded * FLOAT / 2) / devices,
-        gradients=sums * learned * FLOAT / devices,
-        optimizer=MOMENTS * learned * MOMENT[train.optimizer] / devices,
-        gathered=(2 if bfloat16 else FLOAT) * (shape.parameters + learned) if devices > 1 else 0,
-        activations=shape.layers * kept + workspace * layer + mixing + cache + cast,
-        head=HEAD_COPIES * CHUNK_LOGITS * FLOAT + head_gradient * FLOAT,
-    )
+    return {
+        "weights": (shape.parameters * FLOAT - rounded * FLOAT / 2) / devices,
+        "gradients": sums * learned * FLOAT / devices,
+        "optimizer": MOMENTS * learned * MOMENT[train.optimizer] / devices,
+        # whole weights and gradients, beside the device's shards
+        "gathered": (2 if bfloat16 else FLOAT) * (shape.parameters + learned) if devices > 1 else 0,
+        "activations": shape.layers * kept + workspace * layer + mixing + cache + cast,
+        "head": (HEAD_COPIES * CHUNK_LOGITS + head_gradient) * FLOAT,
+    }
 
 
 def trainable_parameters(shape: Shape, train: Train) -> int:

@@ -1,6 +1,5 @@
 """What a plan needs to know of a model: the sizes of its layers, without its weights."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +88,3 @@ def hub_shape(path: str, revision: str | None) -> Shape:
     except Exception as error:  # transformers and huggingface_hub each raise their own
         raise UserError(f"no configuration at {path}: {reason(error)}") from error
     return shape_from(config)
-
-
-def with_thoughts(shape: Shape) -> Shape:
-    """The same shape with the parameters of mixing head and meta-tokens."""
-    return dataclasses.replace(shape, parameters=shape.parameters + shape.mixing_head)
