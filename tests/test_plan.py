@@ -101,7 +101,7 @@ def test_mistral_against_arithmetic():
     texts, thoughts = 100 * 8 * 256, 2 * 100 * 8 * 256
     learned = weights * (texts + thoughts * (5 + 2 + 3)) + head * (texts + thoughts * (5 + 4))
     sampled = weights * thoughts * 6 + head * thoughts * 5
-    assert found.text_tokens == texts and found.thought_tokens == 5 * thoughts
+    assert found.tokens["text in training"] == texts and found.tokens["thoughts in training"] == 5 * thoughts
     watched = 6 * 64 / 800  # held-out texts before the first step and at 20, 40, .. 100, of the texts trained on
     expected = (6 + 2 * watched) * learned + (2 + 2 * watched) * sampled
     assert found.flops["train"] == pytest.approx(expected, rel=0.2)

@@ -12,7 +12,6 @@ from pipeline import params, typed_yaml
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
 
-WITHOUT_THOUGHTS = ("no_thought",)  # methods that have neither thought length nor lookahead: one arm each
 GRAPH = "dvc.yaml"
 CODE = ("stages/", "pipeline/", "tasks")
 
@@ -74,7 +73,8 @@ def arms(grid: Grid) -> list[Arm]:
     first, *others = grid.seeds
     found = []
     for method in grid.methods:
-        sizes = [(None, None)] if method in WITHOUT_THOUGHTS else product(grid.thought_tokens, grid.lookaheads)
+        # without thoughts there is neither thought length nor lookahead: one arm
+        sizes = [(None, None)] if method == "no_thought" else product(grid.thought_tokens, grid.lookaheads)
         for length, lookahead in sizes:
             # further seeds are baselines of the same method, so that `compare` pools all seeds
             values = {"train.method": method, "train.seed": first}

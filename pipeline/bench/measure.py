@@ -32,7 +32,6 @@ DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 def build(options: argparse.Namespace) -> QuietStarForCausalLM:
     """A Llama-shaped Quiet-STaR model with random weights. The mixing head's last layer is not 0, as it is at first."""
-    room = options.tokens + options.new_tokens + options.thought_tokens + options.lookahead + 2
     base = LlamaConfig(
         vocab_size=options.vocab,
         hidden_size=options.hidden,
@@ -40,9 +39,8 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
         num_attention_heads=options.heads,
         num_key_value_heads=options.kv_heads,
         intermediate_size=options.ffn,
-        max_position_embeddings=max(room, 2048),
+        max_position_embeddings=options.tokens + options.new_tokens + options.thought_tokens + options.lookahead + 2,
         tie_word_embeddings=False,
-        pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
     )

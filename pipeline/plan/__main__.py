@@ -37,9 +37,8 @@ def figures(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
     """The lines of the plan: what is counted, and how much of it."""
     yield "parameters", f"{found.shape.parameters:,}"
     yield "parameters that learn", f"{found.learned:,}"
-    yield "tokens of pretraining", f"{found.pretraining_tokens:,}"
-    yield "tokens of text in training", f"{found.text_tokens:,}"
-    yield "tokens of thoughts in training", f"{found.thought_tokens:,}"
+    for kind, count in found.tokens.items():
+        yield f"tokens of {kind}", f"{count:,}"
     rate, devices = every.plan.flops, every.plan.devices
     for stage, flops in found.flops.items():
         yield f"operations, {stage}", f"{flops:.3g}"

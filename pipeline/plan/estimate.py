@@ -21,9 +21,7 @@ class Estimate:
 
     shape: Shape
     learned: int  # parameters that training changes, adapters included
-    text_tokens: int  # that training reads, padding included
-    thought_tokens: int  # that training samples
-    pretraining_tokens: int
+    tokens: dict[str, int]  # that are read (padding included) or sampled
     flops: dict[str, float]
     memory: dict[str, float]  # on each device
     disk: dict[str, float]
@@ -48,9 +46,11 @@ def estimate(params: Params) -> Estimate:
     return Estimate(
         shape=shape,
         learned=trainable_parameters(shape, train),
-        text_tokens=passes * step.positions,
-        thought_tokens=passes * step.thoughts * step.thought_tokens,
-        pretraining_tokens=pretraining_tokens,
+        tokens={
+            "pretraining": pretraining_tokens,
+            "text in training": passes * step.positions,
+            "thoughts in training": passes * step.thoughts * step.thought_tokens,
+        },
         flops=_flops(params, shape, step, pretraining_tokens),
         memory=training_memory(shape, step, params.plan.devices, train),
         disk=_disk(params, shape),

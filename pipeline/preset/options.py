@@ -14,7 +14,6 @@ from pipeline import errors, params, typed_yaml
 
 PARSER = OverridesParser.create()  # DVC reads `-S` with it too
 PRESETS = Path(__file__).parent / "groups"
-SPLITS = ("pretrain", "train", "heldout")
 
 
 def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
@@ -44,10 +43,8 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
         values[word.partition("=")[0]] = override.value()
     flat |= _flat(values)
     if root is not None:
-        hub = OmegaConf.load(params.PARAMS_FILE).corpus.hub
-        for split in SPLITS:
-            path = flat.get(f"corpus.hub.{split}.path", hub[split].path)
-            flat |= {f"corpus.hub.{split}.path": str(Path(root) / path), f"corpus.hub.{split}.revision": None}
+        for split, rows in vars(params.load(changes=flat).corpus.hub).items():
+            flat |= {f"corpus.hub.{split}.path": str(Path(root) / rows.path), f"corpus.hub.{split}.revision": None}
         flat["tasks.root"] = root
     params.load(changes=flat)
     for name, value in flat.items():  # the shell splits at spaces, and DVC may take a value for another one
