@@ -42,8 +42,7 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
         for clone in filter(Path.is_dir, FOLDER.iterdir()):  # of a killed call: its arm may have finished since
             _fetch(clone)
             shutil.rmtree(clone)
-        done = commits(arms)
-        missing = [arm for arm in arms if arm.name not in done]
+        missing = [arm for arm in arms if not git("for-each-ref", arm.ref)]
         environment = _environment()
         shown = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True)
         cache = Path(shown.stdout.strip()).resolve()
@@ -90,7 +89,7 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     except UserError as error:
         return f"its experiment is kept in {clone}: {error}"
     shutil.rmtree(clone)
-    if commits([arm]):
+    if git("for-each-ref", arm.ref):
         return None
     if not code:
         return "it ran, but DVC has kept no commit of it"
@@ -118,14 +117,6 @@ def _fetch(clone: Path) -> None:
         git("fetch", "--quiet", "--no-write-fetch-head", str(clone), *refs)
 
 
-def commits(arms: Sequence[Arm]) -> dict[str, str]:
-    """The commits of the arms that are done, by name: DVC keeps experiments by the commit that they start from."""
-    first, rest = arms[0].baseline[:2], arms[0].baseline[2:]
-    listed = git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", f"refs/exps/{first}/{rest}")
-    found = dict(line.split() for line in listed.splitlines())
-    return {arm.name: found[arm.name] for arm in arms if arm.name in found}
-
-
 def read(arm: Arm, path: str) -> str:
     """Read a file from the arm's commit, never from the workspace, where every arm would find the same file."""
-    return git("show", f"{commits([arm])[arm.name]}:{path}")
+    return git("show", f"{arm.ref}:{path}")

@@ -39,6 +39,11 @@ class Arm:
     baseline: str  # the commit that the experiment starts from
     snapshot: str  # a commit of the workspace's tracked files; the baseline itself if nothing has changed
 
+    @property
+    def ref(self) -> str:
+        """The git reference that DVC gives the experiment; it is there once the arm is done."""
+        return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{self.name}"
+
 
 def read_grid(path: Path) -> Grid:
     """Read a grid file. Raises UserError if it is missing or malformed, or if an axis is empty or has duplicates."""

@@ -21,9 +21,7 @@ COLUMNS = ["experiment", "state", "method", "thought_tokens", "lookahead", "task
 COLUMNS += ["ci_low", "ci_high"]
 WHOLE = ("thought_tokens", "lookahead", "seeds", "n")  # integers, or empty
 
-WIDTH, HEIGHT = 4.2, 3.2  # of a panel, inches
-APART = 0.09  # thought tokens between lines, so that equal lines can be told apart
-LETTERS = 70  # that fit across a panel
+WIDTH, HEIGHT, LETTERS = 4.2, 3.2, 70  # of a panel: inches, and letters that fit across
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ablations", "text.parse_math": False, "font.size": 9}
 STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.2}
 DASHES = {BASE: (4, 2), "no_thought": (1, 1)}
@@ -102,8 +100,8 @@ def write_figure(rows: pd.DataFrame, path: Path) -> None:
             for (method, lookahead), line in grid.groupby(["method", "lookahead"], sort=True):
                 line, rank = line.sort_values("thought_tokens"), lookaheads.index(lookahead)
                 errors = [line["mean"] - line["ci_low"], line["ci_high"] - line["mean"]]
-                axis.errorbar(
-                    line["thought_tokens"].astype(int) + APART * (rank - (len(lookaheads) - 1) / 2),
+                axis.errorbar(  # a little apart, so that equal lines can be told apart
+                    line["thought_tokens"].astype(int) + 0.09 * (rank - (len(lookaheads) - 1) / 2),
                     line["mean"],
                     yerr=[error.clip(lower=0) for error in errors],
                     label=f"{method}, lookahead {lookahead}",

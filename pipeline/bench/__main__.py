@@ -42,7 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(measure.SEED)
     before = measure.peak_memory(options.device)
     model = measure.build(options)
-    measured = {"train": measure.measure_training, "generate": measure.measure_generation}[options.what](model, options)
+    # all but the two meta-tokens
+    ids = torch.randint(0, options.vocab - 2, (options.batch, options.tokens), device=options.device)
+    work = {"train": measure.measure_training, "generate": measure.measure_generation}[options.what]
+    measured = work(model, ids, options)
     record = {
         "what": options.what,
         **measured,

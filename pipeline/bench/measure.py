@@ -67,13 +67,12 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
     return model
 
 
-def measure_training(model: QuietStarForCausalLM, options: argparse.Namespace) -> dict:
+def measure_training(model: QuietStarForCausalLM, ids: Tensor, options: argparse.Namespace) -> dict:
     """Time whole training steps: forward, backward and AdamW, without gradient clipping."""
     model.train()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-5, fused=True)
     engine = Engine(options.attention, options.positions)
-    ids = random_ids(options)
 
     def train_step() -> None:
         model(ids, labels=ids, sampling=Sampling(seed=SEED), engine=engine).loss.backward()
@@ -88,10 +87,9 @@ def measure_training(model: QuietStarForCausalLM, options: argparse.Namespace) -
     }
 
 
-def measure_generation(model: QuietStarForCausalLM, options: argparse.Namespace) -> dict:
+def measure_generation(model: QuietStarForCausalLM, ids: Tensor, options: argparse.Namespace) -> dict:
     """Time greedy generation with a thought before each token, with the cache and recomputed from scratch."""
     model.eval()
-    ids = random_ids(options)
     written, recomputed = ids, ids
 
     def generate() -> None:
@@ -148,11 +146,6 @@ def step_of(options: argparse.Namespace) -> Step:
     return Step(options.batch, options.tokens, options.rationales, options.thought_tokens, options.lookahead)
 
 
-def random_ids(options: argparse.Namespace) -> Tensor:
-    """Token ids (B, N), without the two meta-tokens."""
-    return torch.randint(0, options.vocab - 2, (options.batch, options.tokens), device=options.device)
-
-
 def times(call: Callable[[], None], repeats: int, device: str) -> list[float]:
     """Seconds of each of ``repeats`` calls, after a warm-up call."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -170,16 +163,14 @@ def peak_memory(device: str) -> int:
     """Bytes at most in use so far: on a CPU by the whole process, on a GPU by what was allocated."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def machine(device: str) -> dict:
     """What the benchmark ran on."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    if device == "cpu" and CPUINFO.exists():
-        names = re.findall(r"model name\s*: (.*)", CPUINFO.read_text())
-        name = names[0] if names else name
+    if device == "cpu" and CPUINFO.exists() and (model := re.search(r"model name\s*: (.*)", CPUINFO.read_text())):
+        name = model[1]
     return {
         "device_name": name,
         "threads": torch.get_num_threads(),

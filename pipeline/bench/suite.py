@@ -62,9 +62,12 @@ def main() -> None:
     records = []
     for line in tqdm(SETS[name], desc="benchmarks", unit=" runs"):
         done = subprocess.run([sys.executable, "-m", "pipeline.bench", *line.split()], capture_output=True, text=True)
-        *_, last = (done.stderr if done.returncode else done.stdout).splitlines() or [f"exit code {done.returncode}"]
-        found = {"failed": last.removeprefix("error: ")} if done.returncode else json.loads(last)
-        records.append({"command": line, **found})
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            record = {"failed": last.removeprefix("error: ")}
+        else:
+            record = json.loads(done.stdout.splitlines()[-1])
+        records.append({"command": line, **record})
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (FOLDER / f"{name}.md").write_text(table(records))

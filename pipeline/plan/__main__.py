@@ -13,8 +13,7 @@ from collections.abc import Iterator
 
 from pipeline import errors, params
 from pipeline.params import Params
-from pipeline.plan.estimate import Estimate, estimate
-from pipeline.plan.memory import FLOAT
+from pipeline.plan.estimate import FLOAT, Estimate, estimate
 from pipeline.preset import options as preset
 
 GIGA = 1e9
