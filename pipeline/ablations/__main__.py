@@ -14,8 +14,6 @@ from pipeline.ablations.grid import arms, read_grid
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
 
-RESULTS = Path("results")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -31,7 +29,7 @@ def main() -> None:
     print(f"{len(every)} arms", flush=True)
     failed = experiments.run(every, options.jobs, tell=lambda line: print(line, flush=True))
 
-    stem = RESULTS / options.grid.stem
+    stem = Path("results") / options.grid.stem
     rows = results.table(every, failed)
     seeds = f"seed {grid.seeds[0]}" if len(grid.seeds) == 1 else f"seeds {', '.join(map(str, grid.seeds))}"
     about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}, {seeds}. "

@@ -13,7 +13,6 @@ from pipeline.errors import UserError
 from pipeline.preset import options as preset
 
 GRAPH = "dvc.yaml"
-CODE = ("stages/", "pipeline/", "tasks")
 
 
 @dataclass
@@ -73,7 +72,8 @@ def arms(grid: Grid) -> list[Arm]:
     git("status", "--porcelain")  # refreshes the index: `stash create` fails on files that only have another date
     snapshot = git("stash", "create") or baseline  # creates a commit; leaves workspace, index and stash alone
     graph = yaml.safe_load(git("show", f"{snapshot}:./{GRAPH}"))
-    code = sorted({dep for stage in graph["stages"].values() for dep in stage["deps"] if dep.startswith(CODE)})
+    deps = {dep for stage in graph["stages"].values() for dep in stage["deps"]}
+    code = sorted(dep for dep in deps if dep.startswith(("stages/", "pipeline/", "tasks")))
     hashes = git("ls-tree", "-r", snapshot, "--", GRAPH, *code)
     first, *others = grid.seeds
     found = []

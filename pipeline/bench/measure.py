@@ -129,9 +129,10 @@ def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measure
     rate = work / sum(_product_seconds(shape, options) * count for shape, count in counts.items())
     achieved = measured["useful_flops"] / measured["step_seconds"]
     found = {"gemm_flops_per_second": rate, "gemm_fraction": achieved / rate, "gemm_2048_flops_per_second": cube}
-    name = torch.cuda.get_device_name() if options.device == "cuda" else ""
-    peaks = [peak for part, peak in DATASHEET.items() if part in name]
-    return found | {"mfu": achieved / peaks[0]} if peaks else found
+    for part, peak in DATASHEET.items():
+        if options.device == "cuda" and part in torch.cuda.get_device_name():
+            found["mfu"] = achieved / peak
+    return found
 
 
 def _product_seconds(shape: tuple[int, int, int], options: argparse.Namespace) -> float:

@@ -18,7 +18,7 @@ MOMENTS = {"adamw": 2 * FLOAT, "adamw_8bit": 2}  # bytes of the optimizer's two 
 AUTOCAST_SHARE = 0.6  # activation bytes under bfloat16 autocast, relative to float32: norms and residuals stay float32
 # fitted to the peaks in docs/benchmarks.md: backward-pass workspace in units of one layer's activations, without and
 # with checkpointing; and logits copies in the head
-WORKSPACE, WORKSPACE_CHECKPOINTING, HEAD_COPIES = 2, 4, 2
+WORKSPACE, HEAD_COPIES = {False: 2, True: 4}, 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,6 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     # queries, attention's output, keys, values, and the feed-forward layer's gate, activation, other half and product
     layer = rows * size * (6 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.ffn)
     kept = rows * size * shape.hidden if train.checkpointing else layer
-    workspace = WORKSPACE_CHECKPOINTING if train.checkpointing else WORKSPACE
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4  # what the mixing head reads
     cache = 2 * shape.keys * shape.layers * size * (step.positions + thoughts * (step.thought_tokens + 1))
     head = shape.hidden * shape.vocab
@@ -125,15 +124,14 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     copied = head if rounded and shape.tied else 0  # of the frozen embeddings, for the losses
     # autocast's bfloat16 copies of weights, booked under activations; gathered weights are in bfloat16 already
     cast = 2 * (learned + copied) if bfloat16 and devices == 1 else 0
-    head_gradient = head if train.adapt == "whole" else 0
     return {
         "weights": (shape.parameters * FLOAT - rounded * FLOAT / 2) / devices,
         "gradients": sums * learned * FLOAT / devices,
         "optimizer": learned * MOMENTS[train.optimizer] / devices,
         # whole weights and gradients, beside the device's shards
         "gathered": (2 if bfloat16 else FLOAT) * (shape.parameters + learned) if devices > 1 else 0,
-        "activations": shape.layers * kept + workspace * layer + mixing + cache + cast,
-        "head": (HEAD_COPIES * CHUNK_LOGITS + head_gradient) * FLOAT,
+        "activations": shape.layers * kept + WORKSPACE[train.checkpointing] * layer + mixing + cache + cast,
+        "head": (HEAD_COPIES * CHUNK_LOGITS + (head if train.adapt == "whole" else 0)) * FLOAT,
     }
 
 

@@ -46,12 +46,9 @@ def shape_of(model: PreTrainedModel) -> Shape:
     if any(".experts." in name for name, _ in model.named_parameters()):
         raise ValueError("it is a mixture of experts")
     config = model.config.get_text_config()
-    linears = []
-    for module in model.base_model.modules():
-        if isinstance(module, torch.nn.Linear):
-            linears.append((module.in_features, module.out_features))
-        elif isinstance(module, Conv1D):  # GPT-2's matrices
-            linears.append(tuple(module.weight.shape))
+    matrices = [m for m in model.base_model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    # GPT-2's are Conv1D
+    linears = [(m.nx, m.nf) if isinstance(m, Conv1D) else (m.in_features, m.out_features) for m in matrices]
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
         linears=tuple(linears),
