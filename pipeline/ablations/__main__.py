@@ -9,12 +9,10 @@ import argparse
 from pathlib import Path
 
 from pipeline import errors
-from pipeline.ablations import experiments, figure, results
+from pipeline.ablations import experiments, results
 from pipeline.ablations.grid import arms, read_grid
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
-
-RESULTS = Path("results")
 
 
 def main() -> None:
@@ -31,12 +29,12 @@ def main() -> None:
     print(f"{len(every)} arms", flush=True)
     failed = experiments.run(every, options.jobs, tell=lambda line: print(line, flush=True))
 
-    stem = RESULTS / options.grid.stem
+    stem = Path("results") / options.grid.stem
     rows = results.table(every, failed)
     seeds = f"seed {grid.seeds[0]}" if len(grid.seeds) == 1 else f"seeds {', '.join(map(str, grid.seeds))}"
     about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}, {seeds}. "
     write_table(stem.with_suffix(".csv"), rows)
-    figure.write_figure(rows, stem.with_suffix(".svg"))
+    results.write_figure(rows, stem.with_suffix(".svg"))
     with replacing(stem.with_suffix(".md")) as part:
         page = results.in_words(rows, about + "Brackets are 95 % intervals.", stem.with_suffix(".svg"))
         part.write_text(page, encoding="utf-8")

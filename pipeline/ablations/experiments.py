@@ -24,7 +24,6 @@ from pipeline.preset import options as preset
 FOLDER = Path(".dvc/tmp/ablations")  # holds clones and logs; DVC keeps .dvc/tmp out of git
 RESUME = ".resume"  # where stages keep unfinished work (pipeline.resume)
 DVC = (sys.executable, "-m", "dvc")
-STAGE_FAILED = "ERROR: failed to reproduce"  # as DVC logs it
 
 
 def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
@@ -43,19 +42,16 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
         for clone in filter(Path.is_dir, FOLDER.iterdir()):  # of a killed call: its arm may have finished since
             _fetch(clone)
             shutil.rmtree(clone)
-        done = commits(arms)
-        missing = [arm for arm in arms if arm.name not in done]
+        missing = [arm for arm in arms if not git("for-each-ref", arm.ref)]
         environment = _environment()
         shown = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True)
         cache = Path(shown.stdout.strip()).resolve()
-        reasons: dict[str, str | None] = {}
         with ThreadPoolExecutor(jobs) as pool:
             futures = {pool.submit(_run, arm, cache, environment, lock.fileno(), tell): arm for arm in missing}
             try:
                 for future in as_completed(futures):
-                    name = futures[future].name
-                    reasons[name] = future.result()
-                    tell(f"{name}: failed ({reasons[name]})" if reasons[name] else f"{name}: done")
+                    name, reason = futures[future].name, future.result()
+                    tell(f"{name}: failed ({reason})" if reason else f"{name}: done")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 while not all(future.done() for future in futures):  # a thread may start one more process meanwhile
@@ -64,7 +60,7 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
                             child.kill()
                     time.sleep(0.1)
                 raise
-    return {arm.name: reason for arm in missing if (reason := reasons[arm.name])}
+    return {arm.name: reason for future, arm in futures.items() if (reason := future.result())}
 
 
 def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Callable[[str], None]) -> str | None:
@@ -83,9 +79,8 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     (clone / RESUME).symlink_to(Path(RESUME).resolve())
     (clone / ".git/info/exclude").write_text(f"{RESUME}\n")
     subprocess.run([*DVC, "config", "--local", "cache.dir", str(cache)], cwd=clone, env=environment, check=True)
-    words = [*DVC, "exp", "run", "--name", arm.name]
-    for word in preset.words(arm.params):
-        words += ["-S", word]
+    changes = [part for word in preset.words(arm.params) for part in ("-S", word)]
+    words = [*DVC, "exp", "run", "--name", arm.name, *changes]
     with log.open("wb") as file:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         code = subprocess.run(words, cwd=clone, env=environment, pass_fds=[lock], check=False, **pipes).returncode
@@ -94,9 +89,14 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     except UserError as error:
         return f"its experiment is kept in {clone}: {error}"
     shutil.rmtree(clone)
-    if commits([arm]):
+    if git("for-each-ref", arm.ref):
         return None
-    return _reason(log.read_text(errors="replace")) if code else "it ran, but DVC has kept no commit of it"
+    if not code:
+        return "it ran, but DVC has kept no commit of it"
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    others = [line for line in lines if not line.startswith("ERROR: failed to reproduce")]  # DVC's own last line
+    return (errors or others or lines or ["nothing was logged"])[-1]
 
 
 def _environment() -> dict[str, str]:
@@ -117,22 +117,6 @@ def _fetch(clone: Path) -> None:
         git("fetch", "--quiet", "--no-write-fetch-head", str(clone), *refs)
 
 
-def commits(arms: Sequence[Arm]) -> dict[str, str]:
-    """The commits of the arms that are done, by name: DVC keeps experiments by the commit that they start from."""
-    first, rest = arms[0].baseline[:2], arms[0].baseline[2:]
-    listed = git("for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", f"refs/exps/{first}/{rest}")
-    found = dict(line.split() for line in listed.splitlines())
-    return {arm.name: found[arm.name] for arm in arms if arm.name in found}
-
-
 def read(arm: Arm, path: str) -> str:
     """Read a file from the arm's commit, never from the workspace, where every arm would find the same file."""
-    return git("show", f"{commits([arm])[arm.name]}:{path}")
-
-
-def _reason(log: str) -> str:
-    """The last `error: ` line, else the last line other than DVC's 'failed to reproduce'."""
-    lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    others = [line for line in lines if not line.startswith(STAGE_FAILED)]
-    return (errors or others or lines or ["nothing was logged"])[-1]
+    return git("show", f"{arm.ref}:{path}")

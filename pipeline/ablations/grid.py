@@ -12,9 +12,7 @@ from pipeline import params, typed_yaml
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
 
-WITHOUT_THOUGHTS = ("no_thought",)  # methods that have neither thought length nor lookahead: one arm each
 GRAPH = "dvc.yaml"
-CODE = ("stages/", "pipeline/", "tasks")
 
 
 @dataclass
@@ -39,6 +37,11 @@ class Arm:
     params: dict[str, object]  # by dotted name
     baseline: str  # the commit that the experiment starts from
     snapshot: str  # a commit of the workspace's tracked files; the baseline itself if nothing has changed
+
+    @property
+    def ref(self) -> str:
+        """The git reference that DVC gives the experiment; it is there once the arm is done."""
+        return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{self.name}"
 
 
 def read_grid(path: Path) -> Grid:
@@ -69,12 +72,14 @@ def arms(grid: Grid) -> list[Arm]:
     git("status", "--porcelain")  # refreshes the index: `stash create` fails on files that only have another date
     snapshot = git("stash", "create") or baseline  # creates a commit; leaves workspace, index and stash alone
     graph = yaml.safe_load(git("show", f"{snapshot}:./{GRAPH}"))
-    code = sorted({dep for stage in graph["stages"].values() for dep in stage["deps"] if dep.startswith(CODE)})
+    deps = {dep for stage in graph["stages"].values() for dep in stage["deps"]}
+    code = sorted(dep for dep in deps if dep.startswith(("stages/", "pipeline/", "tasks")))
     hashes = git("ls-tree", "-r", snapshot, "--", GRAPH, *code)
     first, *others = grid.seeds
     found = []
     for method in grid.methods:
-        sizes = [(None, None)] if method in WITHOUT_THOUGHTS else product(grid.thought_tokens, grid.lookaheads)
+        # without thoughts there is neither thought length nor lookahead: one arm
+        sizes = [(None, None)] if method == "no_thought" else product(grid.thought_tokens, grid.lookaheads)
         for length, lookahead in sizes:
             # further seeds are baselines of the same method, so that `compare` pools all seeds
             values = {"train.method": method, "train.seed": first}

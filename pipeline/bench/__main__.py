@@ -16,7 +16,7 @@ from pipeline.errors import UserError, run
 from pipeline.models.device import keep_memory
 from pipeline.thought.attention import PATHS, pick
 
-SMALLEST_VOCABULARY, LARGEST = 3, 10**6  # LARGEST of any size
+LARGEST = 10**6  # of any size
 SIZES = {
     "hidden": (256, "hidden size D"),
     "layers": (4, "decoder layers"),
@@ -42,12 +42,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(measure.SEED)
     before = measure.peak_memory(options.device)
     model = measure.build(options)
-    measured = {"train": measure.measure_training, "generate": measure.measure_generation}[options.what](model, options)
-    peak = measure.peak_memory(options.device)
+    # all but the two meta-tokens
+    ids = torch.randint(0, options.vocab - 2, (options.batch, options.tokens), device=options.device)
+    work = {"train": measure.measure_training, "generate": measure.measure_generation}[options.what]
+    measured = work(model, ids, options)
     record = {
         "what": options.what,
         **measured,
-        "peak_memory_bytes": peak - before,
+        "peak_memory_bytes": measure.peak_memory(options.device) - before,
         "peak_process_bytes": measure.peak_memory("cpu"),
         **measure.gemm_rates(model, options, measured),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -78,7 +80,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError("--heads must divide --hidden, and --kv-heads must divide --heads")
     if options.hidden // options.heads % 2:
         raise UserError("--hidden over --heads must be even, for rotary position embeddings")
-    if options.vocab < SMALLEST_VOCABULARY:
+    if options.vocab < 3:
         raise UserError("--vocab must be at least 3: two tokens are the meta-tokens, which are never sampled")
     if options.tokens < options.lookahead + 2:
         raise UserError("--tokens must be at least --lookahead + 2, or no thought has a reward")

@@ -32,7 +32,6 @@ DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 def build(options: argparse.Namespace) -> QuietStarForCausalLM:
     """A Llama-shaped Quiet-STaR model with random weights. The mixing head's last layer is not 0, as it is at first."""
-    room = options.tokens + options.new_tokens + options.thought_tokens + options.lookahead + 2
     base = LlamaConfig(
         vocab_size=options.vocab,
         hidden_size=options.hidden,
@@ -40,9 +39,8 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
         num_attention_heads=options.heads,
         num_key_value_heads=options.kv_heads,
         intermediate_size=options.ffn,
-        max_position_embeddings=max(room, 2048),
+        max_position_embeddings=options.tokens + options.new_tokens + options.thought_tokens + options.lookahead + 2,
         tie_word_embeddings=False,
-        pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -69,13 +67,12 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
     return model
 
 
-def measure_training(model: QuietStarForCausalLM, options: argparse.Namespace) -> dict:
+def measure_training(model: QuietStarForCausalLM, ids: Tensor, options: argparse.Namespace) -> dict:
     """Time whole training steps: forward, backward and AdamW, without gradient clipping."""
     model.train()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-5, fused=True)
     engine = Engine(options.attention, options.positions)
-    ids = random_ids(options)
 
     def train_step() -> None:
         model(ids, labels=ids, sampling=Sampling(seed=SEED), engine=engine).loss.backward()
@@ -90,10 +87,9 @@ def measure_training(model: QuietStarForCausalLM, options: argparse.Namespace) -
     }
 
 
-def measure_generation(model: QuietStarForCausalLM, options: argparse.Namespace) -> dict:
+def measure_generation(model: QuietStarForCausalLM, ids: Tensor, options: argparse.Namespace) -> dict:
     """Time greedy generation with a thought before each token, with the cache and recomputed from scratch."""
     model.eval()
-    ids = random_ids(options)
     written, recomputed = ids, ids
 
     def generate() -> None:
@@ -133,9 +129,10 @@ def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measure
     rate = work / sum(_product_seconds(shape, options) * count for shape, count in counts.items())
     achieved = measured["useful_flops"] / measured["step_seconds"]
     found = {"gemm_flops_per_second": rate, "gemm_fraction": achieved / rate, "gemm_2048_flops_per_second": cube}
-    name = torch.cuda.get_device_name() if options.device == "cuda" else ""
-    peaks = [peak for part, peak in DATASHEET.items() if part in name]
-    return found | {"mfu": achieved / peaks[0]} if peaks else found
+    for part, peak in DATASHEET.items():
+        if options.device == "cuda" and part in torch.cuda.get_device_name():
+            found["mfu"] = achieved / peak
+    return found
 
 
 def _product_seconds(shape: tuple[int, int, int], options: argparse.Namespace) -> float:
@@ -148,11 +145,6 @@ def _product_seconds(shape: tuple[int, int, int], options: argparse.Namespace) -
 
 def step_of(options: argparse.Namespace) -> Step:
     return Step(options.batch, options.tokens, options.rationales, options.thought_tokens, options.lookahead)
-
-
-def random_ids(options: argparse.Namespace) -> Tensor:
-    """Token ids (B, N), without the two meta-tokens."""
-    return torch.randint(0, options.vocab - 2, (options.batch, options.tokens), device=options.device)
 
 
 def times(call: Callable[[], None], repeats: int, device: str) -> list[float]:
@@ -172,16 +164,14 @@ def peak_memory(device: str) -> int:
     """Bytes at most in use so far: on a CPU by the whole process, on a GPU by what was allocated."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def machine(device: str) -> dict:
     """What the benchmark ran on."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    if device == "cpu" and CPUINFO.exists():
-        names = re.findall(r"model name\s*: (.*)", CPUINFO.read_text())
-        name = names[0] if names else name
+    if device == "cpu" and CPUINFO.exists() and (model := re.search(r"model name\s*: (.*)", CPUINFO.read_text())):
+        name = model[1]
     return {
         "device_name": name,
         "threads": torch.get_num_threads(),

@@ -59,20 +59,19 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) == 2 else ""
     if name not in SETS:
         raise UserError(f"usage: python -m pipeline.bench.suite {'|'.join(SETS)}")
-    records = [{"command": line, **measure(line)} for line in tqdm(SETS[name], desc="benchmarks", unit=" runs")]
+    records = []
+    for line in tqdm(SETS[name], desc="benchmarks", unit=" runs"):
+        done = subprocess.run([sys.executable, "-m", "pipeline.bench", *line.split()], capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            record = {"failed": last.removeprefix("error: ")}
+        else:
+            record = json.loads(done.stdout.splitlines()[-1])
+        records.append({"command": line, **record})
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (FOLDER / f"{name}.md").write_text(table(records))
     print(table(records))
-
-
-def measure(line: str) -> dict:
-    """Run ``python -m pipeline.bench`` with this command line; return its record, or its message as ``failed``."""
-    done = subprocess.run([sys.executable, "-m", "pipeline.bench", *line.split()], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return {"failed": last.removeprefix("error: ")}
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(records: list[dict]) -> str:

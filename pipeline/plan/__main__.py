@@ -13,12 +13,10 @@ from collections.abc import Iterator
 
 from pipeline import errors, params
 from pipeline.params import Params
-from pipeline.plan.estimate import Estimate, estimate
-from pipeline.plan.memory import FLOAT
+from pipeline.plan.estimate import FLOAT, Estimate, estimate
 from pipeline.preset import options as preset
 
 GIGA = 1e9
-ASKING = ("evaluate", "chain_of_thought", "perplexity")  # stages that hold a model in float32 on their device
 
 
 def main() -> None:
@@ -38,9 +36,8 @@ def figures(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
     """The lines of the plan: what is counted, and how much of it."""
     yield "parameters", f"{found.shape.parameters:,}"
     yield "parameters that learn", f"{found.learned:,}"
-    yield "tokens of pretraining", f"{found.pretraining_tokens:,}"
-    yield "tokens of text in training", f"{found.text_tokens:,}"
-    yield "tokens of thoughts in training", f"{found.thought_tokens:,}"
+    for kind, count in found.tokens.items():
+        yield f"tokens of {kind}", f"{count:,}"
     rate, devices = every.plan.flops, every.plan.devices
     for stage, flops in found.flops.items():
         yield f"operations, {stage}", f"{flops:.3g}"
@@ -49,7 +46,7 @@ def figures(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
     yield f"time at {rate:.3g} a second", duration(found.seconds(rate))
     if devices > 1:
         yield f"time on {devices} devices", duration(found.seconds(rate, devices))
-    for kind, sizes in (("memory a device", vars(found.memory)), ("disk", found.disk)):
+    for kind, sizes in (("memory a device", found.memory), ("disk", found.disk)):
         for name, size in sizes.items():
             yield f"{kind}, {name}", f"{size / GIGA:.2f} GB"
         yield kind, f"{sum(sizes.values()) / GIGA:.2f} GB"
@@ -66,12 +63,12 @@ def duration(seconds: float) -> str:
 def warnings(found: Estimate, every: Params) -> Iterator[str]:
     """What will not fit or will be refused, and what to do about it."""
     plan, train = every.plan, every.train
-    limit = f"{plan.device_memory:g} GB"
-    if found.memory.total > plan.device_memory * GIGA:
-        need = f"training takes {found.memory.total / GIGA:.1f} GB on a device that has {limit} (plan.device_memory)"
+    limit, peak = f"{plan.device_memory:g} GB", sum(found.memory.values())
+    if peak > plan.device_memory * GIGA:
+        need = f"training takes {peak / GIGA:.1f} GB on a device that has {limit} (plan.device_memory)"
         yield f"{need}: {advice(found, every)}"
     weights = found.shape.parameters * FLOAT / GIGA
-    for stage in ASKING:
+    for stage in ("evaluate", "chain_of_thought", "perplexity"):
         if getattr(every, stage).device != "cpu" and weights > plan.device_memory:
             need = f"{stage} holds {weights:.1f} GB of weights, in float32, where plan.device_memory is {limit}"
             yield f"{need}: set {stage}.device to cpu if that has more"
@@ -94,8 +91,8 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
 
 def advice(found: Estimate, every: Params) -> str:
     """The first setting that would make training fit and is not made yet."""
-    train, memory = every.train, found.memory
-    states = memory.weights + memory.gradients + memory.optimizer + memory.gathered
+    train = every.train
+    states = sum(found.memory[kind] for kind in ("weights", "gradients", "optimizer", "gathered"))
     if states > every.plan.device_memory * GIGA:
         less = "take a smaller model or more devices"
         if train.adapt == "whole":

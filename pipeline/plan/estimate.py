@@ -2,18 +2,23 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.params import Params
-from pipeline.plan.memory import FLOAT, Memory, trainable_parameters, training_memory
-from pipeline.plan.shape import Shape, hub_shape, shape_from, with_thoughts
+from pipeline.params import Params, Train
+from pipeline.plan.shape import Shape, hub_shape, shape_from
 from pipeline.plan.work import Step, pass_flops, reading_flops
+from pipeline.thought.head import CHUNK_LOGITS
 from pipeline.training.pretrain import scratch_config
 
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token's text, roughly
 COPIES = 2  # of everything that DVC keeps: in the workspace and in the cache
 WAYS = 3  # in which a question is answered: with thoughts, without, and by the base model
-SHARED = ("train", "baseline")  # stages that a launcher shares out over devices
 ANSWER_TOKENS = 4  # of a question at which evaluation thinks
+FLOAT = 4  # bytes: gradients, moments, losses and weights are float32, except weights that only autocast uses
+MOMENTS = {"adamw": 2 * FLOAT, "adamw_8bit": 2}  # bytes of the optimizer's two moments of a parameter
+AUTOCAST_SHARE = 0.6  # activation bytes under bfloat16 autocast, relative to float32: norms and residuals stay float32
+# fitted to the peaks in docs/benchmarks.md: backward-pass workspace in units of one layer's activations, without and
+# with checkpointing; and logits copies in the head
+WORKSPACE, HEAD_COPIES = {False: 2, True: 4}, 2
 
 
 @dataclass(frozen=True)
@@ -22,16 +27,14 @@ class Estimate:
 
     shape: Shape
     learned: int  # parameters that training changes, adapters included
-    text_tokens: int  # that training reads, padding included
-    thought_tokens: int  # that training samples
-    pretraining_tokens: int
+    tokens: dict[str, int]  # that are read (padding included) or sampled
     flops: dict[str, float]
-    memory: Memory
+    memory: dict[str, float]  # on each device
     disk: dict[str, float]
 
     def seconds(self, rate: float, devices: int = 1) -> float:
         """Time of all stages in turn at ``rate`` operations a second per device; only training uses several."""
-        shared = sum(self.flops.get(stage, 0) for stage in SHARED)
+        shared = self.flops["train"] + self.flops.get("baseline", 0)
         return (sum(self.flops.values()) - shared + shared / devices) / rate
 
 
@@ -43,15 +46,17 @@ def estimate(params: Params) -> Estimate:
     else:
         shape = shape_from(scratch_config(base.scratch, tokenize.vocabulary, end=0))
         pretraining_tokens = base.scratch.steps * base.scratch.batch_size * tokenize.pretrain_span
-    shape = with_thoughts(shape)
+    shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead)
     passes = train.steps * train.accumulation
     return Estimate(
         shape=shape,
         learned=trainable_parameters(shape, train),
-        text_tokens=passes * step.positions,
-        thought_tokens=passes * step.thoughts * step.thought_tokens,
-        pretraining_tokens=pretraining_tokens,
+        tokens={
+            "pretraining": pretraining_tokens,
+            "text in training": passes * step.positions,
+            "thoughts in training": passes * step.thoughts * step.thought_tokens,
+        },
         flops=_flops(params, shape, step, pretraining_tokens),
         memory=training_memory(shape, step, params.plan.devices, train),
         disk=_disk(params, shape),
@@ -63,12 +68,13 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
     train, cot, span = params.train, params.chain_of_thought, params.tokenize.span
     methods, seeds = params.baseline.methods, len(params.baseline.seeds)
     passes = train.steps * train.accumulation
+    rank = {"whole": None, "lora": train.lora.rank, "frozen": 0}[train.adapt]
     watched = (2 + (train.steps - 1) // train.evaluation_steps) * train.evaluation_texts / step.texts
 
     def training(method: str) -> float:
         """Training and its held-out losses: continued pretraining has no thoughts, pauses are not sampled."""
         own = replace(step, rationales=0) if method == "no_thought" else step
-        found = passes * pass_flops(shape, own, train) + watched * pass_flops(shape, own, backward=False)
+        found = passes * pass_flops(shape, own, rank) + watched * pass_flops(shape, own, backward=False)
         sampled = own.thoughts * (own.thought_tokens + 1) if method == "pause" else 0
         return found - (passes + watched) * reading_flops(shape, sampled, own.tokens)
 
@@ -92,6 +98,49 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
     found["chain_of_thought"] = reading_flops(shape, asked(cot.questions) * cot.samples * read, length)
     found["perplexity"] = reading_flops(shape, params.perplexity.texts * span * (1 + thinking), span)
     return found
+
+
+def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dict[str, float]:
+    """Bytes on each device at the peak of a pass, by kind.
+
+    Weights, gradients and optimizer are sharded over the devices (FSDP2), the texts of a pass are not. Whole gradients
+    stay until those of thoughts and of the text are summed, whole weights until the next pass (launchers/node.yaml).
+    """
+    learned, bfloat16 = trainable_parameters(shape, train), train.precision == "bfloat16"
+    thinking = min(train.positions or step.tokens, step.tokens)
+    sums = 1 if thinking == step.tokens else 2  # slices keep gradients beside the parameters' own
+    thoughts = step.texts * thinking * step.rationales
+    rows = step.positions + thoughts * step.row_tokens
+    size = FLOAT * (AUTOCAST_SHARE if bfloat16 else 1)
+    # what a layer keeps of a token: the residual before each norm and both norms before and after their weight (6 D),
+    # queries, attention's output, keys, values, and the feed-forward layer's gate, activation, other half and product
+    layer = rows * size * (6 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.ffn)
+    kept = rows * size * shape.hidden if train.checkpointing else layer
+    mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4  # what the mixing head reads
+    cache = 2 * shape.keys * shape.layers * size * (step.positions + thoughts * (step.thought_tokens + 1))
+    head = shape.hidden * shape.vocab
+    matrices = shape.body if shape.tied else shape.body + head
+    rounded = matrices if bfloat16 and train.adapt != "whole" else 0  # frozen weights, in bfloat16
+    copied = head if rounded and shape.tied else 0  # of the frozen embeddings, for the losses
+    # autocast's bfloat16 copies of weights, booked under activations; gathered weights are in bfloat16 already
+    cast = 2 * (learned + copied) if bfloat16 and devices == 1 else 0
+    return {
+        "weights": (shape.parameters * FLOAT - rounded * FLOAT / 2) / devices,
+        "gradients": sums * learned * FLOAT / devices,
+        "optimizer": learned * MOMENTS[train.optimizer] / devices,
+        # whole weights and gradients, beside the device's shards
+        "gathered": (2 if bfloat16 else FLOAT) * (shape.parameters + learned) if devices > 1 else 0,
+        "activations": shape.layers * kept + WORKSPACE[train.checkpointing] * layer + mixing + cache + cast,
+        "head": (HEAD_COPIES * CHUNK_LOGITS + (head if train.adapt == "whole" else 0)) * FLOAT,
+    }
+
+
+def trainable_parameters(shape: Shape, train: Train) -> int:
+    """How many parameters are trained; adapters on all linear layers, whichever ``train.lora.modules`` names."""
+    if train.adapt == "whole":
+        return shape.parameters
+    adapters = train.lora.rank * sum(inputs + outputs for inputs, outputs in shape.linears)
+    return shape.mixing_head + (adapters if train.adapt == "lora" else 0)
 
 
 def _disk(params: Params, shape: Shape) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """What a plan needs to know of a model: the sizes of its layers, without its weights."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +46,9 @@ def shape_of(model: PreTrainedModel) -> Shape:
     if any(".experts." in name for name, _ in model.named_parameters()):
         raise ValueError("it is a mixture of experts")
     config = model.config.get_text_config()
-    linears = []
-    for module in model.base_model.modules():
-        if isinstance(module, torch.nn.Linear):
-            linears.append((module.in_features, module.out_features))
-        elif isinstance(module, Conv1D):  # GPT-2's matrices
-            linears.append(tuple(module.weight.shape))
+    matrices = [m for m in model.base_model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    # GPT-2's are Conv1D
+    linears = [(m.nx, m.nf) if isinstance(m, Conv1D) else (m.in_features, m.out_features) for m in matrices]
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
         linears=tuple(linears),
@@ -89,8 +85,3 @@ def hub_shape(path: str, revision: str | None) -> Shape:
     except Exception as error:  # transformers and huggingface_hub each raise their own
         raise UserError(f"no configuration at {path}: {reason(error)}") from error
     return shape_from(config)
-
-
-def with_thoughts(shape: Shape) -> Shape:
-    """The same shape with the parameters of mixing head and meta-tokens."""
-    return dataclasses.replace(shape, parameters=shape.parameters + shape.mixing_head)

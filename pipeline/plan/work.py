@@ -6,13 +6,9 @@ finds a way round some of them; and attention over half the text (what a positio
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from pipeline.plan.shape import Shape
 from pipeline.thought.layout import Layout
-
-if TYPE_CHECKING:
-    from pipeline.params import Train  # the benchmark runs without omegaconf
 
 HEAD_ROWS = 512  # that the head works on at a time
 
@@ -52,11 +48,8 @@ def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float,
     yield HEAD_ROWS, shape.hidden, shape.vocab, chunks + sampled, chunks
 
 
-def pass_flops(shape: Shape, step: Step, train: "Train | None" = None, backward: bool = True) -> float:
-    """Operations of a pass; ``train`` says what is frozen (None: nothing), and so has no gradients.
-
-    Adapters are counted on all linear layers, whichever ``train.lora.modules`` names.
-    """
+def pass_flops(shape: Shape, step: Step, rank: int | None = None, backward: bool = True) -> float:
+    """Operations of a pass. With a ``rank`` only adapters are trained, counted on all linear layers (0: none)."""
 
     def linear(some: Shape, gradients: int) -> float:
         return sum(2 * m * i * o * (there + gradients * back) for m, i, o, there, back in products(some, step))
@@ -69,9 +62,8 @@ def pass_flops(shape: Shape, step: Step, train: "Train | None" = None, backward:
     attention = 4 * shape.queries * shape.layers * step.texts * ((3 if backward else 1) * learned + only_forward)
     if not backward:
         return linear(shape, gradients=0) + attention
-    if train is None or train.adapt == "whole":
+    if rank is None:
         return linear(shape, gradients=2) + attention
-    rank = train.lora.rank if train.adapt == "lora" else 0
     adapters = [small for inputs, outputs in shape.linears for small in ((inputs, rank), (rank, outputs))]
     return linear(replace(shape, linears=tuple(adapters), vocab=0), 2) + linear(shape, gradients=1) + attention
 

@@ -15,7 +15,6 @@ from pipeline import errors, params, typed_yaml
 
 PARSER = OverridesParser.create()  # DVC reads `-S` with it too
 PRESETS = Path(__file__).parent / "groups"
-SPLITS = ("pretrain", "train", "heldout")
 
 
 def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
@@ -34,16 +33,30 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
             flat = _flat(OmegaConf.to_container(compose("preset", overrides=groups), resolve=True))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:  # Hydra parses YAML anew
         raise errors.UserError(errors.reason(error)) from error
-    flat |= _flat(dict(_value(word) for word in arguments if word not in groups))
+    values = {}
+    for word in (a for a in arguments if a not in groups):
+        try:
+            override = PARSER.parse_override(word)
+        except HydraException as error:
+            raise errors.UserError(f"{word} cannot be read as name=value: {errors.reason(error)}") from error
+        if override.is_sweep_override():
+            raise errors.UserError(f"{word} is several values to `dvc exp run`: write it into params.yaml")
+        values[word.partition("=")[0]] = override.value()
+    flat |= _flat(values)
     if root is not None:
-        hub = OmegaConf.load(params.PARAMS_FILE).corpus.hub
-        for split in SPLITS:
-            path = flat.get(f"corpus.hub.{split}.path", hub[split].path)
-            flat |= {f"corpus.hub.{split}.path": str(Path(root) / path), f"corpus.hub.{split}.revision": None}
+        for split, rows in vars(params.load(changes=flat).corpus.hub).items():
+            flat |= {f"corpus.hub.{split}.path": str(Path(root) / rows.path), f"corpus.hub.{split}.revision": None}
         flat["tasks.root"] = root
     params.load(changes=flat)
-    for name, value in flat.items():
-        _check_readable(name, value)
+    for name, value in flat.items():  # the shell splits at spaces, and DVC may take a value for another one
+        text = _text(value)
+        try:
+            read = PARSER.parse_override(f"{name}={text}").value()
+            readable = read == value and not set(text) & set(string.whitespace)
+        except HydraException:
+            readable = False
+        if not readable:
+            raise errors.UserError(f"{name} cannot be {text!r} on a command line: write it into params.yaml")
     return flat
 
 
@@ -57,33 +70,11 @@ def words(values: Mapping[str, object]) -> list[str]:
     return [f"{name}={_text(value)}" for name, value in values.items()]
 
 
-def _value(word: str) -> tuple[str, object]:
-    """Name and value of ``name=value``, as `dvc exp run` reads it."""
-    try:
-        override = PARSER.parse_override(word)
-    except HydraException as error:
-        raise errors.UserError(f"{word} cannot be read as name=value: {errors.reason(error)}") from error
-    if override.is_sweep_override():
-        raise errors.UserError(f"{word} is several values to `dvc exp run`: write it into params.yaml")
-    return word.partition("=")[0], override.value()
-
-
 def _flat(values: Mapping, prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _check_readable(name: str, value: object) -> None:
-    """Raise UserError for a value that the shell would split, or that `dvc exp run` would take for another one."""
-    text = _text(value)
-    try:
-        readable = not set(text) & set(string.whitespace) and PARSER.parse_override(f"{name}={text}").value() == value
-    except HydraException:
-        readable = False
-    if not readable:
-        raise errors.UserError(f"{name} cannot be {text!r} on a command line: write it into params.yaml")
 
 
 def _text(value: object) -> str:

@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.ablations.figure import write_figure
-from pipeline.ablations.results import COLUMNS, WHOLE, in_words
+from pipeline.ablations.results import COLUMNS, WHOLE, in_words, write_figure
 
 ARMS = {(1, 1): 0.1, (1, 2): 0.2, (5, 1): 0.5, (5, 2): 0.6}
 
