@@ -31,7 +31,7 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
     try:
         with initialize_config_dir(str(PRESETS), version_base=None):
             flat = _flat(OmegaConf.to_container(compose("preset", overrides=groups), resolve=True))
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:  # Hydra parses YAML anew
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise errors.UserError(errors.reason(error)) from error
     values = {}
     for word in (a for a in arguments if a not in groups):
