@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.thought.head import IGNORED
-from pipeline.thought.layout import ahead, row_position_ids, text_position_ids
-from pipeline.thought.objective import counts_of, lookahead_targets, rewarded_positions
+from pipeline.thought.layout import text_position_ids
+from pipeline.thought.objective import counts_of, lookahead_targets
 from tests.thought.tiny import LLAMA, normal, quiet_star, random_ids
 
 SMALL = st.integers(1, 4)
@@ -19,24 +19,6 @@ VOCABULARY = 7
 def some_labels(texts: int, tokens: int) -> Tensor:
     """Random labels, about a third of them ignored."""
     return random_ids(texts, tokens, below=VOCABULARY).masked_fill(normal(texts, tokens, seed=3) < -0.5, IGNORED)
-
-
-@given(SMALL, TOKENS, SMALL, st.sampled_from([(), (3,)]))
-def test_ahead(texts, tokens, steps, rest):
-    values = normal(texts, tokens, *rest)
-    found = ahead(values, steps, fill=9.0)
-    assert found.shape == (texts, tokens, steps, *rest)
-    for i in range(tokens):
-        for k in range(steps):
-            expected = values[:, i + k] if i + k < tokens else torch.full_like(values[:, 0], 9.0)
-            assert torch.equal(found[:, i, k], expected)
-
-
-@given(st.integers(1, 12), st.integers(1, 12))
-def test_all_positions_but_the_last_that_have_their_true_tokens_are_rewarded(tokens, lookahead):
-    targets = lookahead_targets(random_ids(1, tokens), lookahead)[0]
-    complete = [i for i in range(tokens) if (targets[i] != IGNORED).all()]
-    assert complete[:-1] == list(range(rewarded_positions(tokens, lookahead)))
 
 
 def mean(values: list[float]) -> float:
@@ -98,9 +80,3 @@ def test_position_ids_count_real_tokens(texts):
     for b, (before, real, _) in enumerate(texts):
         assert found[b, before : before + real].tolist() == list(range(real))
     assert (found >= 0).all()
-
-
-def test_thought_rows_stand_right_after_their_position():
-    positions = text_position_ids(torch.tensor([[0, 1, 1], [1, 1, 1]]), torch.zeros(2, 3))
-    rows = row_position_ids(positions, torch.tensor([1, 2]), first=2, count=3)
-    assert rows.tolist() == [[[3, 4, 5], [4, 5, 6]], [[4, 5, 6], [5, 6, 7]]]

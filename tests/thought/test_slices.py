@@ -99,13 +99,6 @@ def test_gradients_that_are_one_tensor_are_added_up_apart():
         torch.testing.assert_close(tensor.grad, rows.detach().sum().expand(1, 1, 4), rtol=1e-12, atol=0)
 
 
-def test_there_is_one_backward_pass():
-    _, loss = solve(sum_over, 2)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="one backward pass"):
-        loss.backward()
-
-
 def test_a_slice_finds_no_gradients_of_the_one_before():
     """But their sums: one tensor of the parameter's size, beside the parameter."""
     parameter, found = torch.ones(12_345, requires_grad=True), []
