@@ -14,6 +14,7 @@ import pytest
 
 from tests.killing import same_threads
 from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_stages
+from tests.test_stages import written
 
 pytestmark = pytest.mark.slow
 ELSEWHERE = {"PYTHONHASHSEED": "12345", "LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu"}
@@ -27,25 +28,17 @@ def run_elsewhere(folder: Path, stages: tuple[str, ...], environment: dict[str, 
     assert done.returncode == 0, done.stderr
 
 
-def same(folder: Path, finished: Path, written: int) -> None:
-    """Whether all that stages have written is the same, but for the one table with times in it."""
-    found, expected = (
-        {
-            str(f.relative_to(one)): f.read_bytes()
-            for out in ("data", "models", "results")
-            for f in sorted((one / out).rglob("*"))
-            if f.is_file() and f.name != "speed.csv"
-        }
-        for one in (folder, finished)
-    )
-    assert len(found) >= written
+def same(folder: Path, finished: Path, count: int) -> None:
+    """Check that all that stages have written, at least ``count`` files, is the same."""
+    found, expected = written(folder), written(finished)
+    assert len(found) >= count
     assert [name for name in found if found[name] != expected[name]] == []
 
 
 def test_hash_seed_locale_and_time_zone_do_not_matter(finished: Path, tmp_path: Path):
     folder = copy_project(tmp_path / "project")
     run_elsewhere(folder, RUN, ELSEWHERE)
-    same(folder, finished, written=20)
+    same(folder, finished, count=20)
 
 
 def test_threads_change_rounding_at_most(finished: Path, tmp_path: Path):
@@ -82,4 +75,4 @@ def test_the_order_of_files_does_not_matter(finished: Path, tmp_path: Path, monk
     monkeypatch.setattr(os, "listdir", lambda *args: listdir(*args)[::-1])
     run_stages(folder)
     monkeypatch.undo()
-    same(folder, finished, written=50)
+    same(folder, finished, count=50)
