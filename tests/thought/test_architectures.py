@@ -12,7 +12,6 @@ from tests.thought.slow_reference import SlowPause
 from tests.thought.tiny import (
     ARCHITECTURES,
     GPT2,
-    GPT2_SIZES,
     LENGTHS,
     LLAMA,
     SIZES,
@@ -126,7 +125,7 @@ UNSUPPORTED = {
     "attention sinks": {"model_type": "gpt_oss", **SIZES, "num_local_experts": 2, "num_experts_per_tok": 1},
     "scaled logits": {"model_type": "cohere", **SIZES, "pad_token_id": 0},
     "divided logits": {"model_type": "granite", **SIZES, "logits_scaling": 3.0},
-    "a table of attention classes": {"model_type": "gptj", **GPT2_SIZES, "rotary_dim": 2},
+    "a table of attention classes": {**GPT2, "model_type": "gptj", "rotary_dim": 2},
     "too few learned positions": {**GPT2, "n_positions": 8},
 }
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.thought.head import IGNORED
-from pipeline.thought.layout import text_position_ids
 from pipeline.thought.objective import counts_of, lookahead_targets
 from tests.thought.tiny import LLAMA, normal, quiet_star, random_ids
 
@@ -67,16 +66,3 @@ def test_texts_of_every_length_train_on_what_follows_from_the_cross_entropies(te
 def test_counts_are_of_real_targets():
     labels = torch.tensor([[0, 4, IGNORED, 2], [0, IGNORED, IGNORED, IGNORED]])
     assert [count.tolist() for count in counts_of(labels, 1)] == [[2], 4, 4, 3]
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=4))
-def test_position_ids_count_real_tokens(texts):
-    """Of texts with padding before and after."""
-    width = max(sum(text) for text in texts)
-    mask = torch.zeros(len(texts), width, dtype=torch.long)
-    for b, (before, real, _) in enumerate(texts):
-        mask[b, before : before + real] = 1
-    found = text_position_ids(mask, mask)
-    for b, (before, real, _) in enumerate(texts):
-        assert found[b, before : before + real].tolist() == list(range(real))
-    assert (found >= 0).all()

@@ -32,7 +32,8 @@ SIZES = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
-GPT2_SIZES = {
+GPT2 = {
+    "model_type": "gpt2",
     "vocab_size": VOCABULARY,
     "n_embd": 16,
     "n_layer": 2,
@@ -51,7 +52,6 @@ GEMMA2 = {
     "attn_logit_softcapping": 2.0,  # low enough to bend these scores and logits
     "final_logit_softcapping": 3.0,
 }
-GPT2 = {"model_type": "gpt2", **GPT2_SIZES}
 ARCHITECTURES = {
     "llama": LLAMA,
     "mistral": {"model_type": "mistral", **SIZES, "sliding_window": None},
