@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-IGNORED = -100
-
 
 @dataclass
 class SlowResult:

@@ -46,7 +46,6 @@ MOMENTS = {
     "before the one before it is gone": (TIDY, 2),
     "while the outputs are written": (LAST, 1),
 }
-IN_STEP_7 = (LOSS, 13)
 
 
 def often() -> None:
@@ -149,7 +148,7 @@ def resumes(folder: Path, stage: str, whole: dict[str, bytes]) -> None:
 
 
 def test_killed_it_resumes_from_the_one_checkpoint_that_is_kept(folder: Path, project: Path):
-    scratch = killed(folder, "train", *IN_STEP_7)
+    scratch = killed(folder, "train", LOSS, 13)  # in step 7
     assert sorted(path.name for path in scratch.iterdir()) == ["lock", "rows.jsonl", "step-6"]
     names = {path.name for path in (scratch / "step-6").iterdir()}
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= names
