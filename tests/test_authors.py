@@ -221,7 +221,6 @@ WRONG |= {
     "no number": (change_config(hidden_size="wide"), "hidden_size"),
     "another size": (change_config(hidden_size=16), "not a checkpoint of the authors' code: .* is torch.bfloat16 of"),
     "no config": (remove("config.json"), "config.json is missing or broken"),
-    "broken config": (write("config.json", b"{"), "config.json is missing or broken"),
     "a list": (write("config.json", b"[]"), "holds a None model"),
     "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
     "no weights": (remove("*.safetensors", "*.index.json"), "holds no weights"),
