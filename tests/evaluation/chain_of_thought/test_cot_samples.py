@@ -123,15 +123,14 @@ def test_an_empty_prompt_is_told(words, tmp_path):
 
 
 LABELS = {  # by vote
-    "A": [" A", " A because B is wrong", " (A) lemur", "\nA because B is wrong", "\nA", " trees.\nA", " trees. A. B"],
-    "B": [" (B)", " B.", " B", "B", ": B, not (C)", " (B) trees or (C)", " B: trees", " trees. A lemur lives in (B)"],
+    "A": [" A", " A because B is wrong", " (A) lemur", "\nA", " trees.\nA", " trees. A. B"],
+    "B": [" B.", "B", ": B, not (C)", " (B) trees or (C)", " B: trees", " trees. A lemur lives in (B)", " B- water"],
     "C": [" 'C'", " Bears and (C)", " a B-side, C", " vitamin-B (C)", " B's or C"],
     "D": ["\n\nD", " B2 D"],
     "E": [" option E)"],
     "": [" the lab", " _B_", " b", " F or G", " trees.\nA lemur", " trees\nA lemur", ""],
 }
 LABELS["A"] += [" trees? A: B", " it is A or B", " trees. (A) lemur"]
-LABELS["B"] += [" B- water"]
 
 
 @pytest.mark.parametrize("vote, written", [(vote, written) for vote in LABELS for written in LABELS[vote]])
