@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
+from tests.bad_input.spoil import config, each, gone, holds
 from tests.local_hub import word_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -178,14 +180,6 @@ def test_counts_that_the_configuration_contradicts_are_pointed_out(tmp_path: Pat
     assert (config.thought_tokens, config.lookahead, config.rationales) == (9, 3, 1)
 
 
-def change_config(**changes: object) -> Callable[[Path], None]:
-    def change(source: Path) -> None:
-        config = json.loads((source / "config.json").read_text()) | changes
-        (source / "config.json").write_text(json.dumps(config))
-
-    return change
-
-
 def change_weights(name: str, value: Tensor | None) -> Callable[[Path], None]:
     """Put another tensor of this name into the first shard; None leaves it out."""
 
@@ -199,42 +193,31 @@ def change_weights(name: str, value: Tensor | None) -> Callable[[Path], None]:
     return change
 
 
-def remove(*patterns: str) -> Callable[[Path], None]:
-    return lambda source: [path.unlink() for pattern in patterns for path in list(source.glob(pattern))]
-
-
-def write(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda source: (source / name).write_bytes(content)
-
-
-def pickled(source: Path) -> None:
-    remove("*.safetensors", "*.index.json")(source)
-    torch.save({}, source / "pytorch_model-00001-of-00002.bin")
-
-
-INDEX = "model.safetensors.index.json"
+INDEX, SHARDS = "model.safetensors.index.json", [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+no_weights = gone(INDEX, *SHARDS)
+configured = partial(config, "config.json")
+pickled = each(no_weights, holds("pytorch_model-00001-of-00002.bin", b"a pickle"))
 WRONG = {
-    name: (change_config(**{name: not value}), f"{name} is {json.dumps(not value)}") for name, value in VARIANT.items()
+    name: (configured(**{name: not value}), f"{name} is {json.dumps(not value)}") for name, value in VARIANT.items()
 }
 WRONG |= {
-    "another model": (change_config(model_type="llama"), "a llama model"),
-    "no number": (change_config(hidden_size="wide"), "hidden_size"),
-    "another size": (change_config(hidden_size=16), "not a checkpoint of the authors' code: .* is torch.bfloat16 of"),
-    "no config": (remove("config.json"), "config.json is missing or broken"),
-    "broken config": (write("config.json", b"{"), "config.json is missing or broken"),
-    "a list": (write("config.json", b"[]"), "holds a None model"),
+    "another model": (configured(model_type="llama"), "a llama model"),
+    "no number": (configured(hidden_size="wide"), "hidden_size"),
+    "another size": (configured(hidden_size=16), "not a checkpoint of the authors' code: .* is torch.bfloat16 of"),
+    "no config": (gone("config.json"), "config.json is missing or broken"),
+    "a list": (holds("config.json", b"[]"), "holds a None model"),
     "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
-    "no weights": (remove("*.safetensors", "*.index.json"), "holds no weights"),
-    "broken index": (write(INDEX, b"?"), "index.json is missing or broken"),
-    "empty index": (write(INDEX, b'{"weight_map": []}'), "index.json names no files of weights"),
-    "lost shard": (remove("*00002-of*"), "model-00002-of-00002.safetensors is missing or broken: download it again"),
-    "broken shard": (write("model-00002-of-00002.safetensors", b"version https://git-lfs"), "00002.* is missing or"),
+    "no weights": (no_weights, "holds no weights"),
+    "broken index": (holds(INDEX, b"?"), "index.json is missing or broken"),
+    "empty index": (holds(INDEX, b'{"weight_map": []}'), "index.json names no files of weights"),
+    "lost shard": (gone(SHARDS[1]), "model-00002-of-00002.safetensors is missing or broken: download it again"),
+    "broken shard": (holds(SHARDS[1], b"version https://git-lfs"), "00002.* is missing or"),
     "no head": (change_weights("talk_head.0.0.weight", None), "it has no talk_head.0.0.weight"),
     "no table": (change_weights("model.embed_tokens.weight", None), "embeddings for 0 tokens"),
     "more": (change_weights("think_head.0.weight", torch.zeros(3)), "it has a think_head.0.weight"),
     "one row": (change_weights("end_embedding", torch.zeros(8)), r"end_embedding is .* not floats of \[8\]"),
     "integers": (change_weights("lm_head.weight", torch.zeros(ROWS, 8).char()), "lm_head.weight is torch.int8"),
-    "no tokenizer": (remove("tokenizer*"), "no tokenizer at"),
+    "no tokenizer": (gone("tokenizer.json", "tokenizer_config.json"), "no tokenizer at"),
 }
 
 

@@ -52,13 +52,10 @@ def test_equal_weights_are_no_weights_and_any_number_of_samples_will_do():
     assert interval(values, None, 100, 1) == pytest.approx(interval(values * 7, np.full(30, 7), 100, 1))
 
 
-def test_one_seed_is_the_interval_of_its_questions():
+def test_one_seed_is_the_interval_of_its_questions_and_seeds_that_differ_widen_it_as_their_means_spread():
     values = np.random.default_rng(0).normal(size=(1, 40))
     assert interval_over_seeds(values, 300, 5) == pytest.approx(interval(values[0], None, 300, 5))
-
-
-def test_seeds_that_differ_widen_the_interval_as_the_spread_of_their_means():
-    """All questions of a seed agree, so only the draw of seeds varies."""
+    # all questions of a seed agree, so only the draw of seeds varies
     low, high = interval_over_seeds(np.repeat([[0.0], [1.0]], 30, axis=1), 4000, 1)
     assert (low, high) == (0.0, 1.0)
     many = np.repeat(np.random.default_rng(0).normal(size=(100, 1)), 50, axis=1)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.tasks import spec
 from pipeline.data.tasks.questions import Question
@@ -16,11 +15,7 @@ from tests.local_hub import word_tokenizer
 from tests.thought.tiny import GPT2
 
 QUESTIONS = 3
-
-
-@pytest.fixture(scope="module")
-def words() -> PreTrainedTokenizerFast:
-    return word_tokenizer()
+WORDS = word_tokenizer()
 
 
 def every(rows: list[dict], name: str) -> list[str]:
@@ -41,18 +36,18 @@ def test_samples_and_votes_equal_the_slow_protocol(tmp_path, name, temperature):
     assert by_way[0] != by_way[1]  # the test can tell the ways apart
 
 
-def test_choices_equal_the_slow_protocol_with_drawn_thoughts(words, tmp_path):
-    model, options = tiny_model(words).double(), {"answer_tokens": 12, "thought_temperature": 1.0}
-    rows = ask(model, words, choices(2), tmp_path / "rows", **options)
-    assert rows == slow_samples(model, words, choices(2), **options)
+def test_choices_equal_the_slow_protocol_with_drawn_thoughts(tmp_path):
+    model, options = tiny_model(WORDS).double(), {"answer_tokens": 12, "thought_temperature": 1.0}
+    rows = ask(model, WORDS, choices(2), tmp_path / "rows", **options)
+    assert rows == slow_samples(model, WORDS, choices(2), **options)
     assert sum(map(bool, every(rows, "votes"))) > 3
 
 
 @pytest.mark.parametrize("method, ways", [("pause", {"thought", "no_thought"}), ("no_thought", {"no_thought"})])
-def test_other_methods_equal_the_slow_protocol(words, tmp_path, method, ways):
-    model = tiny_model(words, method=method).double()
-    slow = slow_samples(model, words, numbers(2), samples=2)
-    assert ask(model, words, numbers(2), tmp_path / "rows", samples=2) == [row for row in slow if row["way"] in ways]
+def test_other_methods_equal_the_slow_protocol(tmp_path, method, ways):
+    model = tiny_model(WORDS, method=method).double()
+    slow = slow_samples(model, WORDS, numbers(2), samples=2)
+    assert ask(model, WORDS, numbers(2), tmp_path / "rows", samples=2) == [row for row in slow if row["way"] in ways]
 
 
 def canned(monkeypatch, tokenizer, reasoning: str, answer: str) -> list[str]:
@@ -92,13 +87,13 @@ def test_what_is_kept_and_asked(monkeypatch, tmp_path):
         assert prompts == [question.reasoning_prompt, *[question.reasoning_prompt + text + "\nTherefore,"] * 2]
 
 
-def test_an_end_token_that_a_tokenizer_adds_is_not_asked(words, tmp_path):
+def test_an_end_token_that_a_tokenizer_adds_is_not_asked(tmp_path):
     """Some tokenizers end every text, as T5's does."""
     ending = word_tokenizer()
     ending._tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    model = tiny_model(words).double()
+    model = tiny_model(WORDS).double()
     with_end = ask(model, ending, numbers(3), tmp_path / "end", samples=2)
-    assert with_end == ask(model, words, numbers(3), tmp_path / "plain", samples=2)
+    assert with_end == ask(model, WORDS, numbers(3), tmp_path / "plain", samples=2)
 
 
 def test_a_prompt_needs_room_for_reasoning_answer_and_thought(tmp_path):
@@ -116,28 +111,21 @@ def test_a_prompt_needs_room_for_reasoning_answer_and_thought(tmp_path):
         ask(less, tokenizer, numbers(QUESTIONS), tmp_path / "rows")
 
 
-def test_an_empty_prompt_is_told(words, tmp_path):
+def test_an_empty_prompt_is_told(tmp_path):
     questions = [*numbers(2), Question("Q", "1", [], "")]
     with pytest.raises(UserError, match="task t, question 2: its chain-of-thought prompt is empty"):
-        ask(tiny_model(words), words, questions, tmp_path / "rows")
+        ask(tiny_model(WORDS), WORDS, questions, tmp_path / "rows")
 
 
-NUMBERS = {" 18.": "18", " $1,234.00 in all": "1234", ": -7 or 8": "-7", " 3.50\n\nQ: 4": "3.5", "\n\n12": "12"}
 LABELS = {  # by vote
-    "A": [" A", " A because B is wrong", " (A) lemur", "\nA because B is wrong", "\nA", " trees.\nA", " trees. A. B"],
-    "B": [" (B)", " B.", " B", "B", ": B, not (C)", " (B) trees or (C)", " B: trees", " trees. A lemur lives in (B)"],
+    "A": [" A", " A because B is wrong", " (A) lemur", "\nA", " trees.\nA", " trees. A. B"],
+    "B": [" B.", "B", ": B, not (C)", " (B) trees or (C)", " B: trees", " trees. A lemur lives in (B)", " B- water"],
     "C": [" 'C'", " Bears and (C)", " a B-side, C", " vitamin-B (C)", " B's or C"],
     "D": ["\n\nD", " B2 D"],
     "E": [" option E)"],
     "": [" the lab", " _B_", " b", " F or G", " trees.\nA lemur", " trees\nA lemur", ""],
 }
 LABELS["A"] += [" trees? A: B", " it is A or B", " trees. (A) lemur"]
-LABELS["B"] += [" B- water"]
-
-
-@pytest.mark.parametrize("written", [*NUMBERS, " three", ""])
-def test_numbers(written: str):
-    assert vote_in(written, []) == NUMBERS.get(written, "")
 
 
 @pytest.mark.parametrize("vote, written", [(vote, written) for vote in LABELS for written in LABELS[vote]])

@@ -22,18 +22,12 @@ def read_again(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "extremes.csv", dtype=str, keep_default_na=False)
 
 
-def best(rows: list[tuple[float, ...]], sign: int) -> list[tuple[float, ...]]:
-    """The ten of ``rows`` (improvement first) that gained (1) or lost (-1) most."""
-    return sorted((row for row in rows if sign * row[0] > 0), key=lambda row: -sign * row[0])[:10]
-
-
 def test_the_largest_gains_and_losses(tmp_path: Path):
     tokens = random_tokens(40, 9)
     found = extremes(tokens, tmp_path, [f"{WORDS} {i}" for i in range(40)])
     assert list(found.columns) == COLUMNS and len(found) == 40
-    pairs = zip(tokens["improvement"], tokens["nll_no_thought"], tokens["text"], tokens["position"], strict=True)
-    thoughts = list(pairs)
-    passages = []
+    columns = ["improvement", "nll_no_thought", "text", "position"]
+    thoughts, passages = list(tokens[columns].itertuples(index=False, name=None)), []
     for text in range(40):
         own = [row for row in thoughts if row[2] == text]
         passages.append((*(sum(row[k] for row in own) / len(own) for k in (0, 1)), text))
@@ -41,7 +35,8 @@ def test_the_largest_gains_and_losses(tmp_path: Path):
         for what, rows in (("passage", passages), ("thought", thoughts)):
             part = found[(found["what"] == what) & (found["side"] == side)]
             columns = ["improvement", "base_loss", "text", "position"][: len(rows[0])]
-            assert part[columns].to_numpy(dtype=float) == pytest.approx(np.array(best(rows, sign)))
+            best = sorted((row for row in rows if sign * row[0] > 0), key=lambda row: -sign * row[0])[:10]
+            assert part[columns].to_numpy(dtype=float) == pytest.approx(np.array(best))
             assert list(part["rank"]) == list(range(1, 11))
     assert found["position"].isna().equals(found["what"] == "passage")
     assert (found.loc[found["what"] == "passage", ["token", "thought"]] == "").all(axis=None)

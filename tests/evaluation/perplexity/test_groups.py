@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.perplexity.groups import GROUPINGS, THRESHOLD, density_table, group_table
+from pipeline.evaluation.perplexity.groups import GROUPINGS, density_table, group_table
 from pipeline.evaluation.perplexity.kinds import KINDS
 from tests.evaluation.perplexity.made_up import FEW, PARAMS, any_tokens, random_tokens, slow_interval, table
 
@@ -58,14 +58,6 @@ def test_intervals_draw_whole_texts():
         low, high = slow_interval(texts, np.mean)
         ends = rows.loc[name, ["ci_low", "ci_high"]].astype(float).to_list()
         assert ends == pytest.approx([low, high], abs=0.08 * (high - low))
-
-
-def test_helped_and_hurt_need_more_than_the_threshold():
-    assert THRESHOLD == 0.01
-    gains = np.array([0.0, 0.0099, 0.0101, -0.0099, -0.0101])
-    tokens = table(np.zeros(5, int), np.arange(1, 6), np.ones(5), 1 - gains, np.zeros(5))
-    assert list(tokens["helped"]) == [False, False, True, False, False]
-    assert list(tokens["hurt"]) == [False, False, False, False, True]
 
 
 @given(any_tokens())

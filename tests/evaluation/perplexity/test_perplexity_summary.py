@@ -26,10 +26,6 @@ def slow_spearman(pairs: list[tuple[float, float]]) -> float:
     return np.corrcoef(*(slow_ranks(values) for values in zip(*pairs, strict=True)))[0, 1]
 
 
-def pairs_by_text(tokens: pd.DataFrame) -> list[list[tuple[float, float]]]:
-    return [list(part.itertuples(index=False)) for _, part in tokens.groupby("text")[["weight", "improvement"]]]
-
-
 def test_the_figures_are_those_of_all_tokens():
     tokens = random_tokens(20, 30)
     found = metrics_of(tokens)
@@ -80,7 +76,8 @@ def test_the_interval_of_agreement_is_that_of_ranking_every_draw(kind: str):
     if kind == "ties":
         tokens["improvement"] = tokens["improvement"].where(tokens["improvement"] > 1.5, 0)
         tokens["weight"] = tokens["weight"].round(1)
-    low, high = slow_interval(pairs_by_text(tokens), slow_spearman, samples=800)
+    texts = [list(part.itertuples(index=False)) for _, part in tokens.groupby("text")[["weight", "improvement"]]]
+    low, high = slow_interval(texts, slow_spearman, samples=800)
     found = agreement(tokens, PARAMS)
     assert [found["ci_low"], found["ci_high"]] == pytest.approx([low, high], abs=0.12 * (high - low))
     assert found["ci_low"] < found["spearman"] < found["ci_high"]

@@ -22,17 +22,12 @@ from pipeline.params import Perplexity
 from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
+from tests.evaluation.chain_of_thought.asking import tiny_model
 from tests.evaluation.perplexity.made_up import BYTE_LEVEL, METASPACE, write_spans
-from tests.thought.tiny import LLAMA, quiet_star
 
 PARAMS = Perplexity(seed=1, texts=3, batch_size=2, thought_temperature=0.0, bootstrap_samples=50, device="cpu")
 LENGTHS = (8, 5, 2)
 COLUMNS = ["text", "position", "token", "kind", "nll_no_thought", "nll_thought", "weight", "thought"]
-
-
-def tiny_model(tokenizer: PreTrainedTokenizerFast, method: str = "quiet_star") -> QuietStarForCausalLM:
-    base = {**LLAMA, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
-    return quiet_star(base, method=method, thought_tokens=2, start_token_id=None, end_token_id=None).eval()
 
 
 def random_spans(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Spans:
@@ -50,7 +45,7 @@ def table_of(params: Perplexity, model: QuietStarForCausalLM, tokenizer: PreTrai
 @pytest.mark.parametrize("tokenizer, temperature", [(BYTE_LEVEL, 1.0), (METASPACE, 0.0)])
 @torch.no_grad()
 def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, temperature: float, tmp_path: Path):
-    model, spans = tiny_model(tokenizer), random_spans(tmp_path, tokenizer)
+    model, spans = tiny_model(tokenizer, thought_tokens=2), random_spans(tmp_path, tokenizer)
     table = table_of(replace(PARAMS, seed=5, thought_temperature=temperature), model, tokenizer, spans)
     assert list(table.columns) == COLUMNS and list(table.index) == list(range(sum(n - 1 for n in LENGTHS)))
     reader = TokenReader(tokenizer)
@@ -71,13 +66,13 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
 def test_the_first_token_has_no_row_and_the_second_goes_on_with_its_word(tmp_path: Path):
     text = " trains What is the learning (A) 12\n  do not ask"
     spans = write_spans(tmp_path / "spans.arrow", BYTE_LEVEL, [text])
-    table = table_of(PARAMS, tiny_model(BYTE_LEVEL), BYTE_LEVEL, spans)
+    table = table_of(PARAMS, tiny_model(BYTE_LEVEL, thought_tokens=2), BYTE_LEVEL, spans)
     assert BYTE_LEVEL.decode(BYTE_LEVEL(text)["input_ids"][0]) + "".join(table["token"]) == text
     assert table["kind"].iloc[0] == "word middle"
 
 
 def test_losses_that_are_not_numbers_are_refused(tmp_path: Path):
-    model = tiny_model(BYTE_LEVEL)
+    model = tiny_model(BYTE_LEVEL, thought_tokens=2)
     with torch.no_grad():
         model.end_embedding.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
@@ -94,7 +89,7 @@ METRICS += ["agreement", "deciles"]
 )
 def test_the_files_agree_with_each_other(method: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
     write_spans(tmp_path / "heldout.arrow", tokenizer, TEXTS)
-    tiny_model(tokenizer, method).save_pretrained(tmp_path / "model")
+    tiny_model(tokenizer, method=method, thought_tokens=2).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     results = tmp_path / "results"
     write_perplexity(replace(PARAMS, texts=4), tmp_path / "model", tmp_path / "heldout.arrow", results)
