@@ -12,11 +12,6 @@ from tests.ablations.toy import GRID, ROOT
 FOUR = GRID | {"lookaheads": [1, 2]}
 
 
-@pytest.fixture(autouse=True)
-def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-
-
 def asked(folder: Path, **changes: object) -> list[Arm]:
     path = folder / "grid.yaml"
     path.write_text(yaml.safe_dump(FOUR | changes))
