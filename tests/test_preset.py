@@ -1,7 +1,6 @@
 """Presets: every combination is a run's parameters, and options that DVC can read."""
 
 import itertools
-import re
 import sys
 from pathlib import Path
 
@@ -99,14 +98,10 @@ def test_the_default_presets_are_what_params_yaml_says():
         assert OmegaConf.select(shipped, parameter) == value, parameter
 
 
-def test_hub_models_are_pinned_and_the_tasks_of_data_are_there():
-    for name in preset.known():
-        values = preset.options([name])
-        if name.startswith("model=") and name != "model=tiny":
-            assert re.fullmatch("[0-9a-f]{40}", values["base_model.revision"])
-        if name.startswith("data="):
-            files = values["tasks.files"]
-            assert len(files) == 2 and all((ROOT / file).is_file() for file in files)
+def test_the_tasks_of_data_are_there():
+    for name in GROUPS[1]:
+        files = preset.options([name])["tasks.files"]
+        assert len(files) == 2 and all((ROOT / file).is_file() for file in files)
 
 
 def test_hardware_does_not_change_the_papers_batch():
@@ -114,11 +109,6 @@ def test_hardware_does_not_change_the_papers_batch():
         values = preset.options(["scale=paper", name])
         assert values["train.batch_size"] * values["train.accumulation"] == PAPER["train.batch_size"][0]
         assert values["train.accumulation"] % values["plan.devices"] == 0
-
-
-def test_values_may_follow_and_win():
-    smoke, changed = (preset.options(["scale=smoke", *more]) for more in ([], ["train.steps=7"]))
-    assert (smoke["train.steps"], changed["train.steps"]) == (4, 7) and smoke | {"train.steps": 7} == changed
 
 
 @pytest.mark.parametrize(
