@@ -25,6 +25,7 @@ from tests.thought.tiny import GPT2, LLAMA, config_of, quiet_star, random_ids
 
 ROOT = Path(__file__).parents[1]
 PAPER = ["model=mistral-7b", "data=openwebmath", "scale=paper"]
+ADAPTERS = [*PAPER, "hardware=gpu", "train.adapt=lora", "train.saved=learned", "train.positions=64"]
 GIGA = 1e9
 TRAIN = params.load(ROOT / "params.yaml").train
 
@@ -37,20 +38,17 @@ def planned(*words: str) -> Params:
     return params.load(changes=preset.options(list(words)))
 
 
-# the published number of parameters of the presets' models
-PUBLISHED = {
-    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
-    "Qwen/Qwen2.5-0.5B": 494_032_768,
-    "Qwen/Qwen2.5-7B": 7_615_616_512,
-    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
-}
-
-
 def test_a_presets_model_is_known_without_a_network_and_has_its_published_size():
+    published = {
+        "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+        "Qwen/Qwen2.5-0.5B": 494_032_768,
+        "Qwen/Qwen2.5-7B": 7_615_616_512,
+        "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    }
     names = [name for name in preset.known() if name.startswith("model=") and "tiny" not in name]
     models = [planned(name).base_model for name in names]
-    assert {base.path for base in models} == PUBLISHED.keys() == yaml.safe_load(KNOWN.read_text()).keys()
-    assert {base.path: hub_shape(base.path, base.revision).parameters for base in models} == PUBLISHED
+    assert {base.path for base in models} == published.keys() == yaml.safe_load(KNOWN.read_text()).keys()
+    assert {base.path: hub_shape(base.path, base.revision).parameters for base in models} == published
 
 
 MIXTURE = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 8}
@@ -171,19 +169,14 @@ def test_what_learns_and_what_is_in_bfloat16_are_counted_as_in_training(adapt: s
 
 def test_what_does_not_learn_has_no_gradient_and_no_moments():
     """The paper's model with adapters on one GPU, where gradients are kept twice: of a slice, and of all before it."""
-    words = [*PAPER, "hardware=gpu", "train.adapt=lora", "train.saved=learned", "train.positions=64"]
-    found = estimate(planned(*words))
+    found = estimate(planned(*ADAPTERS))
     learned = found.learned
     assert (found.memory["gradients"], found.memory["optimizer"]) == (2 * 4 * learned, 2 * 4 * learned)
-    in_float32 = estimate(planned(*words, "train.precision=float32")).memory
+    in_float32 = estimate(planned(*ADAPTERS, "train.precision=float32")).memory
     assert in_float32["weights"] == 4 * found.shape.parameters == pytest.approx(7.29e9 * 4, rel=0.01)
     assert found.disk["models"] == 2 * 4 * (2 * found.shape.parameters + 3 * learned)
-    in_8_bits = estimate(planned(*words, "train.optimizer=adamw_8bit")).memory
+    in_8_bits = estimate(planned(*ADAPTERS, "train.optimizer=adamw_8bit")).memory
     assert (in_8_bits["gradients"], in_8_bits["optimizer"]) == (2 * 4 * learned, 2 * learned)
-    small = warned(*words, "plan.device_memory=16")
-    assert "alone are 16.4 GB; take a smaller model or more devices\n" in small
-    small = warned(*words, "plan.device_memory=20", "train.precision=float32")
-    assert "; set train.precision to bfloat16, or" in small
 
 
 class Count(TorchDispatchMode):
@@ -232,6 +225,8 @@ def test_what_fits_is_not_warned_of():
     [
         ([*PAPER, "hardware=node", "train.precision=float32"], "training takes 85.3"),
         ([*PAPER, "hardware=gpu"], "116.7 GB; take a smaller model or more devices, or set train.adapt to lora"),
+        ([*ADAPTERS, "plan.device_memory=16"], "alone are 16.4 GB; take a smaller model or more devices\n"),
+        ([*ADAPTERS, "plan.device_memory=20", "train.precision=float32"], "; set train.precision to bfloat16, or"),
         (["plan.device_memory=0.3"], "lower train.batch_size and raise train.accumulation"),
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
         (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),

@@ -18,9 +18,7 @@ STAGES = ("corpus", "tasks", "tokenize")  # of the graph: those that train nothi
 
 
 @pytest.fixture
-def remote(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[list[list[str]]]:
+def remote(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     """The `dvc` commands that configure a remote: a folder, or a bucket on an S3 server of this process."""
     for name, value in (ENVIRONMENT | CREDENTIALS | {"DVC_NO_ANALYTICS": "1"}).items():
         monkeypatch.setenv(name, value)

@@ -56,13 +56,12 @@ def test_every_arm_that_failed_is_named_and_has_its_cell(failed: tuple[tuple[int
     assert named.startswith(f"**{len(failed)} of 4 arms failed:**")
     for length, lookahead in failed:
         assert f"arm-{length}-{lookahead}" in named
-    if len(failed) < len(ARMS):
-        for length, lookahead in failed:
+        if len(failed) < len(ARMS):
             line = next(line for line in shown if line.startswith(f"| {length} |"))
             assert line.split(" | ")[lookahead].strip(" |") == "failed"
-    for name in ("one.svg", "two.svg"):
-        write_figure(rows(*failed), tmp_path / name)
-    figure, again = (tmp_path / name for name in ("one.svg", "two.svg"))
+    figure, again = tmp_path / "one.svg", tmp_path / "two.svg"
+    for path in (figure, again):
+        write_figure(rows(*failed), path)
     assert figure.read_bytes() == again.read_bytes()
     assert all(f"arm-{length}-{lookahead}" in figure.read_text() for length, lookahead in failed)
 

@@ -55,7 +55,6 @@ def test_every_difference_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     "kills, complaint",
     [
-        ([("train", "step 3", 0, "step 3")], None),
         ([("train", "step 6", 0, ""), ("train", "step 40", 0, "step 40")], None),  # killed again before it said so
         ([("train", "step 3", 0, ""), (NO_STAGE, "step 3", 0, "")], None),
         ([("train", "step 40", 0, ""), ("train", "step 6", 0, "step 6")], "had step 40 and, killed again, step 6"),
