@@ -242,16 +242,13 @@ def test_what_does_not_fit_is(words: list[str], warning: str):
     assert warning in warned(*words)
 
 
-def test_a_method_without_thoughts_takes_less():
+def test_operations_of_methods_without_thoughts_and_of_baselines():
     whole, pauses, plain = (
         estimate(planned(f"train.method={method}")).flops["train"] for method in ("quiet_star", "pause", "no_thought")
     )
     assert whole > pauses > 5 * plain > 0
     shape, step = shape_of(quiet_star(LLAMA).base), Step(2, tokens=64, rationales=0, thought_tokens=3, lookahead=2)
     assert pass_flops(shape, step) == pytest.approx(3 * reading_flops(shape, 2 * 64, 64))  # backward is twice forward
-
-
-def test_baselines_are_counted_by_method_and_seed():
     one = estimate(planned("baseline.methods=[quiet_star]", "baseline.seeds=[1]")).flops
     three = estimate(planned("baseline.methods=[quiet_star]", "baseline.seeds=[1,2,3]")).flops
     assert three["baseline"] == pytest.approx(3 * one["baseline"]) and one["baseline"] == one["train"]
