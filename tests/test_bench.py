@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from pipeline.errors import UserError
 from pipeline.plan.shape import shape_of
 from pipeline.plan.work import products
 
-ROOT = Path(__file__).parents[1]
 TINY = "--hidden 16 --layers 2 --heads 4 --kv-heads 2 --ffn 24 --vocab 50 --tokens 8 --repeats 1 --new-tokens 3"
 EVERY = {"device_name", "torch", "transformers", "peak_memory_bytes", "peak_process_bytes", "attention", "seed"}
 EVERY |= {"gemm_2048_flops_per_second"}
@@ -54,17 +52,13 @@ def test_it_needs_no_dvc_hydra_or_datasets():
         "for name in ('dvc', 'hydra', 'datasets', 'omegaconf', 'pandas'): sys.modules[name] = None\n"
         "import pipeline.bench.__main__, pipeline.bench.suite"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def options_of(line: str):
-    return parse(["train", *line.split()])
 
 
 def test_products_are_the_steps_rows():
     """T = 2 + 2 + 1 = 5 tokens a row, K + 1 = 3 passes to sample, counted by hand."""
-    options = options_of(f"{TINY} --batch 3 --rationales 2 --thought-tokens 2 --lookahead 2")
+    options = parse(f"train {TINY} --batch 3 --rationales 2 --thought-tokens 2 --lookahead 2".split())
     model = build(options)
     found = list(products(shape_of(model.base), step_of(options)))
     body, head = found[:-1], found[-1]

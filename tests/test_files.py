@@ -11,18 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import files
 from pipeline.errors import UserError
-from pipeline.files import (
-    BATCH_ROWS,
-    arrow_table,
-    batches,
-    checked_table,
-    read_rows,
-    replacing,
-    write_json,
-    write_rows,
-    write_table,
-)
+from pipeline.files import BATCH_ROWS, arrow_table, checked_table, read_rows, replacing, write_rows
 
 SCHEMA = pa.schema({"n": pa.int64()})
 
@@ -70,28 +61,28 @@ def test_a_full_disk_without_a_name(error: Exception, tmp_path: Path):
 def test_json_and_tables_read_back(tmp_path: Path):
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError):
-            write_json(tmp_path / "metrics.json", {"a": {"b": value}})
+            files.write_json(tmp_path / "metrics.json", {"a": {"b": value}})
     assert not list(tmp_path.iterdir())
-    write_json(tmp_path / "deep/metrics.json", {"a": [1, 0.1, None, "é"]})
+    files.write_json(tmp_path / "deep/metrics.json", {"a": [1, 0.1, None, "é"]})
     assert json.loads((tmp_path / "deep/metrics.json").read_text()) == {"a": [1, 0.1, None, "é"]}
     table = pd.DataFrame({"x": [1 / 3, 1e-12, None], "y": ["a,b", "c\nd", "é"]})
-    write_table(tmp_path / "t.parquet", table)
+    files.write_table(tmp_path / "t.parquet", table)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table)
-    write_table(tmp_path / "t.csv", table)
+    files.write_table(tmp_path / "t.csv", table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), table, rtol=1e-6)
     assert b"\r" not in (tmp_path / "t.csv").read_bytes()
 
 
 @given(st.lists(st.integers()), st.integers(1, 5))
 def test_batches(rows: list[int], size: int):
-    made = list(batches(rows, size))
+    made = list(files.batches(rows, size))
     assert [row for batch in made for row in batch] == rows
     assert all(len(batch) == size for batch in made[:-1])
     assert all(0 < len(batch) <= size for batch in made)
 
 
 def test_more_rows_than_a_batch(tmp_path: Path):
-    """Arrow rows stay on the disk, and are the same bytes each time."""
+    """Arrow rows stay on the disk, are the same bytes each time, and are refused if they are cut short."""
     count = 2 * BATCH_ROWS + 3
     for name in ("rows.parquet", "one.arrow", "other.arrow"):
         assert write_rows(tmp_path / name, ({"n": i} for i in range(count)), SCHEMA) == count
@@ -100,7 +91,11 @@ def test_more_rows_than_a_batch(tmp_path: Path):
     table = arrow_table(tmp_path / "one.arrow")
     assert pa.total_allocated_bytes() - before < 8 * count / 10
     assert table["n"].to_pylist() == list(range(count))
-    assert (tmp_path / "one.arrow").read_bytes() == (tmp_path / "other.arrow").read_bytes()
+    other = tmp_path / "other.arrow"
+    assert (tmp_path / "one.arrow").read_bytes() == other.read_bytes()
+    os.truncate(other, BATCH_ROWS * 8 // 2)  # half of the first batch
+    with pytest.raises(UserError, match="other.arrow"):
+        arrow_table(other)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 but not really", b"no arrow at all", b"\xff\xff\xff\xff"])
@@ -111,14 +106,6 @@ def test_a_missing_or_broken_file(content: bytes | None, tmp_path: Path):
     with pytest.raises(UserError, match="rows is missing or not a Parquet file: run `dvc repro`"):
         list(read_rows(path))
     with pytest.raises(UserError, match="rows is missing or not an Arrow file: run `dvc repro`"):
-        arrow_table(path)
-
-
-def test_an_arrow_file_that_is_cut_short(tmp_path: Path):
-    path = tmp_path / "rows.arrow"
-    write_rows(path, ({"n": i} for i in range(BATCH_ROWS + 1)), SCHEMA)
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(UserError, match="rows.arrow"):
         arrow_table(path)
 
 

@@ -1,8 +1,6 @@
 """Presets: every combination is a run's parameters, and options that DVC can read."""
 
 import itertools
-import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,11 +20,6 @@ GROUPS = [
 ]
 PAIRS = [list(words) for some in itertools.combinations(GROUPS, 2) for words in itertools.product(*some)]
 WHOLE = [list(words) for words in itertools.product(*GROUPS)]
-
-
-@pytest.fixture(autouse=True)
-def in_root(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -105,16 +98,6 @@ def test_the_default_presets_are_what_params_yaml_says():
         assert OmegaConf.select(shipped, parameter) == value, parameter
 
 
-def test_hub_models_are_pinned_and_the_tasks_of_data_are_there():
-    for name in preset.known():
-        values = preset.options([name])
-        if name.startswith("model=") and name != "model=tiny":
-            assert re.fullmatch("[0-9a-f]{40}", values["base_model.revision"])
-        if name.startswith("data="):
-            files = values["tasks.files"]
-            assert len(files) == 2 and all((ROOT / file).is_file() for file in files)
-
-
 def test_hardware_does_not_change_the_papers_batch():
     for name in ("hardware=gpu", "hardware=node"):
         values = preset.options(["scale=paper", name])
@@ -122,20 +105,12 @@ def test_hardware_does_not_change_the_papers_batch():
         assert values["train.accumulation"] % values["plan.devices"] == 0
 
 
-def test_values_may_follow_and_win():
-    smoke, changed = (preset.options(["scale=smoke", *more]) for more in ([], ["train.steps=7"]))
-    assert (smoke["train.steps"], changed["train.steps"]) == (4, 7) and smoke | {"train.steps": 7} == changed
-
-
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        (["data=nothing"], "data=nothing"),
-        (["nonsense"], "nonsense"),
-        (["model=../scale/smoke"], "model=../scale/smoke"),
+        (["data=nothing"], "there is no preset data=nothing"),
         (["scale=smoke", "train.nothing=3"], "train.nothing"),
         (["scale=smoke", "train.steps=many"], "train.steps"),
-        (["scale=smoke", "train.steps=0"], "train.steps"),
         (["scale=smoke", "train.steps"], "train.steps"),
         # the shell splits what is printed at spaces, and a comma is a list of values to `dvc exp run`
         (["scale=smoke", "train.meta_token_text=a b"], "train.meta_token_text"),
@@ -150,12 +125,14 @@ def test_what_does_not_exist_or_would_not_reach_dvc_whole_is_refused(arguments: 
 
 
 @pytest.mark.parametrize("group", [*GROUPS[1], "model=tiny"])
-def test_root_puts_every_data_set_under_a_folder(group: str):
+def test_the_tasks_are_there_and_root_puts_every_data_set_under_a_folder(group: str):
     with pytest.raises(UserError, match="corpus.hub"):
         preset.options([group], root="/my data")
     values = preset.options([group], root="/data/hub")
     plain = preset.options([group])
     shipped = OmegaConf.load(params.PARAMS_FILE)
+    tasks = plain.get("tasks.files", shipped.tasks.files)
+    assert len(tasks) == 2 and all((ROOT / file).is_file() for file in tasks)
     assert values["tasks.root"] == "/data/hub" and "tasks.root" not in plain
     for split in ("pretrain", "train", "heldout"):
         name = f"corpus.hub.{split}.path"
@@ -167,11 +144,3 @@ def test_as_a_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", ["preset"])
     main()
     assert "data=gsm8k" in capsys.readouterr().out and len(WHOLE) >= 200
-
-
-@pytest.mark.slow
-def test_a_mistake_is_one_line_and_exit_code_1():
-    command = [sys.executable, "-m", "pipeline.preset", "scale=huge"]
-    bad = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert bad.returncode == 1 and bad.stdout == ""
-    assert bad.stderr.startswith("error: there is no preset scale=huge") and bad.stderr.count("\n") == 1

@@ -1,48 +1,36 @@
 """What one clone has run, another takes from a DVC remote, a folder or S3, and then has nothing to run itself."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from omegaconf import OmegaConf
 
+from tests.chaos.kills import call
 from tests.stage_runner import ENVIRONMENT, copy_project, make_repository
 
 pytestmark = pytest.mark.slow
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "tester", "AWS_DEFAULT_REGION": "us-east-1"}
-WHO = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-PATHS = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
 BUCKET, RUNNING = "quiet-star", "Running stage"
 STAGES = ("corpus", "tasks", "tokenize")  # of the graph: those that train nothing
 
 
-def call(folder: Path, *words: str) -> str:
-    environment = os.environ | ENVIRONMENT | CREDENTIALS | WHO | PATHS
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (words, done.stdout, done.stderr)
-    return done.stdout
-
-
 @pytest.fixture
-def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[list[str]]]:
+def remote(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     """The `dvc` commands that configure a remote: a folder, or a bucket on an S3 server of this process."""
+    for name, value in (ENVIRONMENT | CREDENTIALS | {"DVC_NO_ANALYTICS": "1"}).items():
+        monkeypatch.setenv(name, value)
     if request.param == "folder":
         yield [["remote", "add", "-d", "shared", str(tmp_path / "remote")]]
         return
-    import boto3
-
     s3 = ThreadedMotoServer(port=0)
     s3.start()
     try:
         host, port = s3.get_host_and_port()
         endpoint = f"http://127.0.0.1:{port}"
-        keys = {"aws_access_key_id": "tester", "aws_secret_access_key": "tester"}
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
-        client.create_bucket(Bucket=BUCKET)
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=BUCKET)
         yield [
             ["remote", "add", "-d", "shared", f"s3://{BUCKET}/dvc"],
             ["remote", "modify", "shared", "endpointurl", endpoint],

@@ -168,8 +168,9 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(project: Project):
 
 
 @pytest.fixture
-def real(tmp_path: Path) -> Iterator[Project]:
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """A project under DVC, with the project's code; everything that runs in it is ended with the test."""
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     made = Project(tmp_path / "project")
     shutil.rmtree(made.folder / ".dvc")
     for name in ("pipeline", "tasks"):

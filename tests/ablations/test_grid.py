@@ -12,11 +12,6 @@ from tests.ablations.toy import GRID, ROOT
 FOUR = GRID | {"lookaheads": [1, 2]}
 
 
-@pytest.fixture(autouse=True)
-def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-
-
 def asked(folder: Path, **changes: object) -> list[Arm]:
     path = folder / "grid.yaml"
     path.write_text(yaml.safe_dump(FOUR | changes))
@@ -52,7 +47,6 @@ def test_options_are_those_of_every_arm_and_further_seeds_are_baselines_of_its_m
         ({"thought_tokens": []}, "thought_tokens"),
         ({"lookaheads": [1, 1]}, "lookaheads"),
         ({"methods": ["magic"]}, "train.method is magic"),
-        ({"seeds": ["one"]}, "seeds"),
         ({"lengths": [1]}, "lengths"),
         ({"options": ["scale=huge"]}, "scale=huge"),
         ({"options": ["train.steps=[1"]}, "train.steps"),
@@ -64,11 +58,6 @@ def test_a_grid_that_cannot_be_run_is_refused(grid: dict, complaint: str, tmp_pa
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_no_grid_is_refused(tmp_path: Path):
-    path = tmp_path / "grid.yaml"
+def test_a_missing_grid_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="grid.yaml is missing"):
-        read_grid(path)
-    for text in ("- a\n", "methods: [", "", "7"):
-        path.write_text(text)
-        with pytest.raises(UserError, match="grid.yaml"):
-            read_grid(path)
+        read_grid(tmp_path / "grid.yaml")

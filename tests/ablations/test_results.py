@@ -7,22 +7,19 @@ import pytest
 
 from pipeline.ablations.results import COLUMNS, WHOLE, in_words, write_figure
 
-ARMS = {(1, 1): 0.1, (1, 2): 0.2, (5, 1): 0.5, (5, 2): 0.6}
+ARMS = {(5, 1): 0.5, (5, 2): 0.6, (1, 1): 0.1, (1, 2): 0.2}  # accuracies; lengths are not in order
 
 
-def rows(failed: tuple[tuple[int, int], ...] = (), lengths: tuple[int, ...] = (1, 5)) -> pd.DataFrame:
+def rows(*failed: tuple[int, int]) -> pd.DataFrame:
     found = []
-    for length in lengths:
-        for lookahead in (1, 2):
-            arm = {"experiment": f"arm-{length}-{lookahead}", "method": "quiet_star"}
-            arm |= {"thought_tokens": length, "lookahead": lookahead}
-            if (length, lookahead) in failed:
-                found.append(arm | {"state": "failed"})
-                continue
-            mean = ARMS[length, lookahead]
-            figures = {"state": "done", "seeds": 1, "n": 10}
-            figures |= {"mean": mean, "ci_low": mean - 0.05, "ci_high": mean + 0.05}
-            found += [arm | figures | {"task": "rings", "measure": measure} for measure in ("accuracy", "prob")]
+    for (length, lookahead), mean in ARMS.items():
+        arm = {"experiment": f"arm-{length}-{lookahead}", "method": "quiet_star"}
+        arm |= {"thought_tokens": length, "lookahead": lookahead}
+        if (length, lookahead) in failed:
+            found.append(arm | {"state": "failed"})
+            continue
+        figures = {"state": "done", "seeds": 1, "n": 10, "mean": mean, "ci_low": mean - 0.05, "ci_high": mean + 0.05}
+        found += [arm | figures | {"task": "rings", "measure": measure} for measure in ("accuracy", "prob")]
     base = {"experiment": "", "state": "done", "method": "base", "task": "rings", "seeds": 1, "n": 10}
     found += [base | {"measure": m, "mean": 0.05, "ci_low": 0.0, "ci_high": 0.1} for m in ("accuracy", "prob")]
     return pd.DataFrame(found).reindex(columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64"))
@@ -32,17 +29,13 @@ def words(some: pd.DataFrame) -> list[str]:
     return in_words(some, "about", Path("grid.svg")).splitlines()
 
 
-def test_a_table_of_lengths_and_lookaheads():
+def test_a_table_of_lengths_and_lookaheads_and_a_chart_with_a_line_a_lookahead():
     shown = words(rows())
     table = shown.index("| thought tokens | lookahead 1 | lookahead 2 |")
     assert shown[table + 2] == "| 1 | 0.100 [0.050, 0.150] | 0.200 [0.150, 0.250] |"
     assert shown[table + 3] == "| 5 | 0.500 [0.450, 0.550] | 0.600 [0.550, 0.650] |"
     assert "base 0.050 [0.000, 0.100]" in shown and not any("failed" in line for line in shown)
     assert "![Accuracy against thought length](grid.svg)" in shown
-
-
-def test_the_chart_has_a_line_a_lookahead_in_the_order_of_lengths():
-    shown = words(rows(lengths=(5, 1)))
     start = shown.index("```mermaid")
     assert shown[start + 1 : start + 8] == [
         "xychart-beta",
@@ -58,24 +51,23 @@ def test_the_chart_has_a_line_a_lookahead_in_the_order_of_lengths():
 
 @pytest.mark.parametrize("failed", [((5, 1),), ((5, 1), (5, 2)), ((1, 2), (5, 2)), tuple(ARMS)])
 def test_every_arm_that_failed_is_named_and_has_its_cell(failed: tuple[tuple[int, int], ...], tmp_path: Path):
-    shown = words(rows(failed))
+    shown = words(rows(*failed))
     named = next(line for line in shown if line.startswith("**"))
     assert named.startswith(f"**{len(failed)} of 4 arms failed:**")
     for length, lookahead in failed:
         assert f"arm-{length}-{lookahead}" in named
-    if len(failed) < len(ARMS):
-        for length, lookahead in failed:
+        if len(failed) < len(ARMS):
             line = next(line for line in shown if line.startswith(f"| {length} |"))
             assert line.split(" | ")[lookahead].strip(" |") == "failed"
-    for name in ("one.svg", "two.svg"):
-        write_figure(rows(failed), tmp_path / name)
-    figure, again = (tmp_path / name for name in ("one.svg", "two.svg"))
+    figure, again = tmp_path / "one.svg", tmp_path / "two.svg"
+    for path in (figure, again):
+        write_figure(rows(*failed), path)
     assert figure.read_bytes() == again.read_bytes()
     assert all(f"arm-{length}-{lookahead}" in figure.read_text() for length, lookahead in failed)
 
 
 def test_a_method_whose_every_arm_failed_does_not_hide_another():
-    pauses = rows(tuple(ARMS)).dropna(subset="thought_tokens").assign(method="pause")
+    pauses = rows(*ARMS).dropna(subset="thought_tokens").assign(method="pause")
     shown = words(pd.concat([rows(), pauses], ignore_index=True))
     cells = next(line for line in shown if line.startswith("| 5 |")).strip("| ").split(" | ")
     assert cells == ["5", "0.500 [0.450, 0.550]", "0.600 [0.550, 0.650]", "failed", "failed"]

@@ -1,14 +1,13 @@
 """A small project with one quick stage in place of the graph, and a stub that takes the place of DVC."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import yaml
+
+from tests.chaos import kills
 
 ROOT = Path(__file__).parents[2]
 # accuracy is a tenth of the thought length
@@ -62,7 +61,6 @@ if words[0] == "exp":
 elif words[0] == "cache":
     print(".dvc/cache")
 """
-AUTHOR = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
 class Project:
@@ -97,11 +95,7 @@ class Project:
         self.call("git", "commit", "-qm", "a change")
 
     def call(self, *words: str) -> str:
-        place = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-        environment = os.environ | AUTHOR | place
-        done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
-        return done.stdout
+        return kills.call(self.folder, *words)
 
     @property
     def started(self) -> list[str]:

@@ -31,8 +31,8 @@ class Kill:
 
 
 def call(folder: Path, *words: str) -> str:
-    """Run a command in ``folder``; return what it prints."""
-    return subprocess.run(words, cwd=folder, env=_environment(), check=True, capture_output=True, text=True).stdout
+    """Run a command in ``folder``; return what it prints. Its errors are shown."""
+    return subprocess.run(words, cwd=folder, env=_environment(), check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def begin(project: Path, log: Path) -> subprocess.Popen:

@@ -6,7 +6,6 @@ from random import Random
 
 import pytest
 
-from pipeline.errors import UserError
 from pipeline.resume import Scratch
 from tests.chaos.__main__ import differences, in_words, run, surprises
 from tests.chaos.kills import DVC, NO_STAGE, NOTHING, Kill, call, left, spoil
@@ -56,7 +55,6 @@ def test_every_difference_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     "kills, complaint",
     [
-        ([("train", "step 3", 0, "step 3")], None),
         ([("train", "step 6", 0, ""), ("train", "step 40", 0, "step 40")], None),  # killed again before it said so
         ([("train", "step 3", 0, ""), (NO_STAGE, "step 3", 0, "")], None),
         ([("train", "step 40", 0, ""), ("train", "step 6", 0, "step 6")], "had step 40 and, killed again, step 6"),
@@ -72,24 +70,6 @@ def test_a_stage_that_loses_what_it_had_is_named(kills: list[tuple], complaint: 
     page = in_words(done, found, "about")
     assert f"**{len(kills)} kills: " in page and (complaint or "hash by hash") in page
     assert [line.split(" | ")[1] for line in page.splitlines()[-len(kills) :]] == [one.stage for one in done]
-
-
-def test_a_stub_of_dvc_is_killed_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`run` reads from the logs that a stage resumed, and raises if a run fails that nobody has killed."""
-    project = tmp_path / "project"
-    state = project / ".resume/train/1/step-5"
-    stub = made(tmp_path / "bin/dvc")
-    stub.chmod(0o755)
-    monkeypatch.setattr("tests.chaos.kills._environment", lambda: {"PATH": f"{stub.parent}:/usr/bin:/bin"})
-    monkeypatch.setattr("tests.chaos.kills.PATIENCE", 1)
-    project.mkdir()
-    stage = f"echo \"Running stage 'train':\"; [ -e {state} ] && echo 'going on from {state}'; mkdir -p {state}; "
-    stub.write_text(f"#!/bin/sh\n{stage} DVC_STAGE=train sleep 2; rm -r {state}\n")
-    found = run(project, 2, Random(1), {"train": 1}, longest=0.5)
-    assert [(one.stage, one.left, one.resumed_from) for one in found] == [("train", "step 5", "step 5")] * 2
-    stub.write_text(f"#!/bin/sh\n{stage} exit 1\n")
-    with pytest.raises(UserError, match="failed after 0 of 1 kills"):
-        run(project, 1, Random(1), {"train": 1})
 
 
 def test_a_power_cut_spoils_only_what_was_not_synced(tmp_path: Path):
