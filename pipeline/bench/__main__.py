@@ -50,15 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the options. Raises UserError if they contradict each other, or ask for a GPU and there is none."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.bench", description=__doc__.splitlines()[0].replace("``", "")
-    )
+    parser = argparse.ArgumentParser("python -m pipeline.bench", description=__doc__.splitlines()[0].replace("``", ""))
     parser.add_argument("what", choices=["train", "generate"])
     for name, (default, text) in SIZES.items():
         parser.add_argument(f"--{name}", type=_size, default=default, help=f"{text} ({default})")
     parser.add_argument("--positions", type=_size, default=None, help="positions that think at a time (all)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=[*measure.DTYPES], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--attention", choices=["auto", *PATHS], default="auto")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     parser.add_argument("--freeze-base", action="store_true", help="train only the mixing head and the meta-tokens")

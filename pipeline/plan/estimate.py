@@ -82,7 +82,6 @@ def estimate(params: Params) -> Estimate:
 
 
 def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) -> dict[str, float]:
-    """Operations by stage."""
     train, cot, span = params.train, params.chain_of_thought, params.tokenize.span
     methods, seeds = params.baseline.methods, len(params.baseline.seeds)
     passes = train.steps * train.accumulation
