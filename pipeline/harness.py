@@ -261,8 +261,7 @@ class QuietStarLM(TemplateLM):
         sample = arguments.get("do_sample")
         temperature = 0.0 if sample is False else arguments.get("temperature", 1.0 if sample else 0.0)
         try:
-            limits = {name: arguments.get(name) for name in ("top_k", "top_p")}
-            sampling = Sampling(float(temperature), self._sampling.seed, **limits)
+            sampling = Sampling(float(temperature), self._sampling.seed, arguments.get("top_k"), arguments.get("top_p"))
             stop = tuple(string for string in ([until] if isinstance(until, str) else until) if string)
             new_tokens = int(new_tokens)
         except (TypeError, ValueError) as error:

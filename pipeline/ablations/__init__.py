@@ -1,1 +1,0 @@
-"""The paper's central figure: accuracy against thought length and lookahead, with one DVC experiment an arm."""

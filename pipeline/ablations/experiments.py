@@ -43,7 +43,12 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
             _fetch(clone)
             shutil.rmtree(clone)
         missing = [arm for arm in arms if not git("for-each-ref", arm.ref)]
-        environment = _environment()
+        # `python` is this interpreter, and experiments have an author even if git knows none
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+        for what in ("name", "email"):  # a clone does not inherit what this repository's configuration says
+            known = subprocess.run(["git", "config", f"user.{what}"], capture_output=True, text=True, check=False)
+            for who in ("AUTHOR", "COMMITTER"):
+                environment.setdefault(f"GIT_{who}_{what.upper()}", known.stdout.strip() or "ablations@localhost")
         shown = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True)
         cache = Path(shown.stdout.strip()).resolve()
         with ThreadPoolExecutor(jobs) as pool:
@@ -99,24 +104,9 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     return (errors or others or lines or ["nothing was logged"])[-1]
 
 
-def _environment() -> dict[str, str]:
-    """For DVC and its stages: `python` is this interpreter, and experiments have an author even if git knows none."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    for what in ("name", "email"):  # a clone does not inherit what this repository's configuration says
-        known = subprocess.run(["git", "config", f"user.{what}"], capture_output=True, text=True, check=False).stdout
-        for who in ("AUTHOR", "COMMITTER"):
-            environment.setdefault(f"GIT_{who}_{what.upper()}", known.strip() or "ablations@localhost")
-    return environment
-
-
 def _fetch(clone: Path) -> None:
     """Fetch the experiments that a clone has finished, on top of any commit. Raises UserError if git cannot."""
     own = ["git", f"--git-dir={clone}/.git", "for-each-ref", "--format=+%(refname):%(refname)", "refs/exps/??/*/*"]
     refs = subprocess.run(own, capture_output=True, text=True, check=False).stdout.split()  # none in half a clone
     if refs:  # not refs/exps/*, as DVC's stash and state lie there too
         git("fetch", "--quiet", "--no-write-fetch-head", str(clone), *refs)
-
-
-def read(arm: Arm, path: str) -> str:
-    """Read a file from the arm's commit, never from the workspace, where every arm would find the same file."""
-    return git("show", f"{arm.ref}:{path}")

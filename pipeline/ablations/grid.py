@@ -12,8 +12,6 @@ from pipeline import params, typed_yaml
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
 
-GRAPH = "dvc.yaml"
-
 
 @dataclass
 class Grid:
@@ -71,10 +69,10 @@ def arms(grid: Grid) -> list[Arm]:
         raise UserError("this clone is shallow, but experiments need its history: `git fetch --unshallow`")
     git("status", "--porcelain")  # refreshes the index: `stash create` fails on files that only have another date
     snapshot = git("stash", "create") or baseline  # creates a commit; leaves workspace, index and stash alone
-    graph = yaml.safe_load(git("show", f"{snapshot}:./{GRAPH}"))
+    graph = yaml.safe_load(git("show", f"{snapshot}:./dvc.yaml"))
     deps = {dep for stage in graph["stages"].values() for dep in stage["deps"]}
     code = sorted(dep for dep in deps if dep.startswith(("stages/", "pipeline/", "tasks")))
-    hashes = git("ls-tree", "-r", snapshot, "--", GRAPH, *code)
+    hashes = git("ls-tree", "-r", snapshot, "--", "dvc.yaml", *code)
     first, *others = grid.seeds
     found = []
     for method in grid.methods:

@@ -9,8 +9,7 @@ import pandas as pd
 from matplotlib import colormaps, style
 from matplotlib.figure import Figure
 
-from pipeline.ablations import experiments
-from pipeline.ablations.grid import Arm
+from pipeline.ablations.grid import Arm, git
 from pipeline.files import replacing
 
 FIGURES = "results/compare/figures.csv"
@@ -37,7 +36,8 @@ def table(arms: Sequence[Arm], failed: Collection[str]) -> pd.DataFrame:
         if arm.name in failed:
             parts.append(pd.DataFrame([about | {"state": FAILED}], dtype=object))
             continue
-        figures = pd.read_csv(io.StringIO(experiments.read(arm, FIGURES)))
+        # of the arm's commit: in the workspace every arm would find the same file
+        figures = pd.read_csv(io.StringIO(git("show", f"{arm.ref}:{FIGURES}")))
         parts.append(figures[figures["arm"] == arm.method].assign(state=DONE, **about))
         if base.empty:  # the base model's figures are the same in every arm
             base = figures[figures["arm"] == BASE]

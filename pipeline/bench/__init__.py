@@ -1,1 +1,0 @@
-"""The benchmark of the thought engine; run as `python -m pipeline.bench`."""

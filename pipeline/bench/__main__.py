@@ -8,8 +8,10 @@ step's own shapes. ``peak_memory_bytes`` is above what the process had with its 
 
 import argparse
 import json
+from pathlib import Path
 
 import torch
+import yaml
 
 from pipeline.bench import measure
 from pipeline.errors import UserError, run
@@ -17,21 +19,7 @@ from pipeline.models.device import keep_memory
 from pipeline.thought.attention import PATHS, pick
 
 LARGEST = 10**6  # of any size
-SIZES = {
-    "hidden": (256, "hidden size D"),
-    "layers": (4, "decoder layers"),
-    "heads": (8, "query heads H"),
-    "kv-heads": (4, "key-value heads G"),
-    "ffn": (896, "size of the feed-forward layer"),
-    "vocab": (4096, "vocabulary V"),
-    "tokens": (256, "tokens N of a text, or of a prompt"),
-    "batch": (1, "texts B"),
-    "rationales": (2, "thoughts R at a position"),
-    "thought-tokens": (9, "sampled tokens K of a thought"),
-    "lookahead": (4, "true tokens A that a thought is judged by"),
-    "repeats": (5, "measured steps, after a warm-up step; the median is reported"),
-    "new-tokens": (32, "tokens written by generate"),
-}
+SIZES = yaml.safe_load(Path(__file__).with_name("sizes.yaml").read_text(encoding="utf-8"))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,15 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the options. Raises UserError if they contradict each other, or ask for a GPU and there is none."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.bench", description=__doc__.splitlines()[0].replace("``", "")
-    )
+    parser = argparse.ArgumentParser("python -m pipeline.bench", description=__doc__.splitlines()[0].replace("``", ""))
     parser.add_argument("what", choices=["train", "generate"])
     for name, (default, text) in SIZES.items():
         parser.add_argument(f"--{name}", type=_size, default=default, help=f"{text} ({default})")
     parser.add_argument("--positions", type=_size, default=None, help="positions that think at a time (all)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=[*measure.DTYPES], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--attention", choices=["auto", *PATHS], default="auto")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     parser.add_argument("--freeze-base", action="store_true", help="train only the mixing head and the meta-tokens")

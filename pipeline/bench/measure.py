@@ -25,7 +25,6 @@ from pipeline.thought.step import Engine
 
 SEED = 0
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # dense bfloat16 operations a second from the datasheets, by a part of the device's name
 DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
@@ -55,7 +54,7 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
         end_token_id=options.vocab - 2,
     )
     with torch.device(options.device):
-        model = QuietStarForCausalLM._from_config(config, dtype=DTYPES[options.dtype])
+        model = QuietStarForCausalLM._from_config(config, dtype=getattr(torch, options.dtype))
     torch.nn.init.normal_(model.mixing_head[-1].weight, std=0.02)
     if options.freeze_base:
         model.base.requires_grad_(False)
@@ -138,7 +137,7 @@ def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measure
 def _product_seconds(shape: tuple[int, int, int], options: argparse.Namespace) -> float:
     """The fastest of several (m, k) times (k, n) products."""
     m, k, n = shape
-    place = {"device": options.device, "dtype": DTYPES[options.dtype]}
+    place = {"device": options.device, "dtype": getattr(torch, options.dtype)}
     left, right, out = torch.randn(m, k, **place), torch.randn(k, n, **place), torch.empty(m, n, **place)
     return min(times(lambda: torch.mm(left, right, out=out), 7, options.device))
 

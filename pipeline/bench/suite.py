@@ -8,50 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from pipeline.errors import UserError, run
 
 FOLDER = Path("results/bench")
-GPU = "--device cuda --dtype bfloat16 --rationales 2 --thought-tokens 9 --lookahead 4 --repeats 3"
-ONE_B = "--hidden 2048 --layers 16 --heads 32 --kv-heads 8 --ffn 8192 --vocab 32000"
-SEVEN_B = "--hidden 4096 --layers 32 --heads 32 --kv-heads 8 --ffn 14336 --vocab 32000"
-SETS = {
-    "cpu": [
-        "train --tokens 256",
-        "train --tokens 512",
-        "train --tokens 1024",
-        "train --tokens 256 --vocab 32000",
-        "train --tokens 256 --vocab 32000 --positions 64",
-        "train --tokens 256 --vocab 32000 --thought-tokens 18",
-        "train --tokens 256 --vocab 32000 --thought-tokens 18 --positions 64",
-        "train --tokens 256 --checkpointing",
-        "train --tokens 256 --attention reference",
-        "generate --tokens 256 --thought-tokens 5",
-        "generate --tokens 256 --thought-tokens 5 --batch 16",
-    ],
-    "cuda": [
-        f"train {GPU} {ONE_B} --tokens 256 --batch 4",
-        f"train {GPU} {ONE_B} --tokens 256 --batch 4 --compile",
-        f"train {GPU} {ONE_B} --tokens 256 --batch 8 --checkpointing --compile",
-        f"train {GPU} {ONE_B} --tokens 256 --batch 4 --attention reference",
-        f"train {GPU} {SEVEN_B} --tokens 256 --batch 1 --checkpointing --compile",
-        f"train {GPU} {SEVEN_B} --tokens 256 --batch 1 --freeze-base --positions 64",
-        f"generate {GPU} {ONE_B} --tokens 256 --batch 16",
-    ],
-}
-COLUMNS = {
-    "s a step": ("step_seconds", 1, ".2f"),
-    "text tokens/s": ("tokens_per_second", 1, ".0f"),
-    "useful TFLOP": ("useful_flops", 1e12, ".3f"),
-    "of GEMM": ("gemm_fraction", 1, ".2f"),
-    "MFU": ("mfu", 1, ".2f"),
-    "ms a token": ("seconds_per_token", 1e-3, ".1f"),
-    "ms recomputed": ("seconds_per_token_recomputed", 1e-3, ".0f"),
-    "peak GB": ("peak_memory_bytes", 1e9, ".2f"),
-    "process GB": ("peak_process_bytes", 1e9, ".2f"),
-    "2048-cube GFLOP/s": ("gemm_2048_flops_per_second", 1e9, ".0f"),
-}
+DATA = yaml.safe_load(Path(__file__).with_name("suite.yaml").read_text(encoding="utf-8"))
+SETS = {name: [line.format(**DATA["words"]) for line in lines] for name, lines in DATA["sets"].items()}
+COLUMNS = DATA["columns"]
 
 
 def main() -> None:

@@ -1,1 +1,0 @@
-"""What a run will take, before anything runs: `python -m pipeline.plan`."""

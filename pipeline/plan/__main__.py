@@ -26,30 +26,21 @@ def main() -> None:
         return
     every = params.load(changes=preset.options(arguments))
     found = estimate(every)
-    for name, value in figures(found, every):
+    rate, devices = every.plan.flops, every.plan.devices
+    rows = [("parameters", f"{found.shape.parameters:,}"), ("parameters that learn", f"{found.learned:,}")]
+    rows += [(f"tokens of {kind}", f"{count:,}") for kind, count in found.tokens.items()]
+    rows += [(f"operations, {stage}", f"{flops:.3g}") for stage, flops in found.flops.items()]
+    rows += [(f"time, {stage}", duration(flops / rate)) for stage, flops in found.flops.items()]
+    rows.append((f"time at {rate:.3g} a second", duration(found.seconds(rate))))
+    if devices > 1:
+        rows.append((f"time on {devices} devices", duration(found.seconds(rate, devices))))
+    for kind, sizes in (("memory a device", found.memory), ("disk", found.disk)):
+        rows += [(f"{kind}, {name}", f"{size / GIGA:.2f} GB") for name, size in sizes.items()]
+        rows.append((kind, f"{sum(sizes.values()) / GIGA:.2f} GB"))
+    for name, value in rows:
         print(f"{name:<34}{value:>16}")
     for warning in warnings(found, every):
         print(f"warning: {warning}")
-
-
-def figures(found: Estimate, every: Params) -> Iterator[tuple[str, str]]:
-    """The lines of the plan: what is counted, and how much of it."""
-    yield "parameters", f"{found.shape.parameters:,}"
-    yield "parameters that learn", f"{found.learned:,}"
-    for kind, count in found.tokens.items():
-        yield f"tokens of {kind}", f"{count:,}"
-    rate, devices = every.plan.flops, every.plan.devices
-    for stage, flops in found.flops.items():
-        yield f"operations, {stage}", f"{flops:.3g}"
-    for stage, flops in found.flops.items():
-        yield f"time, {stage}", duration(flops / rate)
-    yield f"time at {rate:.3g} a second", duration(found.seconds(rate))
-    if devices > 1:
-        yield f"time on {devices} devices", duration(found.seconds(rate, devices))
-    for kind, sizes in (("memory a device", found.memory), ("disk", found.disk)):
-        for name, size in sizes.items():
-            yield f"{kind}, {name}", f"{size / GIGA:.2f} GB"
-        yield kind, f"{sum(sizes.values()) / GIGA:.2f} GB"
 
 
 def duration(seconds: float) -> str:
@@ -76,10 +67,8 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
     if sum(found.disk.values()) > free:
         yield f"{sum(found.disk.values()) / GIGA:.1f} GB go to the disk, which has {free / GIGA:.1f} GB free"
     if plan.devices > 1 and train.launcher == "single":
-        yield (
-            f"train.launcher is single, so one device takes all passes of a step in turn: the memory and time of "
-            f"{plan.devices} are those with launchers/node.yaml or nodes.yaml"
-        )
+        one = "train.launcher is single, so one device takes all passes of a step in turn"
+        yield f"{one}: the memory and time of {plan.devices} are those with launchers/node.yaml or nodes.yaml"
     if train.precision == "bfloat16":
         yield "only training is in bfloat16: evaluation, chain of thought and perplexity run slower than plan.flops"
     for name, value in (("optimizer", "adamw"), ("positions", None)):

@@ -40,7 +40,7 @@ class Estimate:
 
 def estimate(params: Params) -> Estimate:
     """What the run with these parameters takes. Raises UserError as `hub_shape` does."""
-    base, train, tokenize = params.base_model, params.train, params.tokenize
+    base, train, tokenize, plan = params.base_model, params.train, params.tokenize, params.plan
     if base.source == "hub":
         shape, pretraining_tokens = hub_shape(base.path, base.revision), 0
     else:
@@ -48,23 +48,40 @@ def estimate(params: Params) -> Estimate:
         pretraining_tokens = base.scratch.steps * base.scratch.batch_size * tokenize.pretrain_span
     shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead)
-    passes = train.steps * train.accumulation
+    passes, learned = train.steps * train.accumulation, trainable_parameters(shape, train)
+    trained = 1 + len(params.baseline.methods) * len(params.baseline.seeds)
+    if train.saved == "learned":  # base model and release are whole
+        numbers = COPIES * (2 * shape.parameters + trained * learned)
+    else:  # the release shares the cache of the trained model
+        numbers = (COPIES * (1 + trained) + 1) * shape.parameters
+    disk = {"models": numbers * FLOAT}
+    if base.source == "hub":
+        disk["hub cache"] = shape.parameters * FLOAT / 2
+    disk["corpus"] = disk["tokens"] = 0.0
+    for split in ("train", "heldout", "pretrain") if base.source == "scratch" else ("train", "heldout"):
+        if params.corpus.source == "microworld":
+            documents = getattr(params.corpus.microworld, f"{split}_documents")
+        else:
+            documents = getattr(params.corpus.hub, split).rows or plan.documents
+        packed = tokenize.packed or split == "pretrain"
+        tokens = documents * (plan.document_bytes / TEXT_BYTES if packed else tokenize.span)
+        disk["corpus"] += COPIES * documents * plan.document_bytes
+        disk["tokens"] += COPIES * TOKEN_BYTES * tokens
     return Estimate(
         shape=shape,
-        learned=trainable_parameters(shape, train),
+        learned=learned,
         tokens={
             "pretraining": pretraining_tokens,
             "text in training": passes * step.positions,
             "thoughts in training": passes * step.thoughts * step.thought_tokens,
         },
         flops=_flops(params, shape, step, pretraining_tokens),
-        memory=training_memory(shape, step, params.plan.devices, train),
-        disk=_disk(params, shape),
+        memory=training_memory(shape, step, plan.devices, train),
+        disk=disk,
     )
 
 
 def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) -> dict[str, float]:
-    """Operations by stage."""
     train, cot, span = params.train, params.chain_of_thought, params.tokenize.span
     methods, seeds = params.baseline.methods, len(params.baseline.seeds)
     passes = train.steps * train.accumulation
@@ -141,27 +158,3 @@ def trainable_parameters(shape: Shape, train: Train) -> int:
         return shape.parameters
     adapters = train.lora.rank * sum(inputs + outputs for inputs, outputs in shape.linears)
     return shape.mixing_head + (adapters if train.adapt == "lora" else 0)
-
-
-def _disk(params: Params, shape: Shape) -> dict[str, float]:
-    """Bytes by kind."""
-    plan, corpus, scratch = params.plan, params.corpus, params.base_model.source == "scratch"
-    trained = 1 + len(params.baseline.methods) * len(params.baseline.seeds)
-    if params.train.saved == "learned":  # base model and release are whole
-        numbers = COPIES * (2 * shape.parameters + trained * trainable_parameters(shape, params.train))
-    else:  # the release shares the cache of the trained model
-        numbers = (COPIES * (1 + trained) + 1) * shape.parameters
-    found = {"models": numbers * FLOAT}
-    if not scratch:
-        found["hub cache"] = shape.parameters * FLOAT / 2
-    found["corpus"] = found["tokens"] = 0.0
-    for split in ["train", "heldout"] + ["pretrain"] * scratch:
-        if corpus.source == "microworld":
-            documents = getattr(corpus.microworld, f"{split}_documents")
-        else:
-            documents = getattr(corpus.hub, split).rows or plan.documents
-        packed = params.tokenize.packed or split == "pretrain"
-        tokens = documents * (plan.document_bytes / TEXT_BYTES if packed else params.tokenize.span)
-        found["corpus"] += COPIES * documents * plan.document_bytes
-        found["tokens"] += COPIES * TOKEN_BYTES * tokens
-    return found

@@ -1,1 +1,0 @@
-"""Presets: groups of parameters for `dvc exp run`."""

@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -49,12 +50,10 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
         flat["tasks.root"] = root
     params.load(changes=flat)
     for name, value in flat.items():  # the shell splits at spaces, and DVC may take a value for another one
-        text = _text(value)
-        try:
+        text, readable = _text(value), False
+        with suppress(HydraException):
             read = PARSER.parse_override(f"{name}={text}").value()
             readable = read == value and not set(text) & set(string.whitespace)
-        except HydraException:
-            readable = False
         if not readable:
             raise errors.UserError(f"{name} cannot be {text!r} on a command line: write it into params.yaml")
     return flat

@@ -102,10 +102,11 @@ def test_an_edit_while_arms_run_does_not_change_them(project: Project):
 
     every = arms(read_grid(Path("grid.yaml")))
     assert experiments.run(every, 1, edit) == {} and changed
-    figures = [experiments.read(arm, "results/compare/figures.csv") for arm in every]
+    figures = [git("show", f"{arm.ref}:results/compare/figures.csv") for arm in every]
     with pytest.raises(UserError, match="git show failed: .*nowhere"):
-        experiments.read(every[0], "nowhere")
-    assert [yaml.safe_load(experiments.read(arm, "params.yaml"))["train"]["thought_tokens"] for arm in every] == [1, 3]
+        git("show", f"{every[0].ref}:nowhere")
+    params = [yaml.safe_load(git("show", f"{arm.ref}:params.yaml")) for arm in every]
+    assert [values["train"]["thought_tokens"] for values in params] == [1, 3]
     assert "accuracy,quiet_star,1,10,0.1," in figures[0] and "accuracy,quiet_star,1,10,0.3," in figures[1]
     assert [arm.name for arm in arms(read_grid(Path("grid.yaml")))] != [arm.name for arm in every]
     project.stage()  # the same text, with another date
