@@ -14,7 +14,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import params
-from pipeline.data.corpus import hub
 from pipeline.data.tasks import ask
 from pipeline.data.tasks.questions import Question, number_in
 from pipeline.data.tasks.spec import read_task
@@ -123,15 +122,3 @@ def test_a_row_is_a_question_with_a_number_or_is_refused(row: dict, number: obje
 def test_a_row_is_a_question_with_a_label_or_is_refused(row: dict):
     found = asked("tasks/commonsense_qa.yaml", row)
     assert found is None or found.answer in found.labels
-
-
-@settings(max_examples=60)
-@given(rows=st.lists(st.fixed_dictionaries({}, optional={"question": SCALARS, "answer": SCALARS}), max_size=4))
-def test_rows_are_documents_or_are_refused(rows: list[dict]):
-    source = params.HubSplit("own", None, "train", None, "question+answer")
-    try:
-        found = [hub.document(row, source) for row in rows]
-    except UserError as error:
-        assert "data set own" in str(error) and str(error).isprintable()
-    else:
-        assert found == [f"Q: {row['question']}\nA: {row['answer']}" for row in rows]
