@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,7 +12,6 @@ from fake_outputs import HOSTILE, HUB_PARAMS, comparisons, task, write, write_ru
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.data.tokens.tokenizer import train_tokenizer
-from pipeline.errors import UserError
 from pipeline.report.card import model_card, on_the_hub
 from pipeline.report.release import write_release
 from pipeline.thought.model import QuietStarForCausalLM
@@ -60,22 +58,6 @@ def test_weights_are_copied_where_links_do_not_work(trained: Path, run: Path, mo
     out = release(trained, run)
     assert not (trained / WEIGHTS).samefile(out / WEIGHTS)
     assert (trained / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
-
-
-def test_nothing_half_written_remains(trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shutil, "copyfile", Mock(side_effect=OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        release(trained, run)
-    assert not list(run.glob("release*"))
-
-
-def test_missing_inputs(trained: Path, run: Path):
-    with pytest.raises(UserError, match="empty holds no trained model: run `dvc repro train`"):
-        release(run / "empty", run)
-    (run / "results/evaluate/metrics.json").unlink()
-    with pytest.raises(UserError, match="results/evaluate/metrics.json: no such file"):
-        release(trained, run)
-    assert not (run / "release").exists()
 
 
 def test_the_cards_own_code_loads_the_model_and_writes(trained: Path, run: Path, capsys: pytest.CaptureFixture):
@@ -126,12 +108,6 @@ def test_what_comes_from_data_is_no_markup(run: Path):
     write(run, "evaluate/metrics.json", {"a|b\n---\n# [x](y) <b> `c` *d*": task(0.1, 0, 1), HOSTILE: task(0.1, 0, 1)})
     assert r"| a\|b --- \# \[x\](y) \<b\> \`c\` \*d\* | accuracy |" in card(run)
     assert "<script>" not in card(run)
-
-
-def test_same_inputs_same_bytes(run: Path, tmp_path: Path):
-    (tmp_path / "second").mkdir()
-    assert card(run) == card(write_run(tmp_path / "second"))
-    assert str(tmp_path) not in card(run)
 
 
 def test_what_can_be_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

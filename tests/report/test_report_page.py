@@ -8,7 +8,7 @@ from pathlib import Path
 import fake_outputs as fake
 import pandas as pd
 import pytest
-from fake_outputs import GROUPS, HOSTILE, PASSAGE, write, write_run
+from fake_outputs import GROUPS, HOSTILE, PASSAGE, write
 from markupsafe import escape
 from report_page import Page, flat
 
@@ -234,12 +234,6 @@ def test_parameters_verbatim_and_versions(page: Page):
     assert "policy_weight: 100.0" in page.text and "device_memory" not in page.text, "no stage depends on `plan`"
     for package in ("torch", "transformers", "datasets", "dvc", "hydra-core", "pandas"):
         assert f"|{package}|{version(package)}|" in page.flat
-
-
-def test_same_inputs_same_bytes(page: Page, tmp_path: Path):
-    again = Page(write_run(tmp_path))
-    assert page.file.read_bytes() == again.file.read_bytes()
-    assert str(tmp_path) not in again.html
 
 
 def test_needs_nothing_from_outside(page: Page):

@@ -82,10 +82,7 @@ def test_reading_resumes_behind_any_block(
             assert [texts for texts, _ in after(second)] == found[i + j + 2 :]
 
 
-def test_documents_of_two_columns_and_blank_ones(tmp_path: Path):
-    folder = local_hub.parquet(tmp_path / "qa", "test", local_hub.gsm8k_rows(2))
-    documents = texts(source(folder, split="test", columns="question+answer"))
-    assert documents[1] == "Q: What is 1 and 91?\nA: Add.\n#### 92"
+def test_blank_documents_are_left_out(tmp_path: Path):
     folder = local_hub.jsonl(tmp_path / "set", "train", [{"text": "a"}, {"text": " \n"}, {"text": "b"}])
     assert texts(source(folder)) == ["a", "b"]
 
