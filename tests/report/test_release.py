@@ -7,30 +7,17 @@ from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
-import torch
 from fake_outputs import HOSTILE, HUB_PARAMS, comparisons, task, write, write_run
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.report.card import model_card, on_the_hub
 from pipeline.report.release import write_release
-from pipeline.thought.model import QuietStarForCausalLM
-from tests.thought.tiny import LLAMA
 
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, untrained, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("trained")
-    tokenizer = train_tokenizer(["Q: Where does the lemur live?\nA: in trees"], vocabulary=300)
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA | {"vocab_size": len(tokenizer)}))
-    model = QuietStarForCausalLM.from_base(base, meta_token_ids=[1], thought_tokens=2, lookahead=2, rationales=1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+@pytest.fixture
+def trained(finished: Path) -> Path:
+    return finished / "models/quiet_star"
 
 
 def release(trained: Path, run: Path) -> Path:
