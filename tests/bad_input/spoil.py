@@ -51,14 +51,6 @@ def params(project: Path, **changes: object) -> None:
 
 
 @way
-def replaced(project: Path, path: str, old: str, new: str) -> None:
-    """Replace ``old`` by ``new`` in a text file."""
-    text = (project / path).read_text()
-    assert old in text
-    (project / path).write_text(text.replace(old, new))
-
-
-@way
 def holds(project: Path, path: str, content: bytes) -> None:
     (project / path).parent.mkdir(parents=True, exist_ok=True)
     (project / path).write_bytes(content)
@@ -115,6 +107,14 @@ def ran(project: Path, *stages: str) -> None:
 def config(project: Path, path: str, **values: object) -> None:
     """Set these values in a JSON file."""
     (project / path).write_text(json.dumps(json.loads((project / path).read_text()) | values))
+
+
+@way
+def trained_with(project: Path, name: str, value: str) -> None:
+    """Give the trained model another value in its configuration, at any depth."""
+    text = (project / CONFIG).read_text()
+    assert f'"{name}": ' in text
+    (project / CONFIG).write_text(text.replace(f'"{name}": ', f'"{name}": {value}, "was": '))
 
 
 @way
@@ -207,11 +207,6 @@ def environment(**variables: str) -> Spoil:
 
 def launched_by(content: bytes) -> Spoil:
     return each(holds("mine.yaml", content), params(train__launcher="mine.yaml"))
-
-
-def trained_with(name: str, value: str) -> Spoil:
-    """The trained model with another value in its configuration."""
-    return replaced(CONFIG, f'"{name}": ', f'"{name}": {value}, "was": ')
 
 
 def half_of_the_files_gone(project: Path) -> None:

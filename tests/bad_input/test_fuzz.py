@@ -93,25 +93,21 @@ def test_grids(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_presets_and_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     presets = shutil.copytree(preset.PRESETS, tmp_path / "presets")
     monkeypatch.setattr(preset, "PRESETS", presets)
     monkeypatch.chdir(ROOT)
     write = mutations(presets / "scale/real.yaml", (presets / "scale/real.yaml").read_bytes())
     assert 100 < refusals(lambda: preset.options(["scale=real"]), range(200), write) < 200
 
-
-@pytest.mark.slow
-def test_preset_words(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
     names = ("train.steps", "tasks.files", "base_model.path", "train", "", ".", "scale", "corpus.hub.train.rows")
     word: list[str] = []
 
-    def write(rng: random.Random) -> bytes:
+    def write_word(rng: random.Random) -> bytes:
         word[:] = [f"{rng.choice(names)}{rng.choice(('=', '', '==', '=='))}{rng.choice(VALUES)}"]
         return word[0].encode()
 
-    assert 50 < refusals(lambda: preset.options(["scale=smoke", *word]), range(200), write) < 200
+    assert 50 < refusals(lambda: preset.options(["scale=smoke", *word]), range(200), write_word) < 200
 
 
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
