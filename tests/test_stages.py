@@ -58,8 +58,6 @@ def test_the_comparison_has_every_run(finished: Path):
     figures = pd.read_csv(finished / "results/compare/figures.csv")
     arms = {"quiet_star", "quiet_star, thoughts off", "base", "pause", "no_thought"}
     assert set(figures["arm"]) == arms and set(figures["task"]) == {"micro_rings", "micro_animals"}
-    metrics = json.loads((finished / "results/compare/metrics.json").read_text())
-    assert set(metrics["micro_rings"]) == arms - {"quiet_star"}
 
 
 def test_a_baseline_is_trained_by_its_own_method_and_seed(finished: Path, tmp_path: Path):

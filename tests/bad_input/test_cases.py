@@ -52,7 +52,6 @@ def says(message: str, words: str, project: Path) -> bool:
 
 @pytest.mark.parametrize("stage, spoil, words", ROWS, ids=[f"{stage}: {words}" for stage, _, words in ROWS])
 def test_a_bad_input(stage: str, spoil: Spoil, words: str, finished: Path, tmp_path: Path):
-    """The stage ends with a message that has these words, and leaves every file as it was."""
     project = tmp_path / "project"
     shutil.copytree(finished, project, ignore=shutil.ignore_patterns("pipeline", "stages"))  # this checkout's run
     with mock.patch.dict(os.environ):

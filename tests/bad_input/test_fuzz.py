@@ -12,7 +12,6 @@ from itertools import islice
 from operator import getitem
 from pathlib import Path
 from types import NoneType
-from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -28,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.preset import options as preset
 from tests.bad_input.mutations import VALUES, mutated
 from tests.local_hub import commonsense_qa_rows, gsm8k_rows
+from tests.test_params import parameters
 
 ROOT = Path(__file__).parents[2]
 TASKS = sorted((ROOT / "tasks").rglob("*.yaml"))
@@ -154,18 +154,11 @@ def test_any_value_of_a_parameter_is_taken_or_refused_by_name(name: str, value: 
     assert not message or any(part in message for part in (name.rpartition(".")[2], "not readable YAML"))
 
 
-def may_be_left_out(name: str) -> bool:
-    """Whether the schema lets a parameter be null."""
-    kind = params.Params
-    for part in name.split("."):
-        kind = get_type_hints(kind)[part]
-    return NoneType in get_args(kind)
-
-
 @pytest.mark.parametrize("name", sorted(names(SHIPPED)))
 def test_a_parameter_is_needed_unless_it_may_be_nothing(name: str, tmp_path: Path):
     message = told(tmp_path / "params.yaml", changed(name))
-    assert message == "" if may_be_left_out(name) else name.rpartition(".")[2] in message
+    nullable = [some for some, kinds in parameters() if NoneType in kinds]
+    assert message == "" if name in nullable else name.rpartition(".")[2] in message
 
 
 @settings(max_examples=60)
