@@ -2,7 +2,6 @@
 
     python -m tests.simulate_data tokenize 40    # GB: stream and tokenize texts for a minute
     python -m tests.simulate_data train 40       # read spans in training's random order for a minute
-    python -m tests.simulate_data order 0.1      # thousands of millions of texts: draw their order for a minute
 
 Prints what was read, how fast, and the process's own memory (without pages of files) before and after.
 """
@@ -25,7 +24,7 @@ from pipeline.training.trainer import TextOrder
 from tests.evaluation.chain_of_thought.asking import byte_tokenizer
 
 GIGA, MEGA = 1e9, 1e6
-SPAN, TEXT_BYTES, INDEX_BYTES = 256, 2000, 8
+SPAN, TEXT_BYTES = 256, 2000
 SECONDS = 60
 HOLE = 2**17  # bytes: longer buffers become holes
 
@@ -67,12 +66,6 @@ def texts(folder: Path, size: float) -> Iterator[int]:
         yield TEXT_BYTES
 
 
-def order(folder: Path, size: float) -> Iterator[int]:
-    yield 0
-    for _ in TextOrder(int(size), wanted=int(size), seed=1):
-        yield INDEX_BYTES
-
-
 def own_memory() -> float:
     memory = psutil.Process().memory_info()
     return (memory.rss - memory.shared) / MEGA
@@ -82,7 +75,7 @@ def main() -> None:
     kind, size = sys.argv[1], float(sys.argv[2]) * GIGA
     before = own_memory()
     with TemporaryDirectory(dir=".") as folder:
-        sizes = {"tokenize": texts, "train": spans, "order": order}[kind](Path(folder), size)
+        sizes = {"tokenize": texts, "train": spans}[kind](Path(folder), size)
         next(sizes)
         began, count, read = time.monotonic(), 0, 0
         for some in sizes:

@@ -124,7 +124,9 @@ def test_durations():
     assert {seconds: errors.duration(seconds) for seconds in words} == words
 
 
-def test_a_stage_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_a_stage_says_how_long_it_took_and_needs_its_arguments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     called: list[tuple[str, ...]] = []
     monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause", "1"])
     monkeypatch.setattr("time.monotonic", lambda: errors.STARTED + 192)
@@ -136,9 +138,6 @@ def test_a_stage_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("LOCAL_RANK", "0")  # in one of several processes, the one that launched them tells
     errors.run_stage(lambda *_: None, "METHOD", "SEED")
     assert capsys.readouterr().err == ""
-
-
-def test_a_stage_needs_its_arguments(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause"])
     with pytest.raises(SystemExit, match=r"^error: usage: python -m stages.baseline METHOD SEED \(all else is in"):
         errors.run_stage(print, "METHOD", "SEED")

@@ -29,12 +29,6 @@ def refused(changes: dict[str, object]) -> str:
     return str(error.value).removeprefix(f"{SHIPPED}: ")
 
 
-def test_the_shipped_file_loads():
-    loaded = params.load(SHIPPED)
-    assert isinstance(loaded.train, params.Train)
-    assert loaded.train.lookahead <= loaded.tokenize.span - 2
-
-
 INTEGER, SIZE = "could not be converted to Integer", "but must be at least 1 and at most 1000000"
 HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
 
@@ -53,7 +47,6 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.learning_rate", "fast", "train.learning_rate: Value 'fast' of type 'str' could not be converted to Fl"),
         ("tokenize.packed", "perhaps", "tokenize.packed: Value 'perhaps' is not a valid bool"),
         ("tasks.files", "a.yaml", "tasks.files is a.yaml, but must be a list of single values"),
-        ("train.lora.modules", {"q": 1}, "train.lora.modules is {'q': 1}, but must be a list of single values"),
         ("baseline.methods", [["pause"]], "baseline.methods is [['pause']], but must be a list of single values"),
         ("baseline.seeds", ["one"], f"baseline.seeds[0]: Value 'one' of type 'str' {INTEGER}"),
         ("report.passages", "${train.steps}", "report.passages: While dereferencing interpolation"),
@@ -72,7 +65,6 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("evaluate.thought_temperature", -0.5, "evaluate.thought_temperature is -0.5, but must be at least 0"),
         ("baseline.seeds", [1, -1], "baseline.seeds is [1, -1], but must be at least 0 and at most 4294967295"),
         # words
-        ("corpus.source", "internet", "corpus.source is internet, but must be one of microworld, hub"),
         ("train.method", "magic", "train.method is magic, but must be one of quiet_star, pause, no_thought"),
         ("train.meta_token_text", "", "train.meta_token_text is empty"),
         ("corpus.hub.train.path", "", "corpus.hub.train.path is empty"),
@@ -80,13 +72,8 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("base_model.source", "hub", "base_model.path is missing"),
         ("tasks.files", [], "tasks.files is empty: name at least one task file"),
         ("train.lora.modules", [], "train.lora.modules is empty"),
-        (
-            "baseline.methods",
-            ["magic"],
-            "baseline.methods is ['magic'], but must be one of quiet_star, pause, no_thought",
-        ),
+        ("baseline.methods", ["magic"], "baseline.methods is ['magic'], but must be one of quiet_star, pause, no_"),
         ("baseline.methods", ["pause"] * 2, "baseline.methods is ['pause', 'pause'], but must name nothing twice"),
-        ("baseline.seeds", [1, 1], "baseline.seeds is [1, 1], but must name nothing twice"),
         # values that do not go together
         ("train.saved", "learned", "train.saved is learned, but with train.adapt whole"),
         ("train.lookahead", 47, "train.lookahead is 47, but must be at most 46, two less than tokenize.span"),
@@ -137,8 +124,6 @@ ALIASES = b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         (b"train: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n", "line 1, column 8: could not determine a"),
         (b"train: !!set {a, b}", ": train is {"),
         (b"train: !!bool perhaps", " is not readable YAML: "),
-        (b'train: !!int ""', " is not readable YAML: "),
-        (b"train: !!timestamp soon", " is not readable YAML: "),
         (b"? [train]\n: 1", " is not readable YAML: line 1, column 3: found unhashable key"),
         (b"1: 2", ": there is no key 1"),
     ],
@@ -205,15 +190,6 @@ def test_a_rate_is_positive_and_may_be_a_text(rate: float):
         assert params.load(SHIPPED, {"train.learning_rate": repr(rate)}).train.learning_rate == rate
     else:
         assert refused({"train.learning_rate": rate}).startswith("train.learning_rate")
-
-
-@settings(max_examples=20)
-@given(st.integers(-(2**33), 2**33))
-def test_a_seed_is_one_that_numpy_takes(seed: int):
-    if 0 <= seed < 2**32:
-        assert params.load(SHIPPED, {"train.seed": seed}).train.seed == seed
-    else:
-        assert refused({"train.seed": seed}).startswith("train.seed")
 
 
 def test_the_methods_are_those_of_the_model():

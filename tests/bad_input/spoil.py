@@ -27,7 +27,6 @@ CONFIG = "models/quiet_star/config.json"
 LAUNCHED = dict.fromkeys(("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "0")
 CPUS = b"distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: 2\n"
 UNKNOWN = {"base_model__source": "hub", "base_model__path": "PROJECT/models/unknown"}
-NO_NETWORK = {"base_model__source": "hub", "base_model__path": "nobody/nothing"}
 LEARNED = {"train__adapt": "frozen", "train__saved": "learned", "baseline__methods": ["pause"]}
 
 
@@ -48,14 +47,6 @@ def params(project: Path, **changes: object) -> None:
     """Other parameters. ``__`` in a name stands for a dot, PROJECT in a text for the project's folder."""
     values = {k: v.replace("PROJECT", str(project)) if isinstance(v, str) else v for k, v in changes.items()}
     set_params(project, {name.replace("__", "."): value for name, value in values.items()})
-
-
-@way
-def replaced(project: Path, path: str, old: str, new: str) -> None:
-    """Replace ``old`` by ``new`` in a text file."""
-    text = (project / path).read_text()
-    assert old in text
-    (project / path).write_text(text.replace(old, new))
 
 
 @way
@@ -98,12 +89,6 @@ def hub(project: Path, **changes: object) -> None:
     params(**changes)(project)
 
 
-def train_split(path: str, content: bytes) -> Spoil:
-    """Take the training texts from this file, in a folder of its own."""
-    source = {"path": f"PROJECT/{Path(path).parent}", "split": "train", "columns": "text"}
-    return each(holds(path, content), hub(**{f"corpus__hub__train__{name}": value for name, value in source.items()}))
-
-
 @way
 def model(project: Path, architecture: str = "gpt2", after: tuple[str, ...] = (), **sizes: object) -> None:
     """Take a tiny model in PROJECT/model as the base model, and run the stages ``after`` that."""
@@ -121,6 +106,14 @@ def ran(project: Path, *stages: str) -> None:
 def config(project: Path, path: str, **values: object) -> None:
     """Set these values in a JSON file."""
     (project / path).write_text(json.dumps(json.loads((project / path).read_text()) | values))
+
+
+@way
+def trained_with(project: Path, name: str, value: str) -> None:
+    """Give the trained model another value in its configuration, at any depth."""
+    text = (project / CONFIG).read_text()
+    assert f'"{name}": ' in text
+    (project / CONFIG).write_text(text.replace(f'"{name}": ', f'"{name}": {value}, "was": '))
 
 
 @way
@@ -215,11 +208,6 @@ def launched_by(content: bytes) -> Spoil:
     return each(holds("mine.yaml", content), params(train__launcher="mine.yaml"))
 
 
-def trained_with(name: str, value: str) -> Spoil:
-    """The trained model with another value in its configuration."""
-    return replaced(CONFIG, f'"{name}": ', f'"{name}": {value}, "was": ')
-
-
 def half_of_the_files_gone(project: Path) -> None:
     """As a cleared cache leaves it."""
     one = project / "hub/openai/gsm8k/main/train-00000-of-00001.parquet"
@@ -258,9 +246,7 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("train", params(train__launcher="many"), "train.launcher is many, but must be single or a file"),
     ("train", params(train__launcher="tasks/gsm8k.yaml"), "tasks/gsm8k.yaml…distributed_type"),
     ("train", launched_by(b"distributed_type: [\n"), "mine.yaml is not readable YAML"),
-    ("train", launched_by(b"distributed_type: 'NO'\n"), "mine.yaml has distributed_type NO"),
     ("train", launched_by(CPUS + b"processes: 2\n"), "mine.yaml cannot be launched"),
-    ("train", launched_by(CPUS + b"gpu_ids: 0\n"), "mine.yaml cannot be launched"),
     ("train", launched_by(CPUS + b"num_machines: 2\n"), "2 machines: set MASTER_ADDR"),
     ("train", launched_by(CPUS + b"num_machines: two\n"), "mine.yaml is for two machines"),
     ("train", each(no_gpu, params(train__launcher="launchers/node.yaml")), "launchers/node.yaml …no CUDA GPU"),
@@ -268,66 +254,35 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("corpus", hub(corpus__hub__train__path="nobody/nothing"), "data set nobody/nothing, split train cannot be read"),
     ("corpus", hub(corpus__hub__train__split="extra"), "PROJECT/hub/openai/gsm8k, split extra cannot be read"),
     ("corpus", each(hub(), half_of_the_files_gone), "train-00001-of-00002.parquet is a link to a file that does not"),
-    ("corpus", each(holds("own", b"text\n"), hub(corpus__hub__train__path="PROJECT/own")), "PROJECT/own, split train"),
-    ("corpus", train_split("own/train.txt", b"caf\xe9\n" * 5), "split train cannot be read"),
-    ("corpus", train_split("own/train.jsonl", b'{"text": "fine"}\n{"text": \n'), "split train cannot be read"),
     ("corpus", each(hub(), torn("hub/openai/gsm8k/main/train-00000-of-00001.parquet")), "split train cannot be read"),
     # task files and questions
     ("tasks", link(RINGS), f"{RINGS} is not in the folder tasks"),
     ("tasks", torn(RINGS), f"{RINGS} is empty"),
     ("tasks", params(tasks__files=["tasks/\0.yaml"]), "tasks/�.yaml is no path"),
-    (
-        "tasks",
-        replaced(RINGS, "{{ question", "{{ body"),
-        "question 0: 'body' is undefined; its columns are question, an",
-    ),
     # inputs from other stages: missing, cut short, something else in their place
     ("tasks", gone("data/corpus/tasks/rings"), "data/corpus/tasks/rings does not exist"),
-    (
-        "tasks",
-        torn("data/corpus/tasks/rings/test.parquet"),
-        "data set ./data/corpus/tasks/rings, split test cannot be read",
-    ),
+    ("tasks", torn("data/corpus/tasks/rings/test.parquet"), "/data/corpus/tasks/rings, split test cannot be read"),
     ("tokenize", gone("data/corpus"), "data/corpus/texts/pretrain.arrow is missing or not an Arrow file"),
-    ("tokenize", torn("data/corpus/texts/train.arrow"), "data/corpus/texts/train.arrow is missing or not an Arrow"),
     ("base_model", gone("data/tokens/tokenizer"), "data/tokens/tokenizer is missing: run `dvc repro`"),
     ("base_model", torn("data/tokens/tokenizer/tokenizer.json"), "data/tokens/tokenizer …tokenizer: run `dvc repro`"),
     ("base_model", gone("data/tokens/pretrain.arrow"), "data/tokens/pretrain.arrow is missing"),
     ("train", gone("models/base"), "models/base is missing: run `dvc repro`"),
-    ("train", torn("data/tokens/train.arrow"), "data/tokens/train.arrow is missing or not an Arrow file"),
     ("train", gone("data/corpus/texts/probe.parquet"), "data/corpus/texts/probe.parquet is missing"),
     ("train", torn(BASE), "models/base…run `dvc repro`"),
-    ("train", torn("models/base/config.json"), "models/base…run `dvc repro`"),
-    ("train", weights(BASE, nans), "the weights in models/base are not all finite"),
-    ("train", weights(BASE, fewer), "the weights in models/base are not those of its config.json"),
     ("train", each(params(tokenize__vocabulary=900), ran("tokenize")), "data/tokens/….arrow…run `dvc repro`"),
     ("evaluate", gone("data/tasks"), "data/tasks holds no task: run `dvc repro tasks`"),
     ("evaluate", torn("data/tasks/micro_rings.parquet"), "data/tasks/micro_rings.parquet is missing or not a Parquet"),
-    ("evaluate_baseline pause 1", gone("models/baseline/pause-1"), "models/baseline/pause-1 is missing"),
     ("compare", gone("results/evaluate/predictions.parquet"), "results/evaluate/predictions.parquet is missing"),
-    ("compare", torn("results/evaluate/pause-1/predictions.parquet"), "pause-1/predictions.parquet is missing or"),
     ("perplexity", link("data/tokens/heldout.arrow"), "data/tokens/heldout.arrow is missing or not an Arrow file"),
     ("report", gone("results/compare"), "results/compare/figures.csv: no such file"),
     ("release", link("models"), "models/quiet_star holds no trained model"),
     # a base model of the user's
     ("base_model", params(**UNKNOWN), "there is no model at PROJECT/models/unknown"),
-    ("base_model", params(**NO_NETWORK), "no usable model at nobody/nothing"),
+    ("base_model", params(**UNKNOWN | {"base_model__path": "nobody/nothing"}), "no usable model at nobody/nothing"),
     ("base_model", params(**UNKNOWN | {"base_model__path": "PROJECT/models/quiet_star"}), "is a trained Quiet-STaR"),
     ("tokenize", each(model(), gone("model/tokenizer.json", "model/tokenizer_config.json")), "no tokenizer at PROJECT"),
-    ("tokenize", each(model(), torn("model/tokenizer.json")), "no tokenizer at PROJECT/model"),
-    ("base_model", each(model(), torn(WEIGHTS)), "no usable model at PROJECT/model"),
-    ("base_model", each(model(), pickled(WEIGHTS, WEIGHTS)), "no usable model at PROJECT/model"),
-    (
-        "base_model",
-        each(model(), pickled("model/pytorch_model.bin", WEIGHTS)),
-        "/model: Error no file named model.safetensors",
-    ),
+    ("base_model", each(model(), pickled("model/pytorch_model.bin", WEIGHTS)), "/model: Error no file named model"),
     ("base_model", own_code, "no usable model at PROJECT/model: …contains custom code"),
-    (
-        "base_model",
-        each(model(), holds("model/config.json", b"{model_type: gpt2}")),
-        "no usable model at PROJECT/model",
-    ),
     ("base_model", each(model(), config("model/config.json", model_type="magic")), "no usable model at PROJECT"),
     ("base_model", each(model(), config("model/config.json", n_embd=32)), "not those of its config.json"),
     ("base_model", each(model(), config("model/config.json", n_layer=2)), "not those of its config.json: …h.1."),
@@ -344,12 +299,10 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("evaluate", base_for_trained, "models/quiet_star holds a llama model, not a trained Quiet-STaR one"),
     ("evaluate", torn(TRAINED), "the model in models/quiet_star cannot be read"),
     ("perplexity", torn(CONFIG), "models/quiet_star holds no trained model"),
-    ("evaluate", pickled(TRAINED, TRAINED), "the model in models/quiet_star cannot be read"),
     ("evaluate", pickled("models/quiet_star/pytorch_model.bin", TRAINED), "quiet_star…no file named model"),
     ("evaluate", weights(TRAINED, fewer), "weights in models/quiet_star are not those of its config.json: base"),
     ("evaluate", weights(TRAINED, nans), "the weights in models/quiet_star are not all finite numbers"),
     ("perplexity", trained_with("intermediate_size", "32"), "weights in models/quiet_star are not those of its config"),
-    ("perplexity", trained_with("hidden_size", '"x"'), "quiet_star cannot be read: Validation error …'hidden_size'"),
     ("perplexity", trained_with("base", '"x"'), "quiet_star cannot be read: base must be the configuration"),
     ("perplexity", trained_with("thought_tokens", '"x"'), "quiet_star cannot be read: thought_tokens is 'x'"),
     ("release", each(params(**LEARNED), ran("train"), gone("models/base")), "models/quiet_star…in models/base"),
@@ -358,10 +311,8 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("corpus", file("data/corpus"), "Not a directory: data/corpus/texts.part"),
     ("chain_of_thought", file(".resume"), "Not a directory: .resume/chain_of_thought/"),
     # the environment
-    ("chain_of_thought", environment(DVC_ROOT="params.yaml"), "Not a directory: params.yaml/.resume/chain_of_thought/"),
     ("chain_of_thought", environment(DVC_ROOT="/proc"), "No such file or directory: /proc/.resume"),
     ("train", environment(WORLD_SIZE="abc", **LAUNCHED), "the environment variable WORLD_SIZE is 'abc'"),
     ("train", each(launched_by(CPUS), environment(NNODES="two")), "the environment variable NNODES is 'two'"),
     ("train", each(launched_by(CPUS), environment(NNODES="0")), "mine.yaml is for 0 machines"),
-    ("train", each(launched_by(CPUS), environment(MASTER_PORT="99999")), "mine.yaml cannot be launched"),
 ]

@@ -1,24 +1,33 @@
-"""Broken parameter and task files, grids and presets, each read or refused in one line.
+"""Broken parameter and task files, grids and presets, each read or refused in one line; so is any value in them.
 
-400 of them in the fast tier, 10,000 more in the slow one.
+400 broken files in the fast tier, 10,000 more in the slow one.
 """
 
+import copy
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
 from itertools import islice
+from operator import getitem
 from pathlib import Path
+from types import NoneType
 
 import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pipeline import params
 from pipeline.ablations.grid import read_grid
 from pipeline.data.tasks import ask
+from pipeline.data.tasks.questions import Question, number_in
 from pipeline.data.tasks.spec import read_task
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
 from tests.bad_input.mutations import VALUES, mutated
 from tests.local_hub import commonsense_qa_rows, gsm8k_rows
+from tests.test_params import parameters
 
 ROOT = Path(__file__).parents[2]
 TASKS = sorted((ROOT / "tasks").rglob("*.yaml"))
@@ -84,22 +93,115 @@ def test_grids(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_presets_and_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     presets = shutil.copytree(preset.PRESETS, tmp_path / "presets")
     monkeypatch.setattr(preset, "PRESETS", presets)
     monkeypatch.chdir(ROOT)
     write = mutations(presets / "scale/real.yaml", (presets / "scale/real.yaml").read_bytes())
     assert 100 < refusals(lambda: preset.options(["scale=real"]), range(200), write) < 200
 
-
-@pytest.mark.slow
-def test_preset_words(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
     names = ("train.steps", "tasks.files", "base_model.path", "train", "", ".", "scale", "corpus.hub.train.rows")
     word: list[str] = []
 
-    def write(rng: random.Random) -> bytes:
+    def write_word(rng: random.Random) -> bytes:
         word[:] = [f"{rng.choice(names)}{rng.choice(('=', '', '==', '=='))}{rng.choice(VALUES)}"]
         return word[0].encode()
 
-    assert 50 < refusals(lambda: preset.options(["scale=smoke", *word]), range(200), write) < 200
+    assert 50 < refusals(lambda: preset.options(["scale=smoke", *word]), range(200), write_word) < 200
+
+
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
+ANY_NUMBER = st.integers() | st.floats()
+SCALARS = st.none() | st.booleans() | ANY_NUMBER | st.text()
+ANY_VALUE = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=5), SCALARS, max_size=3)
+MORE = st.recursive(ANY_VALUE, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner))
+
+
+def names(section: dict, prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from names(value, f"{prefix}{key}.")
+
+
+def changed(name: str, value: object = ...) -> dict:
+    """The shipped parameters with another value of the one with this name; with ... it is left out."""
+    values = copy.deepcopy(SHIPPED)
+    *sections, key = name.split(".")
+    section = reduce(getitem, sections, values)
+    section[key] = value
+    if value is ...:
+        del section[key]
+    return values
+
+
+def told(path: Path, content: dict) -> str:
+    """The message about a file with this content; "" if it is taken."""
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8", errors="replace")
+    try:
+        params.load(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=100)
+@given(name=st.sampled_from(sorted(names(SHIPPED))), value=MORE)
+def test_any_value_of_a_parameter_is_taken_or_refused_by_name(name: str, value: object, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    message = told(path, changed(name, value))
+    assert message.isprintable()
+    assert not message or any(part in message for part in (name.rpartition(".")[2], "not readable YAML"))
+
+
+@pytest.mark.parametrize("name", sorted(names(SHIPPED)))
+def test_a_parameter_is_needed_unless_it_may_be_nothing(name: str, tmp_path: Path):
+    message = told(tmp_path / "params.yaml", changed(name))
+    nullable = [some for some, kinds in parameters() if NoneType in kinds]
+    assert message == "" if name in nullable else name.rpartition(".")[2] in message
+
+
+@settings(max_examples=60)
+@given(prompt=st.text(alphabet="\\${}ab.:'\" ") | st.text())
+@example(prompt="${oc.env:HOME} for ${{ price }} of ${title}")
+def test_a_text_in_a_task_file_is_what_it_says(prompt: str, tmp_path_factory):
+    """Also `${...}`, with any number of backslashes before it: OmegaConf would put another value there."""
+    path = tmp_path_factory.getbasetemp() / "task.yaml"
+    task = yaml.safe_load((ROOT / "tasks/gsm8k.yaml").read_text()) | {"prompt": prompt}
+    path.write_text(yaml.safe_dump(task))
+    try:
+        assert read_task(path).prompt == prompt
+    except UserError as error:
+        assert "prompt" in str(error) or "YAML" in str(error)
+
+
+ROW = {"question": SCALARS, "answer": SCALARS, "choices": ANY_VALUE, "answerKey": SCALARS}
+CHOICES = st.fixed_dictionaries({"label": st.lists(SCALARS), "text": st.lists(SCALARS)})
+
+
+def asked(task_file: str, row: dict) -> Question | None:
+    """The row as a question; None if it is refused, in one line."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ask, "rows", lambda source: iter([row]))
+        try:
+            (question,) = ask.questions(read_task(ROOT / task_file), None)
+        except UserError as error:
+            assert str(error).isprintable() and "question 0" in str(error)
+            return None
+    assert question.prompt
+    return question
+
+
+@settings(max_examples=60)
+@given(row=st.fixed_dictionaries({}, optional=ROW), number=st.none() | ANY_NUMBER | st.text())
+def test_a_row_is_a_question_with_a_number_or_is_refused(row: dict, number: object):
+    for some in (row, row | {"question": "Why?", "answer": f"#### {number}"}):
+        found = asked("tasks/gsm8k.yaml", some)
+        assert found is None or number_in(found.answer) == found.answer
+
+
+@settings(max_examples=60)
+@given(row=st.fixed_dictionaries({}, optional=ROW | {"choices": CHOICES}))
+def test_a_row_is_a_question_with_a_label_or_is_refused(row: dict):
+    found = asked("tasks/commonsense_qa.yaml", row)
+    assert found is None or found.answer in found.labels

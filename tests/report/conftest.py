@@ -17,7 +17,6 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
-    """The page of a run of each method."""
     return {method: Page(write_run(tmp_path_factory.mktemp(method), method)) for method in METHODS}
 
 

@@ -53,7 +53,6 @@ def write_run(folder: Path, method: str = "quiet_star") -> Path:
 
 
 def write(run: Path, name: str, content: dict | pd.DataFrame) -> None:
-    """Write a file of the run's results."""
     path = run / "results" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
@@ -75,7 +74,6 @@ def task(accuracy: float, low: float, high: float, method: str = "quiet_star") -
 
 
 def reasoning(method: str = "quiet_star") -> dict:
-    """Metrics of a task with written reasoning."""
     found = {"n": 32, "samples": 8, "no_thought": {"accuracy@1": 0.4, "maj@2": 0.45, "maj@8": 0.5}}
     if method != "no_thought":
         found["thought"] = {"accuracy@1": 0.5, "maj@2": 0.6, "maj@8": 0.7}

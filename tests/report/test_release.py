@@ -2,37 +2,22 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
-import torch
 from fake_outputs import HOSTILE, HUB_PARAMS, comparisons, task, write, write_run
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.data.tokens.tokenizer import train_tokenizer
-from pipeline.errors import UserError
 from pipeline.report.card import model_card, on_the_hub
 from pipeline.report.release import write_release
-from pipeline.thought.model import QuietStarForCausalLM
-from tests.thought.tiny import LLAMA
 
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, untrained, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("trained")
-    tokenizer = train_tokenizer(["Q: Where does the lemur live?\nA: in trees"], vocabulary=300)
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA | {"vocab_size": len(tokenizer)}))
-    model = QuietStarForCausalLM.from_base(base, meta_token_ids=[1], thought_tokens=2, lookahead=2, rationales=1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+@pytest.fixture
+def trained(finished: Path) -> Path:
+    return finished / "models/quiet_star"
 
 
 def release(trained: Path, run: Path) -> Path:
@@ -60,22 +45,6 @@ def test_weights_are_copied_where_links_do_not_work(trained: Path, run: Path, mo
     out = release(trained, run)
     assert not (trained / WEIGHTS).samefile(out / WEIGHTS)
     assert (trained / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
-
-
-def test_nothing_half_written_remains(trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shutil, "copyfile", Mock(side_effect=OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        release(trained, run)
-    assert not list(run.glob("release*"))
-
-
-def test_missing_inputs(trained: Path, run: Path):
-    with pytest.raises(UserError, match="empty holds no trained model: run `dvc repro train`"):
-        release(run / "empty", run)
-    (run / "results/evaluate/metrics.json").unlink()
-    with pytest.raises(UserError, match="results/evaluate/metrics.json: no such file"):
-        release(trained, run)
-    assert not (run / "release").exists()
 
 
 def test_the_cards_own_code_loads_the_model_and_writes(trained: Path, run: Path, capsys: pytest.CaptureFixture):
@@ -126,12 +95,6 @@ def test_what_comes_from_data_is_no_markup(run: Path):
     write(run, "evaluate/metrics.json", {"a|b\n---\n# [x](y) <b> `c` *d*": task(0.1, 0, 1), HOSTILE: task(0.1, 0, 1)})
     assert r"| a\|b --- \# \[x\](y) \<b\> \`c\` \*d\* | accuracy |" in card(run)
     assert "<script>" not in card(run)
-
-
-def test_same_inputs_same_bytes(run: Path, tmp_path: Path):
-    (tmp_path / "second").mkdir()
-    assert card(run) == card(write_run(tmp_path / "second"))
-    assert str(tmp_path) not in card(run)
 
 
 def test_what_can_be_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

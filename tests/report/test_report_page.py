@@ -1,6 +1,7 @@
-"""The page: its numbers, its figures, escaping, and that it needs nothing but itself."""
+"""The page: its numbers, its figures, escaping, what other methods show, and that it needs nothing but itself."""
 
 import re
+import shutil
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +13,11 @@ from fake_outputs import GROUPS, HOSTILE, PASSAGE, write, write_run
 from markupsafe import escape
 from report_page import Page, flat
 
+from pipeline.errors import UserError
 from pipeline.report import certainty, quotes, results
 from pipeline.report.method import METHODS
+from pipeline.report.page import write_report
+from pipeline.report.reading import read_csv, read_json, read_parquet
 
 
 def test_what_was_trained(page: Page):
@@ -236,12 +240,6 @@ def test_parameters_verbatim_and_versions(page: Page):
         assert f"|{package}|{version(package)}|" in page.flat
 
 
-def test_same_inputs_same_bytes(page: Page, tmp_path: Path):
-    again = Page(write_run(tmp_path))
-    assert page.file.read_bytes() == again.file.read_bytes()
-    assert str(tmp_path) not in again.html
-
-
 def test_needs_nothing_from_outside(page: Page):
     names = ("src", "href", "srcset", "action", "xlink:href")
     links = [attributes[name] for _, attributes in page.elements for name in names if name in attributes]
@@ -258,3 +256,80 @@ def test_ids_are_unique_and_links_resolve(page: Page):
     skips = [a["href"].removeprefix("#") for tag, a in page.elements if tag == "a" and a.get("class") == "skip"]
     assert skips == ["trained", "certainty"]
     assert re.search('href="#certainty">Skip.*id="token-map".*id="certainty"', page.html, flags=re.DOTALL)
+
+
+def test_sections_and_contents_are_the_same(pages: dict[str, Page]):
+    for one in pages.values():
+        assert one.ids("section") == ["trained", "helped", "where", "certainty", "training", "setting"]
+        assert re.findall(r'href="#(\w+)"', one.part("<nav", "</nav>")) == one.ids("section")
+
+
+def test_pauses_have_figures_but_no_words(pages: dict[str, Page]):
+    page = pages["pause"]
+    assert "|Did pausing help?|" in page.flat and "|method|pause tokens|" in page.flat
+    assert "Pausing helps on gsm8k: accuracy is 10.0% without pauses and 90.0% with, +80.0 points" in page.text
+    assert "On gsm8k, training with pauses has a higher accuracy than the base model" in page.text
+    assert "|Accuracy: pauses against the others|" in page.flat
+    assert "the thought before" not in page.text and "thoughts add" not in page.text
+    training = ["heldout-losses", "losses", "mixing-weight", "base-model"]
+    assert page.ids("figure") == ["accuracy", "votes-1-gsm8k", *GROUPS, "density", *training]
+    assert {cell["data-thought"] for cell in page.cells} == {""}
+    assert 'data-slot="thought"' not in page.html
+    questions = page.part("<h3>Questions</h3>", "<h3")
+    assert "<mark>" not in questions and "|with pauses|A, right|" in flat(questions)
+
+
+def test_a_run_without_thoughts_claims_nothing_about_them(pages: dict[str, Page]):
+    page = pages["no_thought"]
+    assert "it was trained without thoughts, so it alone cannot answer the question." in page.text
+    assert re.findall(r"Thinking (?:helps|hurts)|Undecided on", page.text) == []
+    assert "with thoughts" not in page.text and "thoughts add" not in page.text
+    assert "On gsm8k, training without thoughts has a higher accuracy than the base model" in page.text
+    assert "This run was trained without thoughts (method no_thought)" in page.text
+    assert page.ids("figure") == ["accuracy", "votes-1-gsm8k", "heldout-losses", "losses", "base-model"]
+    assert page.cells == [] and "<script" not in page.html
+    assert "|gsm8k|accuracy|9.5%|10.0%|1,400|" in page.flat and "|loss, nats per token|1.234|perplexity|" in page.flat
+    assert "|gsm8k|maj@8|50.0%|32|8|" in page.flat
+    assert set(page.csv("votes-1-gsm8k")["way"]) == {"no_thought"}
+    assert "gained most probability from training" in page.text
+    assert "|before training|—, wrong|25.0%|after training|—, wrong|" in page.flat
+
+
+def test_a_run_without_thoughts_needs_no_file_on_thoughts(tmp_path: Path, undrawn):
+    folder = write_run(tmp_path, "no_thought") / "results/perplexity"
+    shutil.copy(folder / "metrics.json", tmp_path)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    shutil.copy(tmp_path / "metrics.json", folder)
+    Page(tmp_path)
+
+
+def test_every_file_is_needed(run: Path, undrawn):
+    for path in (run / "results").glob("*/*"):
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(UserError, match=f"^{path}: no such file$"):
+            write_report(run / "params.yaml", run / "results", run / "page/index.html")
+        path.write_bytes(content)
+    assert not (run / "page").exists()
+
+
+@pytest.mark.parametrize("read", [read_json, lambda path: read_csv(path, "a"), lambda path: read_parquet(path, "a")])
+def test_files_of_another_kind(tmp_path: Path, read):
+    path = tmp_path / "file"
+    for content in (b"\xff\xfe\x00 not\n this", b"", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{path}: cannot be read: ."):
+            read(path)
+
+
+def test_columns(tmp_path: Path):
+    path = tmp_path / "table.csv"
+    path.write_text("group,other,n,mean\nNA,,1,\n,2,0.1,7\n")
+    table = read_csv(path, "group", "n", "mean")
+    wanted = pd.DataFrame({"group": ["NA", ""], "n": [1.0, 0.1], "mean": [None, 7.0]})
+    pd.testing.assert_frame_equal(table, wanted, check_dtype=False)
+    with pytest.raises(UserError, match=f"^{path}: cannot be read: Usecols do not match columns.*ci_low"):
+        read_csv(path, "n", "ci_low", "ci_high")
+    wanted.assign(group=["a", None]).to_parquet(tmp_path / "table.parquet")
+    assert read_parquet(tmp_path / "table.parquet", "group")["group"].tolist() == ["a", ""]

@@ -106,20 +106,13 @@ def test_the_right_answer_is_spread_over_the_choices():
     assert all(150 < keys.count(letter) < 250 for letter in "ABCDE")
 
 
-@given(SEEDS)
-@settings(max_examples=10)
-def test_the_same_seed_makes_the_same_text_and_another_one_another(seed: int):
-    assert text("train", 20, seed) == text("train", 20, seed)
-    assert text("train", 20, seed) != text("train", 20, seed + 1)
-    assert text("train", 20, seed) != text("heldout", 20, seed)
-
-
-def test_another_process_makes_the_same_text():
+def test_another_process_makes_the_same_text_and_another_seed_another():
     """Whatever order it gives to sets of strings. It imports the file alone: the package would load torch."""
     code = (
         "import microworld as w; print(*w.documents('pretrain', 200, 1, 2, 0.9), w.gsm8k_questions(20, 1, 2), "
         "w.commonsense_qa_questions(20, 1))"
     )
+    assert text("train", 20, seed=1) != text("train", 20, seed=2)
     own = (*text("pretrain", 200), world.gsm8k_questions(20, 1, 2), world.commonsense_qa_questions(20, 1))
     for seed in ("0", "12345"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"}

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.data.corpus.microworld import documents
 from pipeline.data.tokens.tokenize import TEXT, encoded, read_texts, write_tokens
 from pipeline.data.tokens.tokenizer import END, PAD, train_tokenizer
-from pipeline.errors import UserError
 from pipeline.files import arrow_table, digests, write_rows
 from pipeline.params import BaseModel, Scratch, Tokenize
 from tests.local_hub import word_tokenizer
@@ -83,9 +82,3 @@ def test_written_spans_decode_to_the_documents(is_packed: bool, tmp_path: Path):
     assert all(tokenizer.decode(ids[:n]) in whole for ids, n in zip(rows["input_ids"], rows["length"], strict=True))
     pretrain = arrow_table(folder / "pretrain.arrow").to_pandas()
     assert (pretrain["input_ids"].map(len) == 16).all() and (pretrain["length"] == 16).all()
-
-
-def test_a_text_that_is_too_short_for_a_span_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"the train text is too short for one span: .* a smaller tokenize\.span"):
-        written(tmp_path, packed=True, span=10_000)
-    assert not (tmp_path / "tokens").exists()
