@@ -42,7 +42,6 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.steps", 1.5, f"train.steps: Value '1.5' of type 'float' {INTEGER}"),
         ("train.steps", True, f"train.steps: Value 'True' of type 'bool' {INTEGER}"),
         ("train.steps", None, "train.steps: Incompatible value 'None' for field of type 'int'"),
-        ("train.steps", {"a": 1}, f"train.steps: Value '{{'a': 1}}' of type 'DictConfig' {INTEGER}"),
         ("train.learning_rate", "fast", "train.learning_rate: Value 'fast' of type 'str' could not be converted to Fl"),
         ("tokenize.packed", "perhaps", "tokenize.packed: Value 'perhaps' is not a valid bool"),
         ("tasks.files", "a.yaml", "tasks.files is a.yaml, but must be a list of single values"),

@@ -98,7 +98,6 @@ def test_every_architecture_from_scratch_trains(architecture: str, finished: Pat
 
 @pytest.mark.slow
 def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_path: Path):
-    """From training to the release."""
     stages = STAGES[STAGES.index("train") :]
     whole, small = (
         changed(finished, tmp_path / saved, stages, train__adapt="lora", train__saved=saved)
