@@ -67,7 +67,6 @@ def test_ctrl_c_while_libraries_are_loaded(words: str, tmp_path: Path):
 
 
 def test_importing_the_package_leaves_ctrl_c_alone(tmp_path: Path):
-    """As in a notebook or a test."""
     process = loading(tmp_path, "-c", "from signal import *; signal(SIGINT, default_int_handler); import pipeline")
     assert process.stdout.readline() == "default_int_handler\n"
     process.kill()

@@ -98,7 +98,6 @@ def test_every_architecture_from_scratch_trains(architecture: str, finished: Pat
 
 @pytest.mark.slow
 def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_path: Path):
-    """From training to the release."""
     stages = STAGES[STAGES.index("train") :]
     whole, small = (
         changed(finished, tmp_path / saved, stages, train__adapt="lora", train__saved=saved)
@@ -130,7 +129,6 @@ def test_a_frozen_base_model(precision: str, saved: str, finished: Path, tmp_pat
 @pytest.mark.slow
 def test_stages_import_the_code_beside_them(finished: Path, tmp_path: Path):
     """An experiment's temporary workspace must not run the main checkout's code (dvc.md)."""
-    project = tmp_path / "project"
-    shutil.copytree(finished, project)
+    project = shutil.copytree(finished, tmp_path / "project")
     (project / "pipeline/data/corpus/build.py").write_text("raise SystemExit('error: the copy')\n")
     assert run_as_module(project, "corpus").complaint == run_stage(project, "corpus").complaint == ["error: the copy"]

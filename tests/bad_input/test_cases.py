@@ -124,8 +124,6 @@ def test_launched_processes_that_fail_alike(accumulation: int, environment: dict
 
 CLUSTER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # as a job of one process has them
 ODD = {"TMPDIR": "/nowhere", "OMP_NUM_THREADS": "many", "CUDA_VISIBLE_DEVICES": "none", "DVC_ROOT": "/nowhere"}
-
-
 # `datasets` looks for a folder to write to when it is imported, so this needs a process of its own
 HOME = "data set PROJECT/hub/books, split train cannot be read: [Errno 2] No such file or directory: '/proc/hub'"
 

@@ -86,14 +86,11 @@ def test_task_files(cases: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_grids(tmp_path: Path):
+def test_grids_presets_and_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "grid.yaml"
     write = mutations(path, (ROOT / "ablations.yaml").read_bytes())
     assert 100 < refusals(lambda: read_grid(path), range(300), write) < 300
 
-
-@pytest.mark.slow
-def test_presets_and_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     presets = shutil.copytree(preset.PRESETS, tmp_path / "presets")
     monkeypatch.setattr(preset, "PRESETS", presets)
     monkeypatch.chdir(ROOT)

@@ -1,7 +1,6 @@
 """The page: its numbers, its figures, escaping, what other methods show, and that it needs nothing but itself."""
 
 import re
-import shutil
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -296,11 +295,9 @@ def test_a_run_without_thoughts_claims_nothing_about_them(pages: dict[str, Page]
 
 
 def test_a_run_without_thoughts_needs_no_file_on_thoughts(tmp_path: Path, undrawn):
-    folder = write_run(tmp_path, "no_thought") / "results/perplexity"
-    shutil.copy(folder / "metrics.json", tmp_path)
-    shutil.rmtree(folder)
-    folder.mkdir()
-    shutil.copy(tmp_path / "metrics.json", folder)
+    for path in (write_run(tmp_path, "no_thought") / "results/perplexity").iterdir():
+        if path.name != "metrics.json":
+            path.unlink()
     Page(tmp_path)
 
 
