@@ -57,7 +57,7 @@ $(EIGHT_BIT): constraints.txt | $(READY)
 	  --target $(@D) bitsandbytes && touch $@ || echo "bitsandbytes cannot be installed here: its tests will skip"
 
 # a thread a worker: two workers with two threads each are slower than one
-PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
+PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --durations=10
 
 test: setup $(EIGHT_BIT) ## run the fast tests: everything that matters, before a commit
 	@echo "== pytest, the fast tier"
