@@ -49,7 +49,8 @@ MOMENTS = {
 
 
 def often() -> None:
-    """Take a checkpoint at every logged step."""
+    """Take a checkpoint at every logged step, in a run that `resumes` can take up: with the same libraries."""
+    find_8_bits()
     module = importlib.import_module("pipeline.training.checkpoints")
     module.LEAST_SECONDS = module.LEAST_SHARE = 0
 
@@ -71,7 +72,6 @@ def ends(function: Callable, call: int, end: Callable[[], None] | None = None) -
 def doomed(place: Place, call: int) -> None:
     """Take checkpoints often, and kill this process at this ``call`` of a function."""
     often()
-    find_8_bits()
     module, names = place
     *path, last = names.split(".")
     owner = reduce(getattr, path, importlib.import_module(module))
