@@ -233,6 +233,13 @@ def test_weights_that_are_not_finite_are_no_checkpoint(folder: Path, monkeypatch
     assert not list(folder.glob(".resume/train/quiet_star/*/step-*"))
 
 
+def test_the_newest_checkpoint_is_the_last(tmp_path: Path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 10):
+        (tmp_path / f"step-{step}").mkdir()
+    assert last_checkpoint(tmp_path).name == "step-10"
+
+
 def test_the_time_between_checkpoints_goes_by_what_one_takes_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now, control = 0.0, SimpleNamespace(should_save=False)
     monkeypatch.setattr("time.monotonic", lambda: now)
