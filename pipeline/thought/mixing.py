@@ -5,10 +5,7 @@ from torch import Tensor, nn
 
 
 class MixingHead(nn.Sequential):
-    """A weight for the state with the thought, from both states; 0 (no thought) until it is trained.
-
-    The last layer starts at zero and is not squashed: the weight is any real number.
-    """
+    """A weight for the state with the thought, from both states; any real number, as the last layer is not squashed."""
 
     def __init__(self, hidden_size: int):
         super().__init__(
@@ -18,6 +15,15 @@ class MixingHead(nn.Sequential):
             nn.ReLU(),
             nn.Linear(hidden_size, 1, bias=False),
         )
+
+    @torch.no_grad()
+    def start_at(self, weight: float) -> None:
+        """Give every pair of states this ``weight``: with 0, the prediction is that without thoughts until training."""
+        nn.init.zeros_(self[-1].weight)
+        if weight:
+            nn.init.zeros_(self[-3].weight)
+            nn.init.ones_(self[-3].bias)
+            nn.init.constant_(self[-1].weight, weight / self[-1].in_features)
 
     def mix(self, base: Tensor, talk: Tensor) -> tuple[Tensor, Tensor]:
         """``(1 - w) base + w talk`` (..., D), and the weight w (...).

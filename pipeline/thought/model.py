@@ -13,6 +13,7 @@ from .layout import Layout
 from .methods import METHODS, QUIET_STAR
 from .mixing import MixingHead
 from .objective import NOTHING, PAUSES, SAMPLED, Counts, Losses, counts_of
+from .quiet_star import ADVANTAGES, POSITIVE
 from .sampler import Sampling, Thoughts
 from .step import DEFAULT_ENGINE, Engine, Learner
 from .thinking import Text, Thinker
@@ -24,14 +25,15 @@ NOT_KEPT = ("_name_or_path", "dtype", "torch_dtype")
 class QuietStarConfig(PretrainedConfig):
     """A base decoder's configuration and the thoughts it has.
 
-    ``method``: what is learned, one of `methods.METHODS`. quiet_star: thoughts of K sampled tokens. pause: K learned
-    tokens in their place, each with its own embedding (Goyal et al. 2023, arXiv 2310.02226). no_thought: the base
-    decoder alone, whose training is continued pretraining; it has no use for the settings below.
+    ``method``: what is learned, one of `methods.METHODS`. quiet_star: thoughts of K sampled tokens; no_policy,
+    shuffled_reward and untrained are its controls. pause: K learned tokens in their place, each with its own embedding
+    (Goyal et al. 2023, arXiv 2310.02226). no_thought: the base decoder alone, whose training is continued pretraining
+    (before: no training); it has no use for the settings below.
     ``thought_tokens`` (K), ``lookahead`` (A), ``rationales`` (R): sizes of the thoughts it trains with.
     ``meta_token_scale``: what the meta-tokens (and pauses) are multiplied by where they are used; it multiplies the
     effective step size of these embeddings (paper, appendix A: 100 at learning rate 1e-6).
     ``policy_weight``, ``policy_temperature``: beta of the REINFORCE loss, and the temperature of its
-    log-probabilities (3 in the released code).
+    log-probabilities (3 in the released code). ``advantage``: positive (paper) or signed (`QuietStar.advantages`).
     ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
     where the vocabulary has none.
     Raises ValueError for an unknown method, for sizes below 1, and for values of another type.
@@ -48,6 +50,7 @@ class QuietStarConfig(PretrainedConfig):
         meta_token_scale: float = 100.0,
         policy_weight: float = 1e6,
         policy_temperature: float = 3.0,
+        advantage: str = POSITIVE,
         start_token_id: int | None = None,
         end_token_id: int | None = None,
         method: str = QUIET_STAR,
@@ -55,6 +58,8 @@ class QuietStarConfig(PretrainedConfig):
     ):
         if method not in METHODS:
             raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}")
+        if advantage not in ADVANTAGES:
+            raise ValueError(f"advantage is {advantage!r}, but must be one of {', '.join(ADVANTAGES)}")
         for name, value in (("thought_tokens", thought_tokens), ("lookahead", lookahead), ("rationales", rationales)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
@@ -72,6 +77,7 @@ class QuietStarConfig(PretrainedConfig):
         self.meta_token_scale = meta_token_scale
         self.policy_weight = policy_weight
         self.policy_temperature = policy_temperature
+        self.advantage = advantage
         self.method = method
         self.start_token_id = start_token_id
         self.end_token_id = end_token_id
@@ -127,7 +133,7 @@ class QuietStarForCausalLM(PreTrainedModel):
             self.pause_embeddings = nn.Parameter(torch.zeros(config.thought_tokens, hidden_size))
         self.post_init()
         if self.has_thoughts:
-            nn.init.zeros_(self.mixing_head[-1].weight)
+            self.mixing_head.start_at(self.objective.mixing)
 
     @classmethod
     def from_base(cls, base: PreTrainedModel, meta_token_ids: list[int], **settings: object) -> "QuietStarForCausalLM":

@@ -120,11 +120,14 @@ def join(slices: Sequence[Losses], total: Tensor, parts: dict[str, Tensor]) -> L
 class Objective(nn.Module):
     """A loss, computed for a slice of positions. A new one is a file with a subclass, and an entry in `methods`.
 
-    ``thoughts``: SAMPLED thoughts, learned PAUSES or NOTHING before each prediction. Parameters that an objective
-    creates (a learned value, say) are trained and saved with the model's.
+    ``thoughts``: SAMPLED thoughts, learned PAUSES or NOTHING before each prediction. ``trains``: False for an arm that
+    takes no step. ``mixing``: the mixing weight at the start. Parameters that an objective creates (a learned value,
+    say) are trained and saved with the model's.
     """
 
     thoughts = SAMPLED
+    trains = True
+    mixing = 0.0
 
     def __init__(self, config: PretrainedConfig):
         super().__init__()

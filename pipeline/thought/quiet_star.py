@@ -6,6 +6,8 @@ from .head import IGNORED, HeadLosses, exact_dtype
 from .layout import ahead
 from .objective import Counts, Losses, Objective, SliceStates
 
+POSITIVE, SIGNED = ADVANTAGES = ("positive", "signed")
+
 
 class QuietStar(Objective):
     """loss = 1/2 base + 1/2 talk + beta policy (Zelikman et al. 2024, equation 5, and the authors' released code)."""
@@ -30,14 +32,14 @@ class QuietStar(Objective):
         # Reward: how much likelier the thought made the next A tokens than they were without it.
         without = ahead(base_nll, lookahead, fill=0.0)[:, None, :positions]
         reward = (without - talk_nll).sum(-1)[:, :, : states.thinking.shape[2]]
-        advantage = self.advantages(reward)
+        advantage = self.advantages(reward, states)
 
         # Policy: REINFORCE, the mean over thoughts and their tokens of -advantage log p(token).
         parts = {"base": base_loss, "talk": talk_loss}
         log_probs = states.thinking.new_zeros(states.thinking.shape[:-1])
         terms = (counts.thoughts * rationales * config.thought_tokens).double().clamp(min=1)
         if states.ids is not None:
-            weights = (config.policy_weight / terms * advantage).unsqueeze(-1).expand(states.ids.shape)
+            weights = (self.policy_weight / terms * advantage).unsqueeze(-1).expand(states.ids.shape)
             # of thoughts sampled now, those without an advantage are left out: they add nothing to the loss
             parts["policy"], nll = head.cross_entropy(
                 "policy",
@@ -46,7 +48,7 @@ class QuietStar(Objective):
                 weights,
                 temperature=config.policy_temperature,
                 banned=config.banned,
-                complete=not (states.sampled and config.policy_weight),
+                complete=not (states.sampled and self.policy_weight),
             )
             log_probs = -nll
         policy = -((advantage.unsqueeze(-1) * log_probs).sum() / terms).to(exact)
@@ -65,8 +67,19 @@ class QuietStar(Objective):
             log_probs=log_probs,
         )
 
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """Advantages (B, R, q): rewards less their mean over a position's thoughts (not if R = 1), and at least 0."""
-        if rewards.shape[1] > 1:
-            rewards = rewards - rewards.mean(1, keepdim=True)
-        return rewards.clamp(min=0)
+    @property
+    def policy_weight(self) -> float:
+        """Beta of the REINFORCE term."""
+        return self.config.policy_weight
+
+    def advantages(self, rewards: Tensor, states: SliceStates) -> Tensor:
+        """Advantages (B, R, q): how much more each thought is worth than the mean thought of its position.
+
+        ``config.advantage`` positive: at least 0 (the paper's). signed: R / (R - 1) times the difference, which is the
+        reward less the mean of the *other* thoughts (leave-one-out, Kool et al. 2019), unbiased. R = 1: the reward.
+        """
+        rationales = rewards.shape[1]
+        advantages = rewards - rewards.mean(1, keepdim=True) if rationales > 1 else rewards
+        if self.config.advantage == SIGNED:
+            return advantages * (rationales / max(1, rationales - 1))
+        return advantages.clamp(min=0)

@@ -96,7 +96,7 @@ def test_a_model_has_what_its_method_needs_and_no_more(method):
 
 @pytest.mark.parametrize("method", ["", "pauses", "Pause", None])
 def test_an_unknown_method_is_refused(method):
-    with pytest.raises(ValueError, match="method is .* must be one of quiet_star, pause, no_thought"):
+    with pytest.raises(ValueError, match="method is .* must be one of quiet_star, no_policy"):
         QuietStarConfig(base=LLAMA, method=method)
     with pytest.raises(ValueError, match="method is"):
         QuietStarForCausalLM.from_base(base_model(LLAMA), [3], method=method)

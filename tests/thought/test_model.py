@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
@@ -19,6 +19,7 @@ from tests.thought.tiny import (
     GEMMA2,
     GPT2,
     LLAMA,
+    METHODS,
     SIZES,
     START,
     TOKENS,

@@ -19,7 +19,7 @@ from pipeline import params
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
 from pipeline.files import write_rows
-from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import counts_of
 from pipeline.training.checkpoints import Checkpoints
@@ -28,7 +28,7 @@ from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, STEP_COLUMNS, Qui
 from pipeline.training.trainer import logged, training_arguments
 from pipeline.training.warnings import WINDOW
 from tests.eight_bits import find_8_bits, needs_8_bits
-from tests.thought.tiny import ALL_METHODS, LLAMA, VOCABULARY, quiet_star
+from tests.thought.tiny import ALL_METHODS, LLAMA, METHODS, VOCABULARY, quiet_star
 
 SHIPPED = Path(__file__).parents[3] / "params.yaml"
 TRAIN = replace(

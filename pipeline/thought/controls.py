@@ -1,0 +1,43 @@
+"""Quiet-STaR with one cause removed at a time: what is left of a gain without it was not that cause's."""
+
+import torch
+from torch import Tensor
+
+from .head import IGNORED
+from .no_thought import NoThought
+from .objective import SliceStates
+from .quiet_star import QuietStar
+
+
+class NoPolicy(QuietStar):
+    """No REINFORCE term: the model learns to use thoughts, and nobody tells it which ones to write."""
+
+    policy_weight = 0.0
+
+
+class ShuffledReward(QuietStar):
+    """Each position's thoughts get the advantages of another position: what an update does whatever they are worth."""
+
+    def advantages(self, rewards: Tensor, states: SliceStates) -> Tensor:
+        """See `QuietStar.advantages`. They are permuted among the rewarded positions that are computed together."""
+        advantages = super().advantages(rewards, states)
+        real = states.targets[:, : rewards.shape[2], 0] != IGNORED
+        # seeded by the thoughts themselves, so that a resumed run draws the same permutation
+        generator = torch.Generator().manual_seed(int(states.ids.sum()))
+        order = torch.randperm(int(real.sum()), generator=generator).to(real.device)
+        by_position = advantages.transpose(1, 2).clone()
+        by_position[real] = by_position[real][order]
+        return by_position.transpose(1, 2)
+
+
+class Untrained(QuietStar):
+    """Thoughts as they are at the start, trusted wholly: what the base model could think before it learned anything."""
+
+    trains = False
+    mixing = 1.0
+
+
+class Before(NoThought):
+    """The model before training."""
+
+    trains = False
