@@ -7,6 +7,7 @@ from torch import Tensor
 from pipeline.thought.decoder import UnsupportedDecoderError, build_decoder, check_decoder
 from pipeline.thought.methods import PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from tests.thought.slow_reference import SlowQuietStar
 from tests.thought.tiny import (
@@ -111,6 +112,10 @@ def test_thoughts_predict_what_they_predict_alone(base, side, kind):
     assert error(output.base_logits[real], torch.cat(base_logits)) < 1e-5
     assert error(output.weight[real], mixing_weights(reference, places, thoughts)) < 1e-5
     assert error(output.logits[real], output.base_logits[real]) > 0.1  # or the mixture would not show
+    if given is not None:  # sampled token by token, or given as whole rows
+        sampled = model(ids, mask, sampling=Sampling(1.0, seed=3))
+        assert len(sampled.thoughts.lengths.unique()) > 1
+        assert error(model(ids, mask, thought_ids=sampled.thoughts.ids).logits[real], sampled.logits[real]) < 1e-5
 
 
 def mixing_weights(reference: SlowQuietStar, places: list[tuple[list[int], int]], thoughts: list[list[int]]) -> Tensor:
