@@ -27,7 +27,7 @@ TEXT_SPLITS = ("pretrain", "train", "heldout")
 VALIDATION, TEST = "validation", "test"  # of questions: settings are chosen on the first
 TASKS = RINGS_TASK, _ = ("rings", "animals")
 # kinds of aside and how often each is written: workings are rare enough that a greedy thought is never one
-ASIDES = {"working": 3, "restatement": 9, "remark": 8}
+ASIDES = {"working": 4, "restatement": 8, "remark": 8}
 Moves = tuple[int, int]  # the fewest and the most moves of a ring problem
 
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
@@ -61,7 +61,8 @@ RELATIONS = (
     ("{kind} mostly eats {value}", "what does the {animal} eat", "what do they all eat"),
     ("{kind} often fears {value}", "what does the {animal} fear", "what do they all fear"),
 )
-PLACES = (*["pretrain"] * 3, "train", "train", "heldout", *[VALIDATION] * 2, *[TEST] * 4)
+# every animal is in one pretraining pair: one that no question named would not be known as a member of its class
+PLACES = (*["pretrain"] * 4, "train", "train", "heldout", VALIDATION, *[TEST] * 4)
 PAIRS = {  # (class, animal, relation) by split; of train's pairs, the base model has seen only the two hops
     split: [
         (kind, animal, relation)
