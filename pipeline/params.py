@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 PARAMS_FILE = Path("params.yaml")
 LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
 MILLION = 10**6  # more than any run counts; texts a pass * passes a step * steps still is a length that Python allows
-METHODS = ("quiet_star", "pause", "no_thought")
+METHODS = ("quiet_star", "no_policy", "shuffled_reward", "pause", "no_thought", "untrained", "before")
 # whether a value is within a bound, by the words that tell the user of it
 TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "one of": lambda a, b: a in b}
 # types with bounds; a size counts what is gone through or held in memory, an amount may be streamed
@@ -26,6 +26,7 @@ Amount = Annotated[int, ("at least", 1), ("at most", MILLION**2)]
 Seed = Annotated[int, ("at least", 0), ("at most", 2**32 - 1)]  # that numpy's generator takes
 Positive = Annotated[float, ("above", 0)]
 NotNegative = Annotated[float, ("at least", 0)]
+Share = Annotated[float, ("at least", 0), ("at most", 1)]
 Device = Annotated[str, ("one of", ("auto", "cpu", "cuda"))]
 Method = Annotated[str, ("one of", METHODS)]
 
@@ -50,14 +51,22 @@ class Hub:
 
 
 @dataclass
+class Moves:
+    fewest: Size = MISSING
+    most: Size = MISSING
+
+
+@dataclass
 class MicroWorld:
     pretrain_documents: Amount = MISSING
     train_documents: Amount = MISSING
     heldout_documents: Amount = MISSING
     probe_documents: Amount = MISSING
     questions: Size = MISSING
-    steps: Size = MISSING
-    aside_share: Annotated[float, ("at least", 0), ("at most", 1)] = MISSING
+    question_seed: Seed = MISSING
+    moves: Moves = field(default_factory=Moves)
+    aside_share: Share = MISSING
+    train_aside_share: Share = MISSING
 
 
 @dataclass
@@ -257,6 +266,9 @@ def _impossible(params: Params) -> Iterator[str]:
     """Problems of values that are within their bounds."""
     train, baseline, base, scratch = params.train, params.baseline, params.base_model, params.base_model.scratch
     span = params.tokenize.span
+    moves = params.corpus.microworld.moves
+    if moves.fewest > moves.most:
+        yield f"corpus.microworld.moves.fewest is {moves.fewest}, but must be at most moves.most, {moves.most}"
     if not params.tasks.files:
         yield "tasks.files is empty: name at least one task file"
     if base.source == "hub" and not base.path:

@@ -68,7 +68,7 @@ WARM = {"until": [*STOP, "Q:"], "temperature": 1.0, "do_sample": True, "max_gen_
 @cache
 def byte_tokenizer() -> PreTrainedTokenizerBase:
     choices = ["A: A", "A: B", "A: C", "A: D", "A: E"] * 40
-    return train_tokenizer([*documents("pretrain", 100, 1, 2, 0.5), *choices], 400)
+    return train_tokenizer([*documents("pretrain", 100, 1, (2, 2), 0.5), *choices], 400)
 
 
 @pytest.fixture(autouse=True)

@@ -62,14 +62,14 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("chain_of_thought.temperature", 0.0, "chain_of_thought.temperature is 0.0, but must be above 0"),
         ("baseline.seeds", [1, -1], "baseline.seeds is [1, -1], but must be at least 0 and at most 4294967295"),
         # words
-        ("train.method", "magic", "train.method is magic, but must be one of quiet_star, pause, no_thought"),
+        ("train.method", "magic", "train.method is magic, but must be one of quiet_star, no_policy"),
         ("train.meta_token_text", "", "train.meta_token_text is empty"),
         ("corpus.hub.train.path", "", "corpus.hub.train.path is empty"),
         ("corpus.hub.train.columns", "a+b+c", "corpus.hub.train.columns is a+b+c, but must name one column, or two"),
         ("base_model.source", "hub", "base_model.path is missing"),
         ("tasks.files", [], "tasks.files is empty: name at least one task file"),
         ("train.lora.modules", [], "train.lora.modules is empty"),
-        ("baseline.methods", ["magic"], "baseline.methods is ['magic'], but must be one of quiet_star, pause, no_"),
+        ("baseline.methods", ["magic"], "baseline.methods is ['magic'], but must be one of quiet_star, no_policy"),
         ("baseline.methods", ["pause"] * 2, "baseline.methods is ['pause', 'pause'], but must name nothing twice"),
         # values that do not go together
         ("train.saved", "learned", "train.saved is learned, but with train.adapt whole"),

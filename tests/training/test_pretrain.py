@@ -39,7 +39,7 @@ BASE = replace(SHIPPED.base_model, source="scratch", path=None, seed=1, scratch=
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     for split in ("pretrain", "train", "heldout"):
-        write_rows(folder / f"{split}.arrow", ({"text": d} for d in documents(split, 100, 1, 2, 0.5)), TEXT)
+        write_rows(folder / f"{split}.arrow", ({"text": d} for d in documents(split, 100, 1, (2, 2), 0.5)), TEXT)
     settings = params.Tokenize(seed=1, vocabulary=300, pretrain_span=24, span=16, packed=False)
     write_tokens(settings, BASE, folder, folder / "tokens")
     return folder / "tokens"

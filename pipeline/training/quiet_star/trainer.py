@@ -25,7 +25,7 @@ from pipeline.training.warnings import Watch
 
 LOSS_COLUMNS = ["base_loss", "talk_loss", "policy_loss", "reward", "positive_advantages", "mixing_weight"]
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
-HELDOUT_COLUMNS = ["base_loss", "talk_loss", "working_share"]
+HELDOUT_COLUMNS = ["base_loss", "talk_loss", *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
 SEEDS_APART = 1_000_003  # between the sampling seeds of two runs: more than a run has steps
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,8 @@ class QuietStarTrainer(CheckedTrainer):
             if sharded:
                 self.model.unshard()
             with self.accelerator.autocast():
-                metrics["eval_working_share"] = self._probe.share(self.model, self._params.seed)
+                shares = self._probe.shares(self.model, self._params.seed)
+            metrics |= {f"eval_{name}": share for name, share in shares.items()}
             if sharded:
                 self.model.reshard()
         if not math.isfinite(metrics["eval_talk_loss"]):

@@ -46,15 +46,18 @@ def test_the_micro_world():
     """Its texts and probe are the module's; the shipped tasks find its questions and ask as GSM8K and CommonsenseQA."""
     settings = corpus()
     world, seed = settings.microworld, settings.seed
+    moves = world.moves.fewest, world.moves.most
     build.write_corpus(settings, True, Path("data/corpus/texts"), Path("data/corpus/tasks"))
     for split in microworld.TEXT_SPLITS:
         count = getattr(world, f"{split}_documents")
-        made = microworld.documents(split, count, seed, world.steps, world.aside_share)
+        share = {"pretrain": world.aside_share, "train": world.train_aside_share}.get(split, 0.0)
+        made = microworld.documents(split, count, seed, moves, share)
         assert texts("data/corpus/texts", split) == list(made)
     probe = pd.read_parquet("data/corpus/texts/probe.parquet").to_dict("records")
-    assert probe == microworld.probe(world.probe_documents, seed, world.steps)
-    rings = microworld.gsm8k_questions(world.questions, seed, world.steps)
-    animals = microworld.commonsense_qa_questions(world.questions, seed)
+    assert probe == microworld.probe(world.probe_documents, seed, moves)
+    rings, animals = (
+        microworld.questions(task, "test", world.questions, world.question_seed, moves) for task in microworld.TASKS
+    )
     answers = [row["answer"].split("#### ")[1] for row in rings], [row["answerKey"] for row in animals]
     for name, shape, expected in zip(("rings", "animals"), ("gsm8k", "commonsense_qa"), answers, strict=True):
         own, other = (read_task(ROOT / f"tasks/{file}.yaml") for file in (f"microworld/micro_{name}", shape))

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared/hub"
 GREEDY, DRAWN = Sampling(0.0, 1), Sampling(1.0, 3)
 LABELS = ["Q: x\n(A) a\nA: A", *(f"A: {label}" for label in "BCDE1234")] * 40
-BYTES = train_tokenizer([*documents("pretrain", 100, 1, 2, 0.5), *LABELS], 400)
+BYTES = train_tokenizer([*documents("pretrain", 100, 1, (2, 2), 0.5), *LABELS], 400)
 WORDS = word_tokenizer()
 Tokenizing = PreTrainedTokenizerFast
 TOKENIZERS = pytest.mark.parametrize("tokenizer", [BYTES, WORDS], ids=["bytes", "words"])
