@@ -50,7 +50,7 @@ def test_ctrl_c_ends_a_command_as_a_shell_expects():
 
 
 def loading(tmp_path: Path, *words: str) -> subprocess.Popen:
-    """A process of Python that is loading torch, and has printed its handler of Ctrl-C."""
+    """A process of Python that is loading torch, and prints its handler of Ctrl-C."""
     code = "import signal, time\nprint(signal.getsignal(signal.SIGINT).__name__, flush=True)\ntime.sleep(60)\n"
     (tmp_path / "torch.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -123,9 +123,7 @@ def test_durations():
     assert {seconds: errors.duration(seconds) for seconds in words} == words
 
 
-def test_a_stage_says_how_long_it_took_and_needs_its_arguments(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_a_stage_says_how_long_it_took_and_needs_its_arguments(monkeypatch, capsys):
     called: list[tuple[str, ...]] = []
     monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause", "1"])
     monkeypatch.setattr("time.monotonic", lambda: errors.STARTED + 192)

@@ -286,7 +286,8 @@ def test_only_the_answers_positions_think(folder: Path, monkeypatch: pytest.Monk
     model = QuietStarLM(str(folder), batch_size=8)
     calls, prompts = watch(model, "forward", monkeypatch), [choice_prompt(row) for row in commonsense_qa_rows(4)]
     model.loglikelihood(requests(*((prompt, f" {letter}") for prompt in prompts for letter in "ABCDE")), True)
-    assert [(shape[0], len(options["positions"])) for shape, options in calls] == [(4, len(model._encode_pair(prompts[0], " A")[1]))]
+    answer = model._encode_pair(prompts[0], " A")[1]
+    assert [(shape[0], len(options["positions"])) for shape, options in calls] == [(4, len(answer))]
 
 
 def test_texts_of_like_length_go_together(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -68,7 +68,6 @@ def torn(project: Path, path: str, size: int = 40) -> None:
 
 
 def file(path: str) -> Spoil:
-    """A file in place of the folder."""
     return each(gone(path), holds(path, b"no folder\n"))
 
 
@@ -104,7 +103,6 @@ def ran(project: Path, *stages: str) -> None:
 
 @way
 def config(project: Path, path: str, **values: object) -> None:
-    """Set these values in a JSON file."""
     (project / path).write_text(json.dumps(json.loads((project / path).read_text()) | values))
 
 
@@ -118,12 +116,10 @@ def trained_with(project: Path, name: str, value: str) -> None:
 
 @way
 def weights(project: Path, path: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
-    """Change the tensors in a safetensors file."""
     save_file(change(load_file(project / path)), project / path, {"format": "pt"})
 
 
 def another(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Change one number of one tensor."""
     name = min(tensors)
     changed = tensors[name].clone()
     changed.view(-1)[0] += 0.5
@@ -216,7 +212,6 @@ def half_of_the_files_gone(project: Path) -> None:
 
 
 def base_for_trained(project: Path) -> None:
-    """A base model in the trained one's place."""
     shutil.rmtree(project / "models/quiet_star")
     shutil.copytree(project / "models/base", project / "models/quiet_star")
 
@@ -234,7 +229,6 @@ ROWS: list[tuple[str, Spoil, str]] = [
     # parameters, where a stage finds out
     ("baseline pause one", each(), "train.seed: Value 'one'"),
     ("baseline magic 1", each(), "train.method is magic, but must be one of quiet_star, pause, no_thought"),
-    ("corpus", gone("params.yaml"), "params.yaml is missing: run from the project's root"),
     ("tokenize", params(tokenize__pretrain_span=10**6), "the pretrain text is too short"),
     ("tokenize", params(tokenize__span=4000, tokenize__packed=True), "the train text is too short"),
     ("train", params(train__learning_rate=1e30, train__steps=6), "held-out loss is … after step …learning rate"),
@@ -272,7 +266,6 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("evaluate", gone("data/tasks"), "data/tasks holds no task: run `dvc repro tasks`"),
     ("evaluate", torn("data/tasks/micro_rings.parquet"), "data/tasks/micro_rings.parquet is missing or not a Parquet"),
     ("compare", gone("results/evaluate/predictions.parquet"), "results/evaluate/predictions.parquet is missing"),
-    ("perplexity", link("data/tokens/heldout.arrow"), "data/tokens/heldout.arrow is missing or not an Arrow file"),
     ("report", gone("results/compare"), "results/compare/figures.csv: no such file"),
     ("release", link("models"), "models/quiet_star holds no trained model"),
     # a base model of the user's
@@ -307,7 +300,6 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("release", each(params(**LEARNED), ran("train"), gone("models/base")), "models/quiet_star…in models/base"),
     # places to write to
     ("evaluate", file("results/evaluate"), "Not a directory: results/evaluate/predictions.parquet.part"),
-    ("corpus", file("data/corpus"), "Not a directory: data/corpus/texts.part"),
     ("chain_of_thought", file(".resume"), "Not a directory: .resume/chain_of_thought/"),
     # the environment
     ("chain_of_thought", environment(DVC_ROOT="/proc"), "No such file or directory: /proc/.resume"),

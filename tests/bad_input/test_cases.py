@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -16,7 +15,8 @@ import pytest
 from pipeline.errors import UserError
 from tests.bad_input import spoil
 from tests.bad_input.spoil import ROWS, Spoil, params
-from tests.stage_runner import ENVIRONMENT, ROOT, run_as_module, run_here, run_stage
+from tests.chaos.kills import call
+from tests.stage_runner import make_repository, run_as_module, run_here, run_stage
 
 
 @pytest.fixture
@@ -27,13 +27,12 @@ def project(finished: Path, tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes | str]:
     """Every file's bytes and every link's target, by path."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            found[str(path.relative_to(folder))] = str(path.readlink())
-        elif path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    return {name: content for name, content in found.items() if "__pycache__" not in name}
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return {
+        str(path.relative_to(folder)): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in paths
+        if "__pycache__" not in path.parts
+    }
 
 
 def changed(project: Path, before: dict[str, bytes | str]) -> list[str]:
@@ -81,6 +80,7 @@ def ends_with_one_line(project: Path, stage: str, words: str, environment: dict[
 
 
 FULL, READ_ONLY = (spoil.small_disk, "No space left on device"), (spoil.immutable, "Operation not permitted")
+FULL_DATA = partial(spoil.small_disk, path="data")
 
 
 @pytest.mark.slow
@@ -160,52 +160,33 @@ def test_odd_variables_change_nothing(stage: str, folder: str, odd: dict[str, st
     assert contents(project / folder) == contents(finished / folder)
 
 
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-
-
-def run(project: Path, *command: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, **ENVIRONMENT, "PATH": PATH, "DVC_NO_ANALYTICS": "1"}
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def committed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that has run, with its outputs in DVC's cache."""
-    project = shutil.copytree(finished, tmp_path_factory.mktemp("dvc") / "project")
-    shutil.copy(ROOT / "dvc.yaml", project)
-    for command in (("git", "init", "-q"), ("dvc", "init", "-q"), ("dvc", "commit", "-q", "-f")):
-        done = run(project, *command)
-        assert done.returncode == 0, done.stderr
-    return project
-
-
-def kept(project: Path) -> dict[str, bytes | str]:
-    """dvc.lock and the cache."""
-    return {"dvc.lock": (project / "dvc.lock").read_bytes()} | contents(project / ".dvc/cache")
+def kept(found: dict[str, bytes | str], *where: str) -> dict[str, bytes | str]:
+    return {name: content for name, content in found.items() if name.startswith(where)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage, spoiled, named, full",
+    "stage, spoiled, named, during",
     [
-        ("train", params(train__steps=0), "train.steps is 0", None),
-        ("corpus", params(corpus__microworld__pretrain_documents=30_000), "No space left", "data"),
+        ("train", params(train__steps=0), "train.steps is 0", nullcontext),
+        ("corpus", params(corpus__microworld__pretrain_documents=30_000), "No space left", FULL_DATA),
     ],
 )
 def test_neither_dvc_lock_nor_the_cache_takes_anything_of_it(
-    stage: str, spoiled: Spoil, named: str, full: str | None, committed: Path, tmp_path: Path
+    stage: str, spoiled: Spoil, named: str, during: Callable, project: Path, capfd: pytest.CaptureFixture
 ):
-    project = shutil.copytree(committed, tmp_path / "project", symlinks=True)
-    during: Callable = partial(spoil.small_disk, path=full) if full else nullcontext
+    make_repository(project, (stage,), call)
+    call(project, "dvc", "commit", "-q", "-f")
     spoiled(project)
-    before, files = kept(project), contents(project)
+    before = contents(project)
     with during(project):
-        done = run(project, "dvc", "repro", "--single-item", stage)
+        with pytest.raises(subprocess.CalledProcessError):
+            call(project, "dvc", "repro", stage)
         after = contents(project)
-    assert done.returncode != 0
-    assert sum(line.startswith("error: ") and named in line for line in done.stderr.splitlines()) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert kept(project) == before
-    ours = {path: content for path, content in after.items() if path.startswith(("data/", "models/", "results/"))}
-    ours.pop("data/filler", None)
-    assert ours.items() <= files.items()  # DVC removes a stage's outputs before it runs; nothing else is there
+    told = capfd.readouterr().err
+    assert sum(line.startswith("error: ") and named in line for line in told.splitlines()) == 1, told
+    assert "Traceback" not in told
+    assert "dvc.lock" in before and kept(after, "dvc.lock", ".dvc/cache") == kept(before, "dvc.lock", ".dvc/cache")
+    after.pop("data/filler", None)
+    ours = kept(after, "data/", "models/", "results/")
+    assert ours.items() <= before.items()  # DVC removes a stage's outputs before it runs; nothing else is there

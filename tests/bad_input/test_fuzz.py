@@ -190,15 +190,10 @@ def asked(task_file: str, row: dict) -> Question | None:
 
 
 @settings(max_examples=60)
-@given(row=st.fixed_dictionaries({}, optional=ROW), number=st.none() | ANY_NUMBER | st.text())
-def test_a_row_is_a_question_with_a_number_or_is_refused(row: dict, number: object):
+@given(row=st.fixed_dictionaries({}, optional=ROW | {"choices": CHOICES}), number=st.none() | ANY_NUMBER | st.text())
+def test_a_row_is_a_question_with_a_number_or_label_or_is_refused(row: dict, number: object):
     for some in (row, row | {"question": "Why?", "answer": f"#### {number}"}):
         found = asked("tasks/gsm8k.yaml", some)
         assert found is None or number_in(found.answer) == found.answer
-
-
-@settings(max_examples=60)
-@given(row=st.fixed_dictionaries({}, optional=ROW | {"choices": CHOICES}))
-def test_a_row_is_a_question_with_a_label_or_is_refused(row: dict):
     found = asked("tasks/commonsense_qa.yaml", row)
     assert found is None or found.answer in found.labels

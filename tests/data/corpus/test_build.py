@@ -22,7 +22,7 @@ ROWS = 23  # of the local data set, which is read in blocks of 4: 6 of split tra
 
 
 class KilledError(BaseException):
-    """Stands for the end of the process."""
+    """The end of the process."""
 
 
 @pytest.fixture(autouse=True)
@@ -93,17 +93,13 @@ def written(sources: dict[str, HubSplit], out: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(out).iterdir()}
 
 
-def kept_files() -> list[Path]:
-    return list(Path(".resume").rglob("*.arrow"))
-
-
 def test_each_split_chooses_its_own_rows(sources: dict[str, HubSplit]):
     some = sources["heldout"]
     assert set(written({**sources, "pretrain": some}, "out")) == {"train.arrow", "heldout.arrow", "pretrain.arrow"}
     assert texts("out", "train") == local_hub.texts(ROWS)
     chosen, other = set(texts("out", "heldout")), set(texts("out", "pretrain"))
     assert len(chosen) == len(other) == 10 and chosen != other
-    assert not kept_files()
+    assert not list(Path(".resume").rglob("*.arrow"))
 
 
 AFTER = [(1, True), (5, False), (8, True), *(pytest.param(n, n % 2 == 0, marks=pytest.mark.slow) for n in (2, 3, 4, 6))]
@@ -135,7 +131,7 @@ def test_a_changed_folder_is_read_anew(tmp_path: Path):
     with pytest.raises(KilledError), build.kept_splits({"train": split}, 1) as kept:
         build.write_texts({"train": split}, 1, kept, tmp_path)
         raise KilledError
-    assert len(kept_files()) == 2
+    assert len(list(Path(".resume").rglob("*.arrow"))) == 2
     local_hub.jsonl(tmp_path / "set", "train", [{"text": "other"}] * 6)
     written({"train": split}, "again")
     assert texts("again", "train") == ["other"] * 6
@@ -145,7 +141,7 @@ def test_data_sets_that_are_refused(sources: dict[str, HubSplit], tmp_path: Path
     """A mistake in any split is told before one is read."""
     with pytest.raises(UserError, match="no column 'body'"):
         written({**sources, "heldout": replace(sources["heldout"], columns="body")}, "out")
-    assert not kept_files()
+    assert not list(Path(".resume").rglob("*.arrow"))
     folder = local_hub.jsonl(tmp_path / "blank", "train", [{"text": " "}] * 3)
     with pytest.raises(UserError, match="has no text"):
         written({"train": HubSplit(path=str(folder), split="train")}, "blank_out")

@@ -115,9 +115,6 @@ def test_another_process_makes_the_same_text_and_another_seed_another():
     assert text("train", 20, seed=1) != text("train", 20, seed=2)
     own = (*text("pretrain", 200), world.gsm8k_questions(20, 1, 2), world.commonsense_qa_questions(20, 1))
     for seed in ("0", "12345"):
-        environment = {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"}
-        folder = Path(world.__file__).parent
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, check=True
-        )
-        assert done.stdout.decode() == " ".join(map(str, own)) + "\n"
+        environment, folder = {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"}, Path(world.__file__).parent
+        told = subprocess.check_output([sys.executable, "-c", code], cwd=folder, env=environment)
+        assert told.decode() == " ".join(map(str, own)) + "\n"
