@@ -22,23 +22,16 @@ from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from tests.bad_input.spoil import config, each, gone, holds, way
 from tests.local_hub import word_tokenizer
+from tests.thought.tiny import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(os.environ.get("QUIET_STAR_REFERENCE", ROOT.parent / "shared" / "reference"))
 CASES = sorted(path.parent for path in REFERENCE.glob("*/case.json"))
 START, END = "<|startthought|>", "<|endthought|>"
 ROWS = len(word_tokenizer()) + 2
-BASE = {
-    "vocab_size": ROWS,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "rope_theta": 123.0,
-    "rms_norm_eps": 1e-3,
-}
-THEIRS = {**BASE, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+BASE = ARCHITECTURES["mistral"] | {"vocab_size": ROWS, "rope_theta": 123.0, "rms_norm_eps": 1e-3}
+WIDTH = BASE["hidden_size"]
+THEIRS = {**BASE, "architectures": ["MistralForCausalLM"]}
 THEIRS |= {**VARIANT, "max_thoughts": 13, "merged_talk_heads": True, "torch_dtype": "bfloat16", "use_cache": True}
 COUNTS = from_their_counts(n_ahead=8, n_ahead_talk=4, n_passes=2)
 IDS = {"start_token_id": ROWS - 2, "end_token_id": ROWS - 1}
@@ -56,7 +49,7 @@ def their_state(rows: int = ROWS, dtype: torch.dtype = torch.float32) -> dict[st
     ours = untrained(rows).state_dict()
     state = {name.removeprefix("base.").replace("mixing_head.", "talk_head.0."): value for name, value in ours.items()}
     for name in ("start_embedding", "end_embedding"):
-        state[name] = torch.stack([torch.randn(8), torch.full((8,), 99.0)])
+        state[name] = torch.stack([torch.randn(WIDTH), torch.full((WIDTH,), 99.0)])
     return {name: value.to(dtype) for name, value in state.items()}
 
 
@@ -151,8 +144,7 @@ def test_meta_tokens_are_added_to_mistrals_own_tokenizer(tmp_path: Path):
 def test_a_vocabulary_without_meta_tokens_bans_nothing(spare: int, tmp_path: Path, capsys: pytest.CaptureFixture):
     """There is no row for them, or nothing says which rows are theirs."""
     main([str(checkpoint(tmp_path / "theirs", word_tokenizer, rows=ROWS + spare)), str(tmp_path / "ours")])
-    config = load_trained(tmp_path / "ours").config
-    assert config.start_token_id is None and config.end_token_id is None
+    assert load_trained(tmp_path / "ours").config.banned == []
     assert len(read_tokenizer(tmp_path / "ours")) == ROWS - 2
     assert "never sampled: no id" in capsys.readouterr().out
 
@@ -198,7 +190,10 @@ WRONG = {
 WRONG |= {
     "another model": (configured(model_type="llama"), "a llama model"),
     "no number": (configured(hidden_size="wide"), "hidden_size"),
-    "another size": (configured(hidden_size=16), "not a checkpoint of the authors' code: .* is torch.bfloat16 of"),
+    "another size": (
+        configured(hidden_size=2 * WIDTH),
+        "not a checkpoint of the authors' code: .* torch.bfloat16 of",
+    ),
     "no config": (gone("config.json"), "config.json is missing or broken"),
     "a list": (holds("config.json", b"[]"), "holds a None model"),
     "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
@@ -210,8 +205,8 @@ WRONG |= {
     "no head": (change_weights("talk_head.0.0.weight", None), "it has no talk_head.0.0.weight"),
     "no table": (change_weights("model.embed_tokens.weight", None), "embeddings for 0 tokens"),
     "more": (change_weights("think_head.0.weight", torch.zeros(3)), "it has a think_head.0.weight"),
-    "one row": (change_weights("end_embedding", torch.zeros(8)), r"end_embedding is .* not floats of \[8\]"),
-    "integers": (change_weights("lm_head.weight", torch.zeros(ROWS, 8).char()), "lm_head.weight is torch.int8"),
+    "one row": (change_weights("end_embedding", torch.zeros(1)), r"end_embedding is .* not floats of \[16\]"),
+    "integers": (change_weights("lm_head.weight", torch.zeros(ROWS, WIDTH).char()), "lm_head.weight is torch.int8"),
     "no tokenizer": (gone("tokenizer.json", "tokenizer_config.json"), "no tokenizer at"),
 }
 

@@ -159,31 +159,15 @@ def no_gpu(project: Path) -> None:
         pytest.skip("there is a GPU, so it is right to ask for one")
 
 
-def run_or_skip(*command: str | Path) -> None:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"no {command[0]}")
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"{command[0]}: {done.stderr.decode().strip()}")
-
-
-@contextmanager
-def immutable(project: Path, path: str) -> Iterator[None]:
-    """Make a folder immutable while the block lasts: root may write to a folder that is only read-only."""
-    run_or_skip("chattr", "+i", project / path)
-    try:
-        yield
-    finally:
-        subprocess.run(["chattr", "-i", project / path], check=True)
-
-
 @contextmanager
 def small_disk(project: Path, path: str, room: int = 0) -> Iterator[None]:
     """While the block lasts, the folder is a file system with ``room`` bytes left."""
     kept, filler = project / "kept", project / path / "filler"
     (project / path).rename(kept)
     (project / path).mkdir()
-    run_or_skip("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", project / path)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", project / path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(mounted.stderr.decode().strip())
     try:
         shutil.copytree(kept, project / path, dirs_exist_ok=True)
         with pytest.raises(OSError), filler.open("wb", buffering=0) as file:

@@ -30,19 +30,15 @@ Place = tuple[str, str]  # of a function: its module and name
 # the moments at which a run is killed: a function, and which call of it
 LOSS = ("pipeline.training.quiet_star.trainer", "QuietStarTrainer.compute_loss")
 PRETRAINING_LOSS = ("pipeline.training.pretrain", "PretrainTrainer.compute_loss")
-SYNC = ("pipeline.training.checkpoints", "sync")
-PUBLISH = ("pipeline.training.checkpoints", "Checkpoints.publish")
 SAVE = ("transformers", "Trainer._save_optimizer_and_scheduler")
-TIDY = ("pipeline.training.checkpoints", "shutil.rmtree")
-LAST = ("pipeline.training.quiet_star.train", "write_json")
 MOMENTS = {
     "between two micro-batches of a step": (LOSS, 11),
     "while the first checkpoint is written": (SAVE, 1),
     "while a later checkpoint is written": (SAVE, 3),
-    "before a checkpoint is whole": (PUBLISH, 4),
-    "before its name is on the disk": (SYNC, 4),
-    "before the one before it is gone": (TIDY, 2),
-    "while the outputs are written": (LAST, 1),
+    "before a checkpoint is whole": (("pipeline.training.checkpoints", "Checkpoints.publish"), 4),
+    "before its name is on the disk": (("pipeline.training.checkpoints", "sync"), 4),
+    "before the one before it is gone": (("pipeline.training.checkpoints", "shutil.rmtree"), 2),
+    "while the outputs are written": (("pipeline.training.quiet_star.train", "write_json"), 1),
 }
 
 
@@ -95,7 +91,6 @@ def outputs(folder: Path, stage: str) -> dict[str, bytes]:
 
 
 def take_outputs(folder: Path, stage: str) -> dict[str, bytes]:
-    """The stage's outputs, which are removed."""
     found = outputs(folder, stage)
     for file in found:
         (folder / file).unlink()
@@ -204,7 +199,7 @@ def test_a_damaged_checkpoint_is_named(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """A step with a finite loss and gradient may be too large; no run can go on from what it leaves."""
+    """A step with a finite loss and gradient may be too large."""
     monkeypatch.setattr("pipeline.training.checkpoints.LEAST_SECONDS", 0)
     set_params(folder, {"train.learning_rate": 1e39, "train.warmup_steps": 0})
     told = "step 1: the weights are no longer finite; the last good checkpoint is none yet: lower the learning rate"

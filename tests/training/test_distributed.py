@@ -23,7 +23,7 @@ from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.launch import launch
 from pipeline.training.quiet_star.train import write_trained
 from tests.killing import checkpoint_often
-from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_here, run_stages, set_params
+from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_stages, set_params
 from tests.training.quiet_star.test_trainer import TRAIN
 from tests.training.rank import LONG, ended, finish, free_port, start
 from tests.training.test_checkpoints import outputs, scratches
@@ -193,19 +193,6 @@ def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, 
     assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
 
 
-def test_a_clusters_variables_make_no_process_one_of_several(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Some clusters set them for every command, and the others would be waited for."""
-    alone, told = (shutil.copytree(project, tmp_path / name) for name in ("alone", "told"))
-    for folder in (alone, told):
-        set_params(folder, {"train.steps": 2})
-        run_here(folder, "train")
-        monkeypatch.setenv("RANK", "1")
-        monkeypatch.setenv("WORLD_SIZE", "4")
-    assert outputs(told, "train") == outputs(alone, "train")
-
-
 @pytest.mark.parametrize(
     "changes, told",
     [
@@ -230,9 +217,7 @@ OF_FOUR = {"nnodes": "4", "node_rank": "2", "rdzv_endpoint": "one:9"}
     "launcher, address, told",
     [("launchers/node.yaml", {}, {"nnodes": "1:1"}), ("launchers/nodes.yaml", CLUSTER, OF_FOUR)],
 )
-def test_what_accelerate_makes_of_a_shipped_launcher(
-    launcher: str, address: dict, told: dict, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_accelerate_makes_of_a_shipped_launcher(launcher: str, address: dict, told: dict, monkeypatch):
     """What torchrun is told on a machine with 8 GPUs, and FSDP2 as the file has it."""
     started = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -254,7 +239,6 @@ def launched(folder: Path, **variables: str) -> subprocess.Popen:
 
 
 def ranks_of(process: subprocess.Popen) -> dict[int, psutil.Process]:
-    """The processes that train."""
     found = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.Error):  # ended since it was listed
@@ -300,7 +284,6 @@ def test_two_machines_train_as_one_process(project: Path, one: Callable, tmp_pat
 @slow
 @pytest.mark.parametrize("ended_by, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)], ids=["Ctrl-C", "kill -9"])
 def test_the_launchers_end_is_that_of_its_processes(ended_by: int, code: int, project: Path, tmp_path: Path):
-    """Without a word."""
     folder = shutil.copytree(project, tmp_path / "project")
     set_params(folder, {"train.launcher": "launchers/cpus.yaml", "train.steps": 5000})
     process = launched(folder, DVC_STAGE="train")

@@ -50,7 +50,7 @@ def test_other_methods_equal_the_slow_protocol(tmp_path, method, ways):
 
 def canned(monkeypatch, tokenizer, reasoning: str, answer: str) -> list[str]:
     """Have every generation write this; returns the prompts that it is given."""
-    prompts: list[str] = []
+    prompts = []
 
     def generate(self, input_ids, attention_mask, samples=1, max_new_tokens=0, **_: object):
         kept = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
@@ -104,8 +104,7 @@ def test_a_prompt_needs_room_for_reasoning_answer_and_thought(tmp_path):
     rows = ask(enough, tokenizer, numbers(3), tmp_path / "rows", how=how)
     again = [len(tokenizer(text)["input_ids"]) for text in every(rows, "texts")]
     assert max(again) > 12 + 10, "nothing was left out"
-    message = f"question of t .* need {needed} positions, but the base model has {needed - 1}"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"question of t .* need {needed} positions, .* has {needed - 1}"):
         ask(less, tokenizer, numbers(3), tmp_path / "rows")
 
 
@@ -116,22 +115,18 @@ def test_an_empty_prompt_is_told(tmp_path):
 
 
 LABELS = {  # by vote
-    "A": [" A", " A because B is wrong", " (A) lemur", "\nA", " trees.\nA", " trees. A. B"],
+    "A": [" A", " (A) lemur", "\nA", " trees.\nA", " trees. A. B", " trees? A: B", " it is A or B"],
     "B": [" B.", "B", ": B, not (C)", " (B) trees or (C)", " B: trees", " trees. A lemur lives in (B)", " B- water"],
     "C": [" 'C'", " Bears and (C)", " a B-side, C", " vitamin-B (C)", " B's or C"],
     "D": ["\n\nD", " B2 D"],
     "E": [" option E)"],
     "": [" the lab", " _B_", " b", " F or G", " trees.\nA lemur", " trees\nA lemur", ""],
 }
-LABELS["A"] += [" trees? A: B", " it is A or B", " trees. (A) lemur"]
 
 
-@pytest.mark.parametrize("vote, written", [(vote, written) for vote in LABELS for written in LABELS[vote]])
-def test_labels_are_words_of_their_own_and_no_articles(vote: str, written: str):
-    assert vote_in(written, list("ABCDE")) == vote
-
-
-def test_labels_are_any_text():
+def test_labels_are_words_of_their_own_and_no_articles():
+    for vote, texts in LABELS.items():
+        assert {text: vote_in(text, list("ABCDE")) for text in texts} == dict.fromkeys(texts, vote)
     assert vote_in(" 10 of 1", ["1", "10"]) == "10"
     assert vote_in(" yes+ (yes)", ["yes+", "no"]) == "yes+"
     assert vote_in(" x.y", ["."]) == ""

@@ -69,12 +69,9 @@ VOTES = {  # by way, by question; the right answer is 1
 }
 
 
-def rows(task: str = "t", ways: tuple[str, ...] = ("thought", "no_thought")) -> list[dict]:
-    return [
-        {"task": task, "index": index, "way": way, "votes": VOTES[way][index], "answer": "1"}
-        for index in range(5)
-        for way in ways
-    ]
+def rows(task: str = "t") -> list[dict]:
+    places = product(range(5), VOTES)
+    return [{"task": task, "index": i, "way": way, "votes": VOTES[way][i], "answer": "1"} for i, way in places]
 
 
 def expected(way: str) -> np.ndarray:
@@ -106,9 +103,7 @@ def test_votes_have_a_row_a_task_way_and_k():
     assert votes[["task", "way", "k"]].values.tolist() == [
         [task, way, k] for task in "tu" for way in VOTES for k in (1, 2, 4)
     ]
-    assert votes["accuracy"].tolist() == pytest.approx(
-        [*expected("thought").mean(0), *expected("no_thought").mean(0)] * 2
-    )
+    assert votes["accuracy"].tolist() == pytest.approx([*np.ravel([expected(way).mean(0) for way in VOTES])] * 2)
     low, high = interval(expected("thought")[:, 1], None, about.bootstrap_samples, about.seed)
     assert votes.loc[1, ["ci_low", "ci_high", "n"]].tolist() == pytest.approx([low, high, 5])
 
