@@ -76,11 +76,6 @@ def checkpoint(folder: Path, make: Callable = meta_tokenizer, shards: int = 2, r
     return folder
 
 
-@torch.no_grad()
-def predicted(model: QuietStarForCausalLM) -> Tensor:
-    return model(torch.arange(1, 13).view(2, 6) % ROWS, sampling=Sampling(1.0, 3)).logits
-
-
 def test_names_dtypes_and_the_mean_row():
     """Nothing is copied. Rotary frequencies stay exact: bfloat16 would move every position."""
     assert COUNTS == {"thought_tokens": 5, "lookahead": 4, "rationales": 2}
@@ -108,7 +103,6 @@ def test_a_checkpoint_becomes_a_trained_folder(shards: int, tmp_path: Path, caps
     main([str(source), str(out)])
     printed = capsys.readouterr().out
     model, expected = load_trained(out), from_authors(their_state(dtype=torch.bfloat16), THEIRS, **COUNTS, **IDS)
-    assert torch.equal(predicted(model), predicted(expected))
     assert model.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.state_dict().items())
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -233,7 +227,7 @@ def test_a_tokenizer_larger_than_the_table_and_counts_that_make_no_thought_are_r
 
 def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = checkpoint(tmp_path / "theirs")
-    monkeypatch.setattr("pipeline.data.tokens.tokenizer.PreTrainedTokenizerBase.save_pretrained", lambda *_: 1 / 0)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main([str(source), str(tmp_path / "ours")])
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]

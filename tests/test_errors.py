@@ -105,16 +105,10 @@ def test_no_memory_left(command: Callable[[], None]):
     assert told.startswith("error: out of memory (") and "lower the stage's batch_size" in told and "\n" not in told
 
 
-@pytest.mark.parametrize(
-    "text, told",
-    [("first\n  second", "first second"), ("a\x1b[31mb\x00", "a\ufffd[31mb\ufffd"), ("x" * 5000, "x" * 1000 + "…")],
-)
-def test_a_message_is_one_printable_line(text: str, told: str):
-    assert ended(fails(errors.UserError(text))) == f"error: {told}"
-
-
-def test_a_complaint_of_the_system_names_the_file(tmp_path: Path):
-    path = tmp_path / "nothing"
+def test_a_message_is_one_printable_line():
+    words = {"first\n  second": "first second", "a\x1b[31mb\x00": "a\ufffd[31mb\ufffd", "x" * 5000: "x" * 1000 + "…"}
+    assert {text: ended(fails(errors.UserError(text))) for text in words} == {t: f"error: {words[t]}" for t in words}
+    path = Path("/nowhere")  # a complaint of the system names the file
     assert ended(path.read_text) == f"error: No such file or directory: {path}"
 
 

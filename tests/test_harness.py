@@ -276,25 +276,17 @@ def test_a_long_context_loses_its_beginning(short: tuple):
     assert other == slow.write(short, [], 9)
 
 
-def test_only_the_answers_positions_think(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """The five letters of a question share its thoughts."""
-    model = QuietStarLM(str(folder), batch_size=8)
-    calls, prompts = watch(model, "forward", monkeypatch), [choice_prompt(row) for row in commonsense_qa_rows(4)]
-    model.loglikelihood(requests(*((prompt, f" {letter}") for prompt in prompts for letter in "ABCDE")), True)
-    answer = model._encode_pair(prompts[0], " A")[1]
-    assert [(shape[0], len(options["positions"])) for shape, options in calls] == [(4, len(answer))]
-
-
-def test_texts_of_like_length_go_together(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """The longest come first, so that a batch that does not fit into memory fails at once."""
+def test_texts_of_like_length_go_together_and_only_answers_think(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The longest come first, to fail at once where memory is short. Five answers share the thoughts of a text."""
     model = QuietStarLM(str(folder), batch_size=2)
     scored, written = (watch(model, name, monkeypatch) for name in ("forward", "generate"))
     contexts = [f"Q: Where{'?' * count}\nA:" for count in (9, 0, 40, 1, 41, 10)]
     own = sorted((len(model.tok_encode(context)) for context in contexts), reverse=True)
-    model.loglikelihood(requests(*((context, " A") for context in contexts)), True)
+    model.loglikelihood(requests(*((context, f" {letter}") for context in contexts for letter in "ABCDE")), True)
     model.generate_until(requests(*((context, {"max_gen_toks": 1}) for context in contexts)), True)
     answer = len(model._encode_pair(contexts[0], " A")[1])
     assert [shape for shape, _ in scored] == [(2, length + answer - 1) for length in own[::2]]
+    assert all(len(options["positions"]) == answer for _, options in scored)
     assert [shape for shape, _ in written] == [(2, length) for length in own[::2]]
 
 

@@ -8,7 +8,6 @@ same dvc.lock. Writes results/chaos.md; the exit code is 1 if anything is not as
 import argparse
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,15 +67,11 @@ def main() -> None:
     commit = call(Path(), "git", "rev-parse", "--short", "HEAD").strip()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     reference, project = small_clone(folder / "reference"), small_clone(folder / "killed")
-    began = time.monotonic()
-    print("an uninterrupted run first", flush=True)
     if begin(reference, folder / "reference.log").wait():
         raise UserError(f"the uninterrupted run failed: see {folder / 'reference.log'}")
     kills = run(project, options.kills, Random(options.seed))
     problems = [*differences(project, reference), *surprises(kills)]
-    minutes = (time.monotonic() - began) / 60
-    command = " ".join(["python -m tests.chaos", *sys.argv[1:]])
-    about = f"`{command}`: commit {commit}, seed {options.seed}, {minutes:.1f} minutes."
+    about = f"`python -m tests.chaos --kills {options.kills} --seed {options.seed}`: commit {commit}."
     with replacing(RESULTS) as part:
         part.write_text(in_words(kills, problems, about), encoding="utf-8")
     if problems:
@@ -140,9 +135,8 @@ def differences(project: Path, reference: Path) -> Iterator[str]:
         yield f"changed are {changed.split()}, not {expected.split()}"
     over = [file for file in (project / ".resume").rglob("*") if file.is_file()]
     over += [part for part in project.rglob("*.part") if ".dvc" not in part.parts]
-    untracked = ("git", "ls-files", "-o", "--exclude-standard")
-    new, known = (call(folder, *untracked).split() for folder in (project, reference))
-    over += [project / name for name in new if name not in known]
+    untracked = (call(folder, "git", "ls-files", "-o", "--exclude-standard").split() for folder in (project, reference))
+    over += [project / name for name in sorted(set.difference(*map(set, untracked)))]
     yield from (f"{path.relative_to(project)} is left over" for path in over)
 
 

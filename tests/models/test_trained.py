@@ -160,13 +160,10 @@ def refused(folder: Path, message: str) -> None:
     assert message in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_transformers_does_not_take_the_folder_for_a_whole_model(folder: Path):
+def test_a_missing_or_another_base_model_is_refused(folder: Path):
+    """Even one of the same shape, whose weights would take the adapters; transformers sees no whole model."""
     with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(folder)
-
-
-def test_a_missing_or_another_base_model_is_refused(folder: Path):
-    """Even a base model of the same shape, whose weights would take the adapters without a word."""
     base = folder.parent / "base"
     for other in (LLAMA, GPT2):
         quiet_star(other, seed=5).base.save_pretrained(base)

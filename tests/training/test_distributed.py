@@ -57,13 +57,11 @@ def trained(project: Path, folder: Path, processes: int, way: dict[str, str], ch
 @pytest.fixture(scope="module")
 def one(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict], Path]:
     """A run in one process with these changes, which tests share."""
-    known: dict[str, Path] = {}
+    folder = tmp_path_factory.mktemp("one")
 
     def run(changes: dict[str, object]) -> Path:
-        key = str(sorted(changes.items()))
-        if key not in known:
-            known[key] = trained(project, tmp_path_factory.mktemp("one") / "project", 1, {}, changes)
-        return known[key]
+        known = folder / str(changes)
+        return known if known.exists() else trained(project, known, 1, {}, changes)
 
     return run
 

@@ -36,19 +36,12 @@ def texts() -> dict[str, list[str]]:
     return {split: text(split) for split in world.TEXT_SPLITS}
 
 
-@pytest.fixture(scope="module")
-def questions(texts: dict[str, list[str]]) -> dict[str, set[str]]:
-    return {split: {question(d) for d in some if d.startswith("Q: ")} for split, some in texts.items()}
-
-
-def test_every_kind_of_document_is_in_every_split(texts: dict[str, list[str]], questions: dict[str, set[str]]):
+def test_splits_have_every_kind_of_document_and_share_no_question(texts: dict[str, list[str]]):
+    """Nor do they share a ring's numbers, or an animal's question, which names the pair, with the evaluation."""
+    questions = {split: {question(d) for d in some if d.startswith("Q: ")} for split, some in texts.items()}
     for split, some in questions.items():
         assert any(map(ring_numbers, some)) and not all(map(ring_numbers, some))
         assert any(not d.startswith("Q: ") for d in texts[split])
-
-
-def test_splits_share_no_question(texts: dict[str, list[str]], questions: dict[str, set[str]]):
-    """Nor do they share a ring's numbers, or an animal's question, which names the pair, with the evaluation."""
     trained = questions["train"] | questions["pretrain"]
     assert not questions["heldout"] & trained
     probed = {ring_numbers(row["prompt"]) for row in world.probe(300, 1, 2)}

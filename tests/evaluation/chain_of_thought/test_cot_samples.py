@@ -94,7 +94,7 @@ def test_an_end_token_that_a_tokenizer_adds_is_not_asked(tmp_path):
     assert with_end == ask(model, WORDS, numbers(3), tmp_path / "plain", samples=2)
 
 
-def test_a_prompt_needs_room_for_reasoning_answer_and_thought(tmp_path):
+def test_a_prompt_is_not_empty_and_needs_room_for_reasoning_answer_and_thought(tmp_path):
     """Learned positions end where they end; a broken character is longer in tokens than what it was sampled in."""
     tokenizer = TOKENIZERS["bytes"]()
     longest = max(len(tokenizer(q.reasoning_prompt)["input_ids"]) for q in numbers(3))
@@ -106,12 +106,9 @@ def test_a_prompt_needs_room_for_reasoning_answer_and_thought(tmp_path):
     assert max(again) > 12 + 10, "nothing was left out"
     with pytest.raises(UserError, match=f"question of t .* need {needed} positions, .* has {needed - 1}"):
         ask(less, tokenizer, numbers(3), tmp_path / "rows")
-
-
-def test_an_empty_prompt_is_told(tmp_path):
     questions = [*numbers(2), Question("Q", "1", [], "")]
     with pytest.raises(UserError, match="task t, question 2: its chain-of-thought prompt is empty"):
-        ask(tiny_model(WORDS), WORDS, questions, tmp_path / "rows")
+        ask(enough, tokenizer, questions, tmp_path / "rows")
 
 
 LABELS = {  # by vote
