@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import MistralConfig, PreTrainedTokenizerBase
@@ -61,18 +62,12 @@ def meta_tokenizer() -> PreTrainedTokenizerBase:
 
 def checkpoint(folder: Path, make: Callable = meta_tokenizer, shards: int = 2, rows: int = ROWS) -> Path:
     """Write a checkpoint of theirs in bfloat16, as the hub lays it out, in several shards or in one file."""
-    folder.mkdir(parents=True)
-    state = their_state(rows, torch.bfloat16)
-    (folder / "config.json").write_text(json.dumps(THEIRS | {"vocab_size": rows}))
     make().save_pretrained(folder)
-    if shards == 1:
-        save_file(state, folder / "model.safetensors")
-        return folder
-    parts = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
-    for i, part in enumerate(parts):
-        save_file({name: state[name] for name in sorted(state)[i::shards]}, folder / part)
-    weight_map = {name: parts[i % shards] for i, name in enumerate(sorted(state))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(THEIRS | {"vocab_size": rows}))
+    state = their_state(rows, torch.bfloat16)
+    size = sum(value.nbytes for value in state.values())
+    save_torch_state_dict(state, folder, max_shard_size=int(1.2 * size / shards))
+    assert len(list(folder.glob("*.safetensors"))) == shards
     return folder
 
 
@@ -143,22 +138,17 @@ def test_a_vocabulary_without_meta_tokens_bans_nothing(spare: int, tmp_path: Pat
     assert "never sampled: no id" in capsys.readouterr().out
 
 
-def test_what_is_there_is_never_overwritten(tmp_path: Path):
+def test_what_is_there_is_never_overwritten_and_odd_counts_are_pointed_out(tmp_path: Path, caplog):
     """Not even a trained folder of ours, which may have taken a day."""
     source, trained, file = checkpoint(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "file"
     main([str(source), str(trained)])
+    assert not caplog.records
     file.write_text("notes")
     for out in (trained, file):
         before = {path: path.stat().st_mtime_ns for path in [out, *out.glob("*")]}
         with pytest.raises(UserError, match=f"{out} exists and is not empty: name a new folder, or remove"):
             main([str(source), str(out)])
         assert {path: path.stat().st_mtime_ns for path in [out, *out.glob("*")]} == before
-
-
-def test_counts_that_the_configuration_contradicts_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    source = checkpoint(tmp_path / "theirs")
-    main([str(source), str(tmp_path / "ours")])
-    assert not caplog.records
     main([str(source), str(tmp_path / "other"), "--n-ahead", "12", "--n-ahead-talk", "3", "--n-passes", "1"])
     assert "max_thoughts 13" in caplog.text and "16" in caplog.text
     config = load_trained(tmp_path / "other").config

@@ -8,8 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline import files
 from pipeline.errors import UserError
@@ -71,14 +69,6 @@ def test_json_and_tables_read_back(tmp_path: Path):
     files.write_table(tmp_path / "t.csv", table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), table, rtol=1e-6)
     assert b"\r" not in (tmp_path / "t.csv").read_bytes()
-
-
-@given(st.lists(st.integers()), st.integers(1, 5))
-def test_batches(rows: list[int], size: int):
-    made = list(files.batches(rows, size))
-    assert [row for batch in made for row in batch] == rows
-    assert all(len(batch) == size for batch in made[:-1])
-    assert all(0 < len(batch) <= size for batch in made)
 
 
 def test_more_rows_than_a_batch(tmp_path: Path):

@@ -291,7 +291,7 @@ def test_texts_of_like_length_go_together_and_only_answers_think(folder: Path, m
 
 
 def test_odd_requests(folder: Path):
-    """An empty context stands for the end token, and an empty answer is certain, also in a batch with others."""
+    """An empty context stands for the end token; an empty answer is certain. A text ends before its stop string."""
     model, slow = QuietStarLM(str(folder), batch_size=10), Slow(folder)
     end, answer = slow.tokenizer.eos_token_id, slow.tokenizer("water")["input_ids"]
     asked = requests(("", "water"), ("Q: What is it?\nA:", ""), *pairs(2))
@@ -300,6 +300,10 @@ def test_odd_requests(folder: Path):
     assert scores[1] == (0.0, True)
     assert model.loglikelihood(asked[1:2], True) == [(0.0, True)]
     assert isinstance(model.generate_until(requests(("", {"max_gen_toks": 2})), True)[0], str)
+    text = slow.write("Q:", [], 12)
+    stop = text[len(text) // 2 :][:2]
+    asked = {"until": ["never", stop], "max_gen_toks": 12}
+    assert model.generate_until(requests(("Q:", asked)), True) == [text[: text.index(stop)]] != [text]
 
 
 def test_what_greedy_decoding_writes_is_greedy(folder: Path):
@@ -315,14 +319,6 @@ def test_what_greedy_decoding_writes_is_greedy(folder: Path):
     head[START] = 50 * head[best]
     scores = model._loglikelihood_tokens([(("", ""), ids, [best]), (("", ""), ids, [START])], disable_tqdm=True)
     assert [greedy for _, greedy in scores] == [True, False] and scores[0][0] < scores[1][0]
-
-
-def test_a_text_ends_before_its_first_stop_string(folder: Path):
-    model, prompt = QuietStarLM(str(folder)), "Q: What is it?\nA:"
-    text = Slow(folder).write(prompt, [], 12)
-    stop = text[len(text) // 2 :][:2]
-    asked = {"until": ["never", stop], "max_gen_toks": 12}
-    assert model.generate_until(requests((prompt, asked)), True) == [text[: text.index(stop)]] != [text]
 
 
 def test_special_tokens_around_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

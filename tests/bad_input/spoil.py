@@ -196,10 +196,6 @@ def nans(tensors: dict) -> dict:
     return {name: tensor * float("nan") for name, tensor in tensors.items()}
 
 
-def fewer(tensors: dict) -> dict:
-    return dict(list(tensors.items())[1:])
-
-
 # a stage with its arguments, what is wrong, and words of the message in their order, with … between
 ROWS: list[tuple[str, Spoil, str]] = [
     # parameters, where a stage finds out
@@ -263,7 +259,11 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("evaluate", base_for_trained, "models/quiet_star holds a llama model, not a trained Quiet-STaR one"),
     ("evaluate", torn(TRAINED), "the model in models/quiet_star cannot be read"),
     ("evaluate", pickled("models/quiet_star/pytorch_model.bin", TRAINED), "quiet_star…no file named model"),
-    ("evaluate", weights(TRAINED, fewer), "weights in models/quiet_star are not those of its config.json: base"),
+    (
+        "evaluate",
+        weights(TRAINED, lambda t: dict([*t.items()][1:])),
+        "models/quiet_star are not those of its config.json",
+    ),
     ("evaluate", weights(TRAINED, nans), "the weights in models/quiet_star are not all finite numbers"),
     ("perplexity", config(CONFIG, base="x"), "quiet_star cannot be read: base must be the configuration"),
     ("perplexity", config(CONFIG, thought_tokens="x"), "quiet_star cannot be read: thought_tokens is 'x'"),

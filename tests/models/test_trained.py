@@ -16,17 +16,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
 from pipeline.files import digests, write_rows
-from pipeline.models.trained import (
-    ABOUT,
-    LEARNED,
-    TENSORS,
-    WEIGHTS,
-    limit_learning,
-    load_trained,
-    restore_frozen,
-    round_frozen,
-    save_trained,
-)
+from pipeline.models import trained
 from pipeline.params import Lora, Train
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
@@ -64,7 +54,7 @@ def spans(tmp_path: Path) -> Spans:
 
 def limited(settings: Train, base: dict = LLAMA) -> QuietStarForCausalLM:
     model = quiet_star(base, method=settings.method)
-    limit_learning(model, settings)
+    trained.limit_learning(model, settings)
     return model
 
 
@@ -72,8 +62,8 @@ def saved(model: QuietStarForCausalLM, settings: Train, base: dict, folder: Path
     """Write the trained model to a folder, and its base model to another beside it."""
     quiet_star(base, method=settings.method).base.save_pretrained(folder / "base")
     (folder / "trained").mkdir()
-    read = digests(folder / "base", WEIGHTS)
-    save_trained(copy.deepcopy(model), settings, folder / "base", read, folder / "trained")
+    read = digests(folder / "base", trained.WEIGHTS)
+    trained.save_trained(copy.deepcopy(model), settings, folder / "base", read, folder / "trained")
     return folder / "trained"
 
 
@@ -97,15 +87,15 @@ def test_training_changes_what_learns_only_and_both_folders_hold_it(settings, me
     assert any("lora_" in name for name in after) == (settings.adapt == "lora")
 
     folder = saved(model, settings, base, tmp_path / "small")
-    assert {path.name for path in folder.iterdir()} == {"config.json", *LEARNED}
-    assert load_file(folder / TENSORS).keys() == learned(model).keys()
-    about = json.loads((folder / ABOUT).read_text())
-    assert about["base"] == "../base" and str(tmp_path) not in (folder / ABOUT).read_text()
+    assert {path.name for path in folder.iterdir()} == {"config.json", *trained.LEARNED}
+    assert load_file(folder / trained.TENSORS).keys() == learned(model).keys()
+    about = json.loads((folder / trained.ABOUT).read_text())
+    assert about["base"] == "../base" and str(tmp_path) not in (folder / trained.ABOUT).read_text()
     lora = {"rank": 4, "alpha": 8.0, "modules": None}
     assert about["lora"] == (lora if settings.adapt == "lora" else None)
 
-    small = load_trained(folder)
-    whole = load_trained(saved(model, replace(settings, saved="whole"), base, tmp_path / "whole"))
+    small = trained.load_trained(folder)
+    whole = trained.load_trained(saved(model, replace(settings, saved="whole"), base, tmp_path / "whole"))
     assert not small.training and small.state_dict().keys() == whole.state_dict().keys()
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in small.state_dict().items())
     assert error(predictions(small), predictions(whole)) < 1e-6  # sums depend on where weights lie in memory
@@ -125,7 +115,7 @@ def test_training_on_matrices_in_bfloat16_gives_the_same_bits(settings: Train, m
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter)  # so that they show
         if rounded:
-            round_frozen(model)
+            trained.round_frozen(model)
         log = [{name: row[name] for name in COMPARED if name in row} for row in trainer(model, spans, settings).run()]
         found.append((log, learned(model)))
     (log, weights), (other_log, other) = found
@@ -137,11 +127,11 @@ def test_training_on_matrices_in_bfloat16_gives_the_same_bits(settings: Train, m
 def test_only_frozen_matrices_are_rounded_and_restored(settings: Train, base: dict, count: int):
     """LLaMA's LM head is one of them; GPT-2's is its embedding, which is not."""
     plain, model = limited(settings, base), limited(settings, base)
-    round_frozen(model)
+    trained.round_frozen(model)
     rounded = [weights for weights in model.parameters() if weights.dtype == torch.bfloat16]
     assert len(rounded) == count and all(weights.ndim == 2 and not weights.requires_grad for weights in rounded)
     assert model.get_input_embeddings().weight.dtype == torch.float32
-    restore_frozen(model, quiet_star(base).base)
+    trained.restore_frozen(model, quiet_star(base).base)
     before, after = plain.state_dict(), model.state_dict()
     assert after.keys() == before.keys() and {value.dtype for value in after.values()} == {torch.float32}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
@@ -156,7 +146,7 @@ def folder(tmp_path: Path) -> Path:
 def refused(folder: Path, message: str) -> None:
     """Reading the folder ends with this message, in one line that names the folder."""
     with pytest.raises(UserError) as caught:
-        load_trained(folder)
+        trained.load_trained(folder)
     assert message in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -173,7 +163,7 @@ def test_a_missing_or_another_base_model_is_refused(folder: Path):
 
 
 def test_another_configuration_other_adapters_and_broken_files_are_refused(folder: Path):
-    config, about = (json.loads((folder / name).read_text()) for name in ("config.json", ABOUT))
+    config, about = (json.loads((folder / name).read_text()) for name in ("config.json", trained.ABOUT))
     for base, message in (
         ({"num_hidden_layers": 3}, "are not those of its config.json: base.model.layers.2."),
         ({"hidden_size": 32}, "are not those of its config.json: "),
@@ -183,23 +173,23 @@ def test_another_configuration_other_adapters_and_broken_files_are_refused(folde
         refused(folder, message)
     (folder / "config.json").write_text(json.dumps(config))
     for lora in ({"rank": 2}, {"modules": ["q_proj"]}, {"modules": ["query"]}, {"ranks": 4}, None):
-        (folder / ABOUT).write_text(json.dumps(about | {"lora": lora and about["lora"] | lora}))
+        (folder / trained.ABOUT).write_text(json.dumps(about | {"lora": lora and about["lora"] | lora}))
         refused(folder, "cannot be read: ")
-    (folder / ABOUT).write_text(json.dumps(about))
-    (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-8])
+    (folder / trained.ABOUT).write_text(json.dumps(about))
+    (folder / trained.TENSORS).write_bytes((folder / trained.TENSORS).read_bytes()[:-8])
     refused(folder, "cannot be read: ")
-    (folder / TENSORS).unlink()
+    (folder / trained.TENSORS).unlink()
     refused(folder, "cannot be read: ")
     for text in ("", "[]", '{"base": "../base"}'):
-        (folder / ABOUT).write_text(text)
-        refused(folder, f"{ABOUT} is missing or broken")
+        (folder / trained.ABOUT).write_text(text)
+        refused(folder, f"{trained.ABOUT} is missing or broken")
 
 
 def test_missing_peft_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    for needs_peft in (lambda: limited(LORA), lambda: load_trained(folder)):
+    for needs_peft in (lambda: limited(LORA), lambda: trained.load_trained(folder)):
         with pytest.raises(UserError, match=r"train\.adapt is lora\), which needs peft: pip install peft"):
             needs_peft()
     for settings in (FROZEN, WHOLE):
         one = tmp_path / settings.adapt
-        assert load_trained(saved(limited(settings), replace(settings, saved="whole"), LLAMA, one))
+        assert trained.load_trained(saved(limited(settings), replace(settings, saved="whole"), LLAMA, one))

@@ -23,22 +23,12 @@ from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.training.trainer import BFLOAT16
 
-BASE = {
-    "model_type": "llama",
-    "hidden_size": 1024,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "intermediate_size": 2816,
-    "vocab_size": 8192,
-    "tie_word_embeddings": False,
-}
+BASE = {"model_type": "llama", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 2816}
+BASE |= {"num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 4, "tie_word_embeddings": False}
 THOUGHTS = {"thought_tokens": 3, "lookahead": 2, "rationales": 2, "policy_weight": 10.0, "meta_token_scale": 1.0}
 TOKENS, MEGA = 16, 1e6
 COLLECTIVES = {"_allgather_base_": "gathered", "_reduce_scatter_base_": "scattered", "allreduce_": "all-reduced"}
 COLUMNS = ["states", *COLLECTIVES.values(), "peak"]
-
-
 # words of a name: a layer's weights are freed after each pass (gathered) or not (kept); two groups have all shards each
 WAYS = ["gathered", "gathered, checkpointing", "gathered, bfloat16", "kept", "kept, bfloat16", "kept, two replicas"]
 

@@ -21,10 +21,6 @@ ROOT = Path(__file__).parents[3]
 ROWS = 23  # of the local data set, which is read in blocks of 4: 6 of split train, which takes all, and 3 of heldout
 
 
-class KilledError(BaseException):
-    """The end of the process."""
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of its own for each test, in which a killed run leaves its scratch."""
@@ -116,10 +112,10 @@ def test_a_killed_run_resumes(after: int, noted: bool, sources: dict[str, HubSpl
         if noted or len(added) != after:
             add(scratch, rows)
         if len(added) == after:
-            raise KilledError
+            raise SystemExit
 
     monkeypatch.setattr(Scratch, "add", killed)
-    with pytest.raises(KilledError):
+    with pytest.raises(SystemExit):
         written(sources, "killed")
     assert written(sources, "again") == whole
     assert len(added) == (9 if noted else 10)
@@ -128,9 +124,9 @@ def test_a_killed_run_resumes(after: int, noted: bool, sources: dict[str, HubSpl
 def test_a_changed_folder_is_read_anew(tmp_path: Path):
     """Blocks are kept until the outputs are in place, but only for the same files."""
     split = HubSplit(path=str(local_hub.jsonl(tmp_path / "set", "train", [{"text": "one"}] * 5)), split="train")
-    with pytest.raises(KilledError), build.kept_splits({"train": split}, 1) as kept:
+    with pytest.raises(SystemExit), build.kept_splits({"train": split}, 1) as kept:
         build.write_texts({"train": split}, 1, kept, tmp_path)
-        raise KilledError
+        raise SystemExit
     assert len(list(Path(".resume").rglob("*.arrow"))) == 2
     local_hub.jsonl(tmp_path / "set", "train", [{"text": "other"}] * 6)
     written({"train": split}, "again")

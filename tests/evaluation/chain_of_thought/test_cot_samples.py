@@ -1,7 +1,6 @@
 """The protocol equals one question, way and sample at a time, without cached keys; whatever the batch size."""
 
 import pytest
-import torch
 from tokenizers.processors import TemplateProcessing
 
 from pipeline.data.tasks import spec
@@ -9,7 +8,6 @@ from pipeline.data.tasks.questions import Question
 from pipeline.errors import UserError
 from pipeline.evaluation.chain_of_thought.samples import vote_in
 from pipeline.evaluation.prompts import before_stop
-from pipeline.thought.model import QuietStarForCausalLM
 from tests.evaluation.chain_of_thought.asking import HOW, TOKENIZERS, ask, choices, numbers, slow_samples, tiny_model
 from tests.local_hub import word_tokenizer
 from tests.thought.tiny import GPT2
@@ -46,43 +44,6 @@ def test_other_methods_equal_the_slow_protocol(tmp_path, method, ways):
     model = tiny_model(WORDS, method=method).double()
     slow = slow_samples(model, WORDS, numbers(2), samples=2)
     assert ask(model, WORDS, numbers(2), tmp_path / "rows", samples=2) == [row for row in slow if row["way"] in ways]
-
-
-def canned(monkeypatch, tokenizer, reasoning: str, answer: str) -> list[str]:
-    """Have every generation write this; returns the prompts that it is given."""
-    prompts = []
-
-    def generate(self, input_ids, attention_mask, samples=1, max_new_tokens=0, **_: object):
-        kept = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
-        prompts.extend(tokenizer.decode(ids) for ids in kept)
-        new = tokenizer(reasoning if max_new_tokens == 12 else answer, add_special_tokens=False)["input_ids"]
-        written = torch.tensor([new] * len(input_ids) * samples)
-        return torch.cat([input_ids.repeat_interleave(samples, 0), written], dim=1)
-
-    monkeypatch.setattr(QuietStarForCausalLM, "generate", generate)
-    return prompts
-
-
-# reasoning, answer, text, vote
-WRITTEN = [
-    (" 1 + 1 is 2.", " 2.", " 1 + 1 is 2.", "2"),
-    (" So 4.\nQ: What is 5?", " is $1,234.50", " So 4.\n", "1234.5"),
-    (" So 4.<|end|> and 5", " six Q: 7", " So 4.", ""),
-    ("\n\n\n6", " 3<|end|>4", "", "3"),
-    ("Q: 3\n\n\n", "\n9", "", "9"),
-    ("\n\n", "-0.50 or 8", "\n\n", "-0.5"),
-]
-
-
-def test_what_is_kept_and_asked(monkeypatch, tmp_path):
-    tokenizer, question = TOKENIZERS["bytes"](), numbers(3)[2]
-    model = tiny_model(tokenizer, method="no_thought")
-    how = spec.ChainOfThought(prompt="{{ q }}", stop=["Q:", "\n\n\n"], answer_prompt="\nTherefore,")
-    for i, (reasoning, answer, text, vote) in enumerate(WRITTEN):
-        prompts = canned(monkeypatch, tokenizer, reasoning, answer)
-        rows = ask(model, tokenizer, [question], tmp_path / f"rows {i}", how=how, samples=2)
-        assert rows[0]["texts"] == [text] * 2 and rows[0]["votes"] == [vote] * 2
-        assert prompts == [question.reasoning_prompt, *[question.reasoning_prompt + text + "\nTherefore,"] * 2]
 
 
 def test_an_end_token_that_a_tokenizer_adds_is_not_asked(tmp_path):
@@ -127,6 +88,7 @@ def test_labels_are_words_of_their_own_and_no_articles():
     assert vote_in(" 10 of 1", ["1", "10"]) == "10"
     assert vote_in(" yes+ (yes)", ["yes+", "no"]) == "yes+"
     assert vote_in(" x.y", ["."]) == ""
+    assert [vote_in(text, []) for text in (" is $1,234.50", " six", "-0.50 or 8")] == ["1234.5", "", "-0.5"]
 
 
 @pytest.mark.parametrize(
