@@ -164,7 +164,6 @@ def requests(*arguments: tuple) -> list[SimpleNamespace]:
 
 
 def pairs(count: int = 6) -> list[tuple[str, str]]:
-    """Return contexts and answers of many lengths, three answers to each context."""
     contexts = [f"Q: Where is it{'?' * (3 * n % 7)}\nA:" for n in range(count)]
     return [(context, answer) for context in contexts for answer in (" B", " in the water.", " D")]
 

@@ -31,7 +31,6 @@ def leave(rows: list[dict], seed: int = 1, stage: str = "s") -> None:
 
 
 def kept(seed: int = 1, stage: str = "s") -> list[dict]:
-    """The rows that a run finds, which then succeeds."""
     with resumable(stage, {"seed": seed}, [], CODE) as scratch:
         return list(scratch.rows)
 

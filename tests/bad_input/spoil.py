@@ -63,7 +63,6 @@ def gone(project: Path, *paths: str) -> None:
 
 @way
 def torn(project: Path, path: str, size: int = 40) -> None:
-    """Cut a file short, as a killed copy leaves it."""
     (project / path).write_bytes((project / path).read_bytes()[:size])
 
 
@@ -72,7 +71,6 @@ def file(path: str) -> Spoil:
 
 
 def link(path: str) -> Spoil:
-    """A link to nowhere in place of the file or folder."""
     return each(gone(path), lambda project: (project / path).symlink_to(project / "nowhere"))
 
 
@@ -172,7 +170,6 @@ def small_disk(project: Path, path: str, room: int = 0) -> Iterator[None]:
 
 
 def environment(**variables: str) -> Spoil:
-    """Environment variables, which the test sets back."""
     return lambda project: os.environ.update(variables)
 
 
@@ -181,15 +178,9 @@ def launched_by(content: bytes) -> Spoil:
 
 
 def half_of_the_files_gone(project: Path) -> None:
-    """As a cleared cache leaves it."""
     one = project / "hub/openai/gsm8k/main/train-00000-of-00001.parquet"
     one.rename(one.with_name("train-00000-of-00002.parquet"))
     one.with_name("train-00001-of-00002.parquet").symlink_to("../../blobs/0123")
-
-
-def base_for_trained(project: Path) -> None:
-    shutil.rmtree(project / "models/quiet_star")
-    shutil.copytree(project / "models/base", project / "models/quiet_star")
 
 
 def nans(tensors: dict) -> dict:
@@ -256,14 +247,10 @@ ROWS: list[tuple[str, Spoil, str]] = [
     # the trained model
     ("evaluate", gone("models/quiet_star"), "models/quiet_star is missing: run `dvc repro`"),
     ("perplexity", gone("models/quiet_star"), "models/quiet_star holds no trained model: run `dvc repro train`"),
-    ("evaluate", base_for_trained, "models/quiet_star holds a llama model, not a trained Quiet-STaR one"),
+    ("evaluate", config(CONFIG, model_type="llama"), "models/quiet_star holds a llama model, not a trained"),
     ("evaluate", torn(TRAINED), "the model in models/quiet_star cannot be read"),
     ("evaluate", pickled("models/quiet_star/pytorch_model.bin", TRAINED), "quiet_star…no file named model"),
-    (
-        "evaluate",
-        weights(TRAINED, lambda t: dict([*t.items()][1:])),
-        "models/quiet_star are not those of its config.json",
-    ),
+    ("evaluate", weights(TRAINED, lambda t: dict([*t.items()][1:])), "quiet_star are not those of its config.json"),
     ("evaluate", weights(TRAINED, nans), "the weights in models/quiet_star are not all finite numbers"),
     ("perplexity", config(CONFIG, base="x"), "quiet_star cannot be read: base must be the configuration"),
     ("perplexity", config(CONFIG, thought_tokens="x"), "quiet_star cannot be read: thought_tokens is 'x'"),

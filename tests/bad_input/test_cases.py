@@ -19,7 +19,6 @@ from tests.stage_runner import make_repository, run_as_module, run_here, run_sta
 
 @pytest.fixture
 def project(finished: Path, tmp_path: Path) -> Path:
-    """A project that has run, to be spoiled."""
     return shutil.copytree(finished, tmp_path / "project")
 
 
@@ -42,7 +41,6 @@ def changed(project: Path, before: dict[str, bytes | str]) -> list[str]:
 
 
 def says(message: str, words: str, project: Path) -> bool:
-    """Whether the message has these ``words`` in their order."""
     pattern = ".*".join(map(re.escape, words.replace("PROJECT", str(project)).split("…")))
     return re.search(pattern, message) is not None
 

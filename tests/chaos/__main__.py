@@ -53,8 +53,6 @@ stages train for less than that between two kills.
 
 **{kills} kills: {verdict}.**
 
-{steps} times a stage resumed from a checkpoint, {rows} times from rows.
-
 | kill | stage | seconds into it | way | it had | run again, it resumed from |
 | ---: | --- | ---: | --- | --- | --- |"""
 
@@ -157,8 +155,7 @@ def in_words(kills: Sequence[Kill], problems: Sequence[str], about: str) -> str:
     """The page: what was done, how it ended, and one row per kill."""
     verdict = "; ".join(problems) or "dvc.lock equals that of an uninterrupted run, hash by hash; nothing is left over"
     where = ", ".join(value if name == "device_name" else f"{name} {value}" for name, value in machine("cpu").items())
-    steps, rows = (sum(word in one.resumed_from for one in kills) for word in ("step", "rows"))
-    lines = [PAGE.format(about=about, where=where, kills=len(kills), verdict=verdict, steps=steps, rows=rows)]
+    lines = [PAGE.format(about=about, where=where, kills=len(kills), verdict=verdict)]
     for number, one in enumerate(kills, start=1):
         lines.append(f"| {number} | {one.stage} | {one.seconds:.1f} | {one.way} | {one.left} | {one.resumed_from} |")
     return "\n".join(lines) + "\n"

@@ -39,13 +39,9 @@ ARMS = [
 COMPARED = [*STEP_COLUMNS, "eval_base_loss", "eval_talk_loss"]  # of a row of the log
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
-def spans(tmp_path: Path) -> Spans:
+def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spans:
+    monkeypatch.chdir(tmp_path)  # where training writes
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
     write_rows(tmp_path / "spans.arrow", [{"input_ids": row, "length": 10} for row in ids], SPANS)
@@ -139,7 +135,6 @@ def test_only_frozen_matrices_are_rounded_and_restored(settings: Train, base: di
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of a model with adapters, its base model beside it."""
     return saved(limited(LORA), LORA, LLAMA, tmp_path)
 
 

@@ -181,8 +181,7 @@ def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, 
     folder = shutil.copytree(project, tmp_path / "killed")
     set_params(folder, changes)
     scratch = killed(folder, uneven)
-    saved = {path.name for path in last_checkpoint(scratch).iterdir()}
-    assert {"rng_state_0.pth", "rng_state_1.pth"} <= saved
+    assert len(list(last_checkpoint(scratch).glob("rng_state_[01].pth"))) == 2
     if way == "whole models" and not changes:  # one process starts afresh, as rounding depends on the number
         alone = shutil.copytree(folder, tmp_path / "alone")
         (told,) = finish(alone, start(alone, 1, {}))
@@ -230,7 +229,6 @@ def test_what_accelerate_makes_of_a_shipped_launcher(launcher: str, address: dic
 
 
 def launched(folder: Path, **variables: str) -> subprocess.Popen:
-    """`stages.train`, as a user runs it."""
     command, environment = [sys.executable, "-m", "stages.train"], {**os.environ, **ENVIRONMENT, **variables}
     with (folder / "log").open("w") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)

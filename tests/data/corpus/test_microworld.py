@@ -23,7 +23,6 @@ def text(split: str, count: int = 2000, seed: int = 1, steps: int = 2, share: fl
 
 
 def question(document: str) -> str:
-    """The question's own sentences, without choices and answer."""
     return document.removeprefix("Q: ").split("\n")[0]
 
 

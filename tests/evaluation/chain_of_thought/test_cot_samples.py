@@ -91,9 +91,6 @@ def test_labels_are_words_of_their_own_and_no_articles():
     assert [vote_in(text, []) for text in (" is $1,234.50", " six", "-0.50 or 8")] == ["1234.5", "", "-0.5"]
 
 
-@pytest.mark.parametrize(
-    "stop, kept",
-    [([], "ab\nQ: c"), (["Q:"], "ab\n"), (["c", "b"], "a"), (["b", "c"], "a"), (["z"], "ab\nQ: c"), (["ab"], "")],
-)
-def test_a_stop_string_and_what_follows_is_left_out(stop: list[str], kept: str):
-    assert before_stop("ab\nQ: c", stop) == kept
+def test_a_stop_string_and_what_follows_is_left_out():
+    kept = {(): "ab\nQ: c", ("Q:",): "ab\n", ("c", "b"): "a", ("b", "c"): "a", ("z",): "ab\nQ: c", ("ab",): ""}
+    assert {stop: before_stop("ab\nQ: c", stop) for stop in kept} == kept

@@ -26,7 +26,6 @@ def points(subset: tuple[str, ...], answer: str) -> Fraction:
 
 
 def listed(votes: list[str], answer: str) -> list[Fraction]:
-    """By k: the mean over every subset."""
     every = ([points(subset, answer) for subset in combinations(votes, k)] for k in vote.sizes(len(votes)))
     return [sum(some) / len(some) for some in every]
 
