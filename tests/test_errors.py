@@ -99,10 +99,10 @@ def test_no_memory_left():
         assert told.startswith("error: out of memory (") and "lower the stage's batch_size" in told and "\n" not in told
 
 
-def test_a_message_is_one_printable_line():
+def test_a_message_is_one_printable_line(tmp_path: Path):
     words = {"first\n  second": "first second", "a\x1b[31mb\x00": "a\ufffd[31mb\ufffd", "x" * 5000: "x" * 1000 + "…"}
     assert {text: ended(fails(errors.UserError(text))) for text in words} == {t: f"error: {words[t]}" for t in words}
-    path = Path("/nowhere")  # a complaint of the system names the file
+    path = tmp_path / "nothing"  # a complaint of the system names the file
     assert ended(path.read_text) == f"error: No such file or directory: {path}"
 
 
