@@ -31,10 +31,7 @@ def parquet(folder: Path, split: str, rows: list[dict], part: str = "data") -> P
 
 
 def configured(folder: Path, name: str | None, split: str, rows: list[dict]) -> Path:
-    """Write ``rows`` as a split of the configuration ``name``, with a data card that names it, as on the hub.
-
-    Without ``name`` it is ``default``, as in the hub's own Parquet copies.
-    """
+    """Write ``rows`` as a split of the configuration ``name`` (or ``default``), with a data card, as on the hub."""
     part = name or "default"
     parquet(folder, split, rows, part)
     splits = sorted(file.name.partition("-0")[0] for file in (folder / part).iterdir())
@@ -63,10 +60,7 @@ def commonsense_qa_rows(count: int) -> list[dict]:
 
 
 def sources(root: Path) -> dict[str, object]:
-    """Write small data sets, one in each format, under ``root``; return the parameters that name them.
-
-    The tasks are GSM8K and CommonsenseQA, with five questions each.
-    """
+    """Write small data sets, one in each format, and two tasks of five questions; return the parameters for them."""
     configured(root / "openai/gsm8k", "main", "test", gsm8k_rows(5))
     parquet(root / "tau/commonsense_qa", "validation", commonsense_qa_rows(5))
     folders = {

@@ -24,7 +24,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def leave(rows: list[dict], seed: int = 1, stage: str = "s") -> None:
-    """Run until these rows are kept, and fail."""
     with pytest.raises(RuntimeError, match="killed"), resumable(stage, {"seed": seed}, [], CODE) as scratch:
         scratch.add(rows)
         raise RuntimeError("killed")

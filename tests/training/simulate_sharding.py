@@ -1,4 +1,4 @@
-"""Measure a training step sharded over processes on this machine's processor: FSDP2 over gloo.
+"""Measure a training step sharded over processes on this machine's processor: FSDP2 over gloo, set up by accelerate.
 
     torchrun --nproc_per_node 4 -m tests.training.simulate_sharding
 
@@ -11,12 +11,14 @@ import ctypes
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
@@ -60,20 +62,27 @@ def memory(field: str) -> int:
 
 
 def sharded(way: str) -> QuietStarForCausalLM:
-    """A model with random weights, sharded as accelerate does on GPUs: each layer, and what is left."""
+    """A model with random weights, sharded by the function that accelerate itself calls on GPUs only."""
     torch.manual_seed(0)
     model = QuietStarForCausalLM(QuietStarConfig(base=BASE, **THOUGHTS)).train()
     if "checkpointing" in way:
         model.activation_checkpointing_enable()
-    processes = dist.get_world_size()
-    options = {
-        "mesh": init_device_mesh("cpu", (2, processes // 2) if "replicas" in way else (processes,)),
-        "reshard_after_forward": "gathered" in way,
-        "mp_policy": BFLOAT16 if "bfloat16" in way else MixedPrecisionPolicy(),
-    }
-    for layer in model.base.model.layers:
-        fully_shard(layer, **options)
-    return fully_shard(model, **options)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        reshard_after_forward="gathered" in way,
+        mixed_precision_policy=BFLOAT16 if "bfloat16" in way else None,
+        cpu_ram_efficient_loading=False,
+    )
+    names, sizes = ("dp_replicate", "dp_shard"), (2, dist.get_world_size() // 2)
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        mixed_precision="no",
+        torch_device_mesh=init_device_mesh("cpu", sizes, mesh_dim_names=names) if "replicas" in way else None,
+        parallelism_config=SimpleNamespace(fsdp_dim_names=names),
+    )
+    return fsdp2_prepare_model(accelerator, model)
 
 
 def step(model: QuietStarForCausalLM, optimizer: torch.optim.Optimizer, way: str) -> dict[str, float]:

@@ -91,9 +91,7 @@ def test_votes_have_a_row_a_task_way_and_k():
     about = params(samples=4)
     votes = vote.votes_of(vote.points_of([*rows("t"), *rows("u")]), about)
     assert list(votes.columns) == ["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"]
-    assert votes[["task", "way", "k"]].values.tolist() == [
-        [task, way, k] for task in "tu" for way in VOTES for k in (1, 2, 4)
-    ]
+    assert votes[["task", "way", "k"]].values.tolist() == [*map(list, product("tu", VOTES, (1, 2, 4)))]
     assert votes["accuracy"].tolist() == pytest.approx([*np.ravel([expected(way).mean(0) for way in VOTES])] * 2)
     low, high = interval(expected("thought")[:, 1], None, about.bootstrap_samples, about.seed)
     assert votes.loc[1, ["ci_low", "ci_high", "n"]].tolist() == pytest.approx([low, high, 5])
