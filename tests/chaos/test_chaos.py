@@ -73,22 +73,18 @@ def test_a_stage_that_loses_what_it_had_is_named(kills: list[tuple], complaint: 
 
 
 def test_a_power_cut_spoils_only_what_was_not_synced(tmp_path: Path):
-    whole, half = (
-        made(tmp_path / f".resume/train/a/{name}/model", bytes([7]) * 999) for name in ("step-4", "checkpoint-6")
-    )
-    part = made(tmp_path / "models/base.part/model", bytes([7]) * 999)
-    assert left(tmp_path) == "step 4"
+    content, scratch = b"7" * 999, tmp_path / ".resume/train/a"
+    files = (scratch / "step-4/model", scratch / "checkpoint-6/model", tmp_path / "models/base.part/model")
+    whole, *unsure = (made(file, content) for file in files)
     rows = made(tmp_path / ".resume/evaluate/a/rows.jsonl")
     Scratch(rows).add([{"index": 0}, {"index": 1}])
     for seed in range(4):
         spoil(tmp_path, Random(seed))
-        assert list(Scratch(rows).rows) == [{"index": 0}, {"index": 1}]
-    assert whole.read_bytes() == bytes([7]) * 999
-    assert all(file.read_bytes() != bytes([7]) * 999 for file in (half, part))
-    shutil.rmtree(tmp_path / ".resume/train")
-    for seed in range(4):  # torn rows are not counted
-        spoil(tmp_path, Random(seed))
-        assert left(tmp_path) == "2 rows" and left(tmp_path / "models") == NOTHING
+    assert whole.read_bytes() == content and all(file.read_bytes() != content for file in unsure)
+    assert left(tmp_path) == "step 4" and left(tmp_path / "models") == NOTHING
+    shutil.rmtree(scratch)
+    assert left(tmp_path) == "2 rows"  # torn ones are not counted
+    assert list(Scratch(rows).rows) == [{"index": 0}, {"index": 1}]
 
 
 def made(file: Path, content: bytes = b"") -> Path:
