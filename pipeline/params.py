@@ -279,7 +279,7 @@ def _impossible(params: Params) -> Iterator[str]:
     if train.lora.modules == []:
         yield "train.lora.modules is empty: name linear layers, or null for all of them"
     if train.adapt == "frozen" and "no_thought" in arms.methods:
-        yield "arms.methods has no_thought, which has nothing to learn when train.adapt is frozen: drop it, or take lora"
+        yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
     if train.advantage == "signed" and train.rationales < 2:
         yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
     if train.lookahead > (most := params.tokenize.span - 2):

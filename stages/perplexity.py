@@ -1,4 +1,4 @@
-"""Measure an arm's loss of every held-out token, with thoughts and without: `python -m stages.perplexity METHOD SEED`."""
+"""Measure an arm's loss of held-out tokens, with thoughts and without: `python -m stages.perplexity METHOD SEED`."""
 
 from pathlib import Path
 

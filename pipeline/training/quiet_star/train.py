@@ -21,7 +21,6 @@ from pipeline.training.quiet_star.probe import read_probe
 from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, QuietStarTrainer
 from pipeline.training.trainer import logged, training_arguments
 
-
 # the settings of a method that takes no step: all that is measured is held-out text, and the base model is not copied
 STEPLESS = {"steps": 0, "launcher": SINGLE, "adapt": "frozen", "saved": "learned", "precision": "float32"}
 
