@@ -27,6 +27,8 @@ from pipeline.preset import options as preset
 ROOT = Path(__file__).parents[1]
 ARMS = ("quiet_star 1", "pause 1", "untrained 1", "before 1")  # of the tiny project
 EACH = ("train", "evaluate", "perplexity")
+TRAIN, EVALUATE, PERPLEXITY = (f"{name} {ARMS[0]}" for name in EACH)
+TRAINED = "models/trained/quiet_star-1"
 STAGES = (  # with their arguments
     *("inputs", "corpus", "tasks", "tokenize", "base_model"),
     *(f"{name} {arm}" for name in EACH for arm in ARMS),

@@ -13,8 +13,8 @@ from pipeline.training.pretrain import scratch_config
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token's text, roughly
 COPIES = 2  # of everything that DVC keeps: in the workspace and in the cache
-# ways with something in the thought's place in which evaluate and perplexity ask each arm, beside the one without: its
-# own thought, another text's and random tokens; evaluate also has one with the same last token and, untrained, 17 samples
+# what stands in the thought's place in evaluate and in perplexity, beside nothing: the arm's own thought, another
+# text's, random tokens; in evaluate also one with the same last token and, untrained, 17 samples
 WAYS = {SAMPLED: (4, 3), PAUSES: (1, 1), NOTHING: (0, 0)}
 UNTRAINED, SAMPLES = "untrained", 17
 ANSWER_TOKENS = 4  # of a question at which evaluation thinks
