@@ -71,7 +71,7 @@ def limited(settings: Train, base: dict = LLAMA, method: str = QUIET_STAR) -> Qu
 
 def saved(model: QuietStarForCausalLM, settings: Train, base: dict, folder: Path) -> Path:
     """Write the trained model to a folder, and its base model to another beside it."""
-    quiet_star(base).base.save_pretrained(folder / "base")
+    quiet_star(base, method=model.config.method).base.save_pretrained(folder / "base")
     (folder / "trained").mkdir()
     read = digests(folder / "base", WEIGHTS)
     save_trained(copy.deepcopy(model), settings, folder / "base", read, folder / "trained")
