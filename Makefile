@@ -7,7 +7,7 @@ EIGHT_BIT := $(VENV)/8bit/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
+.PHONY: help setup repro check ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ repro: setup ## run the whole pipeline (dvc repro); what is cached is not run ag
 	@$(RUN) dvc repro
 	@$(BIN)/python -c 'import pandas; print(pandas.read_csv("results/compare/figures.csv").to_string(index=False))'
 	@echo "== the report is results/report/index.html"
+
+check: setup ## do the run's claims hold? exit code 1 if one does not
+	@$(RUN) python -m pipeline.check
 
 ablations: setup ## accuracy against thought length and lookahead (ablations.yaml): results/ablations.{csv,md,svg}
 	@$(RUN) python -m pipeline.ablations ablations.yaml

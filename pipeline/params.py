@@ -155,6 +155,12 @@ class Train:
 
 
 @dataclass
+class Arms:
+    methods: list[Method] = MISSING
+    seeds: list[Seed] = MISSING
+
+
+@dataclass
 class Baseline:
     methods: list[Method] = MISSING
     seeds: list[Seed] = MISSING
