@@ -1,7 +1,6 @@
 """Is it the thoughts? The figures of every arm (`arms`), and the differences that say what they rest on."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
             figures.append({**about, "arm": arm, **_counts(side), "value": mean(side), "low": low, "high": high})
             each = side.sums.sum(-1) / side.weights.sum(-1)
             seeds += [{"arm": arm, "seed": s, **about, "value": v} for s, v in zip(arms.seeds, each, strict=True)]
-        for arm, against in dict.fromkeys(pairs(run, sides)):
+        for arm, against in _pairs(run, sides):
             row = {**about, "arm": arm, "against": against, **_counts(sides[arm])}
             comparisons.append(row | _comparison(sides, arm, against, measure))
     tables = {"figures": figures, "seeds": seeds, "comparisons": comparisons}
@@ -53,8 +52,8 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
     write_json(summary, _summary(run, pd.DataFrame(figures), pd.DataFrame(comparisons)) | _mean_cost(costs))
 
 
-def pairs(run: str, arms: Sides) -> Iterator[tuple[str, str]]:
-    """Which arms are compared, some maybe twice: (arm, against) for each difference."""
+def _pairs(run: str, arms: Sides) -> list[tuple[str, str]]:
+    """Which arms are compared: (arm, against) for each difference."""
     mains = [arm for arm in arms if "/" not in arm or arm.endswith(WHOLE)]
     ways = [arm for arm in arms if arm.startswith(f"{run}/") and not arm.endswith(SAME_LAST)]
     found = [(run, other) for other in mains + ways]
@@ -62,7 +61,8 @@ def pairs(run: str, arms: Sides) -> Iterator[tuple[str, str]]:
         found += [(arm, f"{arm}/{way}") for way in (SWAPPED, RANDOM)]  # what is due to what the thought says
         found += [(f"{arm}/{OWN_WHERE}", f"{arm}/{SAME_LAST}")]
         found += [(arm, BEFORE), (f"{arm}/{OFF}", BEFORE)]
-    yield from ((arm, against) for arm, against in found if arm != against and arm in arms and against in arms)
+    there = [pair for pair in found if pair[0] != pair[1] and pair[0] in arms and pair[1] in arms]
+    return list(dict.fromkeys(there))
 
 
 def _comparison(sides: Sides, arm: str, against: str, measure: str) -> dict[str, float | None]:

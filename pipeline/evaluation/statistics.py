@@ -77,7 +77,7 @@ def difference(one: Totals, other: Totals, bounds: tuple[float, float] | None, p
         with np.errstate(divide="ignore", invalid="ignore"):
             tail = stdtr(freedom, -np.abs(value) / np.sqrt(variance))
         p_value = np.where(value == 0, 1.0, np.maximum(2 * tail, 2 / 2**seeds))
-    return Difference(value, *_interval(value, variance, freedom, groups, bounds), p_value)
+    return Difference(value, *_interval(value, variance, freedom, groups, bounds), p_value[()])
 
 
 def _variance(*sides: Totals) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ SEEDS = [1, 2]
 
 
 def write_run(folder: Path, method: str, seed: int, tasks: tuple[str, ...] = ("rings", "animals")) -> None:
-    """A run's answers and losses, drawn so that each way differs; a thought of another with the same last token is rare."""
+    """A run's answers and losses; each way differs, and few questions have a `same_last` thought."""
     rng = np.random.default_rng([seed, *method.encode()])
     rows = [
         {"task": task, "index": i, "group": group, "prompt": f"{task} {i}", "way": way, "correct": rng.random() < share}
@@ -88,7 +88,7 @@ def losses(folder: Path, method: str, column: str) -> Totals:
 def test_every_arm_has_its_figures(folder: Path):
     figures, _, seeds, _ = compared(folder, list(WAYS), SEEDS)
     assert list(figures.columns) == ["task", "measure", "arm", "seeds", "n", "groups", "value", "low", "high"]
-    found = figures.set_index(["task", "measure", "arm"])
+    found = figures.set_index(["task", "measure", "arm"]).sort_index()
     controls = ["", "/thoughts_off", "/swapped", "/random"]
     sampling = [f"{arm}{way}" for arm in ("quiet_star", "no_policy") for way in controls]
     text = {*sampling, "pause", "pause/thoughts_off", "untrained", "untrained/thoughts_off", "no_thought", "before"}
@@ -117,21 +117,9 @@ def test_every_arm_has_its_figures(folder: Path):
 
 def test_what_is_compared_with_what(folder: Path):
     _, comparisons, _, _ = compared(folder, list(WAYS), SEEDS)
-    names = [
-        "task",
-        "measure",
-        "arm",
-        "against",
-        "seeds",
-        "n",
-        "groups",
-        "difference",
-        "low",
-        "high",
-        "p_value",
-        "share",
-    ]
-    assert list(comparisons.columns) == names
+    names = ["task", "measure", "arm", "against"]
+    figures = ["seeds", "n", "groups", "difference", "low", "high", "p_value", "share"]
+    assert list(comparisons.columns) == names + figures
     pairs = (
         comparisons[comparisons["measure"] == "accuracy"]
         .groupby("task")[["arm", "against"]]
@@ -144,7 +132,7 @@ def test_what_is_compared_with_what(folder: Path):
     expected |= {(f"{arm}/own_where_same_last", f"{arm}/same_last") for arm in ("quiet_star", "no_policy")}
     expected |= {(arm, "before") for arm in mains}
     expected |= {(f"{arm}/thoughts_off", "before") for arm in ("quiet_star", "no_policy", "pause", "untrained")}
-    assert pairs["rings"] == pairs["animals"] == expected and not comparisons.duplicated(names[:4]).any()
+    assert pairs["rings"] == pairs["animals"] == expected and not comparisons.duplicated(names).any()
 
 
 def test_differences_are_paired_and_positive_where_the_arm_is_better(folder: Path):
@@ -190,26 +178,19 @@ def test_a_run_without_thoughts_has_no_content(folder: Path):
 def test_arms_that_were_not_asked_the_same_or_are_missing(tmp_path: Path):
     for method in ("quiet_star", "pause"):
         write_run(tmp_path, method, 1)
-    answered, tokens = (
-        tmp_path / kind for kind in ("evaluate/pause-1/predictions.parquet", "perplexity/pause-1/tokens.parquet")
-    )
-
-    def refused(path: Path, rows: pd.DataFrame, message: str) -> None:
+    answered = tmp_path / "evaluate/pause-1/predictions.parquet"
+    tokens = tmp_path / "perplexity/pause-1/tokens.parquet"
+    rows = pd.read_parquet(answered)
+    for path, other, message in (
+        (answered, rows[rows["index"] > 0], "not asked the same questions"),
+        (answered, rows[rows["task"] == "rings"], "not asked the same questions"),
+        (answered, rows.assign(prompt="Well, " + rows["prompt"]), "not asked the same questions"),
+        (answered, rows.drop(columns="group"), "predictions.parquet is missing or broken"),
+        (tokens, pd.read_parquet(tokens).iloc[1:], "held-out texts are not those"),
+        (tokens, None, "tokens.parquet is missing or broken"),
+    ):
         kept = path.read_bytes()
-        rows.to_parquet(path)
+        path.unlink() if other is None else other.to_parquet(path)
         with pytest.raises(UserError, match=message):
             compared(tmp_path, ["quiet_star", "pause"], [1])
         path.write_bytes(kept)
-
-    rows = pd.read_parquet(answered)
-    for other in (
-        rows[rows["index"] > 0],
-        rows[rows["task"] == "rings"],
-        rows.assign(prompt="Well, " + rows["prompt"]),
-    ):
-        refused(answered, other, "not asked the same questions")
-    refused(answered, rows.drop(columns="group"), "predictions.parquet is missing or broken")
-    refused(tokens, pd.read_parquet(tokens).iloc[1:], "held-out texts are not those")
-    tokens.unlink()
-    with pytest.raises(UserError, match="tokens.parquet is missing or broken"):
-        compared(tmp_path, ["quiet_star", "pause"], [1])

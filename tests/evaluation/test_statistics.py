@@ -6,15 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.evaluation.statistics import (
-    SHARE,
-    SHARE_DIFFERENCE,
-    Totals,
-    difference,
-    mean,
-    mean_interval,
-    totals,
-)
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, difference, mean, mean_interval, totals
 
 RNG = np.random.default_rng(0)
 RIGHT = st.lists(st.booleans(), min_size=2, max_size=30)
@@ -72,6 +64,9 @@ def test_seeds_that_differ_have_students_interval_of_their_means_and_equal_ones_
     assert mean_interval(seeds, None) == pytest.approx(students(means))  # nine degrees of freedom
     run = RNG.normal(size=50)
     assert mean_interval(totals(np.tile(run, (5, 1))), None) == pytest.approx(students(run))
+    # answers that have neither in common are as independent as they are many
+    noise = RNG.normal(size=(100, 100))
+    assert np.diff(mean_interval(totals(noise), None)) == pytest.approx(np.diff(students(noise.ravel())), rel=0.2)
     # both: the two variances add up
     both = np.diff(mean_interval(totals(means[:, None] + run), None)).item()
     parts = [np.diff(students(values)).item() for values in (means, run)]
