@@ -174,15 +174,10 @@ class Train:
 
 
 @dataclass
-class Compare:
-    seed: Seed = MISSING
-    bootstrap_samples: Size = MISSING
-
-
-@dataclass
-class Measured(Compare):
+class Measured:
     """What every stage that asks or reads with a trained model needs."""
 
+    seed: Seed = MISSING
     batch_size: Size = MISSING
     thought_temperature: NotNegative = MISSING
     device: Device = MISSING
@@ -231,7 +226,6 @@ class Params:
     arms: Arms = field(default_factory=Arms)
     train: Train = field(default_factory=Train)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    compare: Compare = field(default_factory=Compare)
     chain_of_thought: ChainOfThought = field(default_factory=ChainOfThought)
     perplexity: Perplexity = field(default_factory=Perplexity)
     report: Report = field(default_factory=Report)

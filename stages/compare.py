@@ -1,4 +1,4 @@
-"""Compare the arms, question by question and token by token."""
+"""Compare the arms: their answers question by question, their losses text by text."""
 
 from pathlib import Path
 
@@ -7,13 +7,10 @@ from pipeline.evaluation.compare import write_compare
 
 
 def main() -> None:
-    every = params.load()
     write_compare(
-        every.compare,
-        every.arms,
+        params.load().arms,
         evaluations=Path("results/evaluate"),
         perplexities=Path("results/perplexity"),
-        training=Path("results/train"),
         results=Path("results/compare"),
         summary=Path("results/summary.json"),
     )

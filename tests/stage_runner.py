@@ -60,15 +60,11 @@ TINY = {
     "train.evaluation_steps": 1,
     "train.evaluation_texts": 4,
     "evaluate.questions": 4,
-    "evaluate.bootstrap_samples": 20,
-    "compare.bootstrap_samples": 20,
     "chain_of_thought.questions": 2,
     "chain_of_thought.samples": 2,
     "chain_of_thought.new_tokens": 4,
     "chain_of_thought.answer_tokens": 2,
-    "chain_of_thought.bootstrap_samples": 20,
     "perplexity.texts": 4,
-    "perplexity.bootstrap_samples": 20,
 }
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # offline: no test waits for a network
 

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -14,7 +15,7 @@ from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.direct.encoding import Encodings
 from pipeline.evaluation.direct.score import score
 from pipeline.evaluation.prompts import AskedModel
-from pipeline.evaluation.statistics import interval, mcnemar
+from pipeline.evaluation.statistics import SHARE_DIFFERENCE, difference, totals
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
@@ -62,7 +63,7 @@ def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: 
         write_rows(results / "predictions.parquet", _predictions(encoded, firsts, scratch.rows), PREDICTIONS)
         columns = ["task", "way", "correct", "prob"]
         answers = pd.read_parquet(results / "predictions.parquet", columns=columns).groupby("task", sort=False)
-        write_json(results / "metrics.json", {task: summary(rows, params) for task, rows in answers})
+        write_json(results / "metrics.json", {task: summary(rows) for task, rows in answers})
 
 
 def _predictions(encoded: dict[str, Encodings], firsts: dict[tuple[str, str], int], rows: KeptRows) -> Iterator[dict]:
@@ -77,11 +78,11 @@ def _predictions(encoded: dict[str, Encodings], firsts: dict[tuple[str, str], in
                     yield {**about, "way": model or way, **row[way], "thought": thought}
 
 
-def summary(answers: pd.DataFrame, params: Evaluate) -> dict:
+def summary(answers: pd.DataFrame) -> dict:
     """A task's mean accuracy and probability per way; for thought minus no_thought also intervals and a p-value.
 
-    Intervals are paired and p is McNemar's. ``answers`` has the columns way, correct and prob; each way has the same
-    questions in the same order.
+    Differences are paired (`statistics.difference`). ``answers`` has the columns way, correct and prob; each way has
+    the same questions in the same order.
     """
     by_way = dict(list(answers.groupby("way")))
     metrics: dict = {"n": len(by_way["no_thought"])}
@@ -92,10 +93,9 @@ def summary(answers: pd.DataFrame, params: Evaluate) -> dict:
     if "thought" in by_way:
         metrics["difference"] = {}
         for measure, column, prefix in (("accuracy", "correct", ""), ("prob", "prob", "prob_")):
-            thought, no_thought = (by_way[way][column].to_numpy() for way in ("thought", "no_thought"))
-            gain = thought.astype(float) - no_thought
-            low, high = interval(gain, None, params.bootstrap_samples, params.seed)
-            metrics["difference"] |= {measure: float(gain.mean()), f"{prefix}ci_low": low, f"{prefix}ci_high": high}
+            thought, no_thought = (totals(by_way[way][column]) for way in ("thought", "no_thought"))
+            gain = difference(thought, no_thought, SHARE_DIFFERENCE)
+            metrics["difference"] |= {measure: gain.value, f"{prefix}ci_low": gain.low, f"{prefix}ci_high": gain.high}
             if measure == "accuracy":
-                metrics["difference"]["p_value"] = mcnemar(thought, no_thought)
+                metrics["difference"]["p_value"] = None if np.isnan(gain.p_value) else float(gain.p_value)
     return metrics

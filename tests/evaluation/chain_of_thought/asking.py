@@ -27,7 +27,7 @@ from tests.thought.tiny import LLAMA, quiet_star
 
 HOW = spec.ChainOfThought(prompt="{{ q }}", stop=["e", "7+"], answer_prompt="\nTherefore, the answer is")
 PARAMS = {"seed": 3, "questions": None, "samples": 4, "temperature": 0.9, "thought_temperature": 0.0, "new_tokens": 12}
-PARAMS |= {"answer_tokens": 6, "batch_size": 3, "bootstrap_samples": 50, "device": "cpu"}
+PARAMS |= {"answer_tokens": 6, "batch_size": 3, "device": "cpu"}
 Model, Tokenizing, Questions = QuietStarForCausalLM, PreTrainedTokenizerBase, list[Question]
 Predict, GREEDY = Callable[[list[int]], Tensor], Sampling(0.0)
 
