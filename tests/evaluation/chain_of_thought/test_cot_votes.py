@@ -13,15 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.chain_of_thought.vote import (
-    SAMPLES,
-    majority,
-    metrics_of,
-    points_of,
-    sizes,
-    votes_of,
-    write_chain_of_thought,
-)
+from pipeline.evaluation.chain_of_thought import vote
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, difference, mean_interval, totals
 from tests.evaluation.chain_of_thought.asking import params, tasks_folder, trained_folder
 
@@ -78,7 +70,7 @@ def expected(way: str) -> np.ndarray:
 
 
 def test_figures_of_both_ways_and_their_difference():
-    metrics = metrics_of(points_of(rows()), 4)["t"]
+    metrics = vote.metrics_of(vote.points_of(rows()), 4)["t"]
     names = ["accuracy@1", "maj@2", "maj@4"]
     assert list(metrics) == ["n", "samples", "thought", "no_thought", "difference"]
     assert (metrics["n"], metrics["samples"]) == (5, 4)
@@ -93,7 +85,7 @@ def test_figures_of_both_ways_and_their_difference():
 
 
 def test_votes_have_a_row_a_task_way_and_k():
-    votes = votes_of(points_of([*rows("t"), *rows("u")]), 4)
+    votes = vote.votes_of(vote.points_of([*rows("t"), *rows("u")]), 4)
     assert list(votes.columns) == ["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"]
     assert votes[["task", "way", "k"]].values.tolist() == [
         [task, way, k] for task in "tu" for way in VOTES for k in (1, 2, 4)
