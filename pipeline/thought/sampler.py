@@ -49,6 +49,10 @@ class Thoughts:
     ids: Tensor
     entropy: Tensor
 
+    @property
+    def lengths(self) -> Tensor:
+        return torch.full(self.ids.shape[:-1], self.ids.shape[-1])
+
 
 def sample(
     head: Head, hidden: Tensor, banned: Sequence[int], sampling: Sampling, uniform: Tensor
