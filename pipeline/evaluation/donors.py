@@ -35,6 +35,10 @@ class ThoughtsOfText:
         """Whether an id is a token of its thought: (P, K)."""
         return np.arange(self.ids.shape[1]) < self.lengths[:, None]
 
+    def tokens(self) -> list[list[int]]:
+        """The tokens of each thought."""
+        return [ids[:length].tolist() for ids, length in zip(self.ids, self.lengths, strict=True)]
+
     def at(self, places: np.ndarray | Sequence[int]) -> "ThoughtsOfText":
         return ThoughtsOfText(self.ids[places], self.lengths[places])
 

@@ -100,7 +100,7 @@ def _answer(
         used.append(None)
         if thoughts is not None:
             used[i] = {ANSWER: thoughts[i].ending_together(len(q.answer_ids))}
-            answer["thought"] = asked.tokenizer.decode(used[i][ANSWER].ids[0, : used[i][ANSWER].lengths[0]])
+            answer["thought"] = asked.tokenizer.decode(used[i][ANSWER].tokens()[0])
             if task.kind == NUMBER:
                 used[i][WRITTEN] = written[i]
         answers.append(answer)
