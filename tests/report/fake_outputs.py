@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipeline.report.method import METHODS
+
 HOSTILE = """<script>alert(1)</script> & "double" 'single' $x_1$ </span>"""
 TOKENS = ("Q", ":", " The", " lemur", "\n", "\n\n", "\t", "  ", HOSTILE, " A")
 PASSAGE = 6 * len(TOKENS)  # tokens of a text
@@ -23,29 +25,36 @@ GROUPS = {
 }
 
 
-def write_run(folder: Path, method: str = "quiet_star") -> Path:
-    """Write a run of this method: gsm8k is helped, commonsense_qa undecided. The page shows two passages."""
-    text = re.sub(r"passages: \d+", "passages: 2", PARAMS)
+TASKS = ("gsm8k", "commonsense_qa")
+CONTROLS = ("no_policy", "pause", "no_thought", "untrained", "before", f"other {HOSTILE}")
+WAYS = ("swapped", "random", "own_where_same_last", "same_last", "thoughts_off")
+
+
+def write_run(folder: Path, method: str = "quiet_star", silent: bool = False) -> Path:
+    """Write a run of this method: its claim holds on gsm8k and fails on commonsense_qa. The page shows two passages.
+
+    ``silent``: the mixing weight is 0, so thoughts change nothing.
+    """
+    text = re.sub(r"methods: \[.*\]", f"methods: [{method}]", re.sub(r"passages: \d+", "passages: 2", PARAMS))
     (folder / "params.yaml").write_text(f"# <b>\n{text}")
+    run = f"{method}-1"
     files = {
         "base_model/steps.csv": base_model_steps(),
-        "train/metrics.json": train(method),
-        "train/steps.csv": train_steps(),
-        "train/heldout.csv": train_heldout(),
-        "evaluate/metrics.json": {
-            "gsm8k": task(0.8, 0.77, 0.83, method),
-            "commonsense_qa": task(0.01, -0.02, 0.04, method),
-        },
-        "evaluate/predictions.parquet": predictions(method),
-        "compare/figures.csv": arms(method),
-        "compare/comparisons.csv": comparisons(method),
+        f"train/{run}/metrics.json": train(method),
+        f"train/{run}/steps.csv": train_steps(silent),
+        f"train/{run}/heldout.csv": train_heldout(silent),
+        f"evaluate/{run}/predictions.parquet": predictions(method),
+        "compare/figures.csv": arms(method, silent),
+        "compare/comparisons.csv": comparisons(method, silent),
+        "compare/seeds.csv": seeds(method),
+        "summary.json": {"thought_length": 4.5, "cost": 7.25},
         "chain_of_thought/metrics.json": {"gsm8k": reasoning(method)},
         "chain_of_thought/votes.csv": votes(),
-        "perplexity/metrics.json": perplexity(),
-        "perplexity/tokens.parquet": tokens(method),
-        "perplexity/density.csv": pd.DataFrame(CELLS, columns=["base_loss", "improvement", "tokens"]),
-        "perplexity/extremes.csv": extremes(),
-        **{f"perplexity/{name}.csv": groups(names) for name, names in GROUPS.items()},
+        f"perplexity/{run}/tokens.parquet": tokens(method, silent),
+        f"perplexity/{run}/tables/metrics.json": perplexity(),
+        f"perplexity/{run}/tables/density.csv": pd.DataFrame(CELLS, columns=["base_loss", "improvement", "tokens"]),
+        f"perplexity/{run}/tables/extremes.csv": extremes(),
+        **{f"perplexity/{run}/tables/{name}.csv": groups(names, silent) for name, names in GROUPS.items()},
     }
     for name, content in files.items():
         write(folder, name, content)
@@ -61,16 +70,6 @@ def write(run: Path, name: str, content: dict | pd.DataFrame) -> None:
         content.to_csv(path, index=False)
     else:
         content.to_parquet(path)
-
-
-def task(accuracy: float, low: float, high: float, method: str = "quiet_star") -> dict:
-    """Metrics of a task whose difference in accuracy is ``accuracy`` [``low``, ``high``]."""
-    found = {"n": 1400, "base": {"prob": 0.11, "accuracy": 0.095}, "no_thought": {"prob": 0.125, "accuracy": 0.1}}
-    if method != "no_thought":
-        test = {"accuracy": accuracy, "ci_low": low, "ci_high": high, "p_value": 0.0234}
-        found["thought"] = {"prob": 0.75, "accuracy": 0.1 + accuracy}
-        found["difference"] = test | {"prob": 0.625, "prob_ci_low": 0.6, "prob_ci_high": 0.65}
-    return found
 
 
 def reasoning(method: str = "quiet_star") -> dict:
@@ -92,37 +91,52 @@ def votes() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def arms(method: str = "quiet_star") -> pd.DataFrame:
-    names = (method, *(() if method == "no_thought" else (f"{method}, thoughts off",)), "base", f"other {HOSTILE}")
-    rows = [
-        {"task": task, "measure": measure, "arm": arm, "seeds": seeds, "n": 1400, "mean": 0.5, "ci_low": 0.4}
-        for task in ("gsm8k", "commonsense_qa")
-        for measure in ("accuracy", "prob")
-        for seeds, arm in enumerate(names, start=1)
-    ]
-    return pd.DataFrame(rows).assign(ci_high=0.625)
-
-
-def comparisons(method: str = "quiet_star") -> pd.DataFrame:
-    """On each task the run is above its base, and undecided against another arm."""
-    columns = ["task", "measure", "arm", "against", "seeds", "n", "difference", "ci_low", "ci_high"]
-    columns += ["only_arm", "only_against", "p_value"]
+def arms(method: str = "quiet_star", silent: bool = False) -> pd.DataFrame:
+    """The run is right in 0.9 and has a loss of 1, everything else 0.5 and 1.3; few questions have a same_last."""
+    names = [method, *(f"{method}/{way}" for way in WAYS), *(arm for arm in CONTROLS if arm != method)]
+    names += [] if method == "untrained" else ["untrained/sampled", "untrained/mean16", "no_policy/swapped"]
     rows = []
-    for task in ("gsm8k", "commonsense_qa"):
-        rows += [
-            (task, "accuracy", method, "base", 1, 1400, 0.4, 0.3, 0.5, 700.5, 140, 1e-9),
-            (task, "accuracy", method, f"other {HOSTILE}", 3, 1400, 0.01, -0.02, 0.04, 20, 6, 0.25),
-            (task, "prob", method, "base", 1, 1400, 0.3, 0.2, 0.4, None, None, None),
-        ]
-        if method != "no_thought":
-            rows.append((task, "accuracy", method, f"{method}, thoughts off", 1, 1400, 0.6, 0.5, 0.7, 900, 60, 1e-9))
-    return pd.DataFrame(rows, columns=columns)
+    for task, measure, arm in itertools.product((*TASKS, "heldout"), ("accuracy", "prob", "loss"), names):
+        if (task == "heldout") == (measure == "loss"):
+            n, groups = (12340, 120) if task == "heldout" else (312 if "same_last" in arm else 1400, 1400)
+            best = arm == method and not silent
+            value = (1.0 if best else 1.3) if measure == "loss" else (0.9 if best else 0.5)
+            seeds = 1 if arm == method else 3
+            rows.append((task, measure, arm, seeds, n, groups, value, value - 0.1, value + 0.05))
+    return pd.DataFrame(rows, columns=["task", "measure", "arm", "seeds", "n", "groups", "value", "low", "high"])
 
 
-def groups(names: list[str]) -> pd.DataFrame:
+def seeds(method: str = "quiet_star") -> pd.DataFrame:
+    table = arms(method).drop(columns=["low", "high", "seeds"])
+    return pd.concat([table.assign(seed=seed) for seed in (1, 2)], ignore_index=True)
+
+
+def comparisons(method: str = "quiet_star", silent: bool = False) -> pd.DataFrame:
+    """The run is above every arm on gsm8k, above most on commonsense_qa, and harmed the base path a little."""
+    rows = []
+    others = [f"{method}/{way}" for way in WAYS] + [arm for arm in CONTROLS if arm != method]
+    controls = [arm for arm in (f"{method}/thoughts_off", "no_policy", "pause", "no_thought") if arm != method]
+    pairs = [(method, arm) for arm in others] + [("no_policy", "no_policy/swapped")] * (method != "no_policy")
+    pairs += [(arm, "before") for arm in controls]
+    for task, (arm, against) in itertools.product((*TASKS, "heldout"), pairs):
+        numbers = (0.4, 0.3, 0.5, 1e-9)
+        if silent:
+            numbers = (0.0, 0.0, 0.0, None)
+        elif task == "commonsense_qa" and against == "no_policy":
+            numbers = (0.01, -0.02, 0.04, None)
+        elif arm == f"{method}/thoughts_off":
+            numbers = (-0.01, -0.03, 0.01, None)
+        share = 0.75 if against == f"{method}/swapped" and not silent else None
+        for measure in ("loss",) if task == "heldout" else ("accuracy", "prob"):
+            rows.append((task, measure, arm, against, 1, 1400, 1400, *numbers, share))
+    columns = ["task", "measure", "arm", "against", "seeds", "n", "groups", "difference", "low", "high", "p_value"]
+    return pd.DataFrame(rows, columns=[*columns, "share"])
+
+
+def groups(names: list[str], silent: bool = False) -> pd.DataFrame:
     table = pd.DataFrame({"group": names, "n": 1234, "share": 1 / len(names)})
-    gain = 0.05 * table.index - 0.03
-    ends = {"ci_low": gain - 0.02, "ci_high": gain + 0.02}
+    gain, width = (0.05 * table.index - 0.03) * (not silent), 0.02 * (not silent)
+    ends = {"ci_low": gain - width, "ci_high": gain + width}
     return table.assign(base_loss=0.3 * (table.index + 1), improvement=gain, **ends, helped=0.125, hurt=0.0625)
 
 
@@ -144,9 +158,7 @@ def perplexity() -> dict:
     return {
         "n_texts": 120,
         "n_tokens": 12340,
-        "loss": {"no_thought": 1.2345, "thought": 1.0},
-        "perplexity": {"no_thought": 3.437, "thought": 2.718},
-        "improvement": {"mean": 0.2345, "ci_low": 0.2, "ci_high": 0.27},
+        "loss": {"before": 1.3, "no_thought": 1.2345, "thought": 1.0, "swapped": 1.2, "random": 1.25},
         "helped": {"share": 0.2, "ci_low": 0.18, "ci_high": 0.22},
         "hurt": {"share": 0.1, "ci_low": 0.09, "ci_high": 0.11},
         "threshold": 0.01,
@@ -156,13 +168,12 @@ def perplexity() -> dict:
 
 
 def train(method: str = "quiet_star") -> dict:
-    first, last = {"base_loss": 1.5, "talk_loss": 1.51}, {"base_loss": 1.4, "talk_loss": 1.1}
     share = {"first": 0.4, "last": 0.95} if method == "quiet_star" else None
     sizes = {"steps": STEPS, "text_tokens": 983040, "parameters": 1234567}
-    return {"method": method, "working_share": share, "heldout": {"first": first, "last": last}, **sizes}
+    return {"method": method, "working_share": share, **sizes}
 
 
-def train_steps() -> pd.DataFrame:
+def train_steps(silent: bool = False) -> pd.DataFrame:
     """The thoughts become noise in the end."""
     step = np.arange(1, STEPS + 1)
     wave = np.sin(step)
@@ -170,6 +181,7 @@ def train_steps() -> pd.DataFrame:
         "step": step,
         "loss": 1.4 - 0.004 * step + 0.1 * wave,
         "base_loss": 1.5 + 0.05 * wave,
+        "base_loss_ahead": 1.6 + 0.05 * wave,
         "talk_loss": 1.5 - 0.006 * step + 0.05 * wave,
         "policy_loss": 0.01 * wave,
         "reward": 0.01 * step + 0.1 * wave,
@@ -177,12 +189,18 @@ def train_steps() -> pd.DataFrame:
         "mixing_weight": 0.007 * step,
         "thought_entropy": 1 + 0.1 * step,
     }
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns | ({"talk_loss": columns["base_loss_ahead"]} if silent else {}))
 
 
-def train_heldout() -> pd.DataFrame:
-    rows = [(0, 1.5, 1.51, 0.4), (20, 1.45, 1.4, 0.6), (40, 1.43, 1.2, 0.9), (60, 1.4, 1.1, 0.95)]
-    return pd.DataFrame(rows, columns=["step", "base_loss", "talk_loss", "working_share"])
+def train_heldout(silent: bool = False) -> pd.DataFrame:
+    rows = [
+        (0, 1.5, 1.51, 1.51, 0.4),
+        (20, 1.45, 1.46, 1.4, 0.6),
+        (40, 1.43, 1.44, 1.2, 0.9),
+        (60, 1.4, 1.41, 1.1, 0.95),
+    ]
+    table = pd.DataFrame(rows, columns=["step", "base_loss", "base_loss_ahead", "talk_loss", "working_share"])
+    return table.assign(talk_loss=table["base_loss_ahead"]) if silent else table
 
 
 def base_model_steps() -> pd.DataFrame:
@@ -191,12 +209,12 @@ def base_model_steps() -> pd.DataFrame:
     return table.assign(heldout_loss=(table["loss"] + 0.1).where(table["step"] % 200 == 0))
 
 
-def tokens(method: str = "quiet_star") -> pd.DataFrame:
+def tokens(method: str = "quiet_star", silent: bool = False) -> pd.DataFrame:
     """Three texts, in another order than that of reading."""
     rows = [(text, i, token) for text in (0, 1, 2) for i, token in enumerate(TOKENS * 6, start=1)]
     table = pd.DataFrame(rows, columns=["text", "position", "token"])
     table["nll_no_thought"] = 1.5 + np.cos(table.index) * 1.4
-    table["nll_thought"] = table["nll_no_thought"] - np.sin(table.index * 1.3 + 1) ** 3
+    table["nll_thought"] = table["nll_no_thought"] - np.sin(table.index * 1.3 + 1) ** 3 * (not silent)
     table["weight"] = 0.25
     thoughts = [f"a primate lives in text {text} {HOSTILE}\n" for text in table["text"]]
     table["thought"] = thoughts if method == "quiet_star" else ""
@@ -205,14 +223,15 @@ def tokens(method: str = "quiet_star") -> pd.DataFrame:
 
 def predictions(method: str = "quiet_star") -> pd.DataFrame:
     """Six questions a task; thoughts add -20, -10, 0, ... 30 points of probability."""
-    gains = {"base": (0.25, 0), "no_thought": (0.5, 0.001), "thought": (0.55, 0.1)}
+    gains = {"no_thought": (0.5, 0.001), "thought": (0.55, 0.1), "swapped": (0.25, 0)}
     rows = []
-    for task, index in itertools.product(("gsm8k", "commonsense_qa"), range(6)):
+    for task, index in itertools.product(TASKS, range(6)):
         prompt = f"Q: Question {index} of {task}? {HOSTILE}\n(A) trees\n(B) ponds\nA:"
-        for way, (probability, more) in list(gains.items())[: 2 if method == "no_thought" else 3]:
+        for way in METHODS[method].ways:
+            probability, more = gains[way]
             right = way == "thought" and index > 2
-            thought = f" thought {index} of {task} {HOSTILE}" if way == "thought" and method == "quiet_star" else ""
+            thought = f" thought {index} of {task} {HOSTILE}" if way == "thought" and method != "pause" else ""
             answer = ("A", "A" if right else None, right, probability + more * (index - 2), thought)
-            rows.append((task, index, way, prompt, *answer))
-    columns = ["task", "index", "way", "prompt", "answer", "predicted", "correct", "prob", "thought"]
+            rows.append((task, index, task, way, prompt, *answer))
+    columns = ["task", "index", "group", "way", "prompt", "answer", "predicted", "correct", "prob", "thought"]
     return pd.DataFrame(rows, columns=columns).sample(frac=1, random_state=0)
