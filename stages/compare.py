@@ -1,4 +1,4 @@
-"""Compare the run with the baselines and the base model, question by question."""
+"""Compare the arms, question by question and token by token."""
 
 from pathlib import Path
 
@@ -10,11 +10,12 @@ def main() -> None:
     every = params.load()
     write_compare(
         every.compare,
-        every.baseline,
-        every.train.method,
-        every.train.seed,
+        every.arms,
         evaluations=Path("results/evaluate"),
+        perplexities=Path("results/perplexity"),
+        training=Path("results/train"),
         results=Path("results/compare"),
+        summary=Path("results/summary.json"),
     )
 
 

@@ -127,16 +127,16 @@ def test_a_stage_says_how_long_it_took_and_needs_its_arguments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     called: list[tuple[str, ...]] = []
-    monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause", "1"])
+    monkeypatch.setattr(sys, "argv", ["/stages/train.py", "pause", "1"])
     monkeypatch.setattr("time.monotonic", lambda: errors.STARTED + 192)
     errors.run_stage(lambda *arguments: called.append(arguments), "METHOD", "SEED")
     assert called == [("pause", "1")]
-    assert capsys.readouterr().err == "baseline pause 1: 3 min 12 s\n"
+    assert capsys.readouterr().err == "train pause 1: 3 min 12 s\n"
     with pytest.raises(SystemExit, match="^error: no$"):
         errors.run_stage(lambda *_: fails(errors.UserError("no"))(), "METHOD", "SEED")
     monkeypatch.setenv("LOCAL_RANK", "0")  # in one of several processes, the one that launched them tells
     errors.run_stage(lambda *_: None, "METHOD", "SEED")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause"])
-    with pytest.raises(SystemExit, match=r"^error: usage: python -m stages.baseline METHOD SEED \(all else is in"):
+    monkeypatch.setattr(sys, "argv", ["/stages/train.py", "pause"])
+    with pytest.raises(SystemExit, match=r"^error: usage: python -m stages.train METHOD SEED \(all else is in"):
         errors.run_stage(print, "METHOD", "SEED")

@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.errors import UserError
 from pipeline.evaluation.statistics import interval_over_seeds, mcnemar, share_interval
 from pipeline.files import write_json, write_table
-from pipeline.params import Baseline, Compare
+from pipeline.params import Arms, Compare
 
 MEASURES = {"accuracy": "correct", "prob": "prob"}  # and the columns that hold them
 BASE = "base"  # the model before training, which is the same for every seed
@@ -17,9 +17,7 @@ BASE = "base"  # the model before training, which is the same for every seed
 Runs = dict[int, np.ndarray]  # an arm's runs: a number for each question (n,), by seed
 
 
-def write_compare(
-    params: Compare, baseline: Baseline, method: str, seed: int, evaluations: Path, results: Path
-) -> None:
+def write_compare(params: Compare, baseline: Arms, method: str, seed: int, evaluations: Path, results: Path) -> None:
     """Compare the run of ``method`` and ``seed`` in ``evaluations`` with the baselines in its folders METHOD-SEED.
 
     Writes the figures of each arm (figures.csv), their differences from the run's (comparisons.csv) and the differences

@@ -6,4 +6,30 @@ from .pause import Pause
 from .quiet_star import QuietStar
 
 QUIET_STAR, PAUSE, NO_THOUGHT = "quiet_star", "pause", "no_thought"
-METHODS: dict[str, type[Objective]] = {QUIET_STAR: QuietStar, PAUSE: Pause, NO_THOUGHT: NoThought}
+
+
+class NoPolicy(QuietStar):
+    trains = True
+
+
+class ShuffledReward(QuietStar):
+    trains = True
+
+
+class Untrained(QuietStar):
+    trains = False
+
+
+class Before(NoThought):
+    trains = False
+
+
+METHODS: dict[str, type[Objective]] = {
+    QUIET_STAR: QuietStar,
+    "no_policy": NoPolicy,
+    "shuffled_reward": ShuffledReward,
+    PAUSE: Pause,
+    NO_THOUGHT: NoThought,
+    "untrained": Untrained,
+    "before": Before,
+}

@@ -125,6 +125,7 @@ class Objective(nn.Module):
     """
 
     thoughts = SAMPLED
+    trains = True
 
     def __init__(self, config: PretrainedConfig):
         super().__init__()

@@ -16,7 +16,17 @@ import pytest
 from pipeline.errors import UserError
 from tests.bad_input import spoil
 from tests.bad_input.spoil import ROWS, Spoil, params
-from tests.stage_runner import ENVIRONMENT, ROOT, run_as_module, run_here, run_stage
+from tests.stage_runner import (
+    ENVIRONMENT,
+    EVALUATE,
+    PERPLEXITY,
+    ROOT,
+    TRAIN,
+    TRAINED,
+    run_as_module,
+    run_here,
+    run_stage,
+)
 
 
 @pytest.fixture
@@ -91,13 +101,13 @@ FULL, READ_ONLY = (spoil.small_disk, "No space left on device"), (spoil.immutabl
         ("tasks", "data", FULL, {}),
         ("tokenize", "data", FULL, {}),
         ("base_model", "models", FULL, {"base_model__scratch__hidden_size": 256}),
-        ("train", "models", FULL, {}),
-        ("train", ".resume", FULL, {}),
-        ("train", ".resume/train/quiet_star", READ_ONLY, {}),
-        ("evaluate", "results", FULL, {}),
+        (TRAIN, "models", FULL, {}),
+        (TRAIN, ".resume", FULL, {}),
+        (TRAIN, ".resume/train/quiet_star-1", READ_ONLY, {}),
+        (EVALUATE, "results", FULL, {}),
         ("compare", "results/compare", READ_ONLY, {}),
         ("chain_of_thought", ".resume", FULL, {}),
-        ("perplexity", "results", FULL, {}),
+        (PERPLEXITY, "results", FULL, {}),
         ("report", "results/report", READ_ONLY, {}),
         ("release", "models", FULL, {}),
     ],
@@ -119,7 +129,7 @@ def test_a_stage_that_cannot_write(stage: str, folder: str, failure: tuple, chan
 )
 def test_launched_processes_that_fail_alike(accumulation: int, environment: dict[str, str], words: str, project: Path):
     params(train__launcher="launchers/cpus.yaml", train__accumulation=accumulation)(project)
-    ends_with_one_line(project, "train", words, environment)
+    ends_with_one_line(project, TRAIN, words, environment)
 
 
 CLUSTER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # as a job of one process has them
@@ -147,9 +157,9 @@ def test_a_mistake_ends_with_code_1_and_one_line(spoiled: Spoil, variables: dict
 @pytest.mark.parametrize(
     "stage, folder, odd",
     [
-        ("perplexity", "results/perplexity", ODD),
-        ("train", "models/quiet_star", CLUSTER | {"ACCELERATE_MIXED_PRECISION": "foo"}),
-        ("train", "models/quiet_star", CLUSTER | {"WORLD_SIZE": "abc"}),
+        (PERPLEXITY, "results/perplexity/quiet_star-1", ODD),
+        (TRAIN, TRAINED, CLUSTER | {"ACCELERATE_MIXED_PRECISION": "foo"}),
+        (TRAIN, TRAINED, CLUSTER | {"WORLD_SIZE": "abc"}),
         ("report", "results/report", {"MPLBACKEND": "foo"}),
     ],
 )
@@ -188,7 +198,7 @@ def kept(project: Path) -> dict[str, bytes | str]:
 @pytest.mark.parametrize(
     "stage, spoiled, named, full",
     [
-        ("train", params(train__steps=0), "train.steps is 0", None),
+        ("train@quiet_star-1", params(train__steps=0), "train.steps is 0", None),
         ("corpus", params(corpus__microworld__pretrain_documents=30_000), "No space left", "data"),
     ],
 )

@@ -29,7 +29,7 @@ from tests.stage_runner import set_params
 
 RESULTS = Path("results/chaos.md")
 LONGEST = 12  # seconds from a stage's beginning to its kill: 4 to 6 load libraries, then it works for 8 to 20 in all
-SHARES = {"base_model": 5, "train": 5, "baseline": 3, "evaluate": 3, "chain_of_thought": 3, "perplexity": 1}
+SHARES = {"base_model": 5, "train": 6, "evaluate": 4, "chain_of_thought": 3, "perplexity": 2}
 SMALL = {  # on top of the smoke preset
     "corpus.microworld.pretrain_documents": 4000,
     "corpus.microworld.train_documents": 720,
@@ -38,7 +38,7 @@ SMALL = {  # on top of the smoke preset
     "base_model.scratch.steps": 750,
     "train.steps": 250,
     "train.evaluation_steps": 125,
-    "baseline.methods": ["pause"],
+    "arms.methods": ["quiet_star", "pause"],
     "evaluate.questions": None,
     "chain_of_thought.questions": 80,
     "chain_of_thought.samples": 6,

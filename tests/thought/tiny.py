@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from pipeline.thought.methods import METHODS, PAUSE
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.objective import IGNORED
 from tests.thought.slow_reference import SlowPause, SlowQuietStar
@@ -65,6 +65,7 @@ ARCHITECTURES = {
     "gpt_neox": {"model_type": "gpt_neox", **SIZES, "rotary_pct": 0.5},
 }
 FOUR_BASES = pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2", "gpt2"])
+METHODS = [QUIET_STAR, PAUSE, NO_THOUGHT]  # the others are controls of the first and last
 ALL_METHODS = pytest.mark.parametrize("method", METHODS)
 LENGTHS = (9, 7)  # of the two texts of `texts`
 TOKENS = max(LENGTHS)

@@ -19,13 +19,14 @@ from pipeline.training.checkpoints import Checkpoints, last_checkpoint
 from pipeline.training.quiet_star.trainer import QuietStarTrainer
 from tests.bad_input.spoil import small_disk
 from tests.eight_bits import find_8_bits, needs_8_bits
-from tests.stage_runner import copy_project, run_here, run_stage, run_stages, set_params
+from tests.stage_runner import TRAIN, copy_project, run_here, run_stage, run_stages, set_params
 
 OUTS = {
     "base_model": ("models/base", "results/base_model"),
-    "train": ("models/quiet_star", "results/train"),
-    "baseline pause 1": ("models/baseline/pause-1", "results/train/pause-1"),
-    "baseline no_thought 1": ("models/baseline/no_thought-1", "results/train/no_thought-1"),
+    **{
+        f"train {method} 1": (f"models/trained/{method}-1", f"results/train/{method}-1")
+        for method in ("quiet_star", "pause", "no_thought")
+    },
 }
 LENGTHS = {"train.steps": 8, "train.evaluation_steps": 3, "train.accumulation": 2}
 Place = tuple[str, str]  # of a function: its module and name
@@ -84,7 +85,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("long") / "project")
     set_params(folder, LENGTHS)
     run_stages(folder, ("corpus", "tokenize", "base_model"))
-    done = run_stage(folder, "train")
+    done = run_stage(folder, TRAIN)
     assert done.code == 0, done.stderr
     return folder
 
@@ -93,14 +94,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(project: Path, tmp_path: Path) -> Path:
     """A copy of the project without the outputs of training, as DVC leaves it before it runs the stage."""
     folder = shutil.copytree(project, tmp_path / "project")
-    take_outputs(folder, "train")
+    take_outputs(folder, TRAIN)
     return folder
 
 
 def outputs(folder: Path, stage: str) -> dict[str, bytes]:
-    """All files of the stage's outputs but the one with times in it."""
+    """All files of the stage's outputs."""
     files = [f for out in OUTS[stage] for f in sorted((folder / out).glob("*")) if f.is_file()]
-    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "speed.csv"}
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
 def take_outputs(folder: Path, stage: str) -> dict[str, bytes]:
@@ -131,7 +132,7 @@ def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Pa
     def run(call: int) -> Path | None:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(QuietStarTrainer, "compute_loss", ends(QuietStarTrainer.compute_loss, call))
-            run_here(folder, "train")
+            run_here(folder, TRAIN)
         newest = max(scratches(folder), key=lambda scratch: scratch.stat().st_mtime)
         return last_checkpoint(newest)
 
@@ -148,21 +149,21 @@ def resumes(folder: Path, stage: str, whole: dict[str, bytes]) -> None:
 
 
 def test_killed_it_resumes_from_the_one_checkpoint_that_is_kept(folder: Path, project: Path):
-    scratch = killed(folder, "train", LOSS, 13)  # in step 7
+    scratch = killed(folder, TRAIN, LOSS, 13)  # in step 7
     assert sorted(path.name for path in scratch.iterdir()) == ["lock", "rows.jsonl", "step-6"]
     names = {path.name for path in (scratch / "step-6").iterdir()}
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= names
     assert torch.load(scratch / "step-6/optimizer.pt", weights_only=True)["state"]
-    resumes(folder, "train", outputs(project, "train"))
+    resumes(folder, TRAIN, outputs(project, TRAIN))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in a step, three times", *MOMENTS])
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(moment: str, folder: Path, project: Path):
     for place, call in [MOMENTS[moment]] if moment in MOMENTS else [(LOSS, 5)] * 3:
-        scratch = killed(folder, "train", place, call)
+        scratch = killed(folder, TRAIN, place, call)
     assert (last_checkpoint(scratch) is None) == (moment == "while the first checkpoint is written")
-    resumes(folder, "train", outputs(project, "train"))
+    resumes(folder, TRAIN, outputs(project, TRAIN))
 
 
 LORA = {"train.adapt": "lora", "train.saved": "learned"}
@@ -173,13 +174,13 @@ PRETRAINING = {"base_model.scratch.steps": 200}
 @pytest.mark.parametrize(
     "stage, changes, place, call, step",
     [
-        ("baseline pause 1", {}, LOSS, 11, 5),
-        ("baseline no_thought 1", {}, LOSS, 11, 5),
+        ("train pause 1", {}, LOSS, 11, 5),
+        ("train no_thought 1", {}, LOSS, 11, 5),
         ("base_model", PRETRAINING, PRETRAINING_LOSS, 60, 50),
         ("base_model", PRETRAINING, PRETRAINING_LOSS, 120, 100),  # in a later epoch
-        ("train", LORA, LOSS, 11, 5),
-        ("train", LORA | {"train.precision": "bfloat16"}, LOSS, 11, 5),
-        pytest.param("train", {"train.optimizer": "adamw_8bit"}, LOSS, 11, 5, marks=needs_8_bits),
+        (TRAIN, LORA, LOSS, 11, 5),
+        (TRAIN, LORA | {"train.precision": "bfloat16"}, LOSS, 11, 5),
+        pytest.param(TRAIN, {"train.optimizer": "adamw_8bit"}, LOSS, 11, 5, marks=needs_8_bits),
     ],
 )
 def test_other_training_resumes_too(stage: str, changes: dict, place: Place, call: int, step: int, folder: Path):
@@ -216,10 +217,10 @@ def test_a_damaged_checkpoint_is_named(stopped: Callable, folder: Path):
         saved = damaged.read_bytes()
         damaged.unlink() if gone else os.truncate(damaged, len(saved) // 2)
         with pytest.raises(UserError) as error:
-            run_here(folder, "train")
+            run_here(folder, TRAIN)
         told = f"the checkpoint {checkpoint.relative_to(folder)} cannot be read ("
         assert str(error.value).startswith(told) and str(error.value).endswith("): remove it to start afresh"), name
-        assert checkpoint.is_dir() and outputs(folder, "train") == {}
+        assert checkpoint.is_dir() and outputs(folder, TRAIN) == {}
         damaged.write_bytes(saved)
 
 
@@ -229,7 +230,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(folder: Path, monkeypatch
     set_params(folder, {"train.learning_rate": 1e39, "train.warmup_steps": 0})
     told = "step 1: the weights are no longer finite; the last good checkpoint is none yet: lower the learning rate"
     with pytest.raises(UserError, match=told):
-        run_here(folder, "train")
+        run_here(folder, TRAIN)
     assert not list(folder.glob(".resume/train/quiet_star/*/step-*"))
 
 
@@ -264,14 +265,14 @@ def test_the_time_between_checkpoints_goes_by_what_one_takes_to_write(tmp_path: 
 def test_a_disk_too_full_for_a_checkpoint(room: int, kept: str | None, folder: Path, project: Path):
     """For its weights, for its optimizer or, beside the first one, for the second. With more room it goes on."""
     with small_disk(folder, ".resume", room):
-        done = run_stage(folder, "train", often)
+        done = run_stage(folder, TRAIN, often)
         (complaint,) = done.complaint
         told = "error: no checkpoint could be written to .resume/train/quiet_star/"
         assert done.code == 1 and complaint.startswith(told) and "(is the disk full?)" in complaint
         assert [path.name for path in folder.glob(".resume/train/quiet_star/*/*-*")] == ([kept] if kept else [])
-        assert outputs(folder, "train") == {}
+        assert outputs(folder, TRAIN) == {}
         (folder / ".resume/filler").unlink()
-        resumes(folder, "train", outputs(project, "train"))
+        resumes(folder, TRAIN, outputs(project, TRAIN))
 
 
 def test_other_parameters_or_inputs_start_afresh(stopped: Callable, folder: Path, caplog: pytest.LogCaptureFixture):

@@ -24,6 +24,7 @@ from pipeline.training.launch import launch
 from pipeline.training.quiet_star.train import write_trained
 from tests.killing import checkpoint_often
 from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_here, run_stages, set_params
+from tests.stage_runner import TRAIN as STAGE
 from tests.training.quiet_star.test_trainer import TRAIN
 from tests.training.rank import LONG, ended, finish, free_port, start
 from tests.training.test_checkpoints import outputs, scratches
@@ -47,33 +48,35 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(project: Path, folder: Path, processes: int, way: dict[str, str], changes: dict[str, object]) -> Path:
+def trained(
+    project: Path, folder: Path, processes: int, way: dict[str, str], changes: dict[str, object], stage: str = STAGE
+) -> Path:
     shutil.copytree(project, folder)
     set_params(folder, changes)
-    finish(folder, start(folder, processes, way))
+    finish(folder, start(folder, processes, way, stage))
     return folder
 
 
 @pytest.fixture(scope="module")
-def one(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict], Path]:
+def one(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A run in one process with these changes, which tests share."""
     known: dict[str, Path] = {}
 
-    def run(changes: dict[str, object]) -> Path:
-        key = str(sorted(changes.items()))
+    def run(changes: dict[str, object], stage: str = STAGE) -> Path:
+        key = f"{stage} {sorted(changes.items())}"
         if key not in known:
-            known[key] = trained(project, tmp_path_factory.mktemp("one") / "project", 1, {}, changes)
+            known[key] = trained(project, tmp_path_factory.mktemp("one") / "project", 1, {}, changes, stage)
         return known[key]
 
     return run
 
 
-def steps_of(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "results/train/steps.csv")
+def steps_of(folder: Path, method: str = "quiet_star") -> pd.DataFrame:
+    return pd.read_csv(folder / f"results/train/{method}-1/steps.csv")
 
 
-def model_of(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(folder / f"models/quiet_star/{name}.safetensors")
+def model_of(folder: Path, name: str = "model", method: str = "quiet_star") -> dict[str, torch.Tensor]:
+    return load_file(folder / f"models/trained/{method}-1/{name}.safetensors")
 
 
 def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -82,10 +85,10 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return max(((one[name] - other[name]).norm() / one[name].norm().clamp(min=1e-12)).item() for name in one)
 
 
-def same_model(one: Path, other: Path, name: str = "model") -> None:
+def same_model(one: Path, other: Path, name: str = "model", method: str = "quiet_star") -> None:
     """The same losses over all steps, and the same weights at the end."""
-    pd.testing.assert_frame_equal(steps_of(other), steps_of(one), rtol=1e-5, atol=1e-6)
-    assert farthest(model_of(one, name), model_of(other, name)) < 1e-4
+    pd.testing.assert_frame_equal(steps_of(other, method), steps_of(one, method), rtol=1e-5, atol=1e-6)
+    assert farthest(model_of(one, name, method), model_of(other, name, method)) < 1e-4
 
 
 def same_gradients(one: Path, other: Path) -> None:
@@ -97,12 +100,12 @@ def same_gradients(one: Path, other: Path) -> None:
     "method", ["quiet_star", pytest.param("pause", marks=slow), pytest.param("no_thought", marks=slow)]
 )
 def test_two_processes_train_as_one(method: str, way: str, project: Path, one: Callable, tmp_path: Path):
-    changes = {"train.method": method}
-    alone, two = one(changes), trained(project, tmp_path / "two", 2, WAYS[way], changes)
+    stage = f"train {method} 1"
+    alone, two = one({}, stage), trained(project, tmp_path / "two", 2, WAYS[way], {}, stage)
     same_gradients(alone, two)
-    assert steps_of(alone)["base_loss"].nunique() == 20
-    same_model(alone, two)
-    assert outputs(two, "train").keys() == outputs(alone, "train").keys() and scratches(two) == []
+    assert steps_of(alone, method)["base_loss"].nunique() == 20
+    same_model(alone, two, method=method)
+    assert outputs(two, stage).keys() == outputs(alone, stage).keys() and scratches(two) == []
 
 
 @slow
@@ -120,7 +123,7 @@ def test_sharded_weights_in_bfloat16_with_checkpointing(project: Path, one: Call
     """As launchers/node.yaml is meant for."""
     changes = {"train.precision": "bfloat16", "train.checkpointing": True}
     two = trained(project, tmp_path / "two", 2, SHARDED, changes)
-    expected, found = steps_of(one({"train.method": "quiet_star"}))["base_loss"], steps_of(two)["base_loss"]
+    expected, found = steps_of(one({}))["base_loss"], steps_of(two)["base_loss"]
     assert not found.equals(expected)
     pd.testing.assert_series_equal(found, expected, rtol=0.05)
     assert model_of(two)["start_embedding"].dtype == torch.float32
@@ -130,7 +133,7 @@ def test_sharded_weights_in_bfloat16_with_checkpointing(project: Path, one: Call
 @both_ways
 @pytest.mark.parametrize("adapt", ["lora", "frozen"])
 def test_two_processes_adapt_a_model_as_one_does(adapt: str, way: str, project: Path, one: Callable, tmp_path: Path):
-    changes = {"train.adapt": adapt, "train.saved": "learned", "baseline.methods": ["pause"]}
+    changes = {"train.adapt": adapt, "train.saved": "learned", "arms.methods": ["quiet_star"]}
     alone, two = one(changes), trained(project, tmp_path / "two", 2, WAYS[way], changes)
     same_model(alone, two, "learned")
 
@@ -158,7 +161,7 @@ def killed(folder: Path, way: dict[str, str]) -> Path:
     ranks = start(folder, 2, way)
     with ended(ranks):
         wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), lambda: ranks[0].is_alive())
-    assert not (folder / "models/quiet_star").exists()
+    assert not (folder / "models/trained/quiet_star-1").exists()
     (scratch,) = scratches(folder)
     return scratch
 
@@ -194,7 +197,7 @@ def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, 
         (told,) = finish(alone, start(alone, 1, {}))
         assert "going on from" not in told and [one.name for one in scratches(alone)] == [scratch.name]  # for a week
     assert all("going on from" in told for told in finish(folder, start(folder, 2, uneven)))
-    assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
+    assert outputs(folder, STAGE) == outputs(whole, STAGE) and scratches(folder) == []
 
 
 def test_a_clusters_variables_make_no_process_one_of_several(
@@ -204,10 +207,10 @@ def test_a_clusters_variables_make_no_process_one_of_several(
     alone, told = (shutil.copytree(project, tmp_path / name) for name in ("alone", "told"))
     for folder in (alone, told):
         set_params(folder, {"train.steps": 2})
-        run_here(folder, "train")
+        run_here(folder, STAGE)
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("WORLD_SIZE", "4")
-    assert outputs(told, "train") == outputs(alone, "train")
+    assert outputs(told, STAGE) == outputs(alone, STAGE)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_what_sharded_weights_do_not_allow_is_refused(changes: dict, told: str, 
     for name, value in (SHARDED | launched).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told):
-        write_trained(replace(TRAIN, **changes), *[Path("unread")] * 5)
+        write_trained(replace(TRAIN, **changes), "quiet_star", 1, *[Path("unread")] * 5)
 
 
 CLUSTER = {"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "one", "MASTER_PORT": "9"}
@@ -252,7 +255,10 @@ def test_what_accelerate_makes_of_a_shipped_launcher(
 
 def launched(folder: Path, **variables: str) -> subprocess.Popen:
     """`stages.train`, as a user runs it."""
-    command, environment = [sys.executable, "-m", "stages.train"], {**os.environ, **ENVIRONMENT, **variables}
+    command, environment = (
+        [sys.executable, "-m", *f"stages.{STAGE}".split()],
+        {**os.environ, **ENVIRONMENT, **variables},
+    )
     with (folder / "log").open("w") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
@@ -281,10 +287,10 @@ def test_one_of_two_killed_ends_the_run_with_one_line_and_the_next_resumes(proje
     assert process.wait(60) == 1  # seconds: within a minute
     told = [line for line in (folder / "log").read_text().splitlines() if line.startswith(("error:", "Traceback"))]
     assert told == ["error: process 1 was ended by signal 9: `dvc repro` goes on from the last checkpoint"]
-    assert not (folder / "models/quiet_star.part").exists()
+    assert not (folder / "models/trained/quiet_star-1.part").exists()
     assert launched(folder).wait(LONG) == 0, (folder / "log").read_text()[-3000:]
     assert "going on from" in (folder / "log").read_text()
-    assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
+    assert outputs(folder, STAGE) == outputs(whole, STAGE) and scratches(folder) == []
 
 
 @slow
@@ -297,7 +303,7 @@ def test_two_machines_train_as_one_process(project: Path, one: Callable, tmp_pat
     address = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     second, first = (launched(two, NODE_RANK=rank, **address) for rank in ("1", "0"))
     assert (first.wait(LONG), second.wait(LONG)) == (0, 0), (two / "log").read_text()[-3000:]
-    same_model(one({"train.method": "quiet_star"}), two)
+    same_model(one({}), two)
     assert scratches(two) == []
 
 

@@ -68,7 +68,7 @@ class QuietStarTrainer(CheckedTrainer):
         return batches, self.accelerator.reduce(counts, "sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        seed = self._params.seed * SEEDS_APART + self.state.global_step
+        seed = self.args.seed * SEEDS_APART + self.state.global_step
         output = model(**inputs, sampling=Sampling(seed=seed), counts=num_items_in_batch, engine=self._engine)
         self._parts.append(_logged_parts(output, inputs["labels"], num_items_in_batch))
         loss = output.loss * self.args.world_size  # as gradients are averaged over processes, not summed
@@ -102,7 +102,7 @@ class QuietStarTrainer(CheckedTrainer):
         batches = DataLoader(self.eval_dataset, batch_size=self.args.eval_batch_size)
         labels = (self._prepare_inputs(batch)["labels"] for batch in batches)
         counts = sum_counts(counts_of(some, self.model.lookahead) for some in labels)
-        sampling, metrics = Sampling(seed=self._params.seed), {"eval_base_loss": 0.0, "eval_talk_loss": 0.0}
+        sampling, metrics = Sampling(seed=self.args.seed), {"eval_base_loss": 0.0, "eval_talk_loss": 0.0}
         for inputs in map(self._prepare_inputs, batches):
             losses = self.model(**inputs, sampling=sampling, counts=counts, engine=self._engine).losses
             metrics["eval_base_loss"] += losses.base.item()
@@ -112,7 +112,7 @@ class QuietStarTrainer(CheckedTrainer):
             if sharded:
                 self.model.unshard()
             with self.accelerator.autocast():
-                metrics["eval_working_share"] = self._probe.share(self.model, self._params.seed)
+                metrics["eval_working_share"] = self._probe.share(self.model, self.args.seed)
             if sharded:
                 self.model.reshard()
         if not math.isfinite(metrics["eval_talk_loss"]):
