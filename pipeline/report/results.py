@@ -204,7 +204,7 @@ def heldout_table(results: Results) -> Table:
 
 
 def _difference(results: Results, task: str, measure: str, arm: str, against: str) -> Cell:
-    """How much better ``arm`` is, with a p-value or its share of the gain, if given; blank if they were not compared."""
+    """How much better ``arm`` is, and a p-value or a share of the gain where given; blank if not compared."""
     difference = results.better(task, measure, arm, against)
     if difference is None:
         return Cell("")

@@ -25,8 +25,9 @@ GROUPS = {
 }
 
 
+TRAIN, TABLES = "train/quiet_star-1", "perplexity/quiet_star-1/tables"  # of the default run, in results/
 TASKS = ("gsm8k", "commonsense_qa")
-CONTROLS = ("no_policy", "pause", "no_thought", "untrained", "before", f"other {HOSTILE}")
+CONTROLS = ("no_policy", "pause", "no_thought", "untrained", "before", "other <script> $x_1$")
 WAYS = ("swapped", "random", "own_where_same_last", "same_last", "thoughts_off")
 
 
@@ -97,8 +98,8 @@ def arms(method: str = "quiet_star", silent: bool = False) -> pd.DataFrame:
     names += [] if method == "untrained" else ["untrained/sampled", "untrained/mean16", "no_policy/swapped"]
     rows = []
     for task, measure, arm in itertools.product((*TASKS, "heldout"), ("accuracy", "prob", "loss"), names):
-        if (task == "heldout") == (measure == "loss"):
-            n, groups = (12340, 120) if task == "heldout" else (312 if "same_last" in arm else 1400, 1400)
+        if (task == "heldout") == (measure == "loss") and not (task == "heldout" and "same_last" in arm):
+            n, groups = (12340, 120) if task == "heldout" else (312 if "same_last" in arm else 1400, 700)
             best = arm == method and not silent
             value = (1.0 if best else 1.3) if measure == "loss" else (0.9 if best else 0.5)
             seeds = 1 if arm == method else 3
