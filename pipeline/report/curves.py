@@ -31,7 +31,8 @@ def training_curves(results: Path, run: str, method: Method) -> list[Plot]:
     plots = [_curve(heldout, "heldout-losses", "Held-out loss", NATS, *losses)]
     if method.writes:
         title, unit = "Thoughts that contain the right working", "share, after probe prompts"
-        plots.append(_curve(heldout, "working-share", title, unit, Line("working_share")))
+        tasks = Line("working_share_rings", "rings"), Line("working_share_animals", "animals", PLAIN)
+        plots.append(_curve(heldout, "working-share", title, unit, *tasks))
     plots.append(_curve(steps, "losses", "Loss", NATS, *losses))
     if method.thinks:
         unit = f"0 ignores the {method.one}"

@@ -26,11 +26,8 @@ def training_facts(train: dict, summary: dict, params: Params, method: Method) -
         ("seed", str(params.arms.seeds[0])),
     ]
     if method.thinks:
-        facts += [
-            (f"{method.one} at every token, at most", counted(params.train.thought_tokens, "token")),
-            ("mean length of a thought", f"{summary['thought_length']:.1f} tokens"),
-            ("operations a predicted token", f"{summary['cost']:.1f} times the base model’s"),
-        ]
+        facts.append((f"{method.one} at every token, at most", counted(params.train.thought_tokens, "token")))
+        facts.append((f"mean length of a {method.one}", f"{summary['thought_length']:.1f} tokens"))
     share = train["working_share"]
     if method.writes and share is not None:
         change = f"{percent(share['first'])} → {percent(share['last'])}"

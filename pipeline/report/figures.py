@@ -83,7 +83,7 @@ def votes(number: int, task: str, rows: pd.DataFrame, method: Method) -> Plot:
 
 
 def decile_bars(name: str, title: str, deciles: pd.DataFrame) -> Plot:
-    """The improvement by decile of the base loss."""
+    """The improvement by decile of the loss before training."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -122,8 +122,8 @@ def _sides(improvement: pd.Series) -> list[str]:
     return [THOUGHT if value >= 0 else PLAIN for value in improvement]
 
 
-def density(cells: pd.DataFrame, method: Method) -> Plot:
-    """How many tokens have which base loss and improvement: the stronger the colour, the more, on a log scale."""
+def density(cells: pd.DataFrame) -> Plot:
+    """Tokens by loss before training and improvement: the stronger the colour, the more, on a log scale."""
 
     def spacing(centres: pd.Series) -> float:
         gaps = np.diff(np.unique(centres))  # bins are equally wide, but empty ones are not in the table
@@ -138,7 +138,7 @@ def density(cells: pd.DataFrame, method: Method) -> Plot:
         low = cells["improvement"] - height / 2
         axes.bar(cells["base_loss"], height=height, bottom=low, width=width, color=colours, linewidth=0)
         axes.axhline(0, color=INK, linewidth=0.6)
-        axes.set_xlabel(f"loss without {method.many}, nats")
+        axes.set_xlabel("loss before training, nats")
         axes.set_ylabel("improvement, nats")
 
     unit = f"{whole(cells['tokens'].min())} to {whole(cells['tokens'].max())} tokens a cell"

@@ -46,6 +46,7 @@ def write_report(params_file: Path, folder: Path, out: Path) -> None:
         "versions": Table("Versions", ["package", "version"], [[*map(Cell, row)] for row in versions.items()]),
         "curves": curves.training_curves(folder, run, method),
         "warnings": curves.step_warnings(folder, run),
+        "costs": results.costs_sentence(folder / "evaluate", given.arms),
         **_arms(folder, method),
         **_where(folder, run, given.report.passages, method),
     }
@@ -110,7 +111,7 @@ def _where(folder: Path, run: str, passages: int, method: Method) -> dict:
         "text": text,
         "groups": groups,
         "agreement": where.agreement_sentence(text),
-        "density": figures.density(read_csv(tables / "density.csv", "base_loss", "improvement", "tokens"), method),
+        "density": figures.density(read_csv(tables / "density.csv", "base_loss", "improvement", "tokens")),
         "passages": {side: quotes.extremes(extremes, "passage", side) for side in ("gain", "loss")},
         "thoughts": {side: quotes.extremes(extremes, "thought", side) for side in ("gain", "loss")},
         "extremes_data": csv_link(extremes),

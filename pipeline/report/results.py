@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from pipeline.params import Arms
 from pipeline.report.estimates import (
     ABOVE,
     BELOW,
@@ -27,7 +28,7 @@ from pipeline.report.estimates import (
     whole,
 )
 from pipeline.report.method import METHODS, Method, arm_name, arm_order
-from pipeline.report.reading import read_csv
+from pipeline.report.reading import read_csv, read_json
 
 HELDOUT, LOSS, BEFORE = "heldout", "loss", "before"
 # what the run must be better than: arms without the cause, and its own model with another's thoughts
@@ -233,6 +234,18 @@ def counts_sentence(results: Results) -> str:
             by_seeds[row["seeds"]].append(arm_name(arm))
     seeds = [f"{counted(number, 'seed')} of {listed(arms)}" for number, arms in by_seeds.items()]
     return "; ".join([*tasks, *seeds]) + "."
+
+
+def costs_sentence(evaluations: Path, arms: Arms) -> str:
+    """What a predicted token takes in each arm, from the metrics of the stage evaluate."""
+    costs: dict[str, float] = {}
+    for method in arms.methods:
+        cost = read_json(evaluations / f"{method}-{arms.seeds[0]}" / "metrics.json")["cost"]
+        costs[arm_name(method)] = cost["operations"]
+        if "operations_mean16" in cost:
+            costs[arm_name(f"{method}/mean16")] = cost["operations_mean16"]
+    shown = listed([f"{number:g} ({name})" for name, number in costs.items()])
+    return f"Operations a predicted token, in units of the base model’s: {shown}."
 
 
 def reasoning_table(reasoning: dict, method: Method) -> Table:

@@ -25,7 +25,7 @@ def group_table(title: str, what: str, groups: pd.DataFrame) -> Table:
     for row in groups.to_dict("records"):
         cells = [Cell(group_name(row["group"])), Cell(interval(Estimate.of(row, "improvement"), nats))]
         rows.append([*cells, *(Cell(show(row[name])) for name, show in shows.items())])
-    return Table(title, [what, "improvement", "loss without", "helped", "hurt", "tokens", "share"], rows)
+    return Table(title, [what, "improvement", "loss before training", "helped", "hurt", "tokens", "share"], rows)
 
 
 def range_sentence(groups: pd.DataFrame, what: str) -> str:

@@ -14,7 +14,7 @@ HOSTILE = """<script>alert(1)</script> & "double" 'single' $x_1$ </span>"""
 TOKENS = ("Q", ":", " The", " lemur", "\n", "\n\n", "\t", "  ", HOSTILE, " A")
 PASSAGE = 6 * len(TOKENS)  # tokens of a text
 STEPS = 60
-PARAMS = (Path(__file__).parents[2] / "params.yaml").read_text()
+PARAMS = re.sub(r"methods: \[.*\]", "methods: [quiet_star]", (Path(__file__).parents[2] / "params.yaml").read_text())
 HUB_PARAMS = PARAMS.replace("source: microworld", "source: hub").replace("source: scratch", "source: hub")
 CELLS = [(0.1, 0.05, 4000), (0.3, 0.05, 100), (0.7, 0.35, 10), (0.7, -0.25, 1)]  # of the density
 GROUPS = {
@@ -36,7 +36,7 @@ def write_run(folder: Path, method: str = "quiet_star", silent: bool = False) ->
 
     ``silent``: the mixing weight is 0, so thoughts change nothing.
     """
-    text = re.sub(r"methods: \[.*\]", f"methods: [{method}]", re.sub(r"passages: \d+", "passages: 2", PARAMS))
+    text = re.sub(r"passages: \d+", "passages: 2", PARAMS).replace("[quiet_star]", f"[{method}]")
     (folder / "params.yaml").write_text(f"# <b>\n{text}")
     run = f"{method}-1"
     files = {
@@ -44,6 +44,7 @@ def write_run(folder: Path, method: str = "quiet_star", silent: bool = False) ->
         f"train/{run}/metrics.json": train(method),
         f"train/{run}/steps.csv": train_steps(silent),
         f"train/{run}/heldout.csv": train_heldout(silent),
+        f"evaluate/{run}/metrics.json": {"cost": {"operations": 7.5, "operations_mean16": 97}},
         f"evaluate/{run}/predictions.parquet": predictions(method),
         "compare/figures.csv": arms(method, silent),
         "compare/comparisons.csv": comparisons(method, silent),
@@ -194,13 +195,10 @@ def train_steps(silent: bool = False) -> pd.DataFrame:
 
 
 def train_heldout(silent: bool = False) -> pd.DataFrame:
-    rows = [
-        (0, 1.5, 1.51, 1.51, 0.4),
-        (20, 1.45, 1.46, 1.4, 0.6),
-        (40, 1.43, 1.44, 1.2, 0.9),
-        (60, 1.4, 1.41, 1.1, 0.95),
-    ]
-    table = pd.DataFrame(rows, columns=["step", "base_loss", "base_loss_ahead", "talk_loss", "working_share"])
+    rows = [(0, 1.5, 1.51, 0.4), (20, 1.45, 1.4, 0.6), (40, 1.43, 1.2, 0.9), (60, 1.4, 1.1, 0.95)]
+    table = pd.DataFrame(rows, columns=["step", "base_loss", "talk_loss", "working_share_rings"])
+    table["working_share_animals"] = table["working_share_rings"] / 2
+    table["base_loss_ahead"] = table["base_loss"] + 0.1
     return table.assign(talk_loss=table["base_loss_ahead"]) if silent else table
 
 
