@@ -219,21 +219,14 @@ def _difference(results: Results, task: str, measure: str, arm: str, against: st
 
 def counts_sentence(results: Results) -> str:
     """How many questions, texts and seeds the figures rest on."""
-    tasks = []
-    for task in [*results.tasks, HELDOUT]:
-        for measure in ("accuracy", LOSS):
-            row = results.figures.get((task, measure, results.method.key))
-            if row is not None:
-                n, groups = (whole(row[name]) for name in ("n", "groups"))
-                drawn = f"{n} tokens in {groups} texts" if task == HELDOUT else f"{n} questions"
-                alike = f" in {groups} groups of like questions" if task != HELDOUT and groups != n else ""
-                tasks.append(f"{'held-out text' if task == HELDOUT else task}: {drawn}{alike}")
-    by_seeds: dict[float, list[str]] = {}
-    for (_, _, arm), row in results.figures.items():
-        if "/" not in arm and arm_name(arm) not in by_seeds.setdefault(row["seeds"], []):
-            by_seeds[row["seeds"]].append(arm_name(arm))
-    seeds = [f"{counted(number, 'seed')} of {listed(arms)}" for number, arms in by_seeds.items()]
-    return "; ".join([*tasks, *seeds]) + "."
+    parts, seeds = [], 0
+    for (task, measure, arm), row in results.figures.items():
+        if arm == results.method.key and measure != "prob":
+            n, groups, seeds = whole(row["n"]), whole(row["groups"]), row["seeds"]
+            alike = f" in {groups} groups of like questions" if groups != n else ""
+            held = f"held-out text: {n} tokens in {groups} texts"
+            parts.append(held if task == HELDOUT else f"{task}: {n} questions{alike}")
+    return "; ".join([*parts, f"{counted(seeds, 'seed')} of each arm."])
 
 
 def costs_sentence(evaluations: Path, arms: Arms) -> str:

@@ -1,4 +1,4 @@
-"""A fake run, and the pages of a run of each method."""
+"""A fake run, and the pages of runs of several methods."""
 
 from pathlib import Path
 
@@ -8,8 +8,6 @@ from report_page import Page
 
 from pipeline.report.drawing import Figure
 
-DIFFERENT = ("quiet_star", "pause", "no_thought")  # methods whose pages have other parts
-
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -18,7 +16,8 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
-    return {method: Page(write_run(tmp_path_factory.mktemp(method), method)) for method in DIFFERENT}
+    methods = ("quiet_star", "pause", "no_thought")  # whose pages have other parts
+    return {method: Page(write_run(tmp_path_factory.mktemp(method), method)) for method in methods}
 
 
 @pytest.fixture(scope="session")

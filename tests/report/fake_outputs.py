@@ -23,40 +23,35 @@ GROUPS = {
     "positions": ["1", "2-3", "4-7"],
     "weights": ["-0.5 to 0.1", "0.1 to 0.9"],
 }
-
-
 TRAIN, TABLES = "train/quiet_star-1", "perplexity/quiet_star-1/tables"  # of the default run, in results/
 TASKS = ("gsm8k", "commonsense_qa")
 CONTROLS = ("no_policy", "pause", "no_thought", "untrained", "before", "other <script> $x_1$")
 WAYS = ("swapped", "random", "own_where_same_last", "same_last", "thoughts_off")
 
 
-def write_run(folder: Path, method: str = "quiet_star", silent: bool = False) -> Path:
-    """Write a run of this method: its claim holds on gsm8k and fails on commonsense_qa. The page shows two passages.
-
-    ``silent``: the mixing weight is 0, so thoughts change nothing.
-    """
+def write_run(folder: Path, method: str = "quiet_star") -> Path:
+    """Write a run of this method: its claim holds on gsm8k and fails on commonsense_qa. The page shows two passages."""
     text = re.sub(r"passages: \d+", "passages: 2", PARAMS).replace("[quiet_star]", f"[{method}]")
     (folder / "params.yaml").write_text(f"# <b>\n{text}")
     run = f"{method}-1"
     files = {
         "base_model/steps.csv": base_model_steps(),
         f"train/{run}/metrics.json": train(method),
-        f"train/{run}/steps.csv": train_steps(silent),
-        f"train/{run}/heldout.csv": train_heldout(silent),
+        f"train/{run}/steps.csv": train_steps(),
+        f"train/{run}/heldout.csv": train_heldout(),
         f"evaluate/{run}/metrics.json": {"cost": {"operations": 7.5, "operations_mean16": 97}},
         f"evaluate/{run}/predictions.parquet": predictions(method),
-        "compare/figures.csv": arms(method, silent),
-        "compare/comparisons.csv": comparisons(method, silent),
+        "compare/figures.csv": arms(method),
+        "compare/comparisons.csv": comparisons(method),
         "compare/seeds.csv": seeds(method),
         "summary.json": {"thought_length": 4.5, "cost": 7.25},
         "chain_of_thought/metrics.json": {"gsm8k": reasoning(method)},
         "chain_of_thought/votes.csv": votes(),
-        f"perplexity/{run}/tokens.parquet": tokens(method, silent),
+        f"perplexity/{run}/tokens.parquet": tokens(method),
         f"perplexity/{run}/tables/metrics.json": perplexity(),
         f"perplexity/{run}/tables/density.csv": pd.DataFrame(CELLS, columns=["base_loss", "improvement", "tokens"]),
         f"perplexity/{run}/tables/extremes.csv": extremes(),
-        **{f"perplexity/{run}/tables/{name}.csv": groups(names, silent) for name, names in GROUPS.items()},
+        **{f"perplexity/{run}/tables/{name}.csv": groups(names) for name, names in GROUPS.items()},
     }
     for name, content in files.items():
         write(folder, name, content)
@@ -84,61 +79,53 @@ def reasoning(method: str = "quiet_star") -> dict:
 
 
 def votes() -> pd.DataFrame:
-    rows = [
-        {"task": task, "way": way, "k": k, "accuracy": mean, "ci_low": mean - 0.1, "ci_high": mean + 0.1, "n": 32}
-        for task in ("gsm8k", "another")
-        for way, means in (("thought", (0.5, 0.6, 0.7)), ("no_thought", (0.4, 0.45, 0.5)))
-        for k, mean in zip((1, 2, 8), means, strict=True)
-    ]
-    return pd.DataFrame(rows)
+    means = {"thought": (0.5, 0.6, 0.7), "no_thought": (0.4, 0.45, 0.5)}
+    rows = itertools.product(("gsm8k", "another"), means, enumerate((1, 2, 8)))
+    table = pd.DataFrame([(task, way, k, means[way][i]) for task, way, (i, k) in rows])
+    table.columns = ["task", "way", "k", "accuracy"]
+    return table.assign(ci_low=table["accuracy"] - 0.1, ci_high=table["accuracy"] + 0.1, n=32)
 
 
-def arms(method: str = "quiet_star", silent: bool = False) -> pd.DataFrame:
+def arms(method: str = "quiet_star") -> pd.DataFrame:
     """The run is right in 0.9 and has a loss of 1, everything else 0.5 and 1.3; few questions have a same_last."""
-    names = [method, *(f"{method}/{way}" for way in WAYS), *(arm for arm in CONTROLS if arm != method)]
-    names += [] if method == "untrained" else ["untrained/sampled", "untrained/mean16", "no_policy/swapped"]
+    more = ("untrained/sampled", "untrained/mean16", "no_policy/swapped")
     rows = []
-    for task, measure, arm in itertools.product((*TASKS, "heldout"), ("accuracy", "prob", "loss"), names):
-        if (task == "heldout") == (measure == "loss") and not (task == "heldout" and "same_last" in arm):
-            n, groups = (12340, 120) if task == "heldout" else (312 if "same_last" in arm else 1400, 700)
-            best = arm == method and not silent
-            value = (1.0 if best else 1.3) if measure == "loss" else (0.9 if best else 0.5)
-            seeds = 1 if arm == method else 3
-            rows.append((task, measure, arm, seeds, n, groups, value, value - 0.1, value + 0.05))
-    return pd.DataFrame(rows, columns=["task", "measure", "arm", "seeds", "n", "groups", "value", "low", "high"])
+    for arm in dict.fromkeys([method, *(f"{method}/{way}" for way in WAYS), *CONTROLS, *more]):
+        best = arm == method
+        for task, measure in itertools.product(TASKS, ("accuracy", "prob")):
+            rows.append((task, measure, arm, 312 if "same_last" in arm else 1400, 700, 0.9 if best else 0.5))
+        if "same_last" not in arm:
+            rows.append(("heldout", "loss", arm, 12340, 120, 1.0 if best else 1.3))
+    table = pd.DataFrame(rows, columns=["task", "measure", "arm", "n", "groups", "value"])
+    return table.assign(seeds=2, low=table["value"] - 0.1, high=table["value"] + 0.05)
 
 
 def seeds(method: str = "quiet_star") -> pd.DataFrame:
-    table = arms(method).drop(columns=["low", "high", "seeds"])
-    return pd.concat([table.assign(seed=seed) for seed in (1, 2)], ignore_index=True)
+    return pd.concat([arms(method).assign(seed=seed) for seed in (1, 2)], ignore_index=True)
 
 
-def comparisons(method: str = "quiet_star", silent: bool = False) -> pd.DataFrame:
+def comparisons(method: str = "quiet_star") -> pd.DataFrame:
     """The run is above every arm on gsm8k, above most on commonsense_qa, and harmed the base path a little."""
+    pairs = [(method, arm) for arm in (*(f"{method}/{way}" for way in WAYS), *CONTROLS)]
+    pairs += [("no_policy", "no_policy/swapped"), ("pause", "before"), (f"{method}/thoughts_off", "before")]
     rows = []
-    others = [f"{method}/{way}" for way in WAYS] + [arm for arm in CONTROLS if arm != method]
-    controls = [arm for arm in (f"{method}/thoughts_off", "no_policy", "pause", "no_thought") if arm != method]
-    pairs = [(method, arm) for arm in others] + [("no_policy", "no_policy/swapped")] * (method != "no_policy")
-    pairs += [(arm, "before") for arm in controls]
-    for task, (arm, against) in itertools.product((*TASKS, "heldout"), pairs):
+    for task, (arm, against) in itertools.product((*TASKS, "heldout"), dict.fromkeys(pairs)):
         numbers = (0.4, 0.3, 0.5, 1e-9)
-        if silent:
-            numbers = (0.0, 0.0, 0.0, None)
-        elif task == "commonsense_qa" and against == "no_policy":
+        if task == "commonsense_qa" and against == "no_policy":
             numbers = (0.01, -0.02, 0.04, None)
         elif arm == f"{method}/thoughts_off":
             numbers = (-0.01, -0.03, 0.01, None)
-        share = 0.75 if against == f"{method}/swapped" and not silent else None
+        numbers += (0.75 if against == f"{method}/swapped" else None,)
         for measure in ("loss",) if task == "heldout" else ("accuracy", "prob"):
-            rows.append((task, measure, arm, against, 1, 1400, 1400, *numbers, share))
+            rows.append((task, measure, arm, against, 2, 1400, 700, *numbers))
     columns = ["task", "measure", "arm", "against", "seeds", "n", "groups", "difference", "low", "high", "p_value"]
     return pd.DataFrame(rows, columns=[*columns, "share"])
 
 
-def groups(names: list[str], silent: bool = False) -> pd.DataFrame:
+def groups(names: list[str]) -> pd.DataFrame:
     table = pd.DataFrame({"group": names, "n": 1234, "share": 1 / len(names)})
-    gain, width = (0.05 * table.index - 0.03) * (not silent), 0.02 * (not silent)
-    ends = {"ci_low": gain - width, "ci_high": gain + width}
+    gain = 0.05 * table.index - 0.03
+    ends = {"ci_low": gain - 0.02, "ci_high": gain + 0.02}
     return table.assign(base_loss=0.3 * (table.index + 1), improvement=gain, **ends, helped=0.125, hurt=0.0625)
 
 
@@ -158,9 +145,6 @@ def extremes() -> pd.DataFrame:
 
 def perplexity() -> dict:
     return {
-        "n_texts": 120,
-        "n_tokens": 12340,
-        "loss": {"before": 1.3, "no_thought": 1.2345, "thought": 1.0, "swapped": 1.2, "random": 1.25},
         "helped": {"share": 0.2, "ci_low": 0.18, "ci_high": 0.22},
         "hurt": {"share": 0.1, "ci_low": 0.09, "ci_high": 0.11},
         "threshold": 0.01,
@@ -171,11 +155,10 @@ def perplexity() -> dict:
 
 def train(method: str = "quiet_star") -> dict:
     share = {"first": 0.4, "last": 0.95} if method == "quiet_star" else None
-    sizes = {"steps": STEPS, "text_tokens": 983040, "parameters": 1234567}
-    return {"method": method, "working_share": share, **sizes}
+    return {"working_share": share, "steps": STEPS, "text_tokens": 983040, "parameters": 1234567}
 
 
-def train_steps(silent: bool = False) -> pd.DataFrame:
+def train_steps() -> pd.DataFrame:
     """The thoughts become noise in the end."""
     step = np.arange(1, STEPS + 1)
     wave = np.sin(step)
@@ -191,15 +174,14 @@ def train_steps(silent: bool = False) -> pd.DataFrame:
         "mixing_weight": 0.007 * step,
         "thought_entropy": 1 + 0.1 * step,
     }
-    return pd.DataFrame(columns | ({"talk_loss": columns["base_loss_ahead"]} if silent else {}))
+    return pd.DataFrame(columns)
 
 
-def train_heldout(silent: bool = False) -> pd.DataFrame:
+def train_heldout() -> pd.DataFrame:
     rows = [(0, 1.5, 1.51, 0.4), (20, 1.45, 1.4, 0.6), (40, 1.43, 1.2, 0.9), (60, 1.4, 1.1, 0.95)]
     table = pd.DataFrame(rows, columns=["step", "base_loss", "talk_loss", "working_share_rings"])
     table["working_share_animals"] = table["working_share_rings"] / 2
-    table["base_loss_ahead"] = table["base_loss"] + 0.1
-    return table.assign(talk_loss=table["base_loss_ahead"]) if silent else table
+    return table.assign(base_loss_ahead=table["base_loss"] + 0.1)
 
 
 def base_model_steps() -> pd.DataFrame:
@@ -208,12 +190,12 @@ def base_model_steps() -> pd.DataFrame:
     return table.assign(heldout_loss=(table["loss"] + 0.1).where(table["step"] % 200 == 0))
 
 
-def tokens(method: str = "quiet_star", silent: bool = False) -> pd.DataFrame:
+def tokens(method: str = "quiet_star") -> pd.DataFrame:
     """Three texts, in another order than that of reading."""
     rows = [(text, i, token) for text in (0, 1, 2) for i, token in enumerate(TOKENS * 6, start=1)]
     table = pd.DataFrame(rows, columns=["text", "position", "token"])
     table["nll_no_thought"] = 1.5 + np.cos(table.index) * 1.4
-    table["nll_thought"] = table["nll_no_thought"] - np.sin(table.index * 1.3 + 1) ** 3 * (not silent)
+    table["nll_thought"] = table["nll_no_thought"] - np.sin(table.index * 1.3 + 1) ** 3
     table["weight"] = 0.25
     thoughts = [f"a primate lives in text {text} {HOSTILE}\n" for text in table["text"]]
     table["thought"] = thoughts if method == "quiet_star" else ""
