@@ -56,7 +56,7 @@ def evaluate(count: int, folder: Path) -> None:
     """Evaluate with thoughts and without."""
     asked(count, folder)
     params = Evaluate(seed=1, batch_size=32, thought_temperature=0.0, device="cpu")
-    write_evaluation(params, folder / "model", None, folder / "tasks", folder / "results")
+    write_evaluation(params, folder / "model", folder / "tasks", folder / "results")
 
 
 def chain_of_thought(count: int, folder: Path) -> None:

@@ -1,16 +1,22 @@
-"""Ask a model: prompts as token ids, left-padded batches of them, and continuations with thoughts and without."""
+"""Ask a model: prompts as token ids, left-padded batches of them, and what follows with thoughts and without."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
+from pipeline.evaluation.donors import ThoughtsOfText
+from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
+THOUGHT, NO_THOUGHT = "thought", "no_thought"
+SAMPLED, MEAN = "sampled", "mean16"  # a model that never trained may know more than its greedy thoughts say
+MEAN_SAMPLES = 16
 NOT_FINITE = "the model's predictions are not finite: lower the learning rate"
 
 
@@ -26,12 +32,60 @@ class AskedModel:
     @property
     def ways(self) -> tuple[str, ...]:
         """The ways in which the model answers: with thoughts (or pauses), if it has them, and without."""
-        return ("thought", "no_thought") if self.model.has_thoughts else ("no_thought",)
+        return (THOUGHT, NO_THOUGHT) if self.model.has_thoughts else (NO_THOUGHT,)
+
+    @property
+    def direct_ways(self) -> tuple[str, ...]:
+        """The ways in which it answers a question directly: one that never trained is asked in two more."""
+        never_trained = self.model.samples_thoughts and not self.model.objective.trains
+        return (*self.ways, *((SAMPLED, MEAN) if never_trained else ()))
 
     @property
     def thought_room(self) -> int:
         """The positions that a thought takes with its [start] and [end]; 0 if the model has no thoughts."""
         return self.model.config.thought_tokens + 2 if self.model.has_thoughts else 0
+
+    @torch.no_grad()
+    def predict(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        keys: Tensor,
+        positions: Tensor,
+        way: str,
+        given: Sequence[ThoughtsOfText] | None = None,
+    ) -> tuple[Tensor, Sequence[ThoughtsOfText] | None]:
+        """Logits (B, P, V) after each of ``positions`` (P,) of left-padded texts (B, N), and each text's P thoughts.
+
+        ``way``: with a thought, without, with one sampled at temperature 1, or the mean of the predictions of 16 of
+        those. ``given``: thoughts that stand in the place of the model's own. There are none (None) where the way has
+        none or several, and for pauses. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are
+        not finite.
+        """
+        thoughts, thinker = given, self.model.thinker
+        drawn = replace(self.sampling, temperature=1.0)
+        if way == NO_THOUGHT:
+            logits = thinker.decoder.head.logits(thinker.decoder.read(ids, mask)[0][:, positions])
+        elif way == MEAN:
+            text, some = thinker.read(ids, mask, keys), []
+            for sample in range(MEAN_SAMPLES):
+                again = replace(text, text_keys=keys + SAMPLES_APART * sample)
+                talk = thinker.sample_and_talk(again, positions, drawn)[1]
+                mixed = thinker.mixing_head.mix(text.hidden[:, positions], talk)[0]
+                some.append(thinker.decoder.head.logits(mixed).log_softmax(-1))
+            logits = torch.stack(some).logsumexp(0)
+        else:
+            options = {"sampling": drawn if way == SAMPLED else self.sampling, "positions": positions}
+            if given is not None:
+                options["thought_ids"] = torch.tensor(np.stack([one.ids for one in given]), device=ids.device)[:, None]
+            output = self.model(ids, mask, text_keys=keys, **options)
+            logits = output.logits
+            if output.thoughts is not None:
+                pairs = zip(output.thoughts.ids[:, 0].cpu(), output.thoughts.lengths[:, 0].cpu(), strict=True)
+                thoughts = [ThoughtsOfText(ids.numpy(), lengths.numpy()) for ids, lengths in pairs]
+        if not logits.isfinite().all():
+            raise UserError(NOT_FINITE)
+        return logits, thoughts
 
     def continuations(
         self, prompts: Sequence[Sequence[int]], keys: Tensor, think: bool, stop: Sequence[str], **settings: object
@@ -55,14 +109,13 @@ class AskedModel:
         self, prompts: list[list[int]], keys: Tensor, way: str, stop: list[str], samples: int = 1, **settings: object
     ) -> list[str]:
         """Return ``samples`` `continuations` of each prompt as texts, up to the first stop string."""
-        texts = []
-        written = self.continuations(prompts, keys, way == "thought", stop, samples=samples, **settings)
-        for i, new in enumerate(written):
-            # decode the text with its prompt, as whether a token has a space depends on its place
-            prompt = prompts[i // samples]
-            before, text = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new))
-            texts.append(before_stop(text[len(before) :], stop))
-        return texts
+        written = self.continuations(prompts, keys, way == THOUGHT, stop, samples=samples, **settings)
+        return [before_stop(self.text(prompts[i // samples], new), stop) for i, new in enumerate(written)]
+
+    def text(self, prompt: list[int], new: list[int]) -> str:
+        """The text of ``new`` ids, decoded with their prompt: whether a token has a space depends on its place."""
+        before, whole = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new))
+        return whole[len(before) :]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -28,6 +28,11 @@ class EncodedQuestion:
     answer_ids: list[int]
     legal: list[list[int]]
 
+    @property
+    def group(self) -> str:
+        """The name of the question's group; where the task has no groups, each question is one."""
+        return self.question.group or str(self.index)
+
 
 class Encodings(Sequence[EncodedQuestion]):
     """A task's questions as token ids, written to ``file`` and read from there one at a time.

@@ -1,101 +1,109 @@
-"""Does thinking help to answer? Ask each task's questions, with thoughts and without, and ask the base model too."""
+"""Does thinking help to answer, and is it what is thought? Ask each task's questions, with thoughts and without."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from pipeline.data.tasks.questions import read_tasks
+from pipeline.evaluation.direct.controls import ANSWER, Controls, OwnThoughts
 from pipeline.evaluation.direct.encoding import Encodings
-from pipeline.evaluation.direct.score import score
-from pipeline.evaluation.prompts import AskedModel
-from pipeline.evaluation.statistics import SHARE_DIFFERENCE, difference, totals
+from pipeline.evaluation.direct.score import OWN, score
+from pipeline.evaluation.donors import CONTROLS, ThoughtsOfText
+from pipeline.evaluation.prompts import MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT, AskedModel
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
-from pipeline.models.trained import base_of, check_trained, load_plain, load_trained
+from pipeline.models.trained import base_of, load_trained
 from pipeline.params import Evaluate
 from pipeline.resume import KeptRows, resumable
 from pipeline.thought.sampler import Sampling
 
-# prefixes: the trained model's rows keep their way's name; the base model's only way is stored as "base"
-TRAINED, BASE = "", "base"
+WAYS = (THOUGHT, NO_THOUGHT, SAMPLED, MEAN, *CONTROLS)
 QUESTION = {"task": pa.string(), "index": pa.int64()}
-ANSWER = {"correct": pa.bool_(), "prob": pa.float64(), "thought": pa.string()}
-PREDICTIONS = pa.schema(QUESTION | dict.fromkeys(("prompt", "answer", "way", "predicted"), pa.string()) | ANSWER)
+ANSWERED = {"correct": pa.bool_(), "prob": pa.float64(), "thought": pa.string()}
+TEXTS = ("group", "prompt", "answer", "way", "predicted")
+PREDICTIONS = pa.schema(QUESTION | dict.fromkeys(TEXTS, pa.string()) | ANSWERED)
 
 
-def write_evaluation(params: Evaluate, trained: Path, base: Path | None, tasks: Path, results: Path) -> None:
-    """Ask every question of ``tasks``: the model in ``trained`` and, unless ``base`` is None, its base model there too.
+def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path) -> None:
+    """Ask the model in ``trained`` every question of ``tasks``: with its own thoughts, with others' and with none.
 
-    Writes a row for each question and way (predictions.parquet), and means with intervals (metrics.json). After a kill
-    the same call asks only the missing questions and writes the same bytes (`pipeline.resume`).
+    Writes a row for each question and way (predictions.parquet), and their means (metrics.json). A task's questions are
+    first asked with their own thoughts; where those are sampled, they are then asked once more with other thoughts in
+    their place (`Controls`). After a kill the same call asks only the missing questions and writes the same bytes
+    (`pipeline.resume`).
     """
     device = pick_device(params.device)
-    inputs = [path for path in (trained, base or base_of(trained), tasks) if path is not None]
+    inputs = [path for path in (trained, base_of(trained), tasks) if path is not None]
     about = asdict(params) | {"device": device}
     with resumable(f"evaluate/{trained.name}", about, inputs, Path(__file__)) as scratch, ExitStack() as stack:
-        tokenizer = read_tokenizer(trained)
-        check_trained(trained)  # before the base model is asked, which may take long
-        encoded = {}
+        model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
+        asked = AskedModel(model, tokenizer, Sampling(params.thought_temperature, params.seed), params.batch_size)
+        encoded, firsts, first = {}, {}, 0  # firsts: where the rows of a task begin, its own and then the controls'
         for name, (task, questions) in read_tasks(tasks).items():
             file = stack.enter_context(TemporaryFile(dir=scratch.folder))  # noqa: SIM115  (the stack closes it)
             encoded[name] = Encodings(task, islice(questions, params.questions), tokenizer, file)
-        first, firsts = 0, {}  # where the rows of a task and model begin
-        for model, load, folder in ((BASE, load_plain, base), (TRAINED, load_trained, trained)):  # the faster one first
-            if folder is None:
-                continue
-            sampling = Sampling(params.thought_temperature, params.seed)
-            asked = AskedModel(load(folder).to(device), tokenizer, sampling, params.batch_size)
-            for name, questions in encoded.items():
-                label = f"{name} ({model})" if model else name
-                for rows in score(asked, questions, label, len(scratch.rows) - first):
+        for name, questions in encoded.items():
+            firsts[name] = [first]
+            for rows in score(asked, questions, name, len(scratch.rows) - first):
+                scratch.add(rows)
+            first += len(questions)
+            if model.samples_thoughts:
+                own = partial(_own, scratch.rows, firsts[name][0], questions)
+                controls = Controls(own, [q.group for q in questions], model.vocabulary, params.seed)
+                firsts[name].append(first)
+                for rows in score(asked, questions, f"{name} (controls)", len(scratch.rows) - first, controls):
                     scratch.add(rows)
-                firsts[name, model] = first
                 first += len(questions)
-            del asked  # so that one model is in memory at a time
         write_rows(results / "predictions.parquet", _predictions(encoded, firsts, scratch.rows), PREDICTIONS)
-        columns = ["task", "way", "correct", "prob"]
+        columns = ["task", "group", "way", "correct", "prob"]
         answers = pd.read_parquet(results / "predictions.parquet", columns=columns).groupby("task", sort=False)
-        write_json(results / "metrics.json", {task: summary(rows) for task, rows in answers})
+        lengths = [n for row in scratch.rows if OWN in row for n in row[OWN][ANSWER]["lengths"]]
+        cost = cost_of(asked, lengths)
+        write_json(results / "metrics.json", {task: summary(rows) for task, rows in answers} | {"cost": cost})
 
 
-def _predictions(encoded: dict[str, Encodings], firsts: dict[tuple[str, str], int], rows: KeptRows) -> Iterator[dict]:
-    """A row for each task, model, question and way, in this order; ``rows`` are in order of length (`score`)."""
-    for name, model in [(name, model) for name in encoded for model in (TRAINED, BASE) if (name, model) in firsts]:
-        for q, place in zip(encoded[name], encoded[name].places, strict=True):
-            row = rows[firsts[name, model] + place]
-            about = {"task": name, "index": q.index, "prompt": q.question.prompt, "answer": q.question.answer}
-            for way in ("thought", "no_thought"):
-                if way in row:
-                    thought = row["thought_text"] if way == "thought" else ""
-                    yield {**about, "way": model or way, **row[way], "thought": thought}
+def _own(rows: KeptRows, first: int, questions: Encodings, index: int) -> OwnThoughts:
+    """The own thoughts of question ``index``; the task's rows begin at ``first``."""
+    own = rows[first + questions.places[index]][OWN]
+    return {place: ThoughtsOfText.from_json(thoughts) for place, thoughts in own.items()}
+
+
+def _predictions(encoded: dict[str, Encodings], firsts: dict[str, list[int]], rows: KeptRows) -> Iterator[dict]:
+    """A row for each task, question and way, in this order; ``rows`` are in order of length (`score`)."""
+    for name, questions in encoded.items():
+        for q, place in zip(questions, questions.places, strict=True):
+            about = {"task": name, "index": q.index, "group": q.group}
+            about |= {"prompt": q.question.prompt, "answer": q.question.answer}
+            answers = {way: answer for first in firsts[name] for way, answer in rows[first + place].items()}
+            yield from (about | {"way": way} | answers[way] for way in WAYS if way in answers)
 
 
 def summary(answers: pd.DataFrame) -> dict:
-    """A task's mean accuracy and probability per way; for thought minus no_thought also intervals and a p-value.
+    """How many questions and groups a task has, and each way's number of answers, accuracy and mean probability."""
+    by_way = answers.groupby("way", sort=False)
+    means = {
+        way: {"n": len(rows), "accuracy": float(rows["correct"].mean()), "prob": float(rows["prob"].mean())}
+        for way, rows in by_way
+    }
+    return {"n": means[NO_THOUGHT]["n"], "groups": int(answers["group"].nunique())} | means
 
-    Differences are paired (`statistics.difference`). ``answers`` has the columns way, correct and prob; each way has
-    the same questions in the same order.
+
+def cost_of(asked: AskedModel, lengths: list[int]) -> dict[str, float]:
+    """What thinking costs: ``lengths``, the tokens of the own thoughts where they are sampled.
+
+    thought_length: mean tokens of a thought; operations: tokens that pass through the decoder for each one that is
+    predicted, as many times as many as the base model needs.
     """
-    by_way = dict(list(answers.groupby("way")))
-    metrics: dict = {"n": len(by_way["no_thought"])}
-    for way in (BASE, "no_thought", "thought"):
-        if way in by_way:
-            prob, right = (by_way[way][name].to_numpy() for name in ("prob", "correct"))
-            metrics[way] = {"prob": float(prob.mean()), "accuracy": float(right.mean())}
-    if "thought" in by_way:
-        metrics["difference"] = {}
-        for measure, column, prefix in (("accuracy", "correct", ""), ("prob", "prob", "prob_")):
-            thought, no_thought = (totals(by_way[way][column]) for way in ("thought", "no_thought"))
-            gain = difference(thought, no_thought, SHARE_DIFFERENCE)
-            metrics["difference"] |= {measure: gain.value, f"{prefix}ci_low": gain.low, f"{prefix}ci_high": gain.high}
-            if measure == "accuracy":
-                metrics["difference"]["p_value"] = None if np.isnan(gain.p_value) else float(gain.p_value)
-    return metrics
+    length = sum(lengths) / len(lengths) if lengths else float(max(0, asked.thought_room - 2))
+    cost = {"thought_length": length, "operations": 1.0 + asked.thought_room}
+    if MEAN in asked.direct_ways:
+        cost[f"operations_{MEAN}"] = 1.0 + MEAN_SAMPLES * asked.thought_room
+    return cost

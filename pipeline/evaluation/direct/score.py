@@ -4,27 +4,33 @@ A thought does not change what later positions see. So it is enough to think at 
 are exactly those of thoughts at every position.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline.data.tasks.questions import number_in
+from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
 from pipeline.data.tasks.spec import NUMBER, Task
-from pipeline.errors import UserError
+from pipeline.evaluation.direct.controls import ANSWER, WRITTEN, Controls, OwnThoughts
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
-from pipeline.evaluation.prompts import NOT_FINITE, AskedModel, left_padded
+from pipeline.evaluation.donors import CONTROLS, ThoughtsOfText
+from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop, left_padded
 from pipeline.models.trained import check_room
+from pipeline.thought.head import ban
 
 ANSWER_TOKENS = 12  # to write a number in; the paper allows as many for a number after a chain of thought
+OWN = "own"  # the thoughts in a row
 
 
-def score(asked: AskedModel, questions: Encodings, name: str, done: int = 0) -> Iterator[list[dict]]:
+def score(
+    asked: AskedModel, questions: Encodings, name: str, done: int = 0, controls: Controls | None = None
+) -> Iterator[list[dict]]:
     """Yield a list of rows for each batch, the shortest questions first, without the first ``done`` rows.
 
-    A row has index, thought_text (the thought before the answer) and, for each way, predicted, correct and prob. The
-    model answers a choice with the likeliest label and a number with the first that greedy decoding writes. A batch
+    A row has index and, for each way, predicted, correct, prob and thought (the text of the one before the answer). The
+    model answers a choice with the likeliest label and a number with the first that greedy decoding writes. The ways
+    are the model's, and `OWN` has the thoughts that it sampled; with ``controls`` the ways are those instead. A batch
     with some rows missing is computed as a whole, as rounding depends on the padding in a batch. Raises UserError if a
     question has no room in the model, or predictions are not finite.
     """
@@ -34,38 +40,119 @@ def score(asked: AskedModel, questions: Encodings, name: str, done: int = 0) -> 
         for start in range(0, len(questions), asked.batch_size):
             batch = questions.order[start : start + asked.batch_size]
             if start + len(batch) > done:
-                yield _score_batch(asked, [questions[i] for i in batch], questions.task)[max(0, done - start) :]
+                rows = _score_batch(asked, [questions[i] for i in batch], questions.task, controls)
+                yield rows[max(0, done - start) :]
             progress.update(len(batch))
 
 
-@torch.no_grad()
-def _score_batch(asked: AskedModel, batch: Sequence[EncodedQuestion], task: Task) -> list[dict]:
-    model, pad = asked.model, asked.tokenizer.pad_token_id
-    ids, mask = left_padded([q.prompt_ids + q.answer_ids for q in batch], pad, model.device)
+def _score_batch(
+    asked: AskedModel, batch: Sequence[EncodedQuestion], task: Task, controls: Controls | None
+) -> list[dict]:
+    rows: dict[int, dict] = {q.index: {"index": q.index} for q in batch}
+    if controls is not None:
+        given = {q.index: controls.of(q.index) for q in batch}
+        for way in CONTROLS:
+            members = [q for q in batch if way in given[q.index]]
+            if members:
+                answers, _ = _answer(asked, members, task, THOUGHT, [given[q.index][way] for q in members])
+                for q, answer in zip(members, answers, strict=True):
+                    rows[q.index][way] = answer
+        return list(rows.values())
+    for way in asked.direct_ways:
+        answers, thoughts = _answer(asked, batch, task, way)
+        for row, answer, own in zip(rows.values(), answers, thoughts, strict=True):
+            row[way] = answer
+            if way == THOUGHT and own is not None:
+                row[OWN] = {name: some.to_json() for name, some in own.items()}
+    return list(rows.values())
+
+
+def _answer(
+    asked: AskedModel,
+    batch: Sequence[EncodedQuestion],
+    task: Task,
+    way: str,
+    given: Sequence[OwnThoughts] | None = None,
+) -> tuple[list[dict], list[OwnThoughts | None]]:
+    """Each question's answer in one way, and the thoughts it was given after, None where there are none."""
+    ids, mask = left_padded(
+        [q.prompt_ids + q.answer_ids for q in batch], asked.tokenizer.pad_token_id, asked.model.device
+    )
+    keys = torch.tensor([q.index for q in batch], device=ids.device)
     longest = max(len(q.answer_ids) for q in batch)
-    positions = torch.arange(ids.shape[1] - longest - 1, ids.shape[1] - 1, device=model.device)
-    keys = torch.tensor([q.index for q in batch], device=model.device)
-    output = model(ids, mask, positions=positions, sampling=asked.sampling, text_keys=keys)
-    logits = {"thought": output.logits.cpu(), "no_thought": output.base_logits.cpu()}
-    rows: list[dict] = [{"index": q.index, "thought_text": ""} for q in batch]
-    if output.thoughts is not None:
-        for row, q, ids in zip(rows, batch, output.thoughts.ids[:, 0].cpu(), strict=True):
-            row["thought_text"] = asked.tokenizer.decode(ids[-len(q.answer_ids)])
-    for way in asked.ways:
+    positions = torch.arange(ids.shape[1] - longest - 1, ids.shape[1] - 1, device=ids.device)
+    here = None if given is None else [own[ANSWER].ending_together(longest) for own in given]
+    logits, thoughts = asked.predict(ids, mask, keys, positions, way, here)
+    if task.kind == NUMBER:
+        texts, written = _write(asked, batch, way, task.stop, given and [own[WRITTEN] for own in given])
+    answers, used = [], []
+    for i, (q, own) in enumerate(zip(batch, logits.cpu(), strict=True)):
+        own, prob = own[-len(q.answer_ids) :], 1.0
+        # the product of the answer tokens' probabilities among the legal ones (paper, section 5)
+        for step, (legal, right) in enumerate(zip(q.legal, q.answer_ids, strict=True)):
+            if legal:
+                prob *= own[step, legal].double().softmax(-1)[legal.index(right)].item()
         if task.kind == NUMBER:
-            prompts = [q.prompt_ids for q in batch]
-            texts = asked.write(prompts, keys, way, task.stop, max_new_tokens=ANSWER_TOKENS)
-        for i, (row, q) in enumerate(zip(rows, batch, strict=True)):
-            own = logits[way][i, -len(q.answer_ids) :]
+            predicted = number_in(texts[i]) or ""
+        else:
+            predicted = q.question.labels[int(own[-1, q.legal[-1]].argmax())]
+        answer = {"predicted": predicted, "correct": predicted == q.question.answer, "prob": prob, "thought": ""}
+        used.append(None)
+        if thoughts is not None:
+            used[i] = {ANSWER: thoughts[i].ending_together(len(q.answer_ids))}
+            answer["thought"] = asked.tokenizer.decode(used[i][ANSWER].tokens()[0])
             if task.kind == NUMBER:
-                predicted = number_in(texts[i]) or ""
-            else:
-                predicted = q.question.labels[int(own[-1, q.legal[-1]].argmax())]
-            prob = 1.0  # the product of the answer tokens' probabilities among the legal ones (paper, section 5)
-            for step, (legal, right) in enumerate(zip(q.legal, q.answer_ids, strict=True)):
-                if legal:
-                    prob *= own[step, legal].double().softmax(-1)[legal.index(right)].item()
-            if not math.isfinite(prob):
-                raise UserError(NOT_FINITE)
-            row[way] = {"predicted": predicted, "correct": predicted == q.question.answer, "prob": prob}
-    return rows
+                used[i][WRITTEN] = written[i]
+        answers.append(answer)
+    return answers, used
+
+
+def _write(
+    asked: AskedModel,
+    batch: Sequence[EncodedQuestion],
+    way: str,
+    stop: Sequence[str],
+    given: Sequence[ThoughtsOfText] | None,
+) -> tuple[list[str], list[ThoughtsOfText | None]]:
+    """What greedy decoding writes after each prompt, and the thought before each token, None where there are none.
+
+    It ends with a stop string, the end token or a number that is followed by something else. ``given`` thoughts stand
+    before the first, second, ... token, and the last one before any further token.
+    """
+    new: list[list[int]] = [[] for _ in batch]
+    thoughts: list[list[ThoughtsOfText]] = [[] for _ in batch]
+    texts, going = [""] * len(batch), list(range(len(batch)))
+    for step in range(ANSWER_TOKENS):
+        ids, mask = left_padded(
+            [batch[i].prompt_ids + new[i] for i in going], asked.tokenizer.pad_token_id, asked.model.device
+        )
+        keys, last = torch.tensor([batch[i].index for i in going]).to(ids), torch.tensor([ids.shape[1] - 1]).to(ids)
+        here = None if given is None else [given[i].at([min(step, len(given[i].ids) - 1)]) for i in going]
+        logits, used = asked.predict(ids, mask, keys, last, way, here)
+        tokens = ban(logits[:, 0], asked.model.config.banned).argmax(-1).tolist()
+        left = []
+        for row, (i, token) in enumerate(zip(going, tokens, strict=True)):
+            if used is not None:
+                thoughts[i].append(used[row])
+            if token == asked.tokenizer.eos_token_id:
+                continue
+            new[i].append(token)
+            text = asked.text(batch[i].prompt_ids, new[i])
+            texts[i] = before_stop(text, stop)
+            if texts[i] == text and not has_whole_number(text):
+                left.append(i)
+        going = left
+        if not going:
+            break
+    return texts, [joined(some) if some else None for some in thoughts]
+
+
+def has_whole_number(text: str) -> bool:
+    """Whether nothing that is written after ``text`` changes the first number in it."""
+    found = NUMBER_TEXT.search(text)
+    return found is not None and text[found.end() :] not in ("", ".")
+
+
+def joined(thoughts: Sequence[ThoughtsOfText]) -> ThoughtsOfText:
+    """Thoughts at successive positions as one."""
+    return ThoughtsOfText(*(np.concatenate([getattr(some, name) for some in thoughts]) for name in ("ids", "lengths")))

@@ -16,14 +16,14 @@ def extremes_table(tokens: pd.DataFrame, spans: Spans, tokenizer: PreTrainedToke
     what: passage (a text, with means over its tokens) or thought (a token and the thought before it); excerpt: the text
     before the token, or the passage's beginning. Line ends become "\\n": a lone carriage return would end a CSV row.
     """
-    means = tokens.groupby("text")[["nll_no_thought", "improvement"]].mean().reset_index()
+    means = tokens.groupby("text")[["nll_before", "improvement"]].mean().reset_index()
     sides = []
     for what, table in (("passage", means), ("thought", tokens)):
         for side, gain in (("gain", table["improvement"]), ("loss", -table["improvement"])):
             order = gain[gain > 0].sort_values(ascending=False, kind="stable").index[:EACH]
             sides.append(table.loc[order].assign(what=what, side=side, rank=range(1, len(order) + 1)))
     found = pd.concat(sides, ignore_index=True)
-    found = found.rename(columns={"nll_no_thought": "base_loss"}).astype({"position": "Int64"})
+    found = found.rename(columns={"nll_before": "base_loss"}).astype({"position": "Int64"})
     excerpts = []
     for row in found.itertuples():
         span = spans[row.text]

@@ -30,23 +30,26 @@ def interval_over_texts(
 def group_table(tokens: pd.DataFrame, group: pd.Series) -> pd.DataFrame:
     """A row for each group that has tokens; ``group`` (n,) names each token's and orders the rows.
 
-    share: of all tokens; base_loss, improvement and its interval: nats, means over the group's tokens, for which only
-    texts with such tokens count; helped, hurt: shares of the group's tokens.
+    share: of all tokens; base_loss (before training), improvement and its interval: nats, means over the group's
+    tokens, for which only texts with such tokens count; helped, hurt: shares of the group's tokens.
     """
-    numbers = tokens[["text", "nll_no_thought", "improvement", "helped", "hurt"]]
+    numbers = tokens[["text", "nll_before", "improvement", "helped", "hurt"]]
     rows = []
     for name, part in numbers.groupby(group, observed=True):
         low, high = interval_over_texts(part["improvement"], part["text"])
         row = {"group": name, "n": len(part), "share": len(part) / len(tokens)}
-        row |= {"base_loss": part["nll_no_thought"].mean(), "improvement": part["improvement"].mean()}
+        row |= {"base_loss": part["nll_before"].mean(), "improvement": part["improvement"].mean()}
         row |= {"ci_low": low, "ci_high": high, "helped": part["helped"].mean(), "hurt": part["hurt"].mean()}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def by_decile(tokens: pd.DataFrame) -> pd.Series:
-    """Tenths of the tokens: without thoughts, 1 is the easiest and 10 the hardest."""
-    return _tenths(tokens["nll_no_thought"], ties="first")
+    """Tenths of the tokens: before training, 1 is the easiest and 10 the hardest.
+
+    Sorted by a loss that the improvement is made from, a tenth would have an improvement by selection alone.
+    """
+    return _tenths(tokens["nll_before"], ties="first")
 
 
 def by_kind(tokens: pd.DataFrame) -> pd.Series:
@@ -81,10 +84,10 @@ GROUPINGS = {"deciles": by_decile, "kinds": by_kind, "positions": by_position, "
 def density_table(tokens: pd.DataFrame) -> pd.DataFrame:
     """Count tokens by base loss and improvement (paper, appendix: distribution of changes): a row for each cell.
 
-    base_loss and improvement are the cell's centre (nats). Cells start at 0 in base loss and are centred on 0 in
-    improvement, so that runs have the same cells.
+    base_loss (before training) and improvement are the cell's centre (nats). Cells start at 0 in base loss and are
+    centred on 0 in improvement, so that runs have the same cells.
     """
-    row = np.floor(tokens["nll_no_thought"] / LOSS_CELL).astype(int)
+    row = np.floor(tokens["nll_before"] / LOSS_CELL).astype(int)
     column = np.floor(tokens["improvement"] / GAIN_CELL + 0.5).astype(int)
     cells = tokens.groupby([row.rename("base_loss"), column.rename("improvement")]).size().reset_index(name="tokens")
     return cells.assign(base_loss=(cells["base_loss"] + 0.5) * LOSS_CELL, improvement=cells["improvement"] * GAIN_CELL)

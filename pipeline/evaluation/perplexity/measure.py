@@ -16,40 +16,60 @@ from pipeline.evaluation.perplexity.groups import (
     interval_over_texts,
     with_improvement,
 )
-from pipeline.evaluation.perplexity.tokens import token_table
+from pipeline.evaluation.perplexity.tokens import LOSSES, Passes, loss_before, token_table
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
-from pipeline.files import write_json, write_table
+from pipeline.files import replacing, write_json, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
-from pipeline.models.trained import base_of, load_trained
+from pipeline.models.trained import check_trained, load_plain, load_trained
 from pipeline.params import Perplexity
 from pipeline.resume import resumable
 
 
-def write_perplexity(params: Perplexity, trained: Path, heldout: Path, results: Path) -> None:
-    """Write a row for each token (tokens.parquet), and tables and figures made from them, to the folder ``results``.
+def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Path, results: Path) -> None:
+    """Write a row for each token (tokens.parquet) to ``results``, and tables and figures made from them to its tables/.
 
-    deciles, kinds, positions and weights.csv: the improvement by base loss, kind of token, position and mixing weight;
-    density.csv: base loss against improvement; extremes.csv: where thoughts changed most; metrics.json: the rest.
+    metrics.json: means and intervals. If the method has thoughts, also deciles, kinds, positions and weights.csv (the
+    improvement by loss before training, kind of token, position and mixing weight), density.csv (loss before training
+    against improvement) and extremes.csv (where thoughts changed most). ``base``: the model before training.
     After a kill the same call computes only the missing batches and writes the same bytes (`pipeline.resume`).
     """
     device = pick_device(params.device)
-    inputs = [path for path in (trained, base_of(trained), heldout) if path is not None]
-    with resumable("perplexity", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
-        model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
+    inputs = [trained, base, heldout]
+    with resumable(
+        f"perplexity/{trained.name}", asdict(params) | {"device": device}, inputs, Path(__file__)
+    ) as scratch:
+        tokenizer = read_tokenizer(trained)
+        check_trained(trained)  # before the base model reads, which may take long
+        model = load_plain(base).to(device)
         spans = Spans(heldout, model.vocabulary, params.texts)
-        tokens = token_table(params, model, tokenizer, spans, scratch)
+        passes = Passes(params, spans, scratch)
+        before = loss_before(model, passes)
+        del model  # so that one model is in memory at a time
+        tokens = token_table(params, load_trained(trained).to(device), tokenizer, before, passes)
         write_table(results / "tokens.parquet", tokens)
-        tokens = with_improvement(tokens)
-        tables = {name: group_table(tokens, grouped(tokens)) for name, grouped in GROUPINGS.items()}
-        tables |= {"density": density_table(tokens), "extremes": extremes_table(tokens, spans, tokenizer)}
-        for name, table in tables.items():
-            write_table(results / f"{name}.csv", table)
-        write_json(results / "metrics.json", summarize(tokens, tables["deciles"]))
+        with replacing(results / "tables") as folder:
+            folder.mkdir()
+            metrics = losses_of(tokens)
+            if "nll_thought" in tokens:
+                tokens = with_improvement(tokens)
+                tables = {name: group_table(tokens, grouped(tokens)) for name, grouped in GROUPINGS.items()}
+                metrics |= summarize(tokens, tables["deciles"])
+                tables |= {"density": density_table(tokens), "extremes": extremes_table(tokens, spans, tokenizer)}
+                for name, table in tables.items():
+                    write_table(folder / f"{name}.csv", table)
+            write_json(folder / "metrics.json", metrics)
+
+
+def losses_of(tokens: pd.DataFrame) -> dict:
+    """The mean loss (nats) and the perplexity of each way that there is, over all tokens."""
+    means = {name.removeprefix("nll_"): float(tokens[name].mean()) for name in LOSSES if name in tokens}
+    perplexity = {way: float(np.exp(value)) for way, value in means.items()}
+    return {"n_texts": int(tokens["text"].nunique()), "n_tokens": len(tokens), "loss": means, "perplexity": perplexity}
 
 
 def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
-    """What metrics.json says: means over all tokens (losses in nats), some with intervals over texts.
+    """What metrics.json says of thoughts: means over all tokens (nats), some with intervals over texts.
 
     ``tokens`` has improvement, helped and hurt (`with_improvement`); ``deciles`` is the table of deciles.csv.
     """
@@ -58,14 +78,9 @@ def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
         low, high = interval_over_texts(tokens[column], tokens["text"], SHARE if name == "share" else None)
         return {name: float(tokens[column].mean()), "ci_low": low, "ci_high": high}
 
-    loss = {"no_thought": tokens["nll_no_thought"].mean(), "thought": tokens["nll_thought"].mean()}
     changed = tokens[tokens["helped"] | tokens["hurt"]]  # the ranks of the other tokens are rounding and noise
     columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
     return {
-        "n_texts": int(tokens["text"].nunique()),
-        "n_tokens": len(tokens),
-        "loss": {way: float(value) for way, value in loss.items()},
-        "perplexity": {way: float(np.exp(value)) for way, value in loss.items()},
         "improvement": estimate("mean", "improvement"),
         "helped": estimate("share", "helped"),
         "hurt": estimate("share", "hurt"),

@@ -1,4 +1,7 @@
-"""The pass over held-out text: the loss of every token with a thought before it and without."""
+"""The passes over held-out text: the loss of every token before training, without thoughts, and after each thought."""
+
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,58 +14,122 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
+from pipeline.evaluation.donors import RANDOM, SWAPPED, ThoughtsOfText, derangement, pooled
 from pipeline.evaluation.perplexity.kinds import TokenReader
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
+Batch = dict[str, Tensor]
+LOSSES = [f"nll_{way}" for way in ("before", "no_thought", "thought", SWAPPED, RANDOM)]
+COLUMNS = ["text", "position", "token", "kind", *LOSSES, "weight", "thought"]
+
+
+class Passes:
+    """Passes over all spans, a row of ``scratch`` for each batch; the rows that are there are not computed again."""
+
+    def __init__(self, params: Perplexity, spans: Spans, scratch: Scratch):
+        self._spans, self._size, self._scratch = spans, params.batch_size, scratch
+        self._batches, self._done = -(-len(spans) // params.batch_size), 0
+
+    def run(self, name: str, compute: Callable[[Batch], dict]) -> pd.DataFrame:
+        """The columns that ``compute`` gives for each batch, of all batches."""
+        self._done += self._batches
+        left = range((self._batches - max(0, self._done - len(self._scratch.rows))) * self._size, len(self._spans))
+        loader = DataLoader(Subset(self._spans, left), batch_size=self._size)
+        for batch in tqdm(loader, desc=name, unit=" batches", mininterval=2):
+            self._scratch.add([compute(batch)])
+        return pd.concat([pd.DataFrame(row["columns"]) for row in self.rows()], ignore_index=True)
+
+    def rows(self) -> list[dict]:
+        """The last pass's rows."""
+        return [self._scratch.rows[i] for i in range(self._done - self._batches, self._done)]
+
+
+def loss_before(model: QuietStarForCausalLM, passes: Passes) -> pd.Series:
+    """The loss (nats) of each predicted token by the ``model`` before training."""
+
+    @torch.no_grad()
+    def compute(batch: Batch) -> dict:
+        ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
+        return {"columns": {"nll_before": _losses(model(ids, mask).base_logits, ids, mask)}}
+
+    return passes.run("before training", compute)["nll_before"]
+
 
 def token_table(
-    params: Perplexity, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, spans: Spans, scratch: Scratch
+    params: Perplexity,
+    model: QuietStarForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    before: pd.Series,
+    passes: Passes,
 ) -> pd.DataFrame:
-    """A row for each predicted token in reading order, which is every token of ``spans`` but the first of each text.
+    """A row for each predicted token in reading order, which is every token of the spans but the first of each text.
 
-    Columns: text (its number in ``spans``), position (in the text, from 1), token (its text), kind, nll_no_thought and
-    nll_thought (nats), weight (the mixing weight), thought (the one before the token; "" if the method samples none).
-    ``scratch`` keeps a row for each batch, which is not computed again. Raises UserError if losses are not finite.
+    Columns: text (its number), position (in the text, from 1), token (its text), kind and losses in nats: nll_before
+    (`loss_before`), nll_no_thought and, if the ``model`` has thoughts, nll_thought, weight (the mixing weight) and
+    thought (the one before the token; "" if the method samples none). If it samples thoughts, also nll_random, after
+    thoughts whose tokens are drawn from those of all thoughts, and nll_swapped, after the thoughts of another text
+    (where there are several). Raises UserError if losses are not finite.
     """
     sampling, reader = Sampling(params.thought_temperature, params.seed), TokenReader(tokenizer)
-    left = range(min(len(scratch.rows) * params.batch_size, len(spans)), len(spans))
-    loader = DataLoader(Subset(spans, left), batch_size=params.batch_size)
-    for batch in tqdm(loader, desc="perplexity", unit=" batches", mininterval=2):
-        scratch.add([_batch_columns(model, reader, batch, sampling)])
-    tokens = pd.concat(map(pd.DataFrame, scratch.rows), ignore_index=True)
-    if not np.isfinite(tokens[["nll_no_thought", "nll_thought", "weight"]].to_numpy()).all():
-        raise UserError("the trained model's losses on held-out text are not finite: lower the learning rate")
+    tables = [before, passes.run("own thoughts", partial(_own, model, reader, sampling))]
+    if model.samples_thoughts:
+        own = [ThoughtsOfText.from_json(thoughts) for row in passes.rows() for thoughts in row["thoughts"]]
+        donors, pool = derangement(range(len(own)), params.seed), pooled(own, model.vocabulary)
+        given = {RANDOM: [some.randomized(pool, params.seed, text) for text, some in enumerate(own)]}
+        if len(own) > 1:
+            given[SWAPPED] = [own[donor] for donor in donors]
+        tables.append(passes.run("other thoughts", partial(_others, model, given)))
+    tokens = pd.concat(tables, axis=1)
+    tokens = tokens[[name for name in COLUMNS if name in tokens]]
+    if not np.isfinite(tokens.select_dtypes("number").to_numpy()).all():
+        raise UserError("the losses on held-out text are not finite: lower the learning rate")
     return tokens
 
 
 @torch.no_grad()
-def _batch_columns(
-    model: QuietStarForCausalLM, reader: TokenReader, batch: dict[str, Tensor], sampling: Sampling
-) -> dict[str, list]:
+def _own(model: QuietStarForCausalLM, reader: TokenReader, sampling: Sampling, batch: Batch) -> dict:
+    """The columns of the pass with the model's own thoughts, and the ``thoughts`` before each text's tokens."""
     ids, mask, keys = (batch[name].to(model.device) for name in ("input_ids", "attention_mask", "text_keys"))
     output = model(ids, mask, sampling=sampling, text_keys=keys)
     predicted = mask[:, 1:].bool()
     row, position = predicted.nonzero(as_tuple=True)
-
-    def losses(logits: Tensor) -> list[float]:
-        """The loss in nats of each predicted token, from the logits (B, N, V) before it."""
-        return F.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none")[predicted].double().tolist()
-
-    thoughts = [""] * len(row)
-    if output.thoughts is not None:
-        thoughts = [reader.decode(some) for some in output.thoughts.ids[:, 0, :-1][predicted].tolist()]
-    lengths = batch["attention_mask"].sum(1)
-    texts = [text[:length].tolist() for text, length in zip(batch["input_ids"], lengths, strict=True)]
-    return {
+    lengths = mask.sum(1).tolist()
+    texts = [text[:length].tolist() for text, length in zip(ids, lengths, strict=True)]
+    columns = {
         "text": keys[row].tolist(),
         "position": (position + 1).tolist(),
         "token": [reader.text(token) for text in texts for token in text[1:]],
         "kind": [kind for text in texts for kind in reader.kinds(text)[1:]],
-        "nll_no_thought": losses(output.base_logits),
-        "nll_thought": losses(output.logits),
-        "weight": output.weight[:, :-1][predicted].double().tolist(),
-        "thought": thoughts,
+        "nll_no_thought": _losses(output.base_logits, ids, mask),
     }
+    thoughts = []
+    if model.has_thoughts:
+        columns["nll_thought"] = _losses(output.logits, ids, mask)
+        columns["weight"] = output.weight[:, :-1][predicted].double().tolist()
+        columns["thought"] = [""] * len(row)
+    if output.thoughts is not None:
+        pairs = zip(output.thoughts.ids[:, 0].cpu().numpy(), output.thoughts.lengths[:, 0].cpu().numpy(), strict=True)
+        thoughts = [ThoughtsOfText(*pair).at(range(n - 1)) for pair, n in zip(pairs, lengths, strict=True)]
+        columns["thought"] = [reader.decode(tokens) for one in thoughts for tokens in one.tokens()]
+    return {"columns": columns, "thoughts": [one.to_json() for one in thoughts]}
+
+
+@torch.no_grad()
+def _others(model: QuietStarForCausalLM, given: dict[str, list[ThoughtsOfText]], batch: Batch) -> dict:
+    """Losses after ``given`` thoughts, by way: for each of all texts its thoughts, aligned at its start."""
+    ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
+    columns = {}
+    for way, thoughts in given.items():
+        rows = [thoughts[text].starting_together(ids.shape[1]).ids for text in batch["text_keys"].tolist()]
+        thought_ids = torch.tensor(np.stack(rows), device=model.device)[:, None]
+        columns[f"nll_{way}"] = _losses(model(ids, mask, thought_ids=thought_ids).logits, ids, mask)
+    return {"columns": columns}
+
+
+def _losses(logits: Tensor, ids: Tensor, mask: Tensor) -> list[float]:
+    """The loss in nats of each predicted token of the texts ``ids`` (B, N), from the logits (B, N, V) before it."""
+    losses = F.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none")
+    return losses[mask[:, 1:].bool()].double().tolist()

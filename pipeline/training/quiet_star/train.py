@@ -18,7 +18,7 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
-from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, STEP_COLUMNS, QuietStarTrainer
+from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer
 from pipeline.training.trainer import logged, training_arguments
 
 # the settings of a method that takes no step: all that is measured is held-out text, and the base model is not copied
@@ -191,8 +191,6 @@ def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, tex
         "text_tokens": round(params.steps * step_tokens),
         "parameters": sum(p.numel() for p in model.parameters()),
         "working_share": {when: float(row["working_share"]) for when, row in ends.items()} if has_share else None,
-        "heldout": {
-            when: {name: float(row[name]) for name in ("base_loss", "talk_loss")} for when, row in ends.items()
-        },
+        "heldout": {when: {name: float(row[name]) for name in LOSSES} for when, row in ends.items()},
     }
     write_json(results / "metrics.json", metrics)

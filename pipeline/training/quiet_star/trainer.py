@@ -14,8 +14,9 @@ from transformers import TrainingArguments
 from pipeline.data.spans import IGNORED
 from pipeline.errors import UserError, optional
 from pipeline.params import Train
+from pipeline.thought.layout import ahead
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
-from pipeline.thought.objective import Counts, counts_of, sum_counts
+from pipeline.thought.objective import Counts, Losses, counts_of, sum_counts
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.processes import is_main
@@ -23,9 +24,14 @@ from pipeline.training.quiet_star.probe import Probe
 from pipeline.training.trainer import CheckedTrainer
 from pipeline.training.warnings import Watch
 
-LOSS_COLUMNS = ["base_loss", "talk_loss", "policy_loss", "reward", "positive_advantages", "mixing_weight"]
+LOSSES = [
+    "base_loss",
+    "base_loss_ahead",
+    "talk_loss",
+]  # of the next token; of the talk loss's targets, without and with
+LOSS_COLUMNS = [*LOSSES, "policy_loss", "reward", "positive_advantages", "mixing_weight"]
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
-HELDOUT_COLUMNS = ["base_loss", "talk_loss", *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
+HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
 SEEDS_APART = 1_000_003  # between the sampling seeds of two runs: more than a run has steps
 
 log = logging.getLogger(__name__)
@@ -97,16 +103,16 @@ class QuietStarTrainer(CheckedTrainer):
 
     @torch.no_grad()
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Held-out base and talk loss in nats, and the share of sampled thoughts that hold the working."""
+        """Held-out losses in nats (`LOSSES`), and the share of sampled thoughts that hold the working."""
         self.model.eval()
         batches = DataLoader(self.eval_dataset, batch_size=self.args.eval_batch_size)
         labels = (self._prepare_inputs(batch)["labels"] for batch in batches)
         counts = sum_counts(counts_of(some, self.model.lookahead) for some in labels)
-        sampling, metrics = Sampling(seed=self.args.seed), {"eval_base_loss": 0.0, "eval_talk_loss": 0.0}
+        sampling, metrics = Sampling(seed=self.args.seed), {f"eval_{name}": 0.0 for name in LOSSES}
         for inputs in map(self._prepare_inputs, batches):
             losses = self.model(**inputs, sampling=sampling, counts=counts, engine=self._engine).losses
-            metrics["eval_base_loss"] += losses.base.item()
-            metrics["eval_talk_loss"] += losses.talk.item()
+            for name, loss in _losses(losses, counts).items():
+                metrics[f"eval_{name}"] += loss.item()
         if self._probe is not None:
             sharded = isinstance(self.model, FSDPModule)  # FSDP2 gathers embeddings and heads in a forward pass only
             if sharded:
@@ -149,7 +155,7 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
 def _logged_parts(output: QuietStarOutput, labels: Tensor, counts: Counts) -> dict[str, Tensor]:
     """This micro-batch's contribution to the step's logged means, of what its method has; padding is left out."""
     losses, real = output.losses, labels != IGNORED
-    parts = {"base_loss": losses.base, "talk_loss": losses.talk}
+    parts = _losses(losses, counts)
     if output.weight is None:
         return parts
     rewarded, rewards = real[:, : losses.reward.shape[2]], losses.reward.transpose(1, 2)
@@ -163,6 +169,20 @@ def _logged_parts(output: QuietStarOutput, labels: Tensor, counts: Counts) -> di
         "positive_advantages": _part_of_mean(positive, rewarded, counts.rewards),
         "thought_entropy": _part_of_mean(output.thoughts.mean_entropy.transpose(1, 2), real, counts.tokens),
     }
+
+
+def _losses(losses: Losses, counts: Counts) -> dict[str, Tensor]:
+    """This micro-batch's part of the `LOSSES`; ``base_loss_ahead`` is taken over the targets that talk_loss has.
+
+    Those are x_{i+1+k} for every position i and k < A, so that the difference is what thoughts change: at a mixing
+    weight of 0 the two are equal to the last bit.
+    """
+    ahead_nll = ahead(losses.base_nll, len(counts.targets), fill=0.0).unsqueeze(1)
+    rationales = max(1, losses.talk_nll.shape[1])
+    weights = 1 / (ahead_nll.shape[-1] * rationales * counts.targets.to(ahead_nll.dtype).clamp(min=1))
+    # repeated for each thought, as the talk loss's sum is: sums are rounded in one order
+    without = (ahead_nll.repeat(1, rationales, 1, 1) * weights).sum()
+    return {"base_loss": losses.base, "base_loss_ahead": without, "talk_loss": losses.talk}
 
 
 def _part_of_mean(values: Tensor, where: Tensor, count: Tensor) -> Tensor:

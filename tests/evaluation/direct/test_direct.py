@@ -19,10 +19,13 @@ from pipeline.data.tasks.questions import Question, number_in
 from pipeline.data.tasks.spec import Task, read_task
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
+from pipeline.evaluation.direct.controls import Controls
 from pipeline.evaluation.direct.encoding import Encodings, encode, number_tokens
 from pipeline.evaluation.direct.score import ANSWER_TOKENS, score
+from pipeline.evaluation.donors import ThoughtsOfText
 from pipeline.evaluation.prompts import AskedModel
 from pipeline.models.trained import load_plain
+from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -84,6 +87,16 @@ def thoughtful(model: QuietStarForCausalLM, sampling: Sampling = GREEDY, everywh
     return torch.no_grad()(predict)
 
 
+def mean_of_16(model: QuietStarForCausalLM, seed: int) -> Predict:
+    """The logarithm of the mean probability after 16 sampled thoughts."""
+
+    def predict(index: int, ids: list[int]) -> Tensor:
+        keys = [index + SAMPLES_APART * sample for sample in range(16)]
+        return sum(thoughtful(model, Sampling(1.0, seed))(key, ids).softmax(-1) for key in keys).div(16).log()
+
+    return predict
+
+
 def plain(decoder: PreTrainedModel) -> Predict:
     """What follows these tokens, as one of transformers' own decoders has it."""
     return torch.no_grad()(lambda _, ids: decoder(torch.tensor([ids])).logits[0, -1].double())
@@ -124,10 +137,10 @@ def encode_all(task: Task, asked: Sequence[Question], tokenizer: Tokenizing) -> 
     return Encodings(task, asked, tokenizer, BytesIO())
 
 
-def scores(model, tokenizer, task, asked, batch_size: int = 4, sampling: Sampling = GREEDY) -> list[dict]:
+def scores(model, tokenizer, task, asked, batch_size: int = 4, sampling: Sampling = GREEDY, **settings) -> list[dict]:
     """The rows of all questions, in their own order."""
-    one = AskedModel(model, tokenizer, sampling, batch_size)
-    rows = sorted(chain(*score(one, encode_all(task, asked, tokenizer), "test")), key=lambda row: row["index"])
+    one, encoded = AskedModel(model, tokenizer, sampling, batch_size), encode_all(task, asked, tokenizer)
+    rows = sorted(chain(*score(one, encoded, "test", **settings)), key=lambda row: row["index"])
     assert [row["index"] for row in rows] == list(range(len(asked)))
     return rows
 
@@ -135,7 +148,7 @@ def scores(model, tokenizer, task, asked, batch_size: int = 4, sampling: Samplin
 def check(rows: list[dict], predicts: dict[str, Predict], tokenizer: Tokenizing, asked: list[Question], **near: float):
     """Each way's probability and answer are those of the slow computation."""
     for index, (row, question) in enumerate(zip(rows, asked, strict=True)):
-        assert set(row) == {"index", "thought_text", *predicts}
+        assert set(row) - {"own"} == {"index", *predicts}
         for way, predict in predicts.items():
             own = partial(predict, index)
             assert row[way]["prob"] == pytest.approx(slow_probability(own, tokenizer, question), **near), question
@@ -152,6 +165,8 @@ CASES = [
     (PAUSE, WORDS, GPT2, "number", GREEDY),
     (NO_THOUGHT, WORDS, LLAMA, "choice", GREEDY),
     (NO_THOUGHT, BYTES, GPT2, "number", GREEDY),
+    ("untrained", BYTES, LLAMA, "number", GREEDY),
+    ("untrained", WORDS, GPT2, "choice", GREEDY),
 ]
 
 
@@ -161,13 +176,15 @@ def test_scores_are_those_of_one_question_at_a_time(method, tokenizer: Tokenizin
     model, (task, asked) = thinker(tokenizer, base, method=method), QUESTIONS[kind]
     rows = scores(model, tokenizer, task, asked, sampling=sampling)
     ways = {"no_thought": without(model)} | ({"thought": thoughtful(model, sampling)} if method != NO_THOUGHT else {})
+    if method == "untrained":
+        ways |= {"sampled": thoughtful(model, Sampling(1.0, sampling.seed)), "mean16": mean_of_16(model, sampling.seed)}
     check(rows, ways, tokenizer, asked, rel=5e-5)
     for index, question in enumerate(asked):  # the thought is the one before the answer; pauses say nothing
         prompt = torch.tensor([encode_all(task, [question], tokenizer)[0].prompt_ids])
         with torch.no_grad():
             thoughts = model(prompt, sampling=sampling, text_keys=torch.tensor([index])).thoughts
-        expected = tokenizer.decode(thoughts.ids[0, 0, -1]) if method == QUIET_STAR else ""
-        assert rows[index]["thought_text"] == expected
+        expected = tokenizer.decode(thoughts.ids[0, 0, -1]) if thoughts is not None else ""
+        assert rows[index].get("thought", {"thought": ""})["thought"] == expected
     if method != NO_THOUGHT:  # the test can tell the ways apart
         assert max(abs(row["thought"]["prob"] - row["no_thought"]["prob"]) for row in rows) > 1e-4
     assert len({row[way]["predicted"] for row in rows for way in ways} - {""}) > 1
@@ -180,6 +197,32 @@ def test_the_model_before_training(tmp_path: Path):
     for task, asked in QUESTIONS.values():
         rows = scores(load_plain(folder), WORDS, task, asked)
         check(rows, {"no_thought": plain(decoder)}, WORDS, asked, rel=5e-5)
+
+
+class OwnAsDonor:
+    """Controls that give each question its own thoughts back."""
+
+    def __init__(self, rows: list[dict]):
+        self._rows = rows
+
+    def of(self, index: int) -> dict:
+        own = self._rows[index]["own"]
+        return {"swapped": {place: ThoughtsOfText.from_json(thoughts) for place, thoughts in own.items()}}
+
+
+@TOKENIZERS
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_with_its_own_thoughts_given_to_it_a_question_is_answered_as_before(tokenizer: Tokenizing, kind: str):
+    """So a control differs from the model's own way in what is thought, and in nothing else; others' change answers."""
+    model, (task, asked) = thinker(tokenizer), QUESTIONS[kind]
+    rows = scores(model, tokenizer, task, asked, sampling=DRAWN)
+    own = OwnAsDonor(rows)
+    for row, again in zip(rows, scores(model, tokenizer, task, asked, controls=own), strict=True):
+        assert again["swapped"] == row["thought"] | {"prob": pytest.approx(row["thought"]["prob"], rel=1e-4)}
+    controls = Controls(lambda index: own.of(index)["swapped"], list(map(str, range(len(asked)))), model.vocabulary, 1)
+    others = scores(model, tokenizer, task, asked, controls=controls)
+    for way in ("swapped", "random"):
+        assert [row[way]["prob"] for row in others] != pytest.approx([row["thought"]["prob"] for row in rows], rel=0.01)
 
 
 @pytest.mark.slow
@@ -229,10 +272,12 @@ def writes(tokenizer: Tokenizing, text: str, monkeypatch: pytest.MonkeyPatch, ta
     ids = tokenizer(f"Q: What?\nA:{text}")["input_ids"][len(prompt) :]
     model = thinker(tokenizer)
 
-    def generate(input_ids: Tensor, *_: object, max_new_tokens: int, **__: object) -> Tensor:
-        return torch.cat([input_ids, torch.tensor([ids[:max_new_tokens]])], dim=1)
+    def predict(self: AskedModel, read: Tensor, mask: Tensor, keys: Tensor, positions: Tensor, *_: object) -> tuple:
+        after = [ids[min(p + 1 - len(prompt), len(ids) - 1)] for p in positions.tolist()]
+        return torch.nn.functional.one_hot(torch.tensor([after]), len(tokenizer)).double(), None
 
-    monkeypatch.setattr(model, "generate", generate)
+    ids.append(tokenizer.eos_token_id)
+    monkeypatch.setattr(AskedModel, "predict", predict)
     return scores(model, tokenizer, task, [Question("Q: What?\nA:", "7", [])])[0]["thought"]["predicted"]
 
 

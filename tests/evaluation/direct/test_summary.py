@@ -1,4 +1,4 @@
-"""What an evaluation writes: a row for each question and way; each task's means, differences and p-value."""
+"""What an evaluation writes: a row for each question and way, each way's means, and what thinking costs."""
 
 import json
 from collections.abc import Iterator
@@ -8,58 +8,35 @@ import pandas as pd
 import pytest
 
 from pipeline.data.tasks.questions import read_tasks
-from pipeline.evaluation import statistics
-from pipeline.evaluation.direct.evaluate import summary, write_evaluation
-from pipeline.evaluation.statistics import SHARE_DIFFERENCE, totals
+from pipeline.evaluation.direct.evaluate import PREDICTIONS, write_evaluation
 from pipeline.params import Evaluate
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from tests.evaluation.chain_of_thought.asking import tasks_folder, trained_folder
-from tests.local_hub import model_folder
 
 PARAMS = Evaluate(seed=1, batch_size=2, thought_temperature=0.0, device="cpu")
-COLUMNS = ["task", "index", "prompt", "answer", "way", "predicted", "correct", "prob", "thought"]
-DIFFERENCE = ["accuracy", "ci_low", "ci_high", "p_value", "prob", "prob_ci_low", "prob_ci_high"]
-
-
-def answers(**ways: tuple[list[bool], float]) -> pd.DataFrame:
-    """For each way, which questions were right, and the right answer's probability at each."""
-    return pd.concat(pd.DataFrame({"way": way, "correct": right, "prob": prob}) for way, (right, prob) in ways.items())
-
-
+CONTROLS = ["swapped", "random", "same_last"]
 WAYS = {
-    QUIET_STAR: ["thought", "no_thought", "base"],
-    PAUSE: ["thought", "no_thought"],  # as a baseline is asked: without the base model
-    NO_THOUGHT: ["no_thought", "base"],
+    QUIET_STAR: ["thought", "no_thought", *CONTROLS],
+    PAUSE: ["thought", "no_thought"],
+    NO_THOUGHT: ["no_thought"],
+    "untrained": ["thought", "no_thought", "sampled", "mean16", *CONTROLS],
 }
-RIGHT_WITHOUT = [True, False, False, True, True, False, False, False]
-RIGHT_THINKING = [False, True, True, True, True, False, False, False]
-
-
-def test_the_summary_pairs_the_questions():
-    """Two questions won and one lost of eight: one more right in all."""
-    metrics = summary(answers(thought=(RIGHT_THINKING, 0.3), no_thought=(RIGHT_WITHOUT, 0.1)))
-    assert metrics["n"] == 8 and list(metrics) == ["n", "no_thought", "thought", "difference"]
-    assert metrics["no_thought"] == {"prob": pytest.approx(0.1), "accuracy": 3 / 8}
-    assert metrics["thought"] == {"prob": pytest.approx(0.3), "accuracy": 4 / 8}
-    difference = metrics["difference"]
-    assert list(difference) == DIFFERENCE
-    assert difference["accuracy"] == pytest.approx(1 / 8) and difference["prob"] == pytest.approx(0.2)
-    assert difference["prob_ci_low"] < 0.2 < difference["prob_ci_high"]
-    expected = statistics.difference(totals(RIGHT_THINKING), totals(RIGHT_WITHOUT), SHARE_DIFFERENCE)
-    assert (difference["ci_low"], difference["ci_high"], difference["p_value"]) == expected[1:]
-    assert difference["ci_low"] < 0 < difference["ci_high"]
-    assert difference["p_value"] == 1.0
-    # six questions won and none lost: six heads, or six tails
-    table = answers(thought=([True] * 9, 0.5), no_thought=([True] * 3 + [False] * 6, 0.5))
-    assert summary(table)["difference"]["p_value"] == pytest.approx(2 / 64, rel=0.1)
+COSTS = {  # K is 2: with [start] and [end] 4 more tokens for each one that is predicted
+    QUIET_STAR: {"thought_length": 2.0, "operations": 5.0},
+    PAUSE: {"thought_length": 2.0, "operations": 5.0},
+    NO_THOUGHT: {"thought_length": 0.0, "operations": 1.0},
+    "untrained": {"thought_length": 2.0, "operations": 5.0, "operations_mean16": 65.0},
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Questions of three tasks, a base model and a model of each method, trained on nothing."""
+    """Questions of three tasks, and a model of each method, trained on nothing; one task has two groups."""
     root = tmp_path_factory.mktemp("evaluation")
-    model_folder(root / "base")
-    tasks_folder(root / "tasks", 5)
+    tasks = tasks_folder(root / "tasks", 5)
+    pd.read_parquet(tasks / "b.parquet").assign(group=list("xxyyy")).to_parquet(tasks / "b.parquet")
+    one = pd.read_parquet(tasks / "c.parquet").iloc[:1].assign(group="only")  # nobody to swap with
+    one.to_parquet(tasks / "c.parquet")
     for method in WAYS:
         trained_folder(root / method, method=method, thought_tokens=2)
     with pytest.MonkeyPatch.context() as patch:
@@ -67,46 +44,58 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def evaluated(folder: Path, method: str, results: Path, base: bool = True, **changes: object) -> tuple:
-    params = Evaluate(**vars(PARAMS) | changes)
-    write_evaluation(params, folder / method, folder / "base" if base else None, folder / "tasks", results)
+def evaluated(folder: Path, method: str, results: Path, **changes: object) -> tuple[pd.DataFrame, dict]:
+    write_evaluation(Evaluate(**vars(PARAMS) | changes), folder / method, folder / "tasks", results)
     metrics = json.loads((results / "metrics.json").read_text())
     return pd.read_parquet(results / "predictions.parquet"), metrics
 
 
-def test_a_row_for_each_question_and_way(folder: Path, tmp_path: Path):
-    probs = {}
-    for method, ways in WAYS.items():
-        rows, metrics = evaluated(folder, method, tmp_path / method, base="base" in ways)
-        read = {name: list(questions) for name, (_, questions) in read_tasks(folder / "tasks").items()}
-        assert list(rows.columns) == COLUMNS and len(rows) == (5 + 5 + 2) * len(ways)
-        assert list(metrics) == list(read) == ["a", "b", "c"]
-        for name, questions in read.items():
-            assert set(metrics[name]) == {"n", *ways} | ({"difference"} if "thought" in ways else set())
-            assert metrics[name]["n"] == len(questions)
-            for way in ways:
-                some = rows[(rows["task"] == name) & (rows["way"] == way)]
-                probs[method, name, way] = list(some["prob"])
-                assert list(some["index"]) == list(range(len(questions)))
-                expected = [(q.prompt, q.answer) for q in questions]
-                assert list(zip(some["prompt"], some["answer"], strict=True)) == expected
-                assert list(some["correct"]) == list(some["predicted"] == some["answer"])
-                assert some["prob"].between(0, 1, inclusive="neither").all()
-                assert metrics[name][way] == {"prob": some["prob"].mean(), "accuracy": some["correct"].mean()}
-                assert set(some["thought"] != "") == {way == "thought" and method == QUIET_STAR}
-    # the base model is itself asked: it answers the same whatever was trained, and not as the trained model does
-    for name in read:
-        assert probs[QUIET_STAR, name, "base"] == probs[NO_THOUGHT, name, "base"]
-        assert probs[NO_THOUGHT, name, "base"] != probs[NO_THOUGHT, name, "no_thought"]
+@pytest.mark.parametrize("method", WAYS)
+def test_a_row_for_each_question_and_way(method: str, folder: Path, tmp_path: Path):
+    rows, metrics = evaluated(folder, method, tmp_path)
+    asked = {name: list(questions) for name, (_, questions) in read_tasks(folder / "tasks").items()}
+    assert list(rows.columns) == PREDICTIONS.names
+    assert list(metrics) == [*asked, "cost"] and metrics["cost"] == COSTS[method]
+    for name, questions in asked.items():
+        groups = [q.group or str(i) for i, q in enumerate(questions)]
+        found = [way for way in metrics[name] if way not in ("n", "groups")]
+        assert set(found) - {"same_last"} == set(WAYS[method]) - {"same_last"} - ({"swapped"} if name == "c" else set())
+        assert (metrics[name]["n"], metrics[name]["groups"]) == (len(questions), len(set(groups)))
+        for way in found:
+            some = rows[(rows["task"] == name) & (rows["way"] == way)]
+            own = [questions[i] for i in some["index"]]
+            assert len(own) == len(questions) or way == "same_last"
+            assert list(zip(some["prompt"], some["answer"], strict=True)) == [(q.prompt, q.answer) for q in own]
+            assert list(some["group"]) == [groups[i] for i in some["index"]]
+            assert list(some["correct"]) == list(some["predicted"] == some["answer"])
+            assert some["prob"].between(0, 1, inclusive="neither").all()
+            means = {"n": len(own), "accuracy": some["correct"].mean(), "prob": some["prob"].mean()}
+            assert metrics[name][way] == means
+            assert set(some["thought"] != "") == {way not in ("no_thought", "mean16") and method != PAUSE}
+
+
+def test_a_donors_thought_is_a_whole_other_questions(folder: Path, tmp_path: Path):
+    """The same in batches of another size, of another group, and with the same last token where that is asked."""
+    rows = [evaluated(folder, QUIET_STAR, tmp_path / str(n), batch_size=n, thought_temperature=1.0)[0] for n in (2, 4)]
+    assert list(rows[0]["thought"]) == list(rows[1]["thought"])
+    for name in "ab":
+        by_way = {way: some.set_index("index") for way, some in rows[0][rows[0]["task"] == name].groupby("way")}
+        own = by_way["thought"]
+        assert sorted(by_way["swapped"]["thought"]) == sorted(own["thought"]) != sorted(by_way["random"]["thought"])
+        for way in ("swapped", "same_last"):
+            for index, row in by_way.get(way, own[:0]).iterrows():
+                others = own[own["group"] != row["group"]] if way == "same_last" or name == "a" else own.drop(index)
+                assert row["thought"] in set(others["thought"])
+                assert way == "swapped" or row["thought"][-1] == own.loc[index, "thought"][-1]
 
 
 def test_thoughts_are_drawn_from_the_seed_and_belong_to_their_questions(folder: Path, tmp_path: Path):
-    drawn = {"thought_temperature": 1.0, "base": False}
+    drawn = {"thought_temperature": 1.0}
     runs = [evaluated(folder, QUIET_STAR, tmp_path / str(i), seed=i % 2, **drawn)[0] for i in range(3)]
     assert list(runs[0]["thought"]) == list(runs[2]["thought"]) != list(runs[1]["thought"])
     without = [list(rows.loc[rows["way"] == "no_thought", "prob"]) for rows in runs]
     assert without[0] == without[1]
     some, metrics = evaluated(folder, QUIET_STAR, tmp_path / "some", seed=0, questions=2, **drawn)
     assert metrics["a"]["n"] == metrics["b"]["n"] == 2
-    expected = runs[0][runs[0]["index"] < 2].reset_index(drop=True)
-    pd.testing.assert_frame_equal(some, expected, rtol=1e-4)
+    own = [rows[rows["way"].isin(["thought", "no_thought"])] for rows in (some, runs[0][runs[0]["index"] < 2])]
+    pd.testing.assert_frame_equal(*(rows.reset_index(drop=True) for rows in own), rtol=1e-4)

@@ -68,6 +68,7 @@ def table(text, position, base, mixed, weight, rng: np.random.Generator | None =
         "position": position,
         "token": "a",
         "kind": rng.choice(KINDS[:4], len(text)),
+        "nll_before": np.asarray(base)[::-1],  # of which groups and cells are made, and not of the next
         "nll_no_thought": base,
         "nll_thought": mixed,
         "weight": weight,

@@ -26,7 +26,7 @@ def test_the_largest_gains_and_losses(tmp_path: Path):
     tokens = random_tokens(40, 9)
     found = extremes(tokens, tmp_path, [f"{WORDS} {i}" for i in range(40)])
     assert list(found.columns) == COLUMNS and len(found) == 40
-    columns = ["improvement", "nll_no_thought", "text", "position"]
+    columns = ["improvement", "nll_before", "text", "position"]
     thoughts, passages = list(tokens[columns].itertuples(index=False, name=None)), []
     for text in range(40):
         own = [row for row in thoughts if row[2] == text]

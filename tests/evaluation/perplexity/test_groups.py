@@ -20,8 +20,10 @@ COLUMNS = ["group", "n", "share", "base_loss", "improvement", "ci_low", "ci_high
 def slow_rows(tokens: pd.DataFrame, group: pd.Series) -> dict[object, dict[str, float]]:
     """What each group's row must say, but for its interval, computed a token at a time."""
     rows: dict[object, list] = {}
-    for name, base, mixed in zip(group, tokens["nll_no_thought"], tokens["nll_thought"], strict=True):
-        rows.setdefault(name, []).append((base, base - mixed))
+    for name, *losses in zip(
+        group, *(tokens[f"nll_{way}"] for way in ("before", "no_thought", "thought")), strict=True
+    ):
+        rows.setdefault(name, []).append((losses[0], losses[1] - losses[2]))
     return {
         name: {
             "n": len(some),
@@ -62,7 +64,7 @@ def test_intervals_are_those_of_draws_of_whole_texts():
 
 @given(any_tokens())
 def test_deciles_are_tenths_from_the_easiest_tokens_to_the_hardest(tokens: pd.DataFrame):
-    order = sorted(range(len(tokens)), key=lambda i: tokens["nll_no_thought"][i])
+    order = sorted(range(len(tokens)), key=lambda i: tokens["nll_before"][i])
     assert list(by_decile(tokens)[order]) == [ceil(place * 10 / len(order)) for place in range(1, len(order) + 1)]
 
 
@@ -116,7 +118,7 @@ def test_labels_of_weights_take_the_digits_that_they_need():
 def test_cells_of_the_density_count_their_tokens(tokens: pd.DataFrame):
     cells = density_table(tokens)
     found = {(round(c.base_loss / 0.25 - 0.5), round(c.improvement / 0.1)): c.tokens for c in cells.itertuples()}
-    pairs = list(zip(tokens["nll_no_thought"], tokens["improvement"], strict=True))
+    pairs = list(zip(tokens["nll_before"], tokens["improvement"], strict=True))
     assert found == Counter((floor(base / 0.25), floor(gain / 0.1 + 0.5)) for base, gain in pairs)
     assert len(found) == len(cells)
     for base, gain in pairs:  # every token is near the centre of a cell, the same in every run

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 
 from pipeline.evaluation.perplexity.groups import by_decile, group_table, interval_over_texts
-from pipeline.evaluation.perplexity.measure import agreement, summarize
+from pipeline.evaluation.perplexity.measure import agreement, losses_of, summarize
 from tests.evaluation.perplexity.made_up import any_tokens, random_tokens, slow_interval
 
 
 def metrics_of(tokens: pd.DataFrame) -> dict:
-    return summarize(tokens, group_table(tokens, by_decile(tokens)))
+    return losses_of(tokens) | summarize(tokens, group_table(tokens, by_decile(tokens)))
 
 
 def slow_ranks(values: list[float]) -> np.ndarray:
@@ -32,7 +32,9 @@ def test_the_figures_are_those_of_all_tokens():
     base, mixed = list(tokens["nll_no_thought"]), list(tokens["nll_thought"])
     n = len(base)
     assert (found["n_texts"], found["n_tokens"], found["threshold"]) == (20, n, 0.01)
-    assert found["loss"] == pytest.approx({"no_thought": sum(base) / n, "thought": sum(mixed) / n})
+    assert found["loss"] == pytest.approx(
+        {"before": tokens["nll_before"].mean(), "no_thought": sum(base) / n, "thought": sum(mixed) / n}
+    )
     assert found["perplexity"]["thought"] == pytest.approx(np.exp(sum(mixed) / n))
     assert found["perplexity"]["no_thought"] == pytest.approx(np.exp(sum(base) / n))
     assert found["improvement"]["mean"] == pytest.approx(sum(base) / n - sum(mixed) / n)

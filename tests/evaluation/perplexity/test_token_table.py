@@ -1,6 +1,7 @@
 """The table of every held-out token's losses, and the folder that the stage writes."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.perplexity.groups import GROUPINGS
 from pipeline.evaluation.perplexity.kinds import TokenReader
 from pipeline.evaluation.perplexity.measure import write_perplexity
-from pipeline.evaluation.perplexity.tokens import token_table
+from pipeline.evaluation.perplexity.tokens import COLUMNS, Passes, loss_before, token_table
 from pipeline.files import write_rows
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
@@ -27,7 +28,6 @@ from tests.evaluation.perplexity.made_up import BYTE_LEVEL, METASPACE, write_spa
 
 PARAMS = Perplexity(seed=1, texts=3, batch_size=2, thought_temperature=0.0, device="cpu")
 LENGTHS = (8, 5, 2)
-COLUMNS = ["text", "position", "token", "kind", "nll_no_thought", "nll_thought", "weight", "thought"]
 
 
 def random_spans(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Spans:
@@ -38,8 +38,22 @@ def random_spans(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Spans:
 
 
 def table_of(params: Perplexity, model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerFast, spans: Spans):
+    """The base model is here the trained one with its weights moved."""
     with TemporaryDirectory() as folder:
-        return token_table(params, model, tokenizer, spans, Scratch(Path(folder) / "rows"))
+        passes = Passes(params, spans, Scratch(Path(folder) / "rows"))
+        return token_table(params, model, tokenizer, loss_before(moved(model), passes), passes)
+
+
+def moved(model: QuietStarForCausalLM) -> QuietStarForCausalLM:
+    model = deepcopy(model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(0.5)
+    return model
+
+
+def losses(logits: torch.Tensor, ids: torch.Tensor) -> object:
+    """About the losses of the tokens ``ids`` (N,) after the first."""
+    return pytest.approx([-row.log_softmax(-1)[i].item() for row, i in zip(logits[0], ids[1:], strict=False)], rel=1e-4)
 
 
 @pytest.mark.parametrize("tokenizer, temperature", [(BYTE_LEVEL, 1.0), (METASPACE, 0.0)])
@@ -48,17 +62,32 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
     model, spans = tiny_model(tokenizer, thought_tokens=2), random_spans(tmp_path, tokenizer)
     table = table_of(replace(PARAMS, seed=5, thought_temperature=temperature), model, tokenizer, spans)
     assert list(table.columns) == COLUMNS and list(table.index) == list(range(sum(n - 1 for n in LENGTHS)))
-    reader = TokenReader(tokenizer)
-    for text, n in enumerate(LENGTHS):
-        ids, key = spans[text]["input_ids"][:n], spans[text]["text_keys"][None]
-        output = model(ids[None], sampling=Sampling(temperature, 5), text_keys=key)
+    reader, sampling = TokenReader(tokenizer), Sampling(temperature, 5)
+    texts = [spans[text]["input_ids"][None, :n] for text, n in enumerate(LENGTHS)]
+    outputs = [model(ids, sampling=sampling, text_keys=torch.tensor([text])) for text, ids in enumerate(texts)]
+    pool = {
+        int(i) for output, n in zip(outputs, LENGTHS, strict=True) for i in output.thoughts.ids[0, 0, : n - 1].flatten()
+    }
+    for text, (n, (ids,), output) in enumerate(zip(LENGTHS, texts, outputs, strict=True)):
         rows = table[table["text"] == text]
         assert list(rows["position"]) == list(range(1, n))
         assert list(rows["token"]) == [reader.text(i) for i in ids[1:].tolist()]
         assert list(rows["kind"]) == reader.kinds(ids.tolist())[1:]
-        for column, logits in (("nll_no_thought", output.base_logits), ("nll_thought", output.logits)):
-            expected = [-logits[0, i - 1].log_softmax(-1)[ids[i]].item() for i in range(1, n)]
-            assert rows[column].to_numpy() == pytest.approx(np.array(expected), rel=1e-4)
+        assert list(rows["nll_before"]) == losses(moved(model)(ids[None]).base_logits, ids)
+        assert list(rows["nll_no_thought"]) == losses(output.base_logits, ids)
+        assert list(rows["nll_thought"]) == losses(output.logits, ids)
+        # a donor's thoughts stand at the same positions; those of a shorter text begin again
+        donors = [(other, range(LENGTHS[other] - 1)) for other in range(3) if other != text]
+        given = [
+            outputs[other].thoughts.ids[:, :, [places[i % len(places)] for i in range(n)]] for other, places in donors
+        ]
+        swapped = [losses(model(ids[None], thought_ids=some).logits, ids) for some in given]
+        assert any(list(rows["nll_swapped"]) == some for some in swapped)
+        # tokens that some thought has
+        pairs = torch.tensor([[a, b] for a in pool for b in pool])
+        every = model(ids.expand(len(pairs), -1), thought_ids=pairs[:, None, None].expand(-1, 1, n, -1)).logits
+        for i, loss in enumerate(rows["nll_random"]):
+            assert min(abs(-every[:, i].log_softmax(-1)[:, ids[i + 1]] - loss)) < 1e-4
         assert rows["weight"].to_numpy() == pytest.approx(output.weight[0, : n - 1].numpy(), rel=1e-4, abs=1e-5)
         assert list(rows["thought"]) == [tokenizer.decode(t) for t in output.thoughts.ids[0, 0, : n - 1]]
 
@@ -80,35 +109,43 @@ def test_losses_that_are_not_numbers_are_refused(tmp_path: Path):
 
 
 TEXTS = [" What is the learning (A) 12\n", " don't ask 7 times é", " 42", " more of the text", " never read"]
-METRICS = ["n_texts", "n_tokens", "loss", "perplexity", "improvement", "helped", "hurt", "threshold", "mixing_weight"]
-METRICS += ["agreement", "deciles"]
+METRICS = ["n_texts", "n_tokens", "loss", "perplexity"]
+OF_THOUGHTS = ["improvement", "helped", "hurt", "threshold", "mixing_weight", "agreement", "deciles"]
 
 
 @pytest.mark.parametrize(
-    "method, tokenizer", [("quiet_star", BYTE_LEVEL), ("pause", METASPACE), ("no_thought", BYTE_LEVEL)]
+    "method, tokenizer, ways_of_method",
+    [("quiet_star", BYTE_LEVEL, 5), ("pause", METASPACE, 3), ("no_thought", BYTE_LEVEL, 2)],
 )
-def test_the_files_agree_with_each_other(method: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+def test_the_files_agree_with_each_other(
+    method: str, tokenizer: PreTrainedTokenizerFast, ways_of_method: int, tmp_path: Path
+):
     write_spans(tmp_path / "heldout.arrow", tokenizer, TEXTS)
-    tiny_model(tokenizer, method=method, thought_tokens=2).save_pretrained(tmp_path / "model")
+    model = tiny_model(tokenizer, method=method, thought_tokens=2)
+    model.save_pretrained(tmp_path / "model")
+    moved(model).base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "model")
     results = tmp_path / "results"
-    write_perplexity(replace(PARAMS, texts=4), tmp_path / "model", tmp_path / "heldout.arrow", results)
+    inputs = [tmp_path / name for name in ("model", "base", "heldout.arrow")]
+    write_perplexity(replace(PARAMS, texts=4), *inputs, results)
 
     tokens = pd.read_parquet(results / "tokens.parquet")
-    metrics = json.loads((results / "metrics.json").read_text())
-    assert list(metrics) == METRICS and list(tokens["text"].unique()) == [0, 1, 2, 3]  # not the fifth
+    metrics = json.loads((results / "tables/metrics.json").read_text())
+    ways = [name.removeprefix("nll_") for name in tokens if name.startswith("nll_")]
+    assert ways == ["before", "no_thought", "thought", "swapped", "random"][:ways_of_method]
+    assert list(tokens["text"].unique()) == [0, 1, 2, 3]  # not the fifth
+    assert list(metrics) == METRICS + (OF_THOUGHTS if method != "no_thought" else [])
+    assert metrics["loss"] == pytest.approx({way: tokens[f"nll_{way}"].mean() for way in ways})
+    if method == "no_thought":
+        assert len(list((results / "tables").iterdir())) == 1
+        return
     assert metrics["n_tokens"] == len(tokens) and (tokens["thought"] != "").any() == (method == "quiet_star")
-    same = (tokens["nll_no_thought"] == tokens["nll_thought"]).all() and (tokens["weight"] == 0).all()
-    assert same == (method == "no_thought")
     gain = (tokens["nll_no_thought"] - tokens["nll_thought"]).mean()
     assert metrics["improvement"]["mean"] == pytest.approx(gain, abs=1e-12)
     for name in GROUPINGS:
-        rows = pd.read_csv(results / f"{name}.csv")
+        rows = pd.read_csv(results / f"tables/{name}.csv")
         assert rows["n"].sum() == len(tokens) and rows["share"].sum() == pytest.approx(1)
         assert np.average(rows["improvement"], weights=rows["n"]) == pytest.approx(gain, rel=1e-4, abs=1e-9)
-    assert set(pd.read_csv(results / "kinds.csv")["group"]) == set(tokens["kind"])
-    assert pd.read_csv(results / "density.csv")["tokens"].sum() == len(tokens)
-    extremes = pd.read_csv(results / "extremes.csv", keep_default_na=False)
-    assert (len(extremes) == 0) == (method == "no_thought")
-    assert (metrics["agreement"]["spearman"] is None) == (method == "no_thought")
-    assert len(list(results.iterdir())) == 8
+    assert set(pd.read_csv(results / "tables/kinds.csv")["group"]) == set(tokens["kind"])
+    assert pd.read_csv(results / "tables/density.csv")["tokens"].sum() == len(tokens)
+    assert len(list((results / "tables").iterdir())) == 7

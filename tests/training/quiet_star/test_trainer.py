@@ -24,7 +24,7 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import counts_of
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.quiet_star.train import trainer_settings
-from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, STEP_COLUMNS, QuietStarTrainer, parameter_groups
+from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer, parameter_groups
 from pipeline.training.trainer import logged, training_arguments
 from pipeline.training.warnings import WINDOW
 from tests.eight_bits import find_8_bits, needs_8_bits
@@ -230,6 +230,24 @@ def test_the_held_out_loss_does_not_depend_on_the_batch(method: str, spans: Span
         one = trainer(quiet_star(LLAMA, method=method), spans, replace(TRAIN, batch_size=size))
         losses.append([one.evaluate()[f"eval_{name}"] for name in ("base_loss", "talk_loss")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_at_a_mixing_weight_of_0_the_losses_with_and_without_thoughts_are_equal(spans: Spans):
+    """To the last bit, over all lookahead distances; both are means over the same tokens, by hand."""
+    model = quiet_star(LLAMA, lookahead=3)
+    with torch.no_grad():
+        model.mixing_head[-1].weight.zero_()
+    one = trainer(model, spans, replace(TRAIN, steps=1, learning_rate=0.0, mixing_head_learning_rate=0.0))
+    for row in one.run()[:-1]:
+        losses = [next(value for name, value in row.items() if name.removeprefix("eval_") == loss) for loss in LOSSES]
+        assert losses[1] == losses[2] != losses[0]
+    batch = {name: torch.stack([spans[i][name] for i in range(8)]) for name in ("input_ids", "attention_mask")}
+    logits = model.decoder.head.logits(model.decoder.read(*batch.values())[0]).log_softmax(-1)
+    nll = [
+        [-row[j, ids[j + 1]] for j in range(sum(m) - 1)] for row, ids, m in zip(logits, *batch.values(), strict=True)
+    ]
+    means = [torch.stack([loss for losses in nll for loss in losses[k:]]).mean() for k in range(3)]
+    assert losses[1] == pytest.approx(torch.stack(means).mean().item(), rel=1e-5)
 
 
 SLICED = {"positions": 3, "checkpointing": True}
