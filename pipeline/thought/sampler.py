@@ -59,10 +59,6 @@ class Thoughts:
         """The mean entropy (B, R, P) of each thought's own draws, the one that ended it included."""
         return self.entropy.sum(-1) / (self.lengths + 1).clamp(max=self.ids.shape[-1])
 
-    @property
-    def lengths(self) -> Tensor:
-        return torch.full(self.ids.shape[:-1], self.ids.shape[-1])
-
 
 def sample(
     head: Head, hidden: Tensor, banned: Sequence[int], sampling: Sampling, uniform: Tensor
