@@ -7,7 +7,7 @@ EIGHT_BIT := $(VENV)/8bit/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
+.PHONY: help setup repro check seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,10 +27,16 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 repro: setup ## run the whole pipeline (dvc repro); what is cached is not run again
-	@echo "== dvc repro: corpus and tasks, base_model, train and baseline, evaluate and compare, report"
+	@echo "== dvc repro: corpus and tasks, base_model; train, evaluate and measure each arm; compare, report"
 	@$(RUN) dvc repro
 	@$(BIN)/python -c 'import pandas; print(pandas.read_csv("results/compare/figures.csv").to_string(index=False))'
 	@echo "== the report is results/report/index.html"
+
+check: setup ## whether the run's claims hold (results/compare): a line for each that does not, and exit code 1
+	@$(RUN) python -m pipeline.check
+
+seeds: setup ## ten runs, each with its own base model, and five training seeds on one: results/seeds.{csv,md} (hours)
+	@$(RUN) python -m pipeline.ablations.seeds
 
 ablations: setup ## accuracy against thought length and lookahead (ablations.yaml): results/ablations.{csv,md,svg}
 	@$(RUN) python -m pipeline.ablations ablations.yaml
@@ -77,11 +83,8 @@ lint: setup ## check style and workflows
 	@$(RUN) check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(RUN) zizmor --offline --quiet .github/workflows
 
-# what `make show` leaves out: intervals, probabilities, baselines, hashes (dvc exp show has them all)
-UNSHOWN := Created|Executor|parameters|(models|results|data|pipeline|stages|tasks)\b.*|.*(ci_|p_value|prob|first|maj@[24]|helped|hurt|agreement|perplexity|base|pause|no_thought|thoughts off|mixing|n_tokens)
-
 show: setup ## compare experiments in a readable table
-	@$(RUN) dvc exp show --only-changed --drop '$(UNSHOWN)' --hide-workspace
+	@$(RUN) dvc exp show --only-changed --hide-workspace
 
 bench: setup ## measure the engine on this CPU: results/bench/cpu.md (about six minutes)
 	@$(RUN) python -m pipeline.bench.suite cpu

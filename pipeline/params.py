@@ -14,9 +14,8 @@ from pipeline import typed_yaml
 from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
-LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
 MILLION = 10**6  # more than any run counts; texts a pass * passes a step * steps still is a length that Python allows
-METHODS = ("quiet_star", "pause", "no_thought")
+METHODS = ("quiet_star", "no_policy", "shuffled_reward", "pause", "no_thought", "untrained", "before")
 # whether a value is within a bound, by the words that tell the user of it
 TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "one of": lambda a, b: a in b}
 # types with bounds; a size counts what is gone through or held in memory, an amount may be streamed
@@ -26,6 +25,7 @@ Amount = Annotated[int, ("at least", 1), ("at most", MILLION**2)]
 Seed = Annotated[int, ("at least", 0), ("at most", 2**32 - 1)]  # that numpy's generator takes
 Positive = Annotated[float, ("above", 0)]
 NotNegative = Annotated[float, ("at least", 0)]
+Share = Annotated[float, ("at least", 0), ("at most", 1)]
 Device = Annotated[str, ("one of", ("auto", "cpu", "cuda"))]
 Method = Annotated[str, ("one of", METHODS)]
 
@@ -50,14 +50,22 @@ class Hub:
 
 
 @dataclass
+class Moves:
+    fewest: Size = MISSING
+    most: Size = MISSING
+
+
+@dataclass
 class MicroWorld:
     pretrain_documents: Amount = MISSING
     train_documents: Amount = MISSING
     heldout_documents: Amount = MISSING
     probe_documents: Amount = MISSING
     questions: Size = MISSING
-    steps: Size = MISSING
-    aside_share: Annotated[float, ("at least", 0), ("at most", 1)] = MISSING
+    question_seed: Seed = MISSING
+    moves: Moves = field(default_factory=Moves)
+    aside_share: Share = MISSING
+    train_aside_share: Share = MISSING
 
 
 @dataclass
@@ -114,6 +122,17 @@ class BaseModel:
 
 
 @dataclass
+class Arms:
+    methods: list[Method] = MISSING
+    seeds: list[Seed] = MISSING
+
+    @property
+    def run(self) -> str:
+        """The folder METHOD-SEED of the run that the report is about."""
+        return f"{self.methods[0]}-{self.seeds[0]}"
+
+
+@dataclass
 class Lora:
     rank: Size = MISSING
     alpha: Positive = MISSING
@@ -122,15 +141,15 @@ class Lora:
 
 @dataclass
 class Train:
-    seed: Seed = MISSING
     launcher: str = MISSING
-    method: Method = MISSING
     thought_tokens: Size = MISSING
     lookahead: Size = MISSING
     rationales: Size = MISSING
+    thoughts_end: bool = MISSING
     meta_token_text: str = MISSING
     meta_token_scale: Positive = MISSING
     policy_weight: NotNegative = MISSING
+    advantage: Annotated[str, ("one of", ("positive", "signed"))] = MISSING
     policy_temperature: Positive = MISSING
     steps: Size = MISSING
     batch_size: Size = MISSING
@@ -155,21 +174,10 @@ class Train:
 
 
 @dataclass
-class Baseline:
-    methods: list[Method] = MISSING
-    seeds: list[Seed] = MISSING
-
-
-@dataclass
-class Compare:
-    seed: Seed = MISSING
-    bootstrap_samples: Size = MISSING
-
-
-@dataclass
-class Measured(Compare):
+class Measured:
     """What every stage that asks or reads with a trained model needs."""
 
+    seed: Seed = MISSING
     batch_size: Size = MISSING
     thought_temperature: NotNegative = MISSING
     device: Device = MISSING
@@ -215,10 +223,9 @@ class Params:
     tasks: Tasks = field(default_factory=Tasks)
     tokenize: Tokenize = field(default_factory=Tokenize)
     base_model: BaseModel = field(default_factory=BaseModel)
+    arms: Arms = field(default_factory=Arms)
     train: Train = field(default_factory=Train)
-    baseline: Baseline = field(default_factory=Baseline)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    compare: Compare = field(default_factory=Compare)
     chain_of_thought: ChainOfThought = field(default_factory=ChainOfThought)
     perplexity: Perplexity = field(default_factory=Perplexity)
     report: Report = field(default_factory=Report)
@@ -255,8 +262,10 @@ def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
 
 def _impossible(params: Params) -> Iterator[str]:
     """Problems of values that are within their bounds."""
-    train, baseline, base, scratch = params.train, params.baseline, params.base_model, params.base_model.scratch
-    span = params.tokenize.span
+    train, arms, base, scratch = params.train, params.arms, params.base_model, params.base_model.scratch
+    moves = params.corpus.microworld.moves
+    if moves.fewest > moves.most:
+        yield f"corpus.microworld.moves.fewest is {moves.fewest}, but must be at most moves.most, {moves.most}"
     if not params.tasks.files:
         yield "tasks.files is empty: name at least one task file"
     if base.source == "hub" and not base.path:
@@ -266,24 +275,21 @@ def _impossible(params: Params) -> Iterator[str]:
             yield f"corpus.hub.{split}.path is empty: name a hub data set or a local folder"
         if source.columns and source.columns.count("+") > 1:
             yield f"corpus.hub.{split}.columns is {source.columns}, but must name one column, or two with a + between"
-    for name, values in vars(baseline).items():
-        if len(set(values)) < len(values):
-            yield f"baseline.{name} is {values}, but must name nothing twice"
+    for name, values in vars(arms).items():
+        if not values or len(set(values)) < len(values):
+            yield f"arms.{name} is {values}, but must name at least one and none twice"
     if not train.meta_token_text:
         yield "train.meta_token_text is empty: the meta-tokens start as the embedding of this text"
     if train.adapt == "whole" and train.saved == "learned":
         yield "train.saved is learned, but with train.adapt whole that is the whole model: set one of them"
     if train.lora.modules == []:
         yield "train.lora.modules is empty: name linear layers, or null for all of them"
-    for name, methods in (("train.method", [train.method]), ("baseline.methods", baseline.methods)):
-        if train.adapt == "frozen" and "no_thought" in methods:
-            yield f"{name} has no_thought, which has nothing to learn when train.adapt is frozen: drop it, or take lora"
-    if train.lookahead > span - 2:
-        yield f"train.lookahead is {train.lookahead}, but must be at most {span - 2}, two less than tokenize.span"
-    positions = span + train.thought_tokens + 1 + train.lookahead
-    if base.source == "scratch" and positions > LONGEST_TEXT:
-        names = "tokenize.span, train.thought_tokens and train.lookahead"
-        yield f"{names} need {positions} positions, but a model from scratch has {LONGEST_TEXT}"
+    if train.adapt == "frozen" and "no_thought" in arms.methods:
+        yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
+    if train.advantage == "signed" and train.rationales < 2:
+        yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
+    if train.lookahead > (most := params.tokenize.span - 2):
+        yield f"train.lookahead is {train.lookahead}, but must be at most {most}, two less than tokenize.span"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
         yield "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
     elif scratch.hidden_size // scratch.heads % 2:

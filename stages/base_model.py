@@ -10,6 +10,7 @@ def main() -> None:
     every = params.load()
     write_base_model(
         every.base_model,
+        isolate=not every.tokenize.packed,
         tokens=Path("data/tokens"),
         out=Path("models/base"),
         log=Path("results/base_model/steps.csv"),

@@ -7,9 +7,10 @@ from pipeline.evaluation.chain_of_thought.vote import write_chain_of_thought
 
 
 def main() -> None:
+    every = params.load()
     write_chain_of_thought(
-        params.load().chain_of_thought,
-        trained=Path("models/quiet_star"),
+        every.chain_of_thought,
+        trained=Path("models/trained", every.arms.run),
         tasks=Path("data/tasks"),
         results=Path("results/chain_of_thought"),
     )

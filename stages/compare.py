@@ -1,4 +1,4 @@
-"""Compare the run with the baselines and the base model, question by question."""
+"""Compare the arms: their answers question by question, their losses text by text."""
 
 from pathlib import Path
 
@@ -7,14 +7,12 @@ from pipeline.evaluation.compare import write_compare
 
 
 def main() -> None:
-    every = params.load()
     write_compare(
-        every.compare,
-        every.baseline,
-        every.train.method,
-        every.train.seed,
+        params.load().arms,
         evaluations=Path("results/evaluate"),
+        perplexities=Path("results/perplexity"),
         results=Path("results/compare"),
+        summary=Path("results/summary.json"),
     )
 
 

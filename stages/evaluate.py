@@ -1,4 +1,4 @@
-"""Ask the trained model every task's questions, with thoughts and without, and the base model too."""
+"""Ask an arm every task's questions, with thoughts and without: `python -m stages.evaluate METHOD SEED`."""
 
 from pathlib import Path
 
@@ -6,15 +6,14 @@ from pipeline import errors, params
 from pipeline.evaluation.direct.evaluate import write_evaluation
 
 
-def main() -> None:
+def main(method: str, seed: str) -> None:
     write_evaluation(
         params.load().evaluate,
-        trained=Path("models/quiet_star"),
-        base=Path("models/base"),
+        trained=Path(f"models/trained/{method}-{seed}"),
         tasks=Path("data/tasks"),
-        results=Path("results/evaluate"),
+        results=Path(f"results/evaluate/{method}-{seed}"),
     )
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    errors.run_stage(main, "METHOD", "SEED")

@@ -1,4 +1,4 @@
-"""Measure the loss of every held-out token, with thoughts and without."""
+"""Measure an arm's loss of held-out tokens, with thoughts and without: `python -m stages.perplexity METHOD SEED`."""
 
 from pathlib import Path
 
@@ -6,14 +6,15 @@ from pipeline import errors, params
 from pipeline.evaluation.perplexity.measure import write_perplexity
 
 
-def main() -> None:
+def main(method: str, seed: str) -> None:
     write_perplexity(
         params.load().perplexity,
-        trained=Path("models/quiet_star"),
+        trained=Path(f"models/trained/{method}-{seed}"),
+        base=Path("models/base"),
         heldout=Path("data/tokens/heldout.arrow"),
-        results=Path("results/perplexity"),
+        results=Path(f"results/perplexity/{method}-{seed}"),
     )
 
 
 if __name__ == "__main__":
-    errors.run_stage(main)
+    errors.run_stage(main, "METHOD", "SEED")

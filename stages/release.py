@@ -7,7 +7,8 @@ from pipeline.report.release import write_release
 
 
 def main() -> None:
-    write_release(Path("models/quiet_star"), params.PARAMS_FILE, Path("results"), Path("models/release"))
+    trained = Path("models/trained", params.load().arms.run)
+    write_release(trained, params.PARAMS_FILE, Path("results"), Path("models/release"))
 
 
 if __name__ == "__main__":

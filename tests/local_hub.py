@@ -31,10 +31,7 @@ def parquet(folder: Path, split: str, rows: list[dict], part: str = "data") -> P
 
 
 def configured(folder: Path, name: str | None, split: str, rows: list[dict]) -> Path:
-    """Write ``rows`` as a split of the configuration ``name``, with a data card that names it, as on the hub.
-
-    Without ``name`` it is ``default``, as in the hub's own Parquet copies.
-    """
+    """Write ``rows`` as a split of the configuration ``name`` (or ``default``), with a data card, as on the hub."""
     part = name or "default"
     parquet(folder, split, rows, part)
     splits = sorted(file.name.partition("-0")[0] for file in (folder / part).iterdir())
@@ -43,16 +40,14 @@ def configured(folder: Path, name: str | None, split: str, rows: list[dict]) -> 
     return folder
 
 
+def text_lines(folder: Path, split: str, lines: list[str], ending: str = "txt") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{split}.{ending}").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def jsonl(folder: Path, split: str, rows: list[dict]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def text_lines(folder: Path, split: str, lines: list[str]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
-    return folder
+    return text_lines(folder, split, list(map(json.dumps, rows)), "jsonl")
 
 
 def gsm8k_rows(count: int) -> list[dict]:
@@ -60,17 +55,12 @@ def gsm8k_rows(count: int) -> list[dict]:
 
 
 def commonsense_qa_rows(count: int) -> list[dict]:
-    choices = {"label": list("ABCDE"), "text": ["trees", "water", "ponds", "cliffs", "wood"]}
-    return [
-        {"question": f"Where is number {i}?", "choices": choices, "answerKey": "ABCDE"[i % 5]} for i in range(count)
-    ]
+    some = {"choices": {"label": list("ABCDE"), "text": ["trees", "water", "ponds", "cliffs", "wood"]}}
+    return [{"question": f"Where is number {i}?", **some, "answerKey": "ABCDE"[i % 5]} for i in range(count)]
 
 
 def sources(root: Path) -> dict[str, object]:
-    """Write small data sets, one in each format, under ``root``; return the parameters that name them.
-
-    The tasks are GSM8K and CommonsenseQA, with five questions each.
-    """
+    """Write small data sets, one in each format, and two tasks of five questions; return the parameters for them."""
     configured(root / "openai/gsm8k", "main", "test", gsm8k_rows(5))
     parquet(root / "tau/commonsense_qa", "validation", commonsense_qa_rows(5))
     folders = {
@@ -102,7 +92,6 @@ OTHER_SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "n_head": 2, "n_layer"
 
 
 def model_folder(folder: Path, architecture: str = "gpt2", **sizes: object) -> Path:
-    """Write a tiny random model and its tokenizer."""
     tokenizer = word_tokenizer()
     sizes = (GPT2_SIZES if architecture == "gpt2" else OTHER_SIZES) | sizes
     config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1, **sizes)

@@ -40,8 +40,9 @@ def tokenize(count: int, folder: Path) -> None:
 
 def asked(count: int, folder: Path, **changes: object) -> None:
     """Write a task of ``count`` questions of 300 characters, with ``changes`` in its file, and a model."""
+    about = {"labels": LABELS, "group": ""}
     rows = (
-        {"prompt": f"Q: {text}\nA:", "answer": LABELS[i % 5], "labels": LABELS, "reasoning_prompt": text}
+        about | {"prompt": f"Q: {text}\nA:", "answer": LABELS[i % 5], "reasoning_prompt": text}
         for i, text in enumerate(texts(count, 300))
     )
     write_rows(folder / "tasks/t.parquet", rows, QUESTIONS)
@@ -54,7 +55,7 @@ def asked(count: int, folder: Path, **changes: object) -> None:
 def evaluate(count: int, folder: Path) -> None:
     """Evaluate with thoughts and without."""
     asked(count, folder)
-    params = Evaluate(seed=1, batch_size=32, thought_temperature=0.0, bootstrap_samples=100, device="cpu")
+    params = Evaluate(seed=1, batch_size=32, thought_temperature=0.0, device="cpu")
     write_evaluation(params, folder / "model", folder / "tasks", folder / "results")
 
 

@@ -25,11 +25,14 @@ from omegaconf import OmegaConf
 from pipeline.preset import options as preset
 
 ROOT = Path(__file__).parents[1]
-# with their arguments
-STAGES = (
-    *("corpus", "tasks", "tokenize", "base_model", "train", "baseline pause 1", "baseline no_thought 1"),
-    *("evaluate", "evaluate_baseline pause 1", "evaluate_baseline no_thought 1", "compare"),
-    *("chain_of_thought", "perplexity", "report", "release"),
+ARMS = ("quiet_star 1", "pause 1", "untrained 1", "before 1")  # of the tiny project
+EACH = ("train", "evaluate", "perplexity")
+TRAIN, EVALUATE, PERPLEXITY = (f"{name} {ARMS[0]}" for name in EACH)
+TRAINED = "models/trained/quiet_star-1"
+STAGES = (  # with their arguments
+    *("inputs", "corpus", "tasks", "tokenize", "base_model"),
+    *(f"{name} {arm}" for name in EACH for arm in ARMS),
+    *("compare", "chain_of_thought", "report", "release"),
 )
 ARCHITECTURES = ("auto.modeling_auto", "gpt2.modeling_gpt2", "llama.modeling_llama")
 LIBRARIES = ["accelerate", "datasets", "omegaconf", "pandas", "transformers.trainer"]
@@ -49,6 +52,7 @@ TINY = {
     "base_model.scratch.layers": 1,
     "base_model.scratch.steps": 3,
     "base_model.scratch.batch_size": 2,
+    "arms.methods": [arm.split()[0] for arm in ARMS],
     "train.thought_tokens": 2,
     "train.lookahead": 2,
     "train.steps": 2,
@@ -56,15 +60,11 @@ TINY = {
     "train.evaluation_steps": 1,
     "train.evaluation_texts": 4,
     "evaluate.questions": 4,
-    "evaluate.bootstrap_samples": 20,
-    "compare.bootstrap_samples": 20,
     "chain_of_thought.questions": 2,
     "chain_of_thought.samples": 2,
     "chain_of_thought.new_tokens": 4,
     "chain_of_thought.answer_tokens": 2,
-    "chain_of_thought.bootstrap_samples": 20,
     "perplexity.texts": 4,
-    "perplexity.bootstrap_samples": 20,
 }
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # offline: no test waits for a network
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import MistralConfig, PreTrainedTokenizerBase
@@ -20,25 +21,18 @@ from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from tests.bad_input.spoil import config, each, gone, holds
+from tests.bad_input.spoil import config, each, gone, holds, way
 from tests.local_hub import word_tokenizer
+from tests.thought.tiny import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(os.environ.get("QUIET_STAR_REFERENCE", ROOT.parent / "shared" / "reference"))
 CASES = sorted(path.parent for path in REFERENCE.glob("*/case.json"))
 START, END = "<|startthought|>", "<|endthought|>"
 ROWS = len(word_tokenizer()) + 2
-BASE = {
-    "vocab_size": ROWS,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "rope_theta": 123.0,
-    "rms_norm_eps": 1e-3,
-}
-THEIRS = {**BASE, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+BASE = ARCHITECTURES["mistral"] | {"vocab_size": ROWS, "rope_theta": 123.0, "rms_norm_eps": 1e-3}
+WIDTH = BASE["hidden_size"]
+THEIRS = {**BASE, "architectures": ["MistralForCausalLM"]}
 THEIRS |= {**VARIANT, "max_thoughts": 13, "merged_talk_heads": True, "torch_dtype": "bfloat16", "use_cache": True}
 COUNTS = from_their_counts(n_ahead=8, n_ahead_talk=4, n_passes=2)
 IDS = {"start_token_id": ROWS - 2, "end_token_id": ROWS - 1}
@@ -53,11 +47,10 @@ def untrained(rows: int = ROWS) -> QuietStarForCausalLM:
 
 
 def their_state(rows: int = ROWS, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Return a state dict under their names, made from a model of ours."""
     ours = untrained(rows).state_dict()
     state = {name.removeprefix("base.").replace("mixing_head.", "talk_head.0."): value for name, value in ours.items()}
     for name in ("start_embedding", "end_embedding"):
-        state[name] = torch.stack([torch.randn(8), torch.full((8,), 99.0)])
+        state[name] = torch.stack([torch.randn(WIDTH), torch.full((WIDTH,), 99.0)])
     return {name: value.to(dtype) for name, value in state.items()}
 
 
@@ -69,24 +62,13 @@ def meta_tokenizer() -> PreTrainedTokenizerBase:
 
 def checkpoint(folder: Path, make: Callable = meta_tokenizer, shards: int = 2, rows: int = ROWS) -> Path:
     """Write a checkpoint of theirs in bfloat16, as the hub lays it out, in several shards or in one file."""
-    folder.mkdir(parents=True)
-    state = their_state(rows, torch.bfloat16)
-    (folder / "config.json").write_text(json.dumps(THEIRS | {"vocab_size": rows}))
     make().save_pretrained(folder)
-    if shards == 1:
-        save_file(state, folder / "model.safetensors")
-        return folder
-    parts = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
-    for i, part in enumerate(parts):
-        save_file({name: state[name] for name in sorted(state)[i::shards]}, folder / part)
-    weight_map = {name: parts[i % shards] for i, name in enumerate(sorted(state))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(THEIRS | {"vocab_size": rows}))
+    state = their_state(rows, torch.bfloat16)
+    size = sum(value.nbytes for value in state.values())
+    save_torch_state_dict(state, folder, max_shard_size=int(1.2 * size / shards))
+    assert len(list(folder.glob("*.safetensors"))) == shards
     return folder
-
-
-@torch.no_grad()
-def predicted(model: QuietStarForCausalLM) -> Tensor:
-    return model(torch.arange(1, 13).view(2, 6) % ROWS, sampling=Sampling(1.0, 3)).logits
 
 
 def test_names_dtypes_and_the_mean_row():
@@ -116,7 +98,6 @@ def test_a_checkpoint_becomes_a_trained_folder(shards: int, tmp_path: Path, caps
     main([str(source), str(out)])
     printed = capsys.readouterr().out
     model, expected = load_trained(out), from_authors(their_state(dtype=torch.bfloat16), THEIRS, **COUNTS, **IDS)
-    assert torch.equal(predicted(model), predicted(expected))
     assert model.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.state_dict().items())
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -152,50 +133,40 @@ def test_meta_tokens_are_added_to_mistrals_own_tokenizer(tmp_path: Path):
 def test_a_vocabulary_without_meta_tokens_bans_nothing(spare: int, tmp_path: Path, capsys: pytest.CaptureFixture):
     """There is no row for them, or nothing says which rows are theirs."""
     main([str(checkpoint(tmp_path / "theirs", word_tokenizer, rows=ROWS + spare)), str(tmp_path / "ours")])
-    config = load_trained(tmp_path / "ours").config
-    assert config.start_token_id is None and config.end_token_id is None
+    assert load_trained(tmp_path / "ours").config.banned == []
     assert len(read_tokenizer(tmp_path / "ours")) == ROWS - 2
     assert "never sampled: no id" in capsys.readouterr().out
 
 
-def test_what_is_there_is_never_overwritten(tmp_path: Path):
+def test_what_is_there_is_never_overwritten_and_odd_counts_are_pointed_out(tmp_path: Path, caplog):
     """Not even a trained folder of ours, which may have taken a day."""
     source, trained, file = checkpoint(tmp_path / "theirs"), tmp_path / "ours", tmp_path / "file"
     main([str(source), str(trained)])
+    assert not caplog.records
     file.write_text("notes")
     for out in (trained, file):
         before = {path: path.stat().st_mtime_ns for path in [out, *out.glob("*")]}
         with pytest.raises(UserError, match=f"{out} exists and is not empty: name a new folder, or remove"):
             main([str(source), str(out)])
         assert {path: path.stat().st_mtime_ns for path in [out, *out.glob("*")]} == before
-
-
-def test_counts_that_the_configuration_contradicts_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    source = checkpoint(tmp_path / "theirs")
-    main([str(source), str(tmp_path / "ours")])
-    assert not caplog.records
     main([str(source), str(tmp_path / "other"), "--n-ahead", "12", "--n-ahead-talk", "3", "--n-passes", "1"])
     assert "max_thoughts 13" in caplog.text and "16" in caplog.text
     config = load_trained(tmp_path / "other").config
     assert (config.thought_tokens, config.lookahead, config.rationales) == (9, 3, 1)
 
 
-def change_weights(name: str, value: Tensor | None) -> Callable[[Path], None]:
+@way
+def change_weights(source: Path, name: str, value: Tensor | None) -> None:
     """Put another tensor of this name into the first shard; None leaves it out."""
-
-    def change(source: Path) -> None:
-        for path in source.glob("*.safetensors"):
-            state = {key: kept for key, kept in load_file(path).items() if key != name}
-            if value is not None and "00001" in path.name:
-                state[name] = value
-            save_file(state, path)
-
-    return change
+    for path in source.glob("*.safetensors"):
+        state = {key: kept for key, kept in load_file(path).items() if key != name}
+        if value is not None and "00001" in path.name:
+            state[name] = value
+        save_file(state, path)
 
 
 INDEX, SHARDS = "model.safetensors.index.json", [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-no_weights = gone(INDEX, *SHARDS)
-configured = partial(config, "config.json")
+no_weights, configured = gone(INDEX, *SHARDS), partial(config, "config.json")
 pickled = each(no_weights, holds("pytorch_model-00001-of-00002.bin", b"a pickle"))
 WRONG = {
     name: (configured(**{name: not value}), f"{name} is {json.dumps(not value)}") for name, value in VARIANT.items()
@@ -203,7 +174,10 @@ WRONG = {
 WRONG |= {
     "another model": (configured(model_type="llama"), "a llama model"),
     "no number": (configured(hidden_size="wide"), "hidden_size"),
-    "another size": (configured(hidden_size=16), "not a checkpoint of the authors' code: .* is torch.bfloat16 of"),
+    "another size": (
+        configured(hidden_size=2 * WIDTH),
+        "not a checkpoint of the authors' code: .* torch.bfloat16 of",
+    ),
     "no config": (gone("config.json"), "config.json is missing or broken"),
     "a list": (holds("config.json", b"[]"), "holds a None model"),
     "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
@@ -215,24 +189,21 @@ WRONG |= {
     "no head": (change_weights("talk_head.0.0.weight", None), "it has no talk_head.0.0.weight"),
     "no table": (change_weights("model.embed_tokens.weight", None), "embeddings for 0 tokens"),
     "more": (change_weights("think_head.0.weight", torch.zeros(3)), "it has a think_head.0.weight"),
-    "one row": (change_weights("end_embedding", torch.zeros(8)), r"end_embedding is .* not floats of \[8\]"),
-    "integers": (change_weights("lm_head.weight", torch.zeros(ROWS, 8).char()), "lm_head.weight is torch.int8"),
+    "one row": (change_weights("end_embedding", torch.zeros(1)), r"end_embedding is .* not floats of \[16\]"),
+    "integers": (change_weights("lm_head.weight", torch.zeros(ROWS, WIDTH).char()), "lm_head.weight is torch.int8"),
     "no tokenizer": (gone("tokenizer.json", "tokenizer_config.json"), "no tokenizer at"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_other_folders_are_refused_in_one_line(
-    wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
-):
+def test_other_folders_are_refused_in_one_line(wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     source = checkpoint(tmp_path / "theirs")
     change, message = WRONG[wrong]
     change(source)
     with pytest.raises(UserError, match=message) as refused:
         main([str(source), str(tmp_path / "ours")])
     assert str(source) in str(refused.value) and "\n" not in str(refused.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
-    assert not caplog.records and not capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"] and not capsys.readouterr().out
 
 
 def test_a_tokenizer_larger_than_the_table_and_counts_that_make_no_thought_are_refused(tmp_path: Path):
@@ -245,12 +216,9 @@ def test_a_tokenizer_larger_than_the_table_and_counts_that_make_no_thought_are_r
 
 
 def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "x")
-
     source = checkpoint(tmp_path / "theirs")
-    monkeypatch.setattr("pipeline.data.tokens.tokenizer.PreTrainedTokenizerBase.save_pretrained", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         main([str(source), str(tmp_path / "ours")])
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
@@ -259,17 +227,13 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_command(tmp_path: Path):
     source, out = checkpoint(tmp_path / "theirs"), tmp_path / "ours"
     line = [sys.executable, "-m", "pipeline.authors", str(source), str(out)]
-    first, again = (subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120) for _ in range(2))
-    assert first.returncode == 0 and first.stdout.startswith(f"{out}: ") and len(first.stdout.splitlines()) == 1
-    assert load_trained(out)
-    assert (again.returncode, again.stdout, len(again.stderr.splitlines())) == (1, "", 1)
-    assert again.stderr.startswith(f"error: {out} exists")
+    told = subprocess.check_output(line, cwd=ROOT, text=True, timeout=120)
+    assert told.startswith(f"{out}: ") and told.count("\n") == 1
 
 
 @pytest.mark.skipif(not CASES, reason=f"no reference cases in {REFERENCE} (set QUIET_STAR_REFERENCE)")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_their_own_cases_are_read_from_a_folder(case: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """The authors' own case, in the hub's layout, with a tokenizer as large as it needs."""
     about, expected = json.loads((case / "case.json").read_text()), load_file(case / "expected.safetensors")
     source = tmp_path / "theirs"
     source.mkdir()

@@ -50,7 +50,7 @@ def test_ctrl_c_ends_a_command_as_a_shell_expects():
 
 
 def loading(tmp_path: Path, *words: str) -> subprocess.Popen:
-    """A process of Python that is loading torch, and has printed its handler of Ctrl-C."""
+    """A process of Python that is loading torch, and prints its handler of Ctrl-C."""
     code = "import signal, time\nprint(signal.getsignal(signal.SIGINT).__name__, flush=True)\ntime.sleep(60)\n"
     (tmp_path / "torch.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -92,29 +92,17 @@ def test_only_a_users_mistake_hides_the_traceback():
             errors.run(fails(error))
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        lambda: torch.empty(2**50),  # more than there are addresses
-        fails(MemoryError()),
-        fails(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words")),
-    ],
-)
-def test_no_memory_left(command: Callable[[], None]):
-    told = str(ended(command))
-    assert told.startswith("error: out of memory (") and "lower the stage's batch_size" in told and "\n" not in told
+def test_no_memory_left():
+    on_a_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore words")
+    for command in (lambda: torch.empty(2**50), fails(MemoryError()), fails(on_a_gpu)):
+        told = str(ended(command))
+        assert told.startswith("error: out of memory (") and "lower the stage's batch_size" in told and "\n" not in told
 
 
-@pytest.mark.parametrize(
-    "text, told",
-    [("first\n  second", "first second"), ("a\x1b[31mb\x00", "a\ufffd[31mb\ufffd"), ("x" * 5000, "x" * 1000 + "…")],
-)
-def test_a_message_is_one_printable_line(text: str, told: str):
-    assert ended(fails(errors.UserError(text))) == f"error: {told}"
-
-
-def test_a_complaint_of_the_system_names_the_file(tmp_path: Path):
-    path = tmp_path / "nothing"
+def test_a_message_is_one_printable_line(tmp_path: Path):
+    words = {"first\n  second": "first second", "a\x1b[31mb\x00": "a\ufffd[31mb\ufffd", "x" * 5000: "x" * 1000 + "…"}
+    assert {text: ended(fails(errors.UserError(text))) for text in words} == {t: f"error: {words[t]}" for t in words}
+    path = tmp_path / "nothing"  # a complaint of the system names the file
     assert ended(path.read_text) == f"error: No such file or directory: {path}"
 
 
@@ -123,20 +111,18 @@ def test_durations():
     assert {seconds: errors.duration(seconds) for seconds in words} == words
 
 
-def test_a_stage_says_how_long_it_took_and_needs_its_arguments(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_a_stage_says_how_long_it_took_and_needs_its_arguments(monkeypatch, capsys):
     called: list[tuple[str, ...]] = []
-    monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause", "1"])
+    monkeypatch.setattr(sys, "argv", ["/stages/train.py", "pause", "1"])
     monkeypatch.setattr("time.monotonic", lambda: errors.STARTED + 192)
     errors.run_stage(lambda *arguments: called.append(arguments), "METHOD", "SEED")
     assert called == [("pause", "1")]
-    assert capsys.readouterr().err == "baseline pause 1: 3 min 12 s\n"
+    assert capsys.readouterr().err == "train pause 1: 3 min 12 s\n"
     with pytest.raises(SystemExit, match="^error: no$"):
         errors.run_stage(lambda *_: fails(errors.UserError("no"))(), "METHOD", "SEED")
     monkeypatch.setenv("LOCAL_RANK", "0")  # in one of several processes, the one that launched them tells
     errors.run_stage(lambda *_: None, "METHOD", "SEED")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys, "argv", ["/stages/baseline.py", "pause"])
-    with pytest.raises(SystemExit, match=r"^error: usage: python -m stages.baseline METHOD SEED \(all else is in"):
+    monkeypatch.setattr(sys, "argv", ["/stages/train.py", "pause"])
+    with pytest.raises(SystemExit, match=r"^error: usage: python -m stages.train METHOD SEED \(all else is in"):
         errors.run_stage(print, "METHOD", "SEED")

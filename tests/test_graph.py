@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 STAGES: dict[str, dict] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CANNOT_CHANGE_OUTPUTS = {f"pipeline/{name}.py" for name in ("__init__", "params", "typed_yaml", "errors")}
 AFTER_TRAINING = {"evaluate", "compare", "chain_of_thought", "perplexity", "report", "release"}
-BASELINES = {"baseline", "evaluate_baseline"}
-TWINS = {"stages/train.py", "stages/baseline.py"}  # they have one list of dependencies
+ARMS = {"train", "evaluate", "perplexity"}  # stages that run for each of them
+ALWAYS = "inputs"  # has no dependencies, as it always runs
+RUN = "${arms.methods[0]}-${arms.seeds[0]}"
 
 
 def code_deps(stage: dict) -> set[str]:
@@ -44,18 +45,18 @@ def holds_code(path: Path) -> bool:
     return any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", STAGES.keys() - {ALWAYS})
 def test_a_stage_depends_on_the_code_that_it_imports(name: str):
     """On every file that it imports; and on no other, unless the whole folder is named."""
     closed = filter(holds_code, closure(ROOT / f"stages/{name}.py"))
     imported = {str(path.relative_to(ROOT)) for path in closed} - CANNOT_CHANGE_OUTPUTS
     assert imported <= code_deps(STAGES[name])
-    assert {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")} - TWINS <= imported
+    assert {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")} <= imported
     folders = [dep for dep in STAGES[name]["deps"] if dep.startswith("pipeline") and (ROOT / dep).is_dir()]
     assert all(any(path.startswith(f"{folder}/") for path in imported) for folder in folders)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", STAGES.keys() - {ALWAYS})
 def test_a_stage_depends_on_the_other_files_of_its_packages(name: str):
     """A template beside the code changes what the code writes."""
     folders = {path.parent for path in closure(ROOT / f"stages/{name}.py")} - {ROOT / "pipeline", ROOT / "stages"}
@@ -65,28 +66,27 @@ def test_a_stage_depends_on_the_other_files_of_its_packages(name: str):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_runs_its_own_module_with_parameters_that_exist(name: str):
-    arguments = " ${item.method} ${item.seed}" if name in BASELINES else ""
+    arguments = " ${item.method} ${item.seed}" if name in ARMS else ""
     assert STAGES[name]["cmd"] == f"exec python -m stages.{name}{arguments}"
     config = OmegaConf.load(ROOT / "params.yaml")
-    for key in STAGES[name]["params"]:
+    for key in STAGES[name].get("params", []):
         section, _, last = key.rpartition(".")
         assert last in (OmegaConf.select(config, section) if section else config)
 
 
 def test_an_output_is_in_the_cache_or_in_git_never_both():
     cached = {path: is_cached for stage in STAGES.values() for path, is_cached in outputs(stage).items()}
+    assert not any("metrics" in stage for name, stage in STAGES.items() if name != "compare")  # plain `dvc exp show`
     command = ["git", "check-ignore", "--stdin"]
     listed = subprocess.run(command, cwd=ROOT, input="\n".join(cached), capture_output=True, text=True, check=True)
     assert set(listed.stdout.splitlines()) == {path for path, is_cached in cached.items() if is_cached}
 
 
 def test_every_data_dependency_is_another_stages_output():
-    made = {path for stage in STAGES.values() for path in outputs(stage)}
+    made = {path.replace("${item.method}-${item.seed}", RUN) for stage in STAGES.values() for path in outputs(stage)}
     for name, stage in STAGES.items():
-        needed = [
-            dep for dep in stage["deps"] if not dep.startswith(("pipeline", "stages", "launchers")) and dep != "tasks"
-        ]
-        for dep in needed:
+        needed = [dep for dep in stage.get("deps", []) if not dep.startswith(("pipeline", "stages")) and dep != "tasks"]
+        for dep in (dep.replace("${item.method}-${item.seed}", RUN) for dep in needed):
             assert {dep, str(Path(dep).parent)} & made or any(path.startswith(f"{dep}/") for path in made), (name, dep)
 
 
@@ -96,8 +96,9 @@ def reruns(changed: str) -> set[str]:
     dirty = {changed}
     for _ in STAGES:
         for name, stage in STAGES.items():
-            watched = [*stage["params"], *stage["deps"]]
-            if any(d == w or d.startswith((f"{w}.", f"{w}/")) for d in dirty for w in watched):
+            watched = [*stage.get("params", []), *stage.get("deps", [])]
+            watched = [path.replace(RUN, "${item.method}-${item.seed}") for path in watched]
+            if any(d == w or d.startswith((f"{w}.", f"{w}/")) or w.startswith(f"{d}/") for d in dirty for w in watched):
                 ran.add(name)
                 dirty |= set(outputs(stage))
     return ran
@@ -106,20 +107,21 @@ def reruns(changed: str) -> set[str]:
 @pytest.mark.parametrize(
     "changed, expected",
     [
-        ("train.lookahead", {"train", *AFTER_TRAINING, *BASELINES}),
-        ("train.method", {"train", *AFTER_TRAINING, *BASELINES}),
-        ("baseline.seeds", {"compare", "report", "release"}),
-        ("tasks.files", {"tasks", "evaluate_baseline", *AFTER_TRAINING} - {"perplexity"}),
+        ("train.lookahead", {"train", *AFTER_TRAINING}),
+        ("arms.seeds", {"compare", "report", "release"}),  # and each new arm, as DVC adds it
+        ("tasks.files", {"tasks", *AFTER_TRAINING} - {"perplexity"}),
         ("chain_of_thought.samples", {"chain_of_thought", "report", "release"}),
         ("report.passages", {"report"}),
-        ("evaluate.questions", {"evaluate", "evaluate_baseline", "compare", "report", "release"}),
-        ("perplexity.texts", {"perplexity", "report", "release"}),
-        ("base_model.scratch.steps", {"base_model", "train", *AFTER_TRAINING, *BASELINES}),
-        ("base_model.path", set(STAGES) - {"corpus", "tasks"}),
-        ("corpus.seed", set(STAGES)),
+        ("evaluate.questions", {"evaluate", "compare", "report", "release"}),
+        ("perplexity.texts", {"perplexity", "compare", "report", "release"}),
+        ("base_model.scratch.steps", {"base_model", "train", *AFTER_TRAINING}),
+        ("base_model.path", set(STAGES) - {"corpus", "tasks", ALWAYS}),
+        ("corpus.seed", set(STAGES) - {ALWAYS}),
         ("pipeline/report/page.html.j2", {"report", "release"}),
-        ("pipeline/training/quiet_star/probe.py", {"train", *AFTER_TRAINING, *BASELINES}),
-        ("pipeline/thought/step.py", {"train", *AFTER_TRAINING, *BASELINES}),
+        ("pipeline/training/quiet_star/probe.py", {"train", *AFTER_TRAINING}),
+        ("pipeline/thought/step.py", {"train", *AFTER_TRAINING}),
+        ("data/inputs/launcher.json", {"train", *AFTER_TRAINING}),
+        ("data/inputs/tasks.json", {"tasks", *AFTER_TRAINING} - {"perplexity"}),
         ("pipeline/preset/options.py", set()),
     ],
 )
@@ -130,5 +132,6 @@ def test_what_a_change_makes_run_again(changed: str, expected: set[str]):
 def test_every_plot_shows_a_file_that_is_written():
     plots = yaml.safe_load((ROOT / "results/dvc.yaml").read_text())["plots"]
     files = {f"results/{path}" for plot in plots for options in plot.values() for path in options["y"]}
-    made = {path for stage in STAGES.values() for path in outputs(stage)} | {"results/train/speed.csv"}
-    assert files <= made
+    made = {path.replace("${item.method}-${item.seed}", RUN) for stage in STAGES.values() for path in outputs(stage)}
+    made |= {"results/speed"}
+    assert {path for path in files if not {path, *map(str, Path(path).parents)} & made} == set()

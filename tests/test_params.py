@@ -45,8 +45,8 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.learning_rate", "fast", "train.learning_rate: Value 'fast' of type 'str' could not be converted to Fl"),
         ("tokenize.packed", "perhaps", "tokenize.packed: Value 'perhaps' is not a valid bool"),
         ("tasks.files", "a.yaml", "tasks.files is a.yaml, but must be a list of single values"),
-        ("baseline.methods", [["pause"]], "baseline.methods is [['pause']], but must be a list of single values"),
-        ("baseline.seeds", ["one"], f"baseline.seeds[0]: Value 'one' of type 'str' {INTEGER}"),
+        ("arms.methods", [["pause"]], "arms.methods is [['pause']], but must be a list of single values"),
+        ("arms.seeds", ["one"], f"arms.seeds[0]: Value 'one' of type 'str' {INTEGER}"),
         ("report.passages", "${train.steps}", "report.passages: While dereferencing interpolation"),
         # unknown and missing keys
         ("extra", 1, "there is no key extra"),
@@ -60,19 +60,24 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.learning_rate", math.nan, "train.learning_rate is nan, but must be a finite number above 0"),
         ("train.policy_weight", math.inf, "train.policy_weight is inf, but must be a finite number at least 0"),
         ("chain_of_thought.temperature", 0.0, "chain_of_thought.temperature is 0.0, but must be above 0"),
-        ("baseline.seeds", [1, -1], "baseline.seeds is [1, -1], but must be at least 0 and at most 4294967295"),
+        ("arms.seeds", [1, -1], "arms.seeds is [1, -1], but must be at least 0 and at most 4294967295"),
         # words
-        ("train.method", "magic", "train.method is magic, but must be one of quiet_star, pause, no_thought"),
         ("train.meta_token_text", "", "train.meta_token_text is empty"),
         ("corpus.hub.train.path", "", "corpus.hub.train.path is empty"),
         ("corpus.hub.train.columns", "a+b+c", "corpus.hub.train.columns is a+b+c, but must name one column, or two"),
         ("base_model.source", "hub", "base_model.path is missing"),
         ("tasks.files", [], "tasks.files is empty: name at least one task file"),
         ("train.lora.modules", [], "train.lora.modules is empty"),
-        ("baseline.methods", ["magic"], "baseline.methods is ['magic'], but must be one of quiet_star, pause, no_"),
-        ("baseline.methods", ["pause"] * 2, "baseline.methods is ['pause', 'pause'], but must name nothing twice"),
+        ("arms.methods", ["magic"], "arms.methods is ['magic'], but must be one of quiet_star, no_policy, shuff"),
+        (
+            "arms.methods",
+            ["pause"] * 2,
+            "arms.methods is ['pause', 'pause'], but must name at least one and none",
+        ),
+        ("arms.seeds", [], "arms.seeds is [], but must name at least one"),
         # values that do not go together
         ("train.saved", "learned", "train.saved is learned, but with train.adapt whole"),
+        ("train.advantage", "negative", "train.advantage is negative, but must be one of positive, signed"),
         ("train.lookahead", 47, "train.lookahead is 47, but must be at most 46, two less than tokenize.span"),
         ("base_model.scratch.heads", 3, HEADS),
         ("base_model.scratch.key_value_heads", 3, HEADS),
@@ -99,7 +104,7 @@ INTEGERS = [name for name, kinds in parameters() if int in kinds]
 def test_a_value_below_or_above_the_bounds(name: str):
     """Every integer has two bounds."""
     for number, bound in ((-1, " (at least|above) "), (10**13, " at most ")):
-        message = refused({name: [number] if name == "baseline.seeds" else number})
+        message = refused({name: [number] if name == "arms.seeds" else number})
         assert message.startswith(f"{name} is ") and re.search(bound, message)
 
 
@@ -147,12 +152,21 @@ def test_the_longest_run_has_a_length():
     assert sys.maxsize >= params.MILLION**3  # of train.steps, train.accumulation and train.batch_size
 
 
-@pytest.mark.parametrize("name, value", [("train.method", "no_thought"), ("baseline.methods", ["pause", "no_thought"])])
-def test_nothing_to_learn_on_a_frozen_base_model(name: str, value: object):
-    changes = {"train.adapt": "frozen", "baseline.methods": ["pause"]}
-    assert params.load(SHIPPED, changes).train.adapt == "frozen"
-    assert refused(changes | {name: value}).startswith(f"{name} has no_thought, which has nothing to learn")
-    assert params.load(SHIPPED, changes | {name: value, "train.adapt": "lora"})
+@pytest.mark.parametrize(
+    "refused_with, changed, told",
+    [
+        (
+            {"train.adapt": "frozen"},
+            {"arms.methods": ["pause", "before"]},
+            "arms.methods has no_thought",
+        ),
+        ({"train.adapt": "frozen"}, {"train.adapt": "lora"}, "arms.methods has no_thought"),
+        ({"train.advantage": "signed", "train.rationales": 1}, {"train.rationales": 2}, "train.advantage is signed"),
+    ],
+)
+def test_what_does_not_go_together_until_one_of_them_changes(refused_with: dict, changed: dict, told: str):
+    assert refused(refused_with).startswith(told)
+    assert params.load(SHIPPED, refused_with | changed)
 
 
 def test_changes_take_the_place_of_what_the_file_lacks(tmp_path: Path):
@@ -162,13 +176,6 @@ def test_changes_take_the_place_of_what_the_file_lacks(tmp_path: Path):
     OmegaConf.save(config, tmp_path / "params.yaml")
     loaded = params.load(tmp_path / "params.yaml", {"report.passages": 3, "train.lookahead": 4})
     assert (loaded.report.passages, loaded.train.lookahead) == (3, 4)
-
-
-def test_positions_leave_room_for_a_thought():
-    room = params.LONGEST_TEXT - 10 - 2 - 1
-    sizes = {"tokenize.span": 10, "train.lookahead": 2}
-    assert params.load(SHIPPED, sizes | {"train.thought_tokens": room}).train.thought_tokens == room
-    assert "train.thought_tokens" in refused(sizes | {"train.thought_tokens": room + 1})
 
 
 @settings(max_examples=30)

@@ -40,7 +40,7 @@ def test_make_targets_run_actions_are_pinned_the_whole_history_is_fetched_no_sec
 def test_the_grid_runs_in_order_and_the_cache_is_restored_and_kept_also_when_an_arm_fails():
     every = steps("ablations")
     ran = [step["run"] for step in every if "run" in step]
-    assert ran == ["make repro", "make ablations-ci", "make ci-report", "make ci-comment"]
+    assert ran == ["make repro", "make check", "make ablations-ci", "make ci-report", "make ci-comment"]
     used = {step["uses"].partition("@")[0]: step for step in every if "uses" in step}
     restore, save = used["actions/cache/restore"], used["actions/cache/save"]
     assert restore["with"]["path"] == save["with"]["path"] == ".dvc/cache"

@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,8 @@ import yaml
 from pipeline import params, typed_yaml
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
+
+WITHOUT_SIZES = ("no_thought", "before")  # methods that have neither thought length nor lookahead: one arm
 
 
 @dataclass
@@ -26,12 +29,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Arm:
-    """One experiment: a method with thought length K and lookahead A (both None if the method has neither)."""
+    """One experiment. ``about``: what a table says of it (the method, its thought length and lookahead, ...)."""
 
     name: str
-    method: str
-    thought_tokens: int | None
-    lookahead: int | None
+    about: Mapping[str, object]
     params: dict[str, object]  # by dotted name
     baseline: str  # the commit that the experiment starts from
     snapshot: str  # a commit of the workspace's tracked files; the baseline itself if nothing has changed
@@ -40,6 +41,37 @@ class Arm:
     def ref(self) -> str:
         """The git reference that DVC gives the experiment; it is there once the arm is done."""
         return f"refs/exps/{self.baseline[:2]}/{self.baseline[2:]}/{self.name}"
+
+
+class Workspace:
+    """The workspace's code as it is now, which arms run."""
+
+    def __init__(self):
+        """Raises UserError outside a git repository, and in a shallow clone."""
+        try:
+            self.baseline = git("rev-parse", "--verify", "HEAD")
+        except UserError as error:
+            raise UserError(f"experiments need a git repository with a commit: {error}") from error
+        if git("rev-parse", "--is-shallow-repository") == "true":
+            raise UserError("this clone is shallow, but experiments need its history: `git fetch --unshallow`")
+        git("status", "--porcelain")  # refreshes the index: `stash create` fails on files that only have another date
+        # creates a commit; leaves workspace, index and stash alone
+        self.snapshot = git("stash", "create") or self.baseline
+        graph = yaml.safe_load(git("show", f"{self.snapshot}:./dvc.yaml"))
+        deps = {dep for stage in graph["stages"].values() for dep in stage.get("deps", ())}
+        code = sorted(dep for dep in deps if dep.startswith(("stages/", "pipeline/", "tasks")))
+        self._hashes = git("ls-tree", "-r", self.snapshot, "--", "dvc.yaml", *code)
+
+    def arm(self, label: str, about: Mapping[str, object], options: list[str]) -> Arm:
+        """The arm with these options, as for `python -m pipeline.preset`.
+
+        Its name ends in eight digits for commit, code and parameters: arms of one name have the same results.
+        Raises UserError for parameters that no run can have.
+        """
+        changes = preset.options(options)
+        identity = f"{self.baseline}\n{self._hashes}\n{params.load(changes=changes)}"
+        name = f"{label}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+        return Arm(name, about, changes, self.baseline, self.snapshot)
 
 
 def read_grid(path: Path) -> Grid:
@@ -56,40 +88,17 @@ def read_grid(path: Path) -> Grid:
 
 
 def arms(grid: Grid) -> list[Arm]:
-    """Every arm of the grid, with the workspace's code as it is now.
-
-    An arm's name ends in eight digits for commit, code and parameters: arms of one name have the same results.
-    Raises UserError outside a git repository, in a shallow clone, and for parameters that no run can have.
-    """
-    try:
-        baseline = git("rev-parse", "--verify", "HEAD")
-    except UserError as error:
-        raise UserError(f"experiments need a git repository with a commit: {error}") from error
-    if git("rev-parse", "--is-shallow-repository") == "true":
-        raise UserError("this clone is shallow, but experiments need its history: `git fetch --unshallow`")
-    git("status", "--porcelain")  # refreshes the index: `stash create` fails on files that only have another date
-    snapshot = git("stash", "create") or baseline  # creates a commit; leaves workspace, index and stash alone
-    graph = yaml.safe_load(git("show", f"{snapshot}:./dvc.yaml"))
-    deps = {dep for stage in graph["stages"].values() for dep in stage["deps"]}
-    code = sorted(dep for dep in deps if dep.startswith(("stages/", "pipeline/", "tasks")))
-    hashes = git("ls-tree", "-r", snapshot, "--", "dvc.yaml", *code)
-    first, *others = grid.seeds
-    found = []
+    """Every arm of the grid, each with all of its seeds. Raises UserError as `Workspace` and its `arm` do."""
+    workspace, found = Workspace(), []
     for method in grid.methods:
-        # without thoughts there is neither thought length nor lookahead: one arm
-        sizes = [(None, None)] if method == "no_thought" else product(grid.thought_tokens, grid.lookaheads)
+        sizes = [(None, None)] if method in WITHOUT_SIZES else product(grid.thought_tokens, grid.lookaheads)
         for length, lookahead in sizes:
-            # further seeds are baselines of the same method, so that `compare` pools all seeds
-            values = {"train.method": method, "train.seed": first}
-            values |= {"baseline.methods": [method] if others else [], "baseline.seeds": others or [first]}
-            name = method
+            values, label = {"arms.methods": [method], "arms.seeds": grid.seeds}, method
             if length is not None:
                 values |= {"train.thought_tokens": length, "train.lookahead": lookahead}
-                name += f"-k{length}-a{lookahead}"
-            changes = preset.options([*grid.options, *preset.words(values)])
-            identity = f"{baseline}\n{hashes}\n{params.load(changes=changes)}"
-            name += f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-            found.append(Arm(name, method, length, lookahead, changes, baseline, snapshot))
+                label += f"-k{length}-a{lookahead}"
+            about = {"method": method, "thought_tokens": length, "lookahead": lookahead}
+            found.append(workspace.arm(label, about, [*grid.options, *preset.words(values)]))
     return found
 
 

@@ -13,35 +13,33 @@ from pipeline.ablations.grid import Arm, git
 from pipeline.files import replacing
 
 FIGURES = "results/compare/figures.csv"
-BASE = "base"
 DONE, FAILED = "done", "failed"
-MEASURES = {"accuracy": "Accuracy", "prob": "Probability of the right answer"}
-COLUMNS = ["experiment", "state", "method", "thought_tokens", "lookahead", "task", "measure", "seeds", "n", "mean"]
-COLUMNS += ["ci_low", "ci_high"]
-WHOLE = ("thought_tokens", "lookahead", "seeds", "n")  # integers, or empty
+MEASURES = {"accuracy": "Accuracy", "prob": "Probability of the right answer", "loss": "Loss, nats a token"}
+COLUMNS = ["experiment", "state", "method", "thought_tokens", "lookahead", "task", "measure", "seeds", "n", "groups"]
+COLUMNS += ["value", "low", "high"]
+WHOLE = ("thought_tokens", "lookahead", "seeds", "n", "groups")  # integers, or empty
 
 WIDTH, HEIGHT, LETTERS = 4.2, 3.2, 70  # of a panel: inches, and letters that fit across
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ablations", "text.parse_math": False, "font.size": 9}
 STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.2}
-DASHES = {BASE: (4, 2), "no_thought": (1, 1)}
-MARKERS = {"quiet_star": "o", "pause": "s"}
+DASHES = {"before": (4, 2), "no_thought": (1, 1)}
+
+
+def figures_of(arm: Arm) -> pd.DataFrame:
+    """The figures of an arm that is done, from its commit: in the workspace every arm would find the same file."""
+    return pd.read_csv(io.StringIO(git("show", f"{arm.ref}:{FIGURES}")))
 
 
 def table(arms: Sequence[Arm], failed: Collection[str]) -> pd.DataFrame:
-    """A row for each arm, task and measure, and for the base model; an arm that failed has one row without figures."""
-    parts, base = [], pd.DataFrame()
+    """A row for each arm, task and measure; an arm that failed has one row without figures."""
+    parts = []
     for arm in arms:
-        about = {"experiment": arm.name, "method": arm.method}
-        about |= {"thought_tokens": arm.thought_tokens, "lookahead": arm.lookahead}
+        about = {"experiment": arm.name, **arm.about}
         if arm.name in failed:
             parts.append(pd.DataFrame([about | {"state": FAILED}], dtype=object))
-            continue
-        # of the arm's commit: in the workspace every arm would find the same file
-        figures = pd.read_csv(io.StringIO(git("show", f"{arm.ref}:{FIGURES}")))
-        parts.append(figures[figures["arm"] == arm.method].assign(state=DONE, **about))
-        if base.empty:  # the base model's figures are the same in every arm
-            base = figures[figures["arm"] == BASE]
-            parts.append(base.assign(experiment="", state=DONE, method=BASE))
+        else:
+            figures = figures_of(arm)
+            parts.append(figures[figures["arm"] == arm.about["method"]].assign(state=DONE, **about))
     rows = pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
     return rows.astype(dict.fromkeys(WHOLE, "Int64"))
 
@@ -52,13 +50,12 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
     columns = "lookahead " + rows["lookahead"].astype(str)
     if every["method"].nunique() > 1:
         columns = rows["method"] + ", " + columns
-    cells = [f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" for _, row in rows.iterrows()]
+    cells = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for _, row in rows.iterrows()]
     rows = rows.assign(column=columns, cell=cells)
     parts = ["# Ablations", about]
     failed = rows.loc[rows["state"] == FAILED, "experiment"]
     if len(failed):
-        arms = rows.loc[rows["method"] != BASE, "experiment"].nunique()
-        parts.append(f"**{len(failed)} of {arms} arms failed:** {', '.join(failed)}.")
+        parts.append(f"**{len(failed)} of {rows['experiment'].nunique()} arms failed:** {', '.join(failed)}.")
     parts.append(f"![Accuracy against thought length]({figure.name})")
     shape = {"index": every["thought_tokens"].sort_values().unique(), "columns": columns[every.index].unique()}
     for (measure, task), some in rows.dropna(subset="task").groupby(["measure", "task"], sort=True):
@@ -73,8 +70,8 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
             parts.append(" · ".join(plain["method"] + " " + plain["cell"]))
         if measure == "accuracy" and len(grid):
             # a chart in Mermaid, which GitHub draws; Mermaid has no gaps: a line must have every length
-            means = grid.pivot(index="thought_tokens", columns="column", values="mean").dropna(axis="columns")
-            means = means.assign(**dict(zip(plain["method"], plain["mean"], strict=True)))
+            means = grid.pivot(index="thought_tokens", columns="column", values="value").dropna(axis="columns")
+            means = means.assign(**dict(zip(plain["method"], plain["value"], strict=True)))
             chart = ["```mermaid", "xychart-beta", f'  title "{task}"']
             chart.append(f'  x-axis "thought tokens" [{", ".join(map(str, means.index))}]')
             chart.append('  y-axis "accuracy" 0 --> 1')
@@ -99,20 +96,20 @@ def write_figure(rows: pd.DataFrame, path: Path) -> None:
             colours = colormaps["viridis"].resampled(len(lookaheads) + 1).colors
             for (method, lookahead), line in grid.groupby(["method", "lookahead"], sort=True):
                 line, rank = line.sort_values("thought_tokens"), lookaheads.index(lookahead)
-                errors = [line["mean"] - line["ci_low"], line["ci_high"] - line["mean"]]
+                errors = [line["value"] - line["low"], line["high"] - line["value"]]
                 axis.errorbar(  # a little apart, so that equal lines can be told apart
                     line["thought_tokens"].astype(int) + 0.09 * (rank - (len(lookaheads) - 1) / 2),
-                    line["mean"],
+                    line["value"],
                     yerr=[error.clip(lower=0) for error in errors],
                     label=f"{method}, lookahead {lookahead}",
                     color=colours[rank],
-                    marker=MARKERS[method],
+                    marker="o" if method == "quiet_star" else "s",
                     linestyle="-" if method == "quiet_star" else ":",
                     capsize=2,
                 )
             for _, row in plain.iterrows():
-                axis.axhline(row["mean"], color="0.35", linewidth=1, dashes=DASHES[row["method"]], label=row["method"])
-                axis.axhspan(row["ci_low"], row["ci_high"], color="0.35", alpha=0.06, linewidth=0)
+                axis.axhline(row["value"], color="0.35", linewidth=1, dashes=DASHES[row["method"]], label=row["method"])
+                axis.axhspan(row["low"], row["high"], color="0.35", alpha=0.06, linewidth=0)
             axis.set(title=task, xlabel="thought tokens", ylabel="accuracy", ylim=(0, 1.03))
             axis.set_xticks(sorted(grid["thought_tokens"].astype(int).unique()))
             axis.legend(fontsize=7, frameon=False)

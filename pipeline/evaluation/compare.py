@@ -1,101 +1,116 @@
-"""Is it the thoughts? Compare the run with the base model and with other methods, question by question."""
+"""Is it the thoughts? The figures of every arm (`arms`), and the differences that say what they rest on."""
 
-from itertools import product
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipeline.errors import UserError
-from pipeline.evaluation.statistics import interval_over_seeds, mcnemar, share_interval
+from pipeline.evaluation.arms import (
+    ACCURACY,
+    BEFORE,
+    HELDOUT,
+    LOSS,
+    OFF,
+    OWN_WHERE,
+    RANDOM,
+    SAME_LAST,
+    SWAPPED,
+    Sides,
+    read_arms,
+)
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Difference, Totals, difference, mean, mean_interval
 from pipeline.files import write_json, write_table
-from pipeline.params import Baseline, Compare
+from pipeline.params import Arms
 
-MEASURES = {"accuracy": "correct", "prob": "prob"}  # and the columns that hold them
-BASE = "base"  # the model before training, which is the same for every seed
-
-Runs = dict[int, np.ndarray]  # an arm's runs: a number for each question (n,), by seed
+WHOLE = ("sampled", "mean16")  # ways of an untrained model that the run is compared with, as with other methods
 
 
-def write_compare(
-    params: Compare, baseline: Baseline, method: str, seed: int, evaluations: Path, results: Path
-) -> None:
-    """Compare the run of ``method`` and ``seed`` in ``evaluations`` with the baselines in its folders METHOD-SEED.
+def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Path, summary: Path) -> None:
+    """Compare the arms' answers and losses, which are in METHOD-SEED in ``evaluations`` and ``perplexities``.
 
-    Writes the figures of each arm (figures.csv), their differences from the run's (comparisons.csv) and the differences
-    in accuracy (metrics.json). Raises UserError if answers are missing or the runs were not asked the same questions.
+    Writes each arm's figures (figures.csv), those of each seed (seeds.csv) and differences (comparisons.csv) to the
+    folder ``results``, and the main figures of the run's method, the first, to ``summary``. Losses are in nats a token.
+    Raises UserError as `read_arms` does.
     """
-    tables = [_read(evaluations, method, seed)]
-    for other, number in product(baseline.methods, baseline.seeds):
-        if (other, number) != (method, seed):  # which is the run itself
-            table = _read(evaluations / f"{other}-{number}", other, number)
-            # another method is compared as it was trained: without its answers with thoughts off
-            tables.append(table if other == method else table[table["arm"] == other])
-    figures, comparisons, metrics = [], [], {}
-    for (task, measure), arms in _arms(pd.concat(tables, ignore_index=True)).items():
+    run = arms.methods[0]
+    figures, seeds, comparisons = [], [], []
+    for (task, measure), sides in read_arms(arms, evaluations, perplexities).items():
         about = {"task": task, "measure": measure}
-        figures += [{**about, "arm": arm, **_figure(runs, measure, params)} for arm, runs in arms.items()]
-        for arm in [arm for arm in arms if arm != method]:
-            own, others = arms[method], arms[arm]
-            shared = [seed for seed in own if seed in others and arm != BASE]
-            # runs of the same seed are paired; if there are none, every run with every other
-            pairs = [(own[seed], others[seed]) for seed in shared] or list(product(own.values(), others.values()))
-            row = _comparison(pairs, measure, params)
-            comparisons.append({**about, "arm": method, "against": arm, **row})
-            if measure == "accuracy":
-                names = ("difference", "ci_low", "ci_high", "p_value")
-                metrics.setdefault(task, {})[arm] = {name: float(row[name]) for name in names}
-    write_table(results / "figures.csv", pd.DataFrame(figures))
-    write_table(results / "comparisons.csv", pd.DataFrame(comparisons))
-    write_json(results / "metrics.json", metrics)
+        for arm, side in sides.items():
+            low, high = mean_interval(side, None if measure == LOSS else SHARE)
+            figures.append({**about, "arm": arm, **_counts(side), "value": mean(side), "low": low, "high": high})
+            each = side.sums.sum(-1) / side.weights.sum(-1)
+            seeds += [{"arm": arm, "seed": s, **about, "value": v} for s, v in zip(arms.seeds, each, strict=True)]
+        for arm, against in _pairs(run, sides):
+            row = {**about, "arm": arm, "against": against, **_counts(sides[arm])}
+            comparisons.append(row | _comparison(sides, arm, against, measure))
+    tables = {"figures": figures, "seeds": seeds, "comparisons": comparisons}
+    for name, rows in tables.items():
+        write_table(results / f"{name}.csv", pd.DataFrame(rows))
+    costs = [evaluations / f"{run}-{seed}/metrics.json" for seed in arms.seeds]
+    write_json(summary, _summary(run, pd.DataFrame(figures), pd.DataFrame(comparisons)) | _mean_cost(costs))
 
 
-def _read(folder: Path, method: str, seed: int) -> pd.DataFrame:
-    """The answers of a run, each with its seed and its arm: the method, the method with thoughts off, or the base."""
-    path, numbers = folder / "predictions.parquet", dict.fromkeys(MEASURES.values(), float)
-    try:
-        rows = pd.read_parquet(path, columns=["task", "index", "prompt", "way", *numbers]).astype(numbers)
-        if rows.empty:
-            raise ValueError("it has no rows")
-    except (OSError, ValueError, TypeError) as error:  # TypeError: a list where a number should be
-        raise UserError(f"{path} is missing or broken: run `dvc repro` to make it again") from error
-    names = {"no_thought": method, BASE: BASE}
-    if "thought" in set(rows["way"]):
-        names |= {"thought": method, "no_thought": f"{method}, thoughts off"}
-    return rows.assign(seed=seed, arm=rows["way"].map(names))
+def _pairs(run: str, arms: Sides) -> list[tuple[str, str]]:
+    """Which arms are compared: (arm, against) for each difference."""
+    mains = [arm for arm in arms if "/" not in arm or arm.endswith(WHOLE)]
+    ways = [arm for arm in arms if arm.startswith(f"{run}/") and not arm.endswith(SAME_LAST)]
+    found = [(run, other) for other in mains + ways]
+    for arm in mains:
+        found += [(arm, f"{arm}/{way}") for way in (SWAPPED, RANDOM)]  # what is due to what the thought says
+        found += [(f"{arm}/{OWN_WHERE}", f"{arm}/{SAME_LAST}")]
+        found += [(arm, BEFORE), (f"{arm}/{OFF}", BEFORE)]
+    there = [pair for pair in found if pair[0] != pair[1] and pair[0] in arms and pair[1] in arms]
+    return list(dict.fromkeys(there))
 
 
-def _arms(answers: pd.DataFrame) -> dict[tuple[str, str], dict[str, Runs]]:
-    """The runs of each arm, by task and measure; their questions are in one order."""
-    found: dict[tuple[str, str], dict[str, Runs]] = {}
-    runs = answers.groupby(["arm", "seed"]).ngroups
-    for task, rows in answers.groupby("task", sort=False):
-        prompts = rows.groupby(["arm", "seed"])["prompt"].agg(tuple)
-        if prompts.nunique() > 1 or len(prompts) < runs:
-            raise UserError(f"{task}: the runs were not asked the same questions: run `dvc repro` to ask them again")
-        for measure, column in MEASURES.items():
-            arms = found.setdefault((task, measure), {})
-            for (arm, seed), some in rows.groupby(["arm", "seed"], sort=False):
-                arms.setdefault(arm, {})[seed] = some.sort_values("index")[column].to_numpy(float)
+def _comparison(sides: Sides, arm: str, against: str, measure: str) -> dict[str, float | None]:
+    """How much better ``arm`` is than ``against``; of its own swapped thoughts also which share of its gain that is."""
+
+    def better(one: str, other: str) -> Difference:
+        if measure == LOSS:
+            return difference(sides[other], sides[one], None)
+        return difference(sides[one], sides[other], SHARE_DIFFERENCE)
+
+    found = better(arm, against)
+    row = {"difference": found.value, "low": found.low, "high": found.high, "p_value": found.p_value, "share": None}
+    if against == f"{arm}/{SWAPPED}":
+        gain = better(arm, f"{arm}/{OFF}")
+        row["share"] = found.value / gain.value if gain.low > 0 else None
+    return row
+
+
+def _counts(side: Totals) -> dict[str, int]:
+    """Seeds, questions (or tokens; the mean over seeds) and groups that a figure rests on."""
+    seeds, groups = side.sums.shape
+    return {"seeds": seeds, "n": round(side.weights.sum(-1).mean()), "groups": groups}
+
+
+def _summary(run: str, figures: pd.DataFrame, comparisons: pd.DataFrame) -> dict[str, float | None]:
+    """The run's accuracy and content effect in each task, and its gain on held-out text; None: not known.
+
+    base_harm: how much worse than before training it predicts that text without thoughts.
+    """
+    accuracies = figures[(figures["arm"] == run) & (figures["measure"] == ACCURACY)].set_index("task")["value"]
+    rows = comparisons.set_index(["task", "measure", "arm", "against"])[["difference", "low"]]
+
+    def row(*names: str) -> tuple[float | None, float | None]:
+        return tuple(rows.loc[names]) if names in rows.index else (None, None)
+
+    found = accuracies.to_dict()
+    for task in accuracies.index:
+        found[f"content_{task}"], found[f"content_{task}_low"] = row(task, ACCURACY, run, f"{run}/{SWAPPED}")
+    found["heldout_gain"], _ = row(HELDOUT, LOSS, run, BEFORE)
+    thinks = f"{run}/{OFF}" in set(figures["arm"])
+    less = row(HELDOUT, LOSS, f"{run}/{OFF}" if thinks else run, BEFORE)
+    found["base_harm"], found["base_harm_high"] = (None if value is None else -value for value in less)
     return found
 
 
-def _figure(runs: Runs, measure: str, params: Compare) -> dict:
-    values = np.stack(list(runs.values()))
-    if measure == "accuracy" and len(values) == 1:  # a bootstrap of 500 right in 500 would have no width
-        low, high = share_interval(int(values.sum()), values.shape[1])
-    else:
-        low, high = interval_over_seeds(values, params.bootstrap_samples, params.seed)
-    return {"seeds": len(values), "n": values.shape[1], "mean": values.mean(), "ci_low": low, "ci_high": high}
-
-
-def _comparison(pairs: list[tuple[np.ndarray, np.ndarray]], measure: str, params: Compare) -> dict:
-    """The mean paired difference; for accuracy also how often one arm alone is right, and McNemar's largest p."""
-    differences = np.stack([one - other for one, other in pairs])
-    low, high = interval_over_seeds(differences, params.bootstrap_samples, params.seed)
-    row = {"seeds": len(pairs), "n": differences.shape[1], "difference": differences.mean()}
-    row |= {"ci_low": low, "ci_high": high, "only_arm": None, "only_against": None, "p_value": None}
-    if measure == "accuracy":
-        row["only_arm"], row["only_against"] = (float((sign * differences > 0).sum(1).mean()) for sign in (1, -1))
-        row["p_value"] = max(mcnemar(one > 0, other > 0) for one, other in pairs)
-    return row
+def _mean_cost(paths: list[Path]) -> dict[str, float | None]:
+    """Tokens of a thought, and operations a token in units of the base model's: means of what `evaluate` noted."""
+    costs = [json.loads(path.read_text(encoding="utf-8")).get("cost", {}) for path in paths]
+    names = {"thought_length": "thought_length", "cost": "operations"}
+    noted = {name: [cost[key] for cost in costs if cost.get(key) is not None] for name, key in names.items()}
+    return {name: float(np.mean(some)) if some else None for name, some in noted.items()}

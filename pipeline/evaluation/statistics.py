@@ -1,74 +1,153 @@
-"""Bootstrap intervals of means, and McNemar's test of two answers to the same questions.
+"""Means over questions that come in groups, of one run or of several seeds: intervals, and tests of differences.
 
-Differences are paired: each bootstrap draw takes the same questions (or texts) for both sides.
+Questions of a group (about one fact, of one text) are alike, and so are the answers of one seed. Everything is computed
+from `Totals` by seed and group; further leading axes are independent data sets. Simulations of the coverage are in
+tests/evaluation/test_statistics_simulated.py.
 """
 
-from collections.abc import Iterator
-from math import sqrt
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit, logit, stdtr, stdtrit  # stdtr, stdtrit: Student's distribution and its quantiles
 
 LEVEL = 0.95
-NORMAL = 1.959964  # a normal variable is within this many standard deviations of its mean at that level
-NUMBERS_AT_ONCE = 2_000_000  # drawn indices held in memory
+SHARE, SHARE_DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # what bounds a mean of shares, and a difference of two
+FEWEST = 6  # groups or seeds that a test needs: five coins that fall alike have p = 0.0625
+FLIPS, FLIPS_AT_ONCE = 10_000, 1_000  # draws of the permutation test: p is at least 0.0001
+NOTHING = 1e-24  # a variance below this is rounding
 
 
-def interval(values: np.ndarray, weights: np.ndarray | None, samples: int, seed: int) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of ``values`` (n,), from ``samples`` bootstrap draws.
+class Totals(NamedTuple):
+    """The sum of a measure by seed and group (..., S, G), and its weight: the number of questions or tokens."""
 
-    With ``weights`` (n,) each value is the sum over a group (a text) of that many members, groups are drawn as a whole,
-    and the mean is over members.
+    sums: np.ndarray
+    weights: np.ndarray
+
+
+class Difference(NamedTuple):
+    """A mean difference, its 95 % interval and its two-sided p-value, which is NaN where there is no test."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def totals(values: np.ndarray, groups: Sequence | None = None) -> Totals:
+    """Sum the values of S seeds on n questions (..., S, n), or of one run (n,); NaN where a question does not count.
+
+    ``groups`` (n,) names each question's group; without it each is a group of its own.
     """
-    rng = np.random.default_rng(seed)
-    weights = np.ones(len(values)) if weights is None else weights
-    means = []
-    for drawn in _draws(rng, len(values), samples):
-        means.append(values[drawn].sum(1) / weights[drawn].sum(1).clip(min=1))
-    return _ends(np.concatenate(means))
+    values = np.atleast_2d(np.asarray(values, float))
+    codes = np.arange(values.shape[-1]) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    there = ~np.isnan(values[..., order])
+    sums = np.add.reduceat(np.where(there, values[..., order], 0), starts, axis=-1)
+    return Totals(sums, np.add.reduceat(there, starts, axis=-1, dtype=float))
 
 
-def interval_over_seeds(values: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
-    """The 95 % interval of the mean of ``values`` (seeds, n): each draw resamples the seeds and the questions.
+def mean(side: Totals) -> np.ndarray:
+    """The mean over seeds of each seed's mean over its questions (...,)."""
+    return (side.sums.sum(-1) / side.weights.sum(-1)).mean(-1)
 
-    With one seed this is the `interval` of its questions and does not cover other seeds; with few it is too narrow.
+
+def mean_interval(side: Totals, bounds: tuple[float, float] | None) -> np.ndarray:
+    """The 95 % interval (2, ...) of the `mean` of a measure that lies within ``bounds``."""
+    return _interval(mean(side), *_variance(side), side.sums.shape[-1], bounds)
+
+
+def difference(one: Totals, other: Totals, bounds: tuple[float, float] | None, paired: bool = True) -> Difference:
+    """The `mean` of ``one`` minus that of ``other``, which were asked the same questions.
+
+    ``paired``: seed s of both belongs together (as both learned from one base model, on texts in one order); else the
+    seeds are independent. p of one run is a sign-flip permutation test over groups; of six seeds or more it is a t-test
+    with the interval's variance and degrees of freedom, but at least 2 / 2^S, which S coins can show. There is no test
+    of fewer than six groups, or of two to five seeds.
     """
-    seeds, questions = values.shape
-    rng, seed_rng = np.random.default_rng(seed), np.random.default_rng([seed, seeds])
-    means = []
-    for drawn in _draws(rng, questions, samples):
-        times = seed_rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(drawn))  # how often each seed is drawn
-        means.append(sum(times[:, s] * values[s][drawn].mean(1) for s in range(seeds)) / seeds)
-    return _ends(np.concatenate(means))
+    seeds, groups = min(one.sums.shape[-2], other.sums.shape[-2]), one.sums.shape[-1]
+    value = mean(one) - mean(other)
+    sides = [Totals(one.sums - other.sums, one.weights)] if paired else [one, other]
+    variance, freedom = _variance(*sides)
+    p_value = np.full(np.shape(value), np.nan)
+    if groups >= FEWEST and one.sums.shape[-2] == other.sums.shape[-2] == 1:
+        p_value = _flip_test((one.sums - other.sums)[..., 0, :])
+    elif groups >= FEWEST and seeds >= FEWEST:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tail = stdtr(freedom, -np.abs(value) / np.sqrt(variance))
+        p_value = np.where(value == 0, 1.0, np.maximum(2 * tail, 2 / 2**seeds))
+    return Difference(value, *_interval(value, variance, freedom, groups, bounds), p_value[()])
 
 
-def share_interval(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of the share ``right / n``, which has a width even if none or all are right."""
-    share, spread = right / n, NORMAL**2 / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = NORMAL / (1 + spread) * sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def _variance(*sides: Totals) -> tuple[np.ndarray, np.ndarray]:
+    """The variance (...,) of the mean of one side, or of the difference of two with independent seeds; its freedom.
 
+    Seeds and groups are crossed: every seed is asked the same questions. With e (S, G) a group's part of its seed's
+    deviation from the seed's mean, the variance is
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """McNemar's exact two-sided p-value (1947) that two ways of answering, each (n,), are right equally often.
+        between seeds (the variance of seed means, over S)
+        + between groups (G / (G - 1) sum of squares of e's mean over seeds)
+        - residual (G / (G - 1) sum of squares of what then is left of e, over S (S - 1)), which both hold,
 
-    Only questions that exactly one way has right count: if the ways are equally good, each is a fair coin toss.
+    and at least the residual. Its degrees of freedom are Welch and Satterthwaite's, from S - 1, G - 1 and
+    (S - 1)(G - 1), and at least the smallest: nine for ten seeds that differ more than the questions do. Of one seed
+    only the groups can be seen: the interval then holds for this trained model, not for others of its method.
     """
-    one, other = int((first & ~second).sum()), int((~first & second).sum())
-    tail = term = 1  # the sum of the binomial coefficients up to the smaller number, and the last of them
-    for k in range(min(one, other)):
-        term = term * (one + other - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2 ** (one + other))
+    parts, residual, between_groups = [], 0.0, 0.0
+    groups = sides[0].sums.shape[-1]
+    scale = groups / max(groups - 1, 1)
+    for sums, weights in sides:
+        seeds = sums.shape[-2]
+        number = weights.sum(-1, keepdims=True)
+        means = sums.sum(-1, keepdims=True) / number
+        e = (sums - means * weights) / number
+        by_group = e.mean(-2)
+        between_groups = by_group - between_groups  # of two sides the difference; its sign does not matter
+        if seeds > 1:
+            parts.append((means[..., 0].var(-1, ddof=1) / seeds, seeds - 1))
+            rest = scale * ((e - by_group[..., None, :]) ** 2).sum((-1, -2)) / (seeds * (seeds - 1))
+            parts.append((-rest, (seeds - 1) * max(groups - 1, 1)))
+            residual = residual + rest
+    parts.append((scale * (between_groups**2).sum(-1), max(groups - 1, 1)))
+    variance = np.maximum(sum(part for part, _ in parts), residual)
+    spread = sum(part**2 / freedom for part, freedom in parts)
+    freedom = np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0)
+    return variance, np.maximum(freedom, min(freedom for _, freedom in parts))
 
 
-def _draws(rng: np.random.Generator, n: int, samples: int) -> Iterator[np.ndarray]:
-    """Indices drawn with replacement, ``samples`` rows of n in all, as many rows at a time as fit in memory."""
-    rows = max(1, NUMBERS_AT_ONCE // n)
-    for start in range(0, samples, rows):
-        yield rng.integers(n, size=(min(rows, samples - start), n))
+def _interval(
+    value: np.ndarray, variance: np.ndarray, freedom: np.ndarray, groups: int, bounds: tuple[float, float] | None
+) -> np.ndarray:
+    """Student's interval (2, ...) of a mean; between ``bounds`` it is symmetrical on the logit scale of their distance.
+
+    Where nothing varies (all are right) the data do not say how wide it is. Then a share u of the groups may have any
+    other value, where u is what Wilson's interval (1927) leaves for wrong answers if G of G are right: t^2 / (G + t^2).
+    """
+    t = stdtrit(freedom, (1 + LEVEL) / 2)
+    half = t * np.sqrt(variance)
+    if bounds is None:
+        return np.stack([value - half, value + half])
+    low, high = bounds
+    place = (value - low) / (high - low)
+    unseen = t**2 / (groups + t**2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        step = half / (high - low) / (place * (1 - place))
+        ends = np.stack([expit(logit(place) - step), expit(logit(place) + step)])
+    alike = np.stack([place * (1 - unseen), place + unseen * (1 - place)])
+    return low + (high - low) * np.where(variance < NOTHING, alike, ends)
 
 
-def _ends(means: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def _flip_test(sums: np.ndarray) -> np.ndarray:
+    """The two-sided p (...,) that the groups' total differences (..., G) are as likely to have the other sign.
+
+    The signs are drawn from a fixed seed, the same for all data sets.
+    """
+    rng = np.random.default_rng(0)
+    observed = np.abs(sums.sum(-1))[..., None]
+    as_far = np.zeros(sums.shape[:-1])
+    for _ in range(0, FLIPS, FLIPS_AT_ONCE):
+        signs = rng.integers(0, 2, (sums.shape[-1], FLIPS_AT_ONCE)) * 2.0 - 1
+        # sums that are equal but for rounding count as equal
+        as_far += (np.abs(sums @ signs) >= observed - 1e-9 * (1 + observed)).sum(-1)
+    return (as_far + 1) / (FLIPS + 1)

@@ -6,12 +6,17 @@ from pipeline.params import Params, Train
 from pipeline.plan.shape import Shape, hub_shape, shape_from
 from pipeline.plan.work import Step, pass_flops, reading_flops
 from pipeline.thought.head import CHUNK_LOGITS
+from pipeline.thought.methods import METHODS
+from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
 
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token's text, roughly
 COPIES = 2  # of everything that DVC keeps: in the workspace and in the cache
-WAYS = 3  # in which a question is answered: with thoughts, without, and by the base model
+# what stands in the thought's place in evaluate and in perplexity, beside nothing: the arm's own thought, another
+# text's, random tokens; in evaluate also one with the same last token and, untrained, 17 samples
+WAYS = {SAMPLED: (4, 3), PAUSES: (1, 1), NOTHING: (0, 0)}
+UNTRAINED, SAMPLES = "untrained", 17
 ANSWER_TOKENS = 4  # of a question at which evaluation thinks
 FLOAT = 4  # bytes: gradients, moments, losses and weights are float32, except weights that only autocast uses
 MOMENTS = {"adamw": 2 * FLOAT, "adamw_8bit": 2}  # bytes of the optimizer's two moments of a parameter
@@ -34,7 +39,7 @@ class Estimate:
 
     def seconds(self, rate: float, devices: int = 1) -> float:
         """Time of all stages in turn at ``rate`` operations a second per device; only training uses several."""
-        shared = self.flops["train"] + self.flops.get("baseline", 0)
+        shared = self.flops["train"]
         return (sum(self.flops.values()) - shared + shared / devices) / rate
 
 
@@ -49,7 +54,7 @@ def estimate(params: Params) -> Estimate:
     shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead)
     passes, learned = train.steps * train.accumulation, trainable_parameters(shape, train)
-    trained = 1 + len(params.baseline.methods) * len(params.baseline.seeds)
+    trained = len(params.arms.seeds) * sum(METHODS[method].trains for method in params.arms.methods)
     if train.saved == "learned":  # base model and release are whole
         numbers = COPIES * (2 * shape.parameters + trained * learned)
     else:  # the release shares the cache of the trained model
@@ -83,16 +88,18 @@ def estimate(params: Params) -> Estimate:
 
 def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) -> dict[str, float]:
     train, cot, span = params.train, params.chain_of_thought, params.tokenize.span
-    methods, seeds = params.baseline.methods, len(params.baseline.seeds)
-    passes = train.steps * train.accumulation
+    methods, seeds = params.arms.methods, len(params.arms.seeds)
     rank = {"whole": None, "lora": train.lora.rank, "frozen": 0}[train.adapt]
-    watched = (2 + (train.steps - 1) // train.evaluation_steps) * train.evaluation_texts / step.texts
 
     def training(method: str) -> float:
         """Training and its held-out losses: continued pretraining has no thoughts, pauses are not sampled."""
-        own = replace(step, rationales=0) if method == "no_thought" else step
+        kind, trains = METHODS[method].thoughts, METHODS[method].trains
+        passes = train.steps * train.accumulation if trains else 0
+        times = 2 + (train.steps - 1) // train.evaluation_steps if trains else 1
+        watched = times * train.evaluation_texts / step.texts
+        own = replace(step, rationales=0) if kind == NOTHING else step
         found = passes * pass_flops(shape, own, rank) + watched * pass_flops(shape, own, backward=False)
-        sampled = own.thoughts * (own.thought_tokens + 1) if method == "pause" else 0
+        sampled = own.thoughts * (own.thought_tokens + 1) if kind == PAUSES else 0
         return found - (passes + watched) * reading_flops(shape, sampled, own.tokens)
 
     def asked(questions: int | None) -> int:
@@ -103,17 +110,18 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
     found = {}
     if pretraining_tokens:
         found["base_model"] = 3 * reading_flops(shape, pretraining_tokens, params.tokenize.pretrain_span)
-    found["train"] = training(train.method)
-    if methods and seeds:
-        found["baseline"] = seeds * sum(map(training, methods))
+    found["train"] = seeds * sum(map(training, methods))
     thinking = step.thought_tokens + 2  # passes of one token each
-    read = asked(params.evaluate.questions) * (WAYS * span + ANSWER_TOKENS * thinking)
-    found["evaluate"] = reading_flops(shape, read * (1 + len(methods) * seeds), span)
+    evaluated, measured = map(sum, zip(*(WAYS[METHODS[method].thoughts] for method in methods), strict=True))
+    evaluated += SAMPLES * (UNTRAINED in methods)
+    read = (len(methods) + evaluated) * span + evaluated * ANSWER_TOKENS * thinking
+    found["evaluate"] = reading_flops(shape, seeds * asked(params.evaluate.questions) * read, span)
+    read = 2 * len(methods) + measured * thinking  # twice, as the model before training reads the text too
+    found["perplexity"] = reading_flops(shape, seeds * params.perplexity.texts * span * read, span)
     length, written = span + cot.new_tokens, cot.new_tokens + cot.answer_tokens
     # with thoughts and without: prompt and continuation are read twice, and one way thinks before each token
     read = 2 * 2 * length + written * (1 + thinking) + written
     found["chain_of_thought"] = reading_flops(shape, asked(cot.questions) * cot.samples * read, length)
-    found["perplexity"] = reading_flops(shape, params.perplexity.texts * span * (1 + thinking), span)
     return found
 
 

@@ -97,7 +97,8 @@ class _Writer:
 
     A thought at the newest position is an ordinary continuation of the text: it is written to the same cache, after
     the text, and the next true token is written over it. ``[start]`` is read together with the true token before it and
-    ``[end]`` with the thought's last token, so a token costs K + 1 passes; pauses are known beforehand and cost one.
+    ``[end]`` with the thought's last token, so a token costs K + 1 passes, also where a thought ends itself before;
+    pauses are known beforehand and cost one.
     """
 
     def __init__(self, thinker: Thinker, attention_mask: Tensor, max_new_tokens: int, sampling: Sampling | None):
@@ -134,18 +135,16 @@ class _Writer:
         if self._sampling is None:
             return state[:, 0]
         base, talk = state.unbind(1)
-        count = self._thinker.layout.thought_tokens
         if self._thinker.pauses is not None:
             pauses = self._thinker.pauses.expand(len(base), -1, -1)
-            talk = self._run(_append(pauses, self._thinker.end), thought=count + 2)[:, -1]
+            talk = self._run(_append(pauses, self._thinker.end), thought=pauses.shape[1] + 2)[:, -1]
         else:
-            for step in range(count):
-                chance = self._sampling.chances(keys, 1, self.newest, step)[:, 0, 0]
-                drawn, _ = sample(self._thinker.decoder.head, talk, self._thinker.banned, self._sampling, chance)
-                tokens = self._thinker.decoder.embed(drawn[:, None])
-                if step == count - 1:
-                    tokens = _append(tokens, self._thinker.end)
-                talk = self._run(tokens, thought=step + 1 + tokens.shape[1])[:, -1]
+            _, talk = self._thinker.think(
+                talk,
+                lambda tokens, first: self._run(tokens, thought=first + tokens.shape[1]),
+                lambda step: self._sampling.chances(keys, 1, self.newest, step)[:, 0, 0],
+                self._sampling,
+            )
         return self._thinker.mixing_head.mix(base, talk)[0]
 
     def _run(self, embeddings: Tensor, thought: int) -> Tensor:

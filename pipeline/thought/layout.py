@@ -8,7 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """The row ``[start] t_1 .. t_K [end] x_{i+1} .. x_{i+A-1}`` of a thought after text position i."""
+    """The row ``[start] t_1 .. t_K [end] x_{i+1} .. x_{i+A-1}`` of a thought after text position i.
+
+    A thought that ended itself has fewer tokens of its own (``lengths``); ``[end]`` and the true tokens then stand that
+    much earlier, and the slots left over at the end of its row are seen by no token that counts.
+    """
 
     thought_tokens: int  # K
     lookahead: int  # A
@@ -23,10 +27,23 @@ class Layout:
         """The outputs that give the distributions of t_1 .. t_K; the first is the one at ``[start]``."""
         return slice(0, self.thought_tokens)
 
-    @property
-    def talking_outputs(self) -> slice:
-        """The outputs that predict x_{i+1} .. x_{i+A}; the first is the one at ``[end]``."""
-        return slice(self.thought_tokens + 1, self.row_tokens)
+    def shorten(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
+        """Close the gap in ``rows`` (B, R, P, T, D) behind thoughts of ``lengths`` (B, R, P); None: all are whole."""
+        if lengths is None:
+            return rows
+        slots, lengths = torch.arange(self.row_tokens, device=rows.device), lengths.unsqueeze(-1)
+        source = torch.where(slots > lengths, slots + self.thought_tokens - lengths, slots)
+        return rows.take_along_dim(source.clamp(max=self.row_tokens - 1).unsqueeze(-1), dim=-2)
+
+    def talking(self, states: Tensor, lengths: Tensor | None) -> Tensor:
+        """The states (..., A, D) that predict x_{i+1} .. x_{i+A}, of a row's (..., T, D); the first is at ``[end]``.
+
+        ``lengths`` (...): those of the thoughts; None: all are whole.
+        """
+        if lengths is None:
+            return states[..., self.thought_tokens + 1 :, :]
+        slots = lengths.unsqueeze(-1) + 1 + torch.arange(self.lookahead, device=states.device)
+        return states.take_along_dim(slots.unsqueeze(-1), dim=-2)
 
 
 def text_position_ids(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ class QuietStarConfig(PretrainedConfig):
     log-probabilities (3 in the released code). ``advantage``: positive (paper) or signed (`QuietStar.advantages`).
     ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
     where the vocabulary has none.
-    Raises ValueError for an unknown method, for sizes below 1, and for values of another type.
+    ``thoughts_end``: a thought ends before K tokens where it samples one of ``ending_token_ids``; ``[end]`` then stands
+    in that token's place (the end_token_id may be one, and so sampled in thoughts; it is never written).
+    Raises ValueError for an unknown method, sizes below 1, values of another type, and thoughts that no id could end.
     """
 
     model_type = "quiet_star"
@@ -53,6 +55,8 @@ class QuietStarConfig(PretrainedConfig):
         advantage: str = POSITIVE,
         start_token_id: int | None = None,
         end_token_id: int | None = None,
+        thoughts_end: bool = False,
+        ending_token_ids: list[int] | None = None,
         method: str = QUIET_STAR,
         **kwargs: object,
     ):
@@ -67,6 +71,11 @@ class QuietStarConfig(PretrainedConfig):
             raise ValueError("meta_token_scale, policy_weight and policy_temperature must be numbers")
         if not all(isinstance(token, int | None) for token in (start_token_id, end_token_id)):
             raise ValueError("start_token_id and end_token_id must be whole numbers or nothing")
+        ending_token_ids = list(ending_token_ids or [])
+        if not isinstance(thoughts_end, bool) or not all(isinstance(token, int) for token in ending_token_ids):
+            raise ValueError("thoughts_end must be true or false, and ending_token_ids whole numbers")
+        if thoughts_end and not {*ending_token_ids} - {start_token_id}:
+            raise ValueError("thoughts_end needs ending_token_ids, of which the start_token_id is none")
         base = base or {"model_type": "llama"}
         if not isinstance(base, dict) or "model_type" not in base:
             raise ValueError("base must be the configuration of a decoder, with its model_type")
@@ -81,12 +90,24 @@ class QuietStarConfig(PretrainedConfig):
         self.method = method
         self.start_token_id = start_token_id
         self.end_token_id = end_token_id
+        self.thoughts_end = thoughts_end
+        self.ending_token_ids = ending_token_ids
         super().__init__(**kwargs)
 
     @property
     def banned(self) -> list[int]:
-        """The ids that are never sampled."""
+        """The ids that are never written."""
         return [i for i in (self.start_token_id, self.end_token_id) if i is not None]
+
+    @property
+    def endings(self) -> list[int]:
+        """The ids that end a thought; none where every thought has K tokens."""
+        return [i for i in self.ending_token_ids if i != self.start_token_id] if self.thoughts_end else []
+
+    @property
+    def banned_in_thoughts(self) -> list[int]:
+        """The ids that are never sampled in a thought."""
+        return [i for i in self.banned if i not in self.endings]
 
     def base_config(self) -> PretrainedConfig:
         """The base decoder's configuration, as transformers' own class."""
@@ -139,9 +160,11 @@ class QuietStarForCausalLM(PreTrainedModel):
     def from_base(cls, base: PreTrainedModel, meta_token_ids: list[int], **settings: object) -> "QuietStarForCausalLM":
         """Quiet-STaR on a pretrained ``base``; its own tokens start as the mean embedding of ``meta_token_ids``.
 
-        ``settings`` are `QuietStarConfig`'s. Raises UnsupportedDecoderError for a base that cannot think in parallel.
+        ``settings`` are `QuietStarConfig`'s. Unless they say otherwise, the last of ``meta_token_ids`` and the
+        end_token_id can end a thought. Raises UnsupportedDecoderError for a base that cannot think in parallel.
         """
-        config = QuietStarConfig(base=base.config.to_dict(), **settings)
+        endings = [i for i in (meta_token_ids[-1], settings.get("end_token_id")) if i is not None]
+        config = QuietStarConfig(base=base.config.to_dict(), **{"ending_token_ids": endings} | settings)
         model = cls._from_config(config, dtype=base.dtype)  # not .to(dtype), which rounds the rotary frequencies too
         model.base.load_state_dict(base.state_dict())
         check_decoder(model.base)
@@ -175,7 +198,8 @@ class QuietStarForCausalLM(PreTrainedModel):
         """The machinery that thinks, with the meta-tokens as they are now."""
         tokens = (self.start_embedding, self.end_embedding, self.pause_embeddings)
         scaled = (token if token is None else self.config.meta_token_scale * token for token in tokens)
-        return Thinker(self.decoder, self.layout, self.mixing_head, *scaled, self.config.banned)
+        banned, in_thoughts = self.config.banned, self.config.banned_in_thoughts
+        return Thinker(self.decoder, self.layout, self.mixing_head, *scaled, banned, in_thoughts, self.config.endings)
 
     @property
     def vocabulary(self) -> int:

@@ -62,11 +62,11 @@ class SliceStates:
     ``base`` (B, p + A-1, D): states of the text pass at these positions and at the A-1 after them, whose losses the
     last rewards need (fewer at the end of the text). ``targets`` (B, p + A-1, A): `lookahead_targets` at the same.
     ``mixed`` (B, R, p, A, D): states after the thoughts, mixed with the text's by the mixing ``weight`` (B, R, p, A).
-    ``thinking`` (B, R, q, K, D): the states that gave the tokens of the thoughts, ``ids`` (B, R, q, K). Pauses have no
-    ids, and without thoughts there is nothing but ``base`` and ``targets``. ``sampled``: whether the model drew the ids
-    itself, now, rather than being given them. ``old_log_probs`` (B, R, q, K): log-probabilities from an earlier pass
-    over the same thoughts, for inner epochs; 0 where that pass sampled a thought and gave it no advantage, None in the
-    first pass.
+    ``thinking`` (B, R, q, K, D): the states that gave the tokens of the thoughts, ``ids`` (B, R, q, K), IGNORED after
+    the one that ended a thought. Pauses have no ids, and without thoughts there is nothing but ``base`` and
+    ``targets``. ``sampled``: whether the model drew the ids itself, now, rather than being given them.
+    ``old_log_probs`` (B, R, q, K): log-probabilities from an earlier pass over the same thoughts, for inner epochs; 0
+    where that pass sampled a thought and gave it no advantage, None in the first pass.
     """
 
     base: Tensor
@@ -87,8 +87,8 @@ class Losses:
     the parts were asked for apart (`step.Engine`). ``base``, ``talk`` and ``policy``: the means, not weighted.
     By token: ``base_nll`` (B, N) and ``talk_nll`` (B, R, N, A), the cross-entropies without and with the thought, 0 for
     ignored targets, and ``weight`` (B, R, N, A), the mixing weight. By thought, at the rewarded positions: ``reward``
-    and ``advantage`` (B, R, N-1-A), and the ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 where a thought that was
-    sampled now has no advantage. R is 1 for pauses and 0 without thoughts.
+    and ``advantage`` (B, R, N-1-A), and the ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 after its end, and
+    where a thought that was sampled now has no advantage. R is 1 for pauses and 0 without thoughts.
     """
 
     total: Tensor

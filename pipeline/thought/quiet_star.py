@@ -34,7 +34,8 @@ class QuietStar(Objective):
         reward = (without - talk_nll).sum(-1)[:, :, : states.thinking.shape[2]]
         advantage = self.advantages(reward, states)
 
-        # Policy: REINFORCE, the mean over thoughts and their tokens of -advantage log p(token).
+        # Policy: REINFORCE, the mean over thoughts of the sum of -advantage log p(token), over K: a thought that ended
+        # itself has fewer terms (its other ids are IGNORED), so length is not rewarded as such.
         parts = {"base": base_loss, "talk": talk_loss}
         log_probs = states.thinking.new_zeros(states.thinking.shape[:-1])
         terms = (counts.thoughts * rationales * config.thought_tokens).double().clamp(min=1)
@@ -47,7 +48,7 @@ class QuietStar(Objective):
                 states.ids,
                 weights,
                 temperature=config.policy_temperature,
-                banned=config.banned,
+                banned=config.banned_in_thoughts,
                 complete=not (states.sampled and self.policy_weight),
             )
             log_probs = -nll

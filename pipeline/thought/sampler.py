@@ -44,14 +44,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Thoughts:
-    """Sampled ids (B, R, P, K), and the entropies in nats (B, R, P, K) of their distributions at temperature 1."""
+    """Sampled ids (B, R, P, K), and the entropies in nats (B, R, P, K) of their distributions at temperature 1.
+
+    ``lengths`` (B, R, P): the tokens that a thought keeps, K or those before the draw that ended it. After that draw
+    its id is repeated, and the entropy is 0.
+    """
 
     ids: Tensor
     entropy: Tensor
+    lengths: Tensor
 
     @property
-    def lengths(self) -> Tensor:
-        return torch.full(self.ids.shape[:-1], self.ids.shape[-1])
+    def mean_entropy(self) -> Tensor:
+        """The mean entropy (B, R, P) of each thought's own draws, the one that ended it included."""
+        return self.entropy.sum(-1) / (self.lengths + 1).clamp(max=self.ids.shape[-1])
 
 
 def sample(

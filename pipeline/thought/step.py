@@ -1,12 +1,12 @@
 """One training step after the text has been read: think, talk and learn, a slice of positions at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
-from .head import HeadLosses
+from .head import IGNORED, HeadLosses
 from .layout import ahead
 from .objective import (
     NOTHING,
@@ -79,17 +79,22 @@ class Learner:
         thoughts, places = None, torch.arange(labels.shape[1], device=labels.device)
         if thought_ids is None and self.objective.thoughts == SAMPLED:
             some = [self.thinker.sample(text, places[part], self.rationales, sampling) for part in slices]
-            thoughts = Thoughts(torch.cat([t.ids for t in some], 2), torch.cat([t.entropy for t in some], 2))
+            thoughts = Thoughts(*(torch.cat([getattr(t, f.name) for t in some], 2) for f in fields(Thoughts)))
             thought_ids = thoughts.ids
         layout, lookahead = self.thinker.layout, self.thinker.layout.lookahead
         rows = self.thinker.embed_rows(text.input_ids, places, thought_ids, layout)
+        lengths = self.thinker.lengths(thought_ids)
+        if lengths is not None:  # a thought's policy term ends with the draw that ended it
+            after = torch.arange(layout.thought_tokens, device=labels.device) > lengths.unsqueeze(-1)
+            thought_ids = thought_ids.masked_fill(after, IGNORED)
 
         def losses_of(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, Losses]:
             """A slice's losses, from its rows' embeddings and the text's states (B, N, D), keys and values."""
             hidden, *cache = shared
             rows = self.thinker.decoder.run_rows(rows, text.view.with_tensors(cache), places[part])
+            talking = layout.talking(rows, None if lengths is None else lengths[:, :, part])
             base = ahead(hidden, lookahead, fill=0.0)[:, part].unsqueeze(1)
-            mixed, weight = self.thinker.mixing_head.mix(base, rows[..., layout.talking_outputs, :])
+            mixed, weight = self.thinker.mixing_head.mix(base, talking)
             rewarded = min(part.stop, rewarded_positions(labels.shape[1], lookahead)) - part.start
             rewarded = slice(0, max(0, rewarded))
             seen = slice(part.start, part.stop + lookahead - 1)

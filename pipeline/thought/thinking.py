@@ -1,5 +1,6 @@
 """Think and talk: thoughts after a text's positions, and the states at their ends (paper, sections 4.2 and 4.3)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,8 @@ class Thinker:
     """A ``decoder``, a mixing head and the embeddings of [start], [end] and pauses, multiplied by meta_token_scale.
 
     ``mixing_head``, ``start`` and ``end`` (D,): None where nothing thinks. ``pauses`` (K, D): learned tokens in the
-    place of sampled ones, None where thoughts are sampled. ``banned`` ids are never sampled. It owns no weights.
+    place of sampled ones, None where thoughts are sampled. ``banned`` ids are never written, ``banned_in_thoughts``
+    never sampled in a thought. ``endings``: ids that end a thought; none where each has K tokens. It owns no weights.
     """
 
     decoder: Decoder
@@ -42,6 +44,8 @@ class Thinker:
     end: Tensor | None
     pauses: Tensor | None
     banned: list[int]
+    banned_in_thoughts: list[int]
+    endings: list[int]
 
     def read(
         self,
@@ -56,41 +60,83 @@ class Thinker:
             text_keys = torch.arange(len(input_ids), device=input_ids.device)
         return Text(input_ids, hidden, view, text_keys)
 
-    @torch.no_grad()
-    def sample(
-        self, text: Text, positions: Tensor, rationales: int, sampling: Sampling, own: KeyValueCache | None = None
-    ) -> Thoughts:
-        """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,), one token a pass for all.
+    def sample(self, text: Text, positions: Tensor, rationales: int, sampling: Sampling) -> Thoughts:
+        """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,), one token a pass for all."""
+        return self._think_after(text, positions, rationales, sampling, talk=False)[0]
 
-        Afterwards ``own`` holds the keys and values of ``[start]`` and t_1 .. t_{K-1}.
-        """
-        decoder, places = self.decoder, text.view.position_ids[:, positions]
-        own = own or KeyValueCache(self.layout.thought_tokens)
-        embeddings = self.start.expand(len(places), rationales, len(positions), 1, -1)
-        ids, entropies = [], []
-        for step in range(self.layout.thought_tokens):
-            hidden = decoder.run_rows(embeddings, text.view, positions, first=step, own=own)[..., 0, :]
-            chances = sampling.chances(text.text_keys, rationales, places, step)
-            drawn, entropy = sample(decoder.head, hidden, self.banned, sampling, chances)
-            ids.append(drawn)
-            entropies.append(entropy)
-            embeddings = decoder.embed(drawn).unsqueeze(-2)
-        return Thoughts(torch.stack(ids, -1), torch.stack(entropies, -1))
-
-    @torch.no_grad()
     def sample_and_talk(self, text: Text, positions: Tensor, sampling: Sampling) -> tuple[Thoughts, Tensor]:
         """A thought after each of ``positions`` (P,), and the states (B, P, D) at its end: K + 1 passes, no more."""
-        count = self.layout.thought_tokens
-        own = KeyValueCache(count + 2)
-        thoughts = self.sample(text, positions, 1, sampling, own)
-        last = self.decoder.embed(thoughts.ids[..., -1:])
-        row = torch.cat([last, self.end.expand(last.shape)], dim=3)
-        return thoughts, self.decoder.run_rows(row, text.view, positions, first=count, own=own)[:, 0, :, -1]
+        thoughts, talk = self._think_after(text, positions, 1, sampling, talk=True)
+        return thoughts, talk[:, 0]
+
+    @torch.no_grad()
+    def _think_after(
+        self, text: Text, positions: Tensor, rationales: int, sampling: Sampling, talk: bool
+    ) -> tuple[Thoughts, Tensor | None]:
+        """`think` after the text at ``positions`` (P,), all R * P thoughts of a text in one pass a token."""
+        places, own = text.view.position_ids[:, positions], KeyValueCache(self.layout.thought_tokens + 2 * talk)
+
+        def run(embeddings: Tensor, first: int) -> Tensor:
+            return self.decoder.run_rows(embeddings, text.view, positions, first, own)
+
+        def chances(step: int) -> Tensor:
+            return sampling.chances(text.text_keys, rationales, places, step)
+
+        start = self.start.expand(len(places), rationales, len(positions), 1, -1)
+        return self.think(run(start, 0)[..., 0, :], run, chances, sampling, talk)
+
+    def think(
+        self,
+        state: Tensor,
+        run: Callable[[Tensor, int], Tensor],
+        chances: Callable[[int], Tensor],
+        sampling: Sampling,
+        talk: bool = True,
+    ) -> tuple[Thoughts, Tensor | None]:
+        """Sample thoughts (...) a token at a time, from the ``state`` (..., D) at ``[start]``.
+
+        Returns them and the states (..., D) at their ends, None unless they ``talk``. ``run`` reads the next S tokens
+        of each row, from their embeddings (..., S, D) and the slot of the first, and gives their states (..., S, D).
+        ``chances`` gives a step's uniform numbers (...). Rows of thoughts that have ended are read on, to no effect.
+        """
+        count, states, ids, entropies = self.layout.thought_tokens, [state], [], []
+        for step in range(count):
+            drawn, entropy = sample(self.decoder.head, states[-1], self.banned_in_thoughts, sampling, chances(step))
+            ids.append(drawn)
+            entropies.append(entropy)
+            tokens = self.decoder.embed(drawn).unsqueeze(-2)
+            if self.endings:  # [end] stands in the place of the draw that ends a thought
+                tokens = torch.where(self._ends(drawn)[..., None, None], self.end, tokens)
+            if step < count - 1:
+                states += run(tokens, step + 1).unbind(-2)
+            elif talk:
+                states += run(torch.cat([tokens, self.end.expand_as(tokens)], dim=-2), step + 1).unbind(-2)
+        drawn, entropy = torch.stack(ids, -1), torch.stack(entropies, -1)
+        lengths = self.lengths(drawn)
+        end = Layout(count, 1).talking(torch.stack(states, -2), lengths)[..., 0, :] if talk else None
+        if lengths is None:
+            return Thoughts(drawn, entropy, torch.full_like(drawn[..., 0], count)), end
+        last = lengths.clamp(max=count - 1).unsqueeze(-1)
+        after = torch.arange(count, device=drawn.device) > last
+        return Thoughts(drawn.take_along_dim(last, -1).where(after, drawn), entropy.masked_fill(after, 0), lengths), end
+
+    def lengths(self, ids: Tensor | None) -> Tensor | None:
+        """The tokens (...) that thoughts ``ids`` (..., K) keep, those before the first that ends them.
+
+        None where thoughts do not end themselves, or are pauses.
+        """
+        if ids is None or not self.endings:
+            return None
+        return (self._ends(ids).cumsum(-1) == 0).sum(-1)
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        return torch.isin(ids, torch.tensor(self.endings, device=ids.device))
 
     def talk(self, text: Text, positions: Tensor, ids: Tensor | None) -> Tensor:
         """The states (B, P, D) at the ends of these thoughts, ``ids`` (B, 1, P, K), or of pauses where that is None."""
-        rows = self.embed_rows(text.input_ids, positions, ids, Layout(self.layout.thought_tokens, lookahead=1))
-        return self.decoder.run_rows(rows, text.view, positions)[:, 0, :, -1]
+        layout = Layout(self.layout.thought_tokens, lookahead=1)
+        rows = self.embed_rows(text.input_ids, positions, ids, layout)
+        return layout.talking(self.decoder.run_rows(rows, text.view, positions), self.lengths(ids))[:, 0, :, 0]
 
     def embed_rows(self, input_ids: Tensor, positions: Tensor, ids: Tensor | None, layout: Layout) -> Tensor:
         """Embeddings (B, R, P, T, D) of whole thought rows, true next tokens included.
@@ -107,4 +153,4 @@ class Thinker:
             tokens = self.decoder.embed(both)  # at once: one gradient of the embedding table
             thought, following = tokens.split([layout.thought_tokens, layout.lookahead - 1], dim=3)
         start, end = (token.expand_as(thought[..., :1, :]) for token in (self.start, self.end))
-        return torch.cat([start, thought, end, following], dim=3)
+        return layout.shorten(torch.cat([start, thought, end, following], dim=3), self.lengths(ids))

@@ -15,18 +15,21 @@ from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
 from pipeline.models.base import read_model, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
-from pipeline.params import LONGEST_TEXT, BaseModel, Scratch
+from pipeline.params import BaseModel, Scratch
 from pipeline.training.checkpoints import checkpoints
 from pipeline.training.trainer import CheckedTrainer, logged, training_arguments
 
+LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
 COLUMNS = ["loss", "heldout_loss", "learning_rate"]  # of the log, after the step
 LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
 DECAY = 4  # the learning rate falls to 0 over the last fourth of the steps
 
 
-def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> None:
+def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, log: Path) -> None:
     """Write the base model and its tokenizer to the folder ``out``, and its loss by step to ``log`` (CSV).
 
+    ``isolate``: documents that share a pretraining span do not attend to each other. Quiet-STaR reads packed spans as
+    one text, so a base model for packed spans is pretrained without.
     Raises UserError for a model that is missing, broken or of a kind that cannot think in parallel.
     """
     keep_memory()
@@ -39,9 +42,9 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
                 raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {len(tokenizer)}")
         else:
             inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
-            about = {"seed": params.seed, "device": pick_device("auto")} | asdict(params.scratch)
+            about = {"seed": params.seed, "isolate": isolate, "device": pick_device("auto")} | asdict(params.scratch)
             folder = stack.enter_context(checkpoints("base_model", about, inputs, Path(__file__)))
-            model, rows = _pretrain(params, tokens, tokenizer, folder)
+            model, rows = _pretrain(params, isolate, tokens, tokenizer, folder)
         with replacing(out) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
@@ -49,7 +52,7 @@ def write_base_model(params: BaseModel, tokens: Path, out: Path, log: Path) -> N
 
 
 def _pretrain(
-    params: BaseModel, tokens: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
+    params: BaseModel, isolate: bool, tokens: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> tuple[PreTrainedModel, pd.DataFrame]:
     """The trained model on the CPU, and the rows of its log; checkpoints go to ``folder``."""
     set_seed(params.seed)
@@ -73,7 +76,8 @@ def _pretrain(
         eval_strategy="steps",
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
     )
-    log = PretrainTrainer(arguments, folder, model=model, train_dataset=spans, eval_dataset=heldout).run()
+    data = {"model": model, "train_dataset": spans, "eval_dataset": heldout}
+    log = PretrainTrainer(isolate, arguments, folder, **data).run()
     rows = logged(log, COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
     if not np.isfinite(rows["heldout_loss"].dropna()).all():
@@ -82,11 +86,17 @@ def _pretrain(
 
 
 class PretrainTrainer(CheckedTrainer):
-    """Plain language modelling. Documents that are packed into one span do not attend to each other."""
+    """Plain language modelling. With ``isolate``, documents that share a span do not attend to each other."""
+
+    def __init__(self, isolate: bool, *args: object, **kwargs: object):
+        self._isolate = isolate
+        super().__init__(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "text_keys"}
-        if inputs["attention_mask"].all():  # packed: transformers finds the documents by their position ids
+        if (
+            self._isolate and inputs["attention_mask"].all()
+        ):  # packed: transformers finds the documents by their position ids
             del inputs["attention_mask"]
             inputs["position_ids"] = document_positions(inputs["input_ids"], self.model.config.eos_token_id)
         return super().compute_loss(model, inputs | {"use_cache": False}, return_outputs)

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count, islice
@@ -56,7 +57,8 @@ class TextOrder(Sampler):
         return islice(chain.from_iterable(map(self._epoch, count())), self._wanted)
 
     def _epoch(self, number: int) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + number)
+        # hashed, so that no epoch of one seed has the order of an epoch of another
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}/{number}".encode()))
         for some in torch.randperm(self._texts, generator=generator).split(INDICES_AT_ONCE):
             yield from some.tolist()
 

@@ -19,22 +19,22 @@ def asked(folder: Path, **changes: object) -> list[Arm]:
 
 
 def test_every_combination_is_an_arm_of_its_own(tmp_path: Path):
-    found = asked(tmp_path, methods=["quiet_star", "pause", "no_thought"])
+    found = asked(tmp_path, methods=["quiet_star", "no_policy", "no_thought", "before"])
     grid = [(1, 1), (1, 2), (3, 1), (3, 2)]
-    methods = [(method, *point) for method in ("quiet_star", "pause") for point in grid]
-    assert [(arm.method, arm.thought_tokens, arm.lookahead) for arm in found] == [*methods, ("no_thought", None, None)]
+    methods = [(method, *point) for method in ("quiet_star", "no_policy") for point in grid]
+    plain = [("no_thought", None, None), ("before", None, None)]
+    assert [tuple(arm.about.values()) for arm in found] == [*methods, *plain]
     assert len({arm.name for arm in found}) == len(found)
-    assert all(arm.params["train.thought_tokens"] == arm.thought_tokens for arm in found[:-1])
-    assert "train.thought_tokens" not in found[-1].params and found[-1].params["train.method"] == "no_thought"
-    assert [len(arms(read_grid(ROOT / name))) for name in ("ablations.yaml", "ablations-ci.yaml")] == [13, 4]  # shipped
+    assert all(arm.params["train.thought_tokens"] == arm.about["thought_tokens"] for arm in found[:-2])
+    assert "train.thought_tokens" not in found[-1].params and found[-1].params["arms.methods"] == ["before"]
+    assert [len(arms(read_grid(ROOT / name))) for name in ("ablations.yaml", "ablations-ci.yaml")] == [32, 4]  # shipped
 
 
-def test_options_are_those_of_every_arm_and_further_seeds_are_baselines_of_its_method(tmp_path: Path):
+def test_options_and_seeds_are_those_of_every_arm(tmp_path: Path):
     one, several = asked(tmp_path), asked(tmp_path, seeds=[3, 1, 2], options=["scale=smoke", "train.steps=7"])
-    assert one[0].params["train.seed"] == 1 and one[0].params["baseline.methods"] == []
+    assert one[0].params["arms.seeds"] == [1]
     for arm in several:
-        assert arm.params["train.seed"] == 3 and arm.params["baseline.seeds"] == [1, 2]
-        assert arm.params["baseline.methods"] == ["quiet_star"]
+        assert arm.params["arms.seeds"] == [3, 1, 2] and arm.params["arms.methods"] == ["quiet_star"]
         assert arm.params["train.steps"] == 7 and arm.params["report.passages"] == 2
     names = [arm.name for arm in one]
     assert names == [arm.name for arm in asked(tmp_path)] and not set(names) & {arm.name for arm in several}
@@ -46,7 +46,7 @@ def test_options_are_those_of_every_arm_and_further_seeds_are_baselines_of_its_m
     [
         ({"thought_tokens": []}, "thought_tokens"),
         ({"lookaheads": [1, 1]}, "lookaheads"),
-        ({"methods": ["magic"]}, "train.method is magic"),
+        ({"methods": ["magic"]}, "arms.methods is "),
         ({"lengths": [1]}, "lengths"),
         ({"options": ["scale=huge"]}, "scale=huge"),
         ({"options": ["train.steps=[1"]}, "train.steps"),

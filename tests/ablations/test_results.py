@@ -18,10 +18,10 @@ def rows(*failed: tuple[int, int]) -> pd.DataFrame:
         if (length, lookahead) in failed:
             found.append(arm | {"state": "failed"})
             continue
-        figures = {"state": "done", "seeds": 1, "n": 10, "mean": mean, "ci_low": mean - 0.05, "ci_high": mean + 0.05}
+        figures = {"state": "done", "seeds": 1, "n": 10, "value": mean, "low": mean - 0.05, "high": mean + 0.05}
         found += [arm | figures | {"task": "rings", "measure": measure} for measure in ("accuracy", "prob")]
-    base = {"experiment": "", "state": "done", "method": "base", "task": "rings", "seeds": 1, "n": 10}
-    found += [base | {"measure": m, "mean": 0.05, "ci_low": 0.0, "ci_high": 0.1} for m in ("accuracy", "prob")]
+    base = {"experiment": "plain", "state": "done", "method": "before", "task": "rings", "seeds": 1, "n": 10}
+    found += [base | {"measure": m, "value": 0.05, "low": 0.0, "high": 0.1} for m in ("accuracy", "prob")]
     return pd.DataFrame(found).reindex(columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64"))
 
 
@@ -34,7 +34,7 @@ def test_a_table_of_lengths_and_lookaheads_and_a_chart_with_a_line_a_lookahead()
     table = shown.index("| thought tokens | lookahead 1 | lookahead 2 |")
     assert shown[table + 2] == "| 1 | 0.100 [0.050, 0.150] | 0.200 [0.150, 0.250] |"
     assert shown[table + 3] == "| 5 | 0.500 [0.450, 0.550] | 0.600 [0.550, 0.650] |"
-    assert "base 0.050 [0.000, 0.100]" in shown and not any("failed" in line for line in shown)
+    assert "before 0.050 [0.000, 0.100]" in shown and not any("failed" in line for line in shown)
     assert "![Accuracy against thought length](grid.svg)" in shown
     start = shown.index("```mermaid")
     assert shown[start + 1 : start + 8] == [
@@ -46,14 +46,14 @@ def test_a_table_of_lengths_and_lookaheads_and_a_chart_with_a_line_a_lookahead()
         "  line [0.200, 0.600]",
         "  line [0.050, 0.050]",
     ]
-    assert "Lines, in this order: lookahead 1; lookahead 2; base." in shown
+    assert "Lines, in this order: lookahead 1; lookahead 2; before." in shown
 
 
 @pytest.mark.parametrize("failed", [((5, 1),), ((5, 1), (5, 2)), ((1, 2), (5, 2)), tuple(ARMS)])
 def test_every_arm_that_failed_is_named_and_has_its_cell(failed: tuple[tuple[int, int], ...], tmp_path: Path):
     shown = words(rows(*failed))
     named = next(line for line in shown if line.startswith("**"))
-    assert named.startswith(f"**{len(failed)} of 4 arms failed:**")
+    assert named.startswith(f"**{len(failed)} of 5 arms failed:**")
     for length, lookahead in failed:
         assert f"arm-{length}-{lookahead}" in named
         if len(failed) < len(ARMS):

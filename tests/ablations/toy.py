@@ -16,7 +16,8 @@ import sys, time
 from pathlib import Path
 import yaml
 
-train = yaml.safe_load(Path("params.yaml").read_text())["train"]
+params = yaml.safe_load(Path("params.yaml").read_text())
+train, methods, base = params["train"], params["arms"]["methods"], params["base_model"]["seed"]
 length, lookahead = train["thought_tokens"], train["lookahead"]
 Path("results/compare").mkdir(parents=True, exist_ok=True)
 with open({log!r}, "a") as log:
@@ -24,15 +25,21 @@ with open({log!r}, "a") as log:
 time.sleep({seconds})
 if (length, lookahead) == {broken}:
     sys.exit("error: this one breaks")
-rows = [("micro", "accuracy", train["method"], 1, 10, length / 10 + {shift}, 0.0, 1.0)]
-rows += [("micro", "accuracy", "base", 1, 10, 0.05, 0.0, 0.1), ("micro", "prob", train["method"], 1, 10, 0.5, 0.4, 0.6)]
-lines = ["task,measure,arm,seeds,n,mean,ci_low,ci_high", *(",".join(map(str, row)) for row in rows)]
+rows = [("micro", "accuracy", method, 1, 10, 5, length / 10 + {shift}, 0.0, 1.0) for method in methods]
+rows += [("micro", "prob", method, 1, 10, 5, 0.5, 0.4, 0.6) for method in methods]
+rows += [("micro", "accuracy", f"{{method}}/swapped", 1, 10, 5, base / 100, 0.0, 1.0) for method in methods[:1]]
+lines = ["task,measure,arm,seeds,n,groups,value,low,high", *(",".join(map(str, row)) for row in rows)]
 Path("results/compare/figures.csv").write_text("\\n".join(lines) + "\\n")
 with open({log!r}, "a") as log:
     log.write(f"end {{length}} {{lookahead}}\\n")
 """
 OUTS = [{"results/compare/figures.csv": {"cache": False}}]
-COMPARE = {"cmd": "python -m stages.toy", "deps": ["stages/toy.py"], "params": ["train"], "outs": OUTS}
+COMPARE = {
+    "cmd": "python -m stages.toy",
+    "deps": ["stages/toy.py"],
+    "params": ["train", "arms", "base_model"],
+    "outs": OUTS,
+}
 GRID = {"methods": ["quiet_star"], "thought_tokens": [1, 3], "lookaheads": [1], "seeds": [1]}
 # as much of DVC as pipeline.ablations uses: an experiment is a commit with the parameters and what the stage wrote
 STUB = """
@@ -43,7 +50,7 @@ import yaml
 words = sys.argv[1:]
 if words[0] == "exp":
     params = yaml.safe_load(Path("params.yaml").read_text())
-    for word in words[5::2]:
+    for word in words[6::2]:
         name, value = word.split("=", 1)
         *sections, key = name.split(".")
         section = params
@@ -111,4 +118,4 @@ class Project:
 
     def accuracies(self) -> dict[tuple[int, int], float]:
         rows = self.table.query("measure == 'accuracy' and method == 'quiet_star'")
-        return {(k, a): mean for k, a, mean in zip(rows.thought_tokens, rows.lookahead, rows["mean"], strict=True)}
+        return {(k, a): mean for k, a, mean in zip(rows.thought_tokens, rows.lookahead, rows["value"], strict=True)}

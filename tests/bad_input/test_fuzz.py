@@ -6,9 +6,9 @@
 import copy
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import reduce
-from itertools import islice
+from itertools import accumulate, islice
 from operator import getitem
 from pathlib import Path
 from types import NoneType
@@ -25,7 +25,6 @@ from pipeline.data.tasks.questions import Question, number_in
 from pipeline.data.tasks.spec import read_task
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
-from tests.bad_input.mutations import VALUES, mutated
 from tests.local_hub import commonsense_qa_rows, gsm8k_rows
 from tests.test_params import parameters
 
@@ -37,6 +36,50 @@ ROWS = [
     {"question": None, "answer": float("nan"), "choices": [1, None], "answerKey": 10**30},
 ]
 SHARES = [range(200), *(pytest.param(range(i, i + 1000), marks=pytest.mark.slow) for i in range(200, 5200, 1000))]
+VALUES = (
+    *("", "null", "~", "???", "true", "no", "-1", "0", "1.5", "1e400", ".inf", "-.inf", ".nan", "9" * 5000, "0x1F"),
+    *("ten", "'", '"', '"\\ud800"', '"\\x00\\x1b[31m"', "1:30", "2024-02-30", "2024-01-01", "|", ">-", "<<: 1"),
+    *("[]", "[1, [2, [3]]]", "{}", "{a: 1}", "{1: 2}", "{null: 1}", "[{}, null]", "? [a]"),
+    *("[" * 3000, "{a: " * 30 + "1" + "}" * 30, "x" * 20000),
+    *("${train.steps}", "${oc.env:HOME}", "\\${a}", "${", "${a:${b}}", "$"),
+    *("{{ question }}", "{% for a in b %}", "{{ 1 / 0 }}", "{{ choices.text[9] }}"),
+    *("&a 1", "*a", "&a [*a]", "!!python/object:os.system x", "!!bool perhaps", '!!int ""', "!!binary x", "!mine 1"),
+    *("!!timestamp soon", "\u202e\u0000", "\N{PILE OF POO}" * 50, "e\u0301" * 9, "\x85\u2028", "\ufeff"),
+)
+SIGNS = "\t\x00\x07\x1b:#-[]{}&*!|>'\"%@`,?\\\u00a0\u2028\N{PILE OF POO}"
+CHANGES = ("value",) * 3 + ("key", "drop", "repeat", "indent", "flip", "sign", "cut")
+
+
+def mutated(text: bytes, rng: random.Random) -> bytes:
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        text = one_change(text.splitlines(keepends=True) or [b"\n"], rng)
+    return text
+
+
+def one_change(lines: list[bytes], rng: random.Random) -> bytes:
+    at, some = rng.randrange(len(lines)), rng.randint(1, 5)
+    line, place = lines[at], rng.randrange(len(lines[at]))
+    first, second = (rng.choice(VALUES).encode() for _ in range(2))
+    match rng.choice(CHANGES):
+        case "value":  # where a line has one
+            at = rng.choice([i for i, line in enumerate(lines) if b":" in line] or [0])
+            lines[at] = lines[at].partition(b":")[0] + b": " + first + b"\n"
+        case "key":
+            indent = len(line) - len(line.lstrip())
+            lines.insert(at, line[:indent] + first + b": " + second + b"\n")
+        case "drop":
+            del lines[at : at + some]
+        case "repeat":
+            lines[at:at] = lines[at : at + some]
+        case "indent":
+            lines[at] = line.lstrip() if rng.random() < 0.5 else b" " * some + line
+        case "flip":
+            lines[at] = line[:place] + rng.randbytes(some) + line[place + some :]
+        case "sign":
+            lines[at] = line[:place] + rng.choice(SIGNS).encode() + line[place:]
+        case "cut":
+            lines[at:] = [line[:place]]
+    return b"".join(lines)
 
 
 def refusals(read: Callable[[], object], cases: range, write: Callable[[random.Random], bytes]) -> int:
@@ -55,8 +98,6 @@ def refusals(read: Callable[[], object], cases: range, write: Callable[[random.R
 
 
 def mutations(path: Path, *shipped: bytes) -> Callable[[random.Random], bytes]:
-    """A function that writes one of these texts to ``path`` with some changes."""
-
     def write(rng: random.Random) -> bytes:
         path.write_bytes(mutated(rng.choice(shipped), rng))
         return path.read_bytes()
@@ -108,17 +149,12 @@ def test_grids_presets_and_their_words(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
+# of parameters and of their sections
+NAMES = sorted({part for name, _ in parameters() for part in accumulate(name.split("."), "{}.{}".format)})
 ANY_NUMBER = st.integers() | st.floats()
 SCALARS = st.none() | st.booleans() | ANY_NUMBER | st.text()
 ANY_VALUE = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=5), SCALARS, max_size=3)
 MORE = st.recursive(ANY_VALUE, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner))
-
-
-def names(section: dict, prefix: str = "") -> Iterator[str]:
-    for key, value in section.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from names(value, f"{prefix}{key}.")
 
 
 def changed(name: str, value: object = ...) -> dict:
@@ -143,7 +179,7 @@ def told(path: Path, content: dict) -> str:
 
 
 @settings(max_examples=100)
-@given(name=st.sampled_from(sorted(names(SHIPPED))), value=MORE)
+@given(name=st.sampled_from(NAMES), value=MORE)
 def test_any_value_of_a_parameter_is_taken_or_refused_by_name(name: str, value: object, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "params.yaml"
     message = told(path, changed(name, value))
@@ -151,7 +187,7 @@ def test_any_value_of_a_parameter_is_taken_or_refused_by_name(name: str, value: 
     assert not message or any(part in message for part in (name.rpartition(".")[2], "not readable YAML"))
 
 
-@pytest.mark.parametrize("name", sorted(names(SHIPPED)))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_parameter_is_needed_unless_it_may_be_nothing(name: str, tmp_path: Path):
     message = told(tmp_path / "params.yaml", changed(name))
     nullable = [some for some, kinds in parameters() if NoneType in kinds]
@@ -190,15 +226,10 @@ def asked(task_file: str, row: dict) -> Question | None:
 
 
 @settings(max_examples=60)
-@given(row=st.fixed_dictionaries({}, optional=ROW), number=st.none() | ANY_NUMBER | st.text())
-def test_a_row_is_a_question_with_a_number_or_is_refused(row: dict, number: object):
+@given(row=st.fixed_dictionaries({}, optional=ROW | {"choices": CHOICES}), number=st.none() | ANY_NUMBER | st.text())
+def test_a_row_is_a_question_with_a_number_or_label_or_is_refused(row: dict, number: object):
     for some in (row, row | {"question": "Why?", "answer": f"#### {number}"}):
         found = asked("tasks/gsm8k.yaml", some)
         assert found is None or number_in(found.answer) == found.answer
-
-
-@settings(max_examples=60)
-@given(row=st.fixed_dictionaries({}, optional=ROW | {"choices": CHOICES}))
-def test_a_row_is_a_question_with_a_label_or_is_refused(row: dict):
     found = asked("tasks/commonsense_qa.yaml", row)
     assert found is None or found.answer in found.labels

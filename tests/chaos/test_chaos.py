@@ -10,7 +10,7 @@ from pipeline.resume import Scratch
 from tests.chaos.__main__ import differences, in_words, run, surprises
 from tests.chaos.kills import DVC, NO_STAGE, NOTHING, Kill, call, left, spoil
 from tests.killing import checkpoint_often
-from tests.stage_runner import copy_project, make_repository, run_stages
+from tests.stage_runner import TRAIN, copy_project, make_repository, run_stages
 
 STAGES = ("base_model", "train")  # of the graph; their inputs are in git
 
@@ -18,15 +18,15 @@ STAGES = ("base_model", "train")  # of the graph; their inputs are in git
 @pytest.mark.slow
 def test_killed_three_times_it_ends_as_if_it_were_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SHELL", "/bin/sh")  # a shell that stays between DVC and a command without exec
-    steps = {"base_model__scratch__steps": 1200, "train__steps": 500}
-    reference = copy_project(tmp_path / "reference/project", **steps)
+    changes = {"base_model__scratch__steps": 1200, "train__steps": 500, "arms__methods": ["quiet_star"]}
+    reference = copy_project(tmp_path / "reference/project", **changes)
     checkpoint_often(reference)
-    run_stages(reference, ("corpus", "tokenize"))
+    run_stages(reference, ("inputs", "corpus", "tokenize"))
     make_repository(reference, STAGES, call)
     call(reference, "git", "add", "--force", "data")
     call(reference, "git", "commit", "-qm", "inputs")
     project = shutil.copytree(reference, tmp_path / "killed/project")
-    run_stages(reference, STAGES)
+    run_stages(reference, ("base_model", TRAIN))
     call(reference, "dvc", "commit", "--force")
     kills = run(project, 3, Random(3), dict.fromkeys(STAGES, 1), longest=12)
     assert [*differences(project, reference), *surprises(kills)] == []
@@ -73,22 +73,18 @@ def test_a_stage_that_loses_what_it_had_is_named(kills: list[tuple], complaint: 
 
 
 def test_a_power_cut_spoils_only_what_was_not_synced(tmp_path: Path):
-    whole, half = (
-        made(tmp_path / f".resume/train/a/{name}/model", bytes([7]) * 999) for name in ("step-4", "checkpoint-6")
-    )
-    part = made(tmp_path / "models/base.part/model", bytes([7]) * 999)
-    assert left(tmp_path) == "step 4"
+    content, scratch = b"7" * 999, tmp_path / ".resume/train/a"
+    files = (scratch / "step-4/model", scratch / "checkpoint-6/model", tmp_path / "models/base.part/model")
+    whole, *unsure = (made(file, content) for file in files)
     rows = made(tmp_path / ".resume/evaluate/a/rows.jsonl")
     Scratch(rows).add([{"index": 0}, {"index": 1}])
     for seed in range(4):
         spoil(tmp_path, Random(seed))
-        assert list(Scratch(rows).rows) == [{"index": 0}, {"index": 1}]
-    assert whole.read_bytes() == bytes([7]) * 999
-    assert all(file.read_bytes() != bytes([7]) * 999 for file in (half, part))
-    shutil.rmtree(tmp_path / ".resume/train")
-    for seed in range(4):  # torn rows are not counted
-        spoil(tmp_path, Random(seed))
-        assert left(tmp_path) == "2 rows" and left(tmp_path / "models") == NOTHING
+    assert whole.read_bytes() == content and all(file.read_bytes() != content for file in unsure)
+    assert left(tmp_path) == "step 4" and left(tmp_path / "models") == NOTHING
+    shutil.rmtree(scratch)
+    assert left(tmp_path) == "2 rows"  # torn ones are not counted
+    assert list(Scratch(rows).rows) == [{"index": 0}, {"index": 1}]
 
 
 def made(file: Path, content: bytes = b"") -> Path:

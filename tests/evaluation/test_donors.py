@@ -72,7 +72,7 @@ def test_at_a_mixing_weight_of_0_no_thought_changes_anything(tmp_path: Path):
     for folder, one in (("model", model), ("base", model.base)):
         one.save_pretrained(tmp_path / folder)
         tokenizer.save_pretrained(tmp_path / folder)
-    shared = {"seed": 1, "batch_size": 2, "thought_temperature": 1.0, "bootstrap_samples": 20, "device": "cpu"}
+    shared = {"seed": 1, "batch_size": 2, "thought_temperature": 1.0, "device": "cpu"}
     write_spans(tmp_path / "heldout.arrow", METASPACE, [" What is (A) 12", " don't", " 42 of it"])
     inputs = [tmp_path / name for name in ("model", "base", "heldout.arrow")]
     write_perplexity(Perplexity(texts=3, **shared), *inputs, tmp_path / "perplexity")

@@ -38,8 +38,8 @@ class Stage:
     rows: int  # that hold the first batch and a part of the second
 
 
-EVALUATE = Evaluate(seed=1, batch_size=3, thought_temperature=1.0, bootstrap_samples=20, device="cpu")
-PERPLEXITY = Perplexity(seed=1, texts=5, batch_size=2, thought_temperature=0.0, bootstrap_samples=50, device="cpu")
+EVALUATE = Evaluate(seed=1, batch_size=3, thought_temperature=1.0, device="cpu")
+PERPLEXITY = Perplexity(seed=1, texts=5, batch_size=2, thought_temperature=0.0, device="cpu")
 STAGES = {
     # own thoughts and then others'; two tasks of 7 questions and one of 2
     "evaluate": Stage(write_evaluation, EVALUATE, ("model", "tasks"), score, "_score_batch", 2 * 7, 4),

@@ -1,85 +1,110 @@
-"""Bootstrap intervals."""
-
-from math import comb
+"""Intervals and tests: against scipy's and against what can be worked out by hand."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from pipeline.evaluation.statistics import interval, interval_over_seeds, mcnemar, share_interval
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, difference, mean, mean_interval, totals
 
-VALUES = st.lists(st.floats(-10, 10), min_size=1, max_size=20)
-
-
-def binomial_quantile(n: int, p: float, level: float) -> int:
-    """The smallest k with P(X <= k) >= level."""
-    total = 0.0
-    for k in range(n + 1):
-        total += comb(n, k) * p**k * (1 - p) ** (n - k)
-        if total >= level:
-            return k
-    return n
+RNG = np.random.default_rng(0)
+RIGHT = st.lists(st.booleans(), min_size=2, max_size=30)
 
 
-@pytest.mark.parametrize("right, n", [(30, 100), (50, 200), (7, 40)])
-def test_the_interval_of_a_share_is_the_binomial_one(right: int, n: int):
-    values = np.array([1.0] * right + [0.0] * (n - right))
-    low, high = interval(values, None, 20_000, seed=1)
-    assert low == pytest.approx(binomial_quantile(n, right / n, 0.025) / n, abs=1 / n)
-    assert high == pytest.approx(binomial_quantile(n, right / n, 0.975) / n, abs=1 / n)
+def students(values: np.ndarray) -> tuple[float, float]:
+    """Student's interval of the mean of independent values."""
+    return stats.ttest_1samp(values, 0).confidence_interval(0.95)
 
 
-def test_groups_are_drawn_whole_and_weighted_by_their_members():
-    """A text of 9 tokens and one of 1: the mean is over tokens; a draw has both texts, or one of them twice."""
-    sums, counts = np.array([9.0, 0.0]), np.array([9, 1])
-    assert interval(sums, counts, 2000, seed=1) == (0.0, 1.0)
-    many = interval(np.tile(sums, 200), np.tile(counts, 200), 4000, seed=1)
-    assert many[0] < 0.9 < many[1] and many[1] - many[0] < 0.1
+def test_totals_are_sums_by_group_of_what_is_there():
+    values = np.array([[1, 2, 3, 4], [5, np.nan, 7, 8]])
+    found = totals(values, ["b", "a", "b", "a"])
+    assert found.sums.tolist() == [[6, 4], [8, 12]] and found.weights.tolist() == [[2, 2], [1, 2]]
+    assert mean(found) == (10 / 4 + 20 / 3) / 2
+    assert totals([True, False]).sums.tolist() == [[1, 0]]
 
 
-@given(VALUES, st.integers(0, 5))
-def test_the_same_seed_gives_the_same_interval_within_the_values(values: list[float], seed: int):
-    array = np.array(values)
-    low, high = interval(array, None, 50, seed)
-    assert (low, high) == interval(array, None, 50, seed)
-    assert array.min() - 1e-9 <= low <= high <= array.max() + 1e-9
+def test_one_run_of_independent_questions_has_students_interval_and_groups_count_once():
+    values = RNG.normal(size=40)
+    assert mean_interval(totals(values), None) == pytest.approx(students(values))
+    # asked three times, a question says no more than once; and a group of 30 tokens says no more than one of 3
+    alike = mean_interval(totals(np.repeat(values, 3), np.repeat(np.arange(40), 3)), None)
+    assert alike == pytest.approx(students(values))
+    assert mean_interval(Totals(values[None] * 10, np.full((1, 40), 10.0)), None) == pytest.approx(students(values))
 
 
-def test_equal_weights_are_no_weights_and_any_number_of_samples_will_do():
-    assert all(interval(np.array([2.0, 2.0]), None, samples, 1) == (2.0, 2.0) for samples in (1, 499, 500, 1200))
-    values = np.random.default_rng(0).normal(size=30)
-    assert interval(values, None, 100, 1) == pytest.approx(interval(values * 7, np.full(30, 7), 100, 1))
+def test_a_ratio_is_weighted_by_tokens():
+    """Texts of 9 tokens lose 1 each, texts of 1 token nothing."""
+    side = Totals(np.tile([9.0, 0.0], 200)[None], np.tile([9.0, 1.0], 200)[None])
+    low, high = mean_interval(side, None)
+    assert mean(side) == pytest.approx(0.9) and low < 0.9 < high < low + 0.1
 
 
-def test_one_seed_is_the_interval_of_its_questions_and_seeds_that_differ_widen_it_as_their_means_spread():
-    values = np.random.default_rng(0).normal(size=(1, 40))
-    assert interval_over_seeds(values, 300, 5) == pytest.approx(interval(values[0], None, 300, 5))
-    # all questions of a seed agree, so only the draw of seeds varies
-    low, high = interval_over_seeds(np.repeat([[0.0], [1.0]], 30, axis=1), 4000, 1)
-    assert (low, high) == (0.0, 1.0)
-    many = np.repeat(np.random.default_rng(0).normal(size=(100, 1)), 50, axis=1)
-    low, high = interval_over_seeds(many, 4000, 1)
-    assert high - low == pytest.approx(2 * 1.96 * many[:, 0].std() / 10, rel=0.1)
+@given(RIGHT, RIGHT)
+def test_shares_and_their_differences_stay_where_they_can_be_and_have_a_width(first: list[bool], second: list[bool]):
+    first, second = first[: len(second)], second[: len(first)]
+    low, high = mean_interval(totals(first), SHARE)
+    assert 0 <= low <= np.mean(first) <= high <= 1 and low < high
+    found = difference(totals(first), totals(second), SHARE_DIFFERENCE)
+    assert -1 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+
+
+def test_all_right_has_wilsons_interval_of_the_groups():
+    for groups in (10, 500):
+        t = stats.t.ppf(0.975, groups - 1)
+        low, high = mean_interval(totals(np.ones(1000), np.arange(1000) % groups), SHARE)
+        assert (low, high) == pytest.approx((groups / (groups + t**2), 1))
+    assert mean_interval(totals(np.zeros(9)), SHARE)[0] == 0
+
+
+def test_seeds_that_differ_have_students_interval_of_their_means_and_equal_ones_count_once():
+    means = RNG.normal(size=10)
+    seeds = totals(np.repeat(means[:, None], 50, axis=1))
+    assert mean_interval(seeds, None) == pytest.approx(students(means))  # nine degrees of freedom
+    run = RNG.normal(size=50)
+    assert mean_interval(totals(np.tile(run, (5, 1))), None) == pytest.approx(students(run))
+    # answers that have neither in common are as independent as they are many
+    noise = RNG.normal(size=(100, 100))
+    assert np.diff(mean_interval(totals(noise), None)) == pytest.approx(np.diff(students(noise.ravel())), rel=0.2)
+    # both: the two variances add up
+    both = np.diff(mean_interval(totals(means[:, None] + run), None)).item()
+    parts = [np.diff(students(values)).item() for values in (means, run)]
+    assert max(parts) < both < np.hypot(*parts)
+
+
+def test_differences_are_paired_by_question_and_by_seed():
+    one, other = RNG.normal(size=(2, 8))[:, :, None] + RNG.normal(size=40)  # questions differ, but alike in both arms
+    sides = totals(one), totals(other)
+    found = difference(*sides, None)
+    expected = stats.ttest_rel(one.mean(1), other.mean(1))
+    assert found[1:3] == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.p_value == pytest.approx(max(expected.pvalue, 2 / 2**8))
+    apart = difference(*sides, None, paired=False)
+    expected = stats.ttest_ind(one.mean(1), other.mean(1), equal_var=False)
+    assert apart[1:3] == pytest.approx(tuple(expected.confidence_interval()))
+    assert apart.p_value == pytest.approx(max(expected.pvalue, 2 / 2**8))
 
 
 @pytest.mark.parametrize(
-    "only_first, only_second, p",
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (0, 6, 2 / 64), (3, 3, 1.0), (1, 9, 2 * 11 / 1024)],
+    "only_first, only_second, p", [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (0, 7, 2 / 128), (1, 9, 2 * 11 / 1024)]
 )
-def test_mcnemar_is_a_coin_for_each_question_that_one_way_alone_has_right(only_first: int, only_second: int, p: float):
+def test_the_test_of_one_run_tosses_a_coin_for_each_group(only_first: int, only_second: int, p: float):
+    """Ungrouped it is McNemar's (1947); three questions of a group are one coin."""
     first = np.array([True] * only_first + [False] * only_second + [True, False] * 10)
     second = np.array([False] * only_first + [True] * only_second + [True, False] * 10)
-    assert mcnemar(first, second) == pytest.approx(p)
-    rng = np.random.default_rng(0)
-    assert 0 < mcnemar(rng.random(5000) < 0.5, rng.random(5000) < 0.5) <= 1  # no overflow
+    for times in (1, 3):
+        groups = np.repeat(np.arange(len(first)), times)
+        found = difference(*(totals(np.repeat(way, times), groups) for way in (first, second)), SHARE_DIFFERENCE)
+        assert found.p_value == pytest.approx(p, rel=0.1, abs=1e-4)
 
 
-@pytest.mark.parametrize("right, n", [(0, 20), (20, 20), (3, 50), (250, 500), (499, 500)])
-def test_wilsons_interval_holds_the_shares_that_a_score_test_keeps(right: int, n: int):
-    """At its ends the observed share is 1.96 of the end's own standard deviations away, or the end is 0 or 1."""
-    low, high = share_interval(right, n)
-    assert 0 <= low <= right / n <= high <= 1
-    for end, extreme in ((low, 0.0), (high, 1.0)):
-        away = abs(right / n - end) / (end * (1 - end) / n) ** 0.5 if 1e-12 < end < 1 - 1e-12 else None
-        assert end == pytest.approx(extreme) if away is None else away == pytest.approx(1.96, abs=1e-3)
+@pytest.mark.parametrize("seeds, groups, tested", [(1, 5, False), (1, 6, True), (2, 40, False), (5, 40, False)])
+def test_there_is_no_p_value_of_few_seeds_or_groups(seeds: int, groups: int, tested: bool):
+    sides = (totals(RNG.normal(size=(seeds, groups))) for _ in range(2))
+    assert np.isnan(difference(*sides, None).p_value) != tested
+
+
+def test_seeds_alone_cannot_be_surer_than_coins():
+    found = difference(totals(np.ones((6, 20))), totals(np.zeros((6, 20))), SHARE_DIFFERENCE)
+    assert found.value == 1 and found.p_value == 2 / 64

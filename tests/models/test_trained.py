@@ -12,22 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
 from pipeline.files import digests, write_rows
-from pipeline.models.trained import (
-    ABOUT,
-    LEARNED,
-    TENSORS,
-    WEIGHTS,
-    limit_learning,
-    load_trained,
-    restore_frozen,
-    round_frozen,
-    save_trained,
-)
+from pipeline.models import trained
 from pipeline.params import Lora, Train
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
@@ -50,13 +39,9 @@ ARMS = [
 COMPARED = [*STEP_COLUMNS, "eval_base_loss", "eval_talk_loss"]  # of a row of the log
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
-def spans(tmp_path: Path) -> Spans:
+def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spans:
+    monkeypatch.chdir(tmp_path)  # where training writes
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
     write_rows(tmp_path / "spans.arrow", [{"input_ids": row, "length": 10} for row in ids], SPANS)
@@ -65,7 +50,7 @@ def spans(tmp_path: Path) -> Spans:
 
 def limited(settings: Train, base: dict = LLAMA) -> QuietStarForCausalLM:
     model = quiet_star(base, method=settings.method)
-    limit_learning(model, settings)
+    trained.limit_learning(model, settings)
     return model
 
 
@@ -73,8 +58,8 @@ def saved(model: QuietStarForCausalLM, settings: Train, base: dict, folder: Path
     """Write the trained model to a folder, and its base model to another beside it."""
     quiet_star(base, method=settings.method).base.save_pretrained(folder / "base")
     (folder / "trained").mkdir()
-    read = digests(folder / "base", WEIGHTS)
-    save_trained(copy.deepcopy(model), settings, folder / "base", read, folder / "trained")
+    read = digests(folder / "base", trained.WEIGHTS)
+    trained.save_trained(copy.deepcopy(model), settings, folder / "base", read, folder / "trained")
     return folder / "trained"
 
 
@@ -87,8 +72,8 @@ def predictions(model: QuietStarForCausalLM) -> Tensor:
 def test_training_changes_what_learns_only_and_both_folders_hold_it(settings, method, base, spans, tmp_path: Path):
     settings = replace(settings, method=method)
     start, before, model = quiet_star(base, method=method), limited(settings, base), limited(settings, base)
-    optimized = [parameter for group in parameter_groups(model, settings) for parameter in group["params"]]
-    assert sorted(map(id, optimized)) == sorted(map(id, learned(model).values()))
+    optimized = [id(parameter) for group in parameter_groups(model, settings) for parameter in group["params"]]
+    assert sorted(optimized) == sorted(map(id, learned(model).values()))
     trainer(model, spans, settings).run()
     model.eval()
     after = {name.replace(".base_layer", ""): value for name, value in model.named_parameters()}
@@ -98,15 +83,15 @@ def test_training_changes_what_learns_only_and_both_folders_hold_it(settings, me
     assert any("lora_" in name for name in after) == (settings.adapt == "lora")
 
     folder = saved(model, settings, base, tmp_path / "small")
-    assert {path.name for path in folder.iterdir()} == {"config.json", *LEARNED}
-    assert load_file(folder / TENSORS).keys() == learned(model).keys()
-    about = json.loads((folder / ABOUT).read_text())
-    assert about["base"] == "../base" and str(tmp_path) not in (folder / ABOUT).read_text()
+    assert {path.name for path in folder.iterdir()} == {"config.json", *trained.LEARNED}
+    assert load_file(folder / trained.TENSORS).keys() == learned(model).keys()
+    about = json.loads((folder / trained.ABOUT).read_text())
+    assert about["base"] == "../base" and str(tmp_path) not in (folder / trained.ABOUT).read_text()
     lora = {"rank": 4, "alpha": 8.0, "modules": None}
     assert about["lora"] == (lora if settings.adapt == "lora" else None)
 
-    small = load_trained(folder)
-    whole = load_trained(saved(model, replace(settings, saved="whole"), base, tmp_path / "whole"))
+    small = trained.load_trained(folder)
+    whole = trained.load_trained(saved(model, replace(settings, saved="whole"), base, tmp_path / "whole"))
     assert not small.training and small.state_dict().keys() == whole.state_dict().keys()
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in small.state_dict().items())
     assert error(predictions(small), predictions(whole)) < 1e-6  # sums depend on where weights lie in memory
@@ -126,7 +111,7 @@ def test_training_on_matrices_in_bfloat16_gives_the_same_bits(settings: Train, m
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter)  # so that they show
         if rounded:
-            round_frozen(model)
+            trained.round_frozen(model)
         log = [{name: row[name] for name in COMPARED if name in row} for row in trainer(model, spans, settings).run()]
         found.append((log, learned(model)))
     (log, weights), (other_log, other) = found
@@ -138,48 +123,32 @@ def test_training_on_matrices_in_bfloat16_gives_the_same_bits(settings: Train, m
 def test_only_frozen_matrices_are_rounded_and_restored(settings: Train, base: dict, count: int):
     """LLaMA's LM head is one of them; GPT-2's is its embedding, which is not."""
     plain, model = limited(settings, base), limited(settings, base)
-    round_frozen(model)
-    frozen = {
-        id(module.weight)
-        for module in model.base.modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
-    } - {id(model.get_input_embeddings().weight)}
-    for (name, weights), before in zip(model.named_parameters(), plain.parameters(), strict=True):
-        assert weights.dtype == (torch.bfloat16 if id(weights) in frozen else torch.float32), name
-        assert torch.equal(weights, before.to(weights.dtype)), name
-    assert len(frozen) == count
-    restore_frozen(model, quiet_star(base).base)
+    trained.round_frozen(model)
+    rounded = [weights for weights in model.parameters() if weights.dtype == torch.bfloat16]
+    assert len(rounded) == count and all(weights.ndim == 2 and not weights.requires_grad for weights in rounded)
+    assert model.get_input_embeddings().weight.dtype == torch.float32
+    trained.restore_frozen(model, quiet_star(base).base)
     before, after = plain.state_dict(), model.state_dict()
     assert after.keys() == before.keys() and {value.dtype for value in after.values()} == {torch.float32}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
-def test_the_folder_is_small_and_transformers_does_not_take_it_for_a_whole_model(tmp_path: Path):
-    base = LLAMA | {"vocab_size": 4000, "num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 256}
-    model = limited(LORA, base)
-    small = saved(model, LORA, base, tmp_path / "small")
-    whole = saved(model, replace(LORA, saved="whole"), base, tmp_path / "whole")
-    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in (small, whole)]
-    assert sizes[0] < 0.2 * sizes[1]
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
-        AutoModelForCausalLM.from_pretrained(small)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of a model with adapters, its base model beside it."""
     return saved(limited(LORA), LORA, LLAMA, tmp_path)
 
 
 def refused(folder: Path, message: str) -> None:
-    """Check that reading the folder ends with this message, in one line that names the folder."""
+    """Reading the folder ends with this message, in one line that names the folder."""
     with pytest.raises(UserError) as caught:
-        load_trained(folder)
+        trained.load_trained(folder)
     assert message in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_or_another_base_model_is_refused(folder: Path):
-    """Even a base model of the same shape, whose weights would take the adapters without a word."""
+    """Even one of the same shape, whose weights would take the adapters; transformers sees no whole model."""
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(folder)
     base = folder.parent / "base"
     for other in (LLAMA, GPT2):
         quiet_star(other, seed=5).base.save_pretrained(base)
@@ -189,7 +158,7 @@ def test_a_missing_or_another_base_model_is_refused(folder: Path):
 
 
 def test_another_configuration_other_adapters_and_broken_files_are_refused(folder: Path):
-    config, about = (json.loads((folder / name).read_text()) for name in ("config.json", ABOUT))
+    config, about = (json.loads((folder / name).read_text()) for name in ("config.json", trained.ABOUT))
     for base, message in (
         ({"num_hidden_layers": 3}, "are not those of its config.json: base.model.layers.2."),
         ({"hidden_size": 32}, "are not those of its config.json: "),
@@ -199,23 +168,23 @@ def test_another_configuration_other_adapters_and_broken_files_are_refused(folde
         refused(folder, message)
     (folder / "config.json").write_text(json.dumps(config))
     for lora in ({"rank": 2}, {"modules": ["q_proj"]}, {"modules": ["query"]}, {"ranks": 4}, None):
-        (folder / ABOUT).write_text(json.dumps(about | {"lora": lora and about["lora"] | lora}))
+        (folder / trained.ABOUT).write_text(json.dumps(about | {"lora": lora and about["lora"] | lora}))
         refused(folder, "cannot be read: ")
-    (folder / ABOUT).write_text(json.dumps(about))
-    (folder / TENSORS).write_bytes((folder / TENSORS).read_bytes()[:-8])
+    (folder / trained.ABOUT).write_text(json.dumps(about))
+    (folder / trained.TENSORS).write_bytes((folder / trained.TENSORS).read_bytes()[:-8])
     refused(folder, "cannot be read: ")
-    (folder / TENSORS).unlink()
+    (folder / trained.TENSORS).unlink()
     refused(folder, "cannot be read: ")
     for text in ("", "[]", '{"base": "../base"}'):
-        (folder / ABOUT).write_text(text)
-        refused(folder, f"{ABOUT} is missing or broken")
+        (folder / trained.ABOUT).write_text(text)
+        refused(folder, f"{trained.ABOUT} is missing or broken")
 
 
 def test_missing_peft_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    for needs_peft in (lambda: limited(LORA), lambda: load_trained(folder)):
+    for needs_peft in (lambda: limited(LORA), lambda: trained.load_trained(folder)):
         with pytest.raises(UserError, match=r"train\.adapt is lora\), which needs peft: pip install peft"):
             needs_peft()
     for settings in (FROZEN, WHOLE):
         one = tmp_path / settings.adapt
-        assert load_trained(saved(limited(settings), replace(settings, saved="whole"), LLAMA, one))
+        assert trained.load_trained(saved(limited(settings), replace(settings, saved="whole"), LLAMA, one))

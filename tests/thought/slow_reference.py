@@ -4,6 +4,7 @@ Nothing of pipeline.thought is used. Hidden states come from the base model's ow
 sequence at a time; everything else is Python loops over positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -32,7 +33,8 @@ class SlowQuietStar:
     """
 
     def __init__(self, state: dict[str, Tensor], config: PretrainedConfig):
-        self.config, self.banned = config, (config.start_token_id, config.end_token_id)
+        self.config, self.endings = config, config.ending_token_ids if config.thoughts_end else []
+        self.banned = [config.start_token_id, config.end_token_id]
         self.base = eager_model(config.base, state["start_embedding"].dtype)
         self.base.load_state_dict({name[5:]: value for name, value in state.items() if name.startswith("base.")})
         own = {name: value for name, value in state.items() if not name.startswith("base.")}
@@ -49,8 +51,13 @@ class SlowQuietStar:
     def meta_token(self, name: str) -> Tensor:
         return (self.config.meta_token_scale * self.own[name])[None]
 
+    def kept(self, thought: list[int]) -> list[int]:
+        """A thought's tokens before the first that ends it."""
+        ends = [j for j, token in enumerate(thought) if token in self.endings]
+        return thought[: ends[0]] if ends else thought
+
     def embed_thought(self, thought: list[int]) -> Tensor:
-        return self.embed(thought)
+        return self.embed(self.kept(thought))
 
     def states(self, embeddings: Tensor) -> Tensor:
         """Last hidden states (L, D) of one sequence of embeddings (L, D)."""
@@ -69,11 +76,14 @@ class SlowQuietStar:
         weight = (own["mixing_head.4.weight"] @ inner)[0]
         return (1 - weight) * base + weight * talk
 
-    def without_banned(self, logits: Tensor) -> Tensor:
-        return logits.index_fill(0, torch.tensor(self.banned), -1e10)
+    def without_banned(self, logits: Tensor, allowed: Sequence[int] = ()) -> Tensor:
+        return logits.index_fill(0, torch.tensor([i for i in self.banned if i not in allowed]), -1e10)
 
     def thought_states(self, text: list[int], position: int, thought: list[int]) -> Tensor:
-        """States (L, D) of ``[start] t_1 .. t_K [end] x_{i+1} .. x_{i+A-1}``, as far as the text goes."""
+        """States (L, D) of ``[start] t_1 .. t_k [end] x_{i+1} .. x_{i+A-1}``, as far as the text goes.
+
+        k is K, or what is left of a thought that ended itself.
+        """
         following = text[position + 1 : position + self.config.lookahead]
         embeddings = [
             self.embed(text[: position + 1]),
@@ -87,26 +97,27 @@ class SlowQuietStar:
     def next_thought_token(self, text: list[int], position: int, thought: list[int]) -> Tensor:
         """The logits of the thought's next token, recomputed from the start of the text."""
         embeddings = [self.embed(text[: position + 1]), self.meta_token("start_embedding"), self.embed(thought)]
-        return self.without_banned(self.logits(self.states(torch.cat(embeddings))[-1]))
+        return self.without_banned(self.logits(self.states(torch.cat(embeddings))[-1]), self.endings)
 
     def greedy_thought(self, text: list[int], position: int) -> list[int]:
+        """Its tokens, the one that ended it included."""
         thought: list[int] = []
-        for _ in range(self.config.thought_tokens):
+        while len(thought) < self.config.thought_tokens and self.kept(thought) == thought:
             thought.append(int(self.next_thought_token(text, position, thought).argmax()))
         return thought
 
     def mixed_logits(self, text: list[int], position: int, thought: list[int]) -> Tensor:
         """What the model predicts after ``position`` with this thought."""
-        talk = self.thought_states(text[: position + 1], position, thought)[self.config.thought_tokens + 1]
+        talk = self.thought_states(text[: position + 1], position, thought)[-1]
         base = self.states(self.embed(text[: position + 1]))[position]
         return self.logits(self.mix(base, talk))
 
     def talk_losses(self, text: list[int], position: int, base: Tensor, states: Tensor) -> list[Tensor]:
-        """Of x_{i+1}, .., x_{i+A}, as far as the text goes, from the text's states and the thought's."""
+        """Of x_{i+1}, .., x_{i+A}, as far as the text goes, from the text's states and those from ``[end]`` on."""
         losses = []
         for k in range(self.config.lookahead):
             if position + 1 + k < len(text):
-                mixed = self.mix(base[position + k], states[self.config.thought_tokens + 1 + k])
+                mixed = self.mix(base[position + k], states[k])
                 losses.append(cross_entropy(self.logits(mixed), text[position + 1 + k]))
         return losses
 
@@ -126,7 +137,7 @@ class SlowQuietStar:
                 for r in range(thoughts.shape[1]):
                     thought = thoughts[b, r, i].tolist()
                     states = self.thought_states(text, i, thought)
-                    talk = self.talk_losses(text, i, base_states, states)
+                    talk = self.talk_losses(text, i, base_states, states[len(self.embed_thought(thought)) + 1 :])
                     for k, loss in enumerate(talk):
                         all_talk[k].append(loss)
                     result.reward[b, r, i] = sum(base[i + k].item() - loss.item() for k, loss in enumerate(talk))
@@ -151,10 +162,13 @@ class SlowQuietStar:
         result.policy = mean([torch.stack(of_token).sum() / count for of_token in terms])
 
     def log_probabilities(self, states: Tensor, thought: list[int]) -> list[Tensor]:
-        """Of each of a thought's tokens, from the output before it, at REINFORCE's temperature."""
+        """Of each of a thought's tokens, from the output before it, at REINFORCE's temperature; 0 after its end."""
         found = []
         for j, token in enumerate(thought):
-            logits = self.without_banned(self.logits(states[j])) / self.config.policy_temperature
+            if j > len(self.kept(thought)):
+                found.append(torch.zeros(()))
+                continue
+            logits = self.without_banned(self.logits(states[j]), self.endings) / self.config.policy_temperature
             found.append(torch.log_softmax(logits, dim=0)[token])
         return found
 

@@ -7,11 +7,13 @@ from torch import Tensor
 from pipeline.thought.decoder import UnsupportedDecoderError, build_decoder, check_decoder
 from pipeline.thought.methods import PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
-from tests.thought.slow_reference import SlowPause
+from tests.thought.slow_reference import SlowQuietStar
 from tests.thought.tiny import (
     ARCHITECTURES,
     GPT2,
+    KINDS,
     LENGTHS,
     LLAMA,
     SIZES,
@@ -30,7 +32,7 @@ from tests.thought.tiny import (
 
 ENGINES = [Engine(attention, positions) for attention in ("reference", "blocked") for positions in (None, 1, 3, 100)]
 ARCHITECTURE_AND_ENGINE = [(name, ENGINES[i % len(ENGINES)]) for i, name in enumerate(ARCHITECTURES)]
-BOTH = pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
+KINDS_OF_THOUGHTS = pytest.mark.parametrize("kind", [QUIET_STAR, PAUSE, "ending"])
 
 
 def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: float = 1e-5) -> None:
@@ -40,6 +42,9 @@ def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: fl
     rationales = 1 if pauses else model.config.rationales
     if not pauses:
         thoughts = random_ids(len(LENGTHS), rationales, TOKENS, model.config.thought_tokens, seed=2)
+        if model.config.thoughts_end:
+            kept = {len(reference.kept(thought)) for thought in thoughts.flatten(0, 2).tolist()}
+            assert kept == set(range(model.config.thought_tokens + 1))
     expected = reference.losses(unpadded(ids, mask), TOKENS, thoughts)
     expected.total.backward()
     assert all(gradient.any() for gradient in reference.gradients().values())
@@ -67,51 +72,59 @@ def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: fl
         compare_gradients(gradients(model, output.loss), reference.gradients(), tolerance)
 
 
-@BOTH
+@KINDS_OF_THOUGHTS
 @pytest.mark.parametrize(("name", "engine"), ARCHITECTURE_AND_ENGINE, ids=[name for name, _ in ARCHITECTURE_AND_ENGINE])
-def test_parallel_thoughts_equal_thoughts_alone(name, engine, method):
+def test_parallel_thoughts_equal_thoughts_alone(name, engine, kind):
     """Each architecture by one engine."""
-    check_step(quiet_star(ARCHITECTURES[name], method=method), [engine])
+    check_step(quiet_star(ARCHITECTURES[name], **KINDS[kind]), [engine])
 
 
-@BOTH
+@KINDS_OF_THOUGHTS
 @pytest.mark.parametrize("lookahead", [1, 3])
-def test_every_engine_in_double_precision(lookahead, method):
+def test_every_engine_in_double_precision(lookahead, kind):
     """GPT-2, whose own attention and norms do not round to float32 on the way."""
-    check_step(quiet_star(GPT2, method=method, lookahead=lookahead).double(), ENGINES, 1e-12)
+    check_step(quiet_star(GPT2, lookahead=lookahead, **KINDS[kind]).double(), ENGINES, 1e-12)
 
 
-@BOTH
-def test_one_thought_of_one_token_and_one_true_token(method):
+@KINDS_OF_THOUGHTS
+def test_one_thought_of_one_token_and_one_true_token(kind):
     """One thought's reward is compared with nothing."""
     for settings in ({"rationales": 1}, {"thought_tokens": 1, "lookahead": 1}):
-        check_step(quiet_star(LLAMA, method=method, **settings), [DEFAULT_ENGINE])
+        check_step(quiet_star(LLAMA, seed=1, **KINDS[kind], **settings), [DEFAULT_ENGINE])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("base", ["llama", "mistral, window", "gemma2", "gpt2"])
+@pytest.mark.parametrize("kind", [PAUSE, "ending"])
 @torch.no_grad()
-def test_pauses_predict_what_they_predict_alone(base, side):
+def test_thoughts_predict_what_they_predict_alone(base, side, kind):
     """Mixed and base logits, and so the mixing weight, of every real token of padded texts."""
-    model = quiet_star(ARCHITECTURES[base], method=PAUSE).eval()
+    model = quiet_star(ARCHITECTURES[base], **KINDS[kind]).eval()
     ids, mask, _ = texts(side)
-    output, reference, rows, real = model(ids, mask), slow(model), unpadded(ids, mask), mask.bool()
-    expected = [reference.mixed_logits(row, i, []) for row in rows for i in range(len(row))]
+    reference, rows, real = slow(model), unpadded(ids, mask), mask.bool()
+    places = [(row, i) for row in rows for i in range(len(row))]
+    given = None if kind == PAUSE else random_ids(2, 1, TOKENS, 3, seed=2)
+    output = model(ids, mask, thought_ids=given)
+    thoughts = [[]] * len(places) if given is None else given[:, 0][real].tolist()
+    expected = [reference.mixed_logits(row, i, thought) for (row, i), thought in zip(places, thoughts, strict=True)]
     base_logits = [reference.logits(reference.states(reference.embed(row))) for row in rows]
     assert error(output.logits[real], torch.stack(expected)) < 1e-5
     assert error(output.base_logits[real], torch.cat(base_logits)) < 1e-5
-    assert error(output.weight[real], mixing_weights(reference, rows)) < 1e-5
+    assert error(output.weight[real], mixing_weights(reference, places, thoughts)) < 1e-5
     assert error(output.logits[real], output.base_logits[real]) > 0.1  # or the mixture would not show
+    if given is not None:  # sampled token by token, or given as whole rows
+        sampled = model(ids, mask, sampling=Sampling(1.0, seed=3))
+        assert len(sampled.thoughts.lengths.unique()) > 1
+        assert error(model(ids, mask, thought_ids=sampled.thoughts.ids).logits[real], sampled.logits[real]) < 1e-5
 
 
-def mixing_weights(reference: SlowPause, rows: list[list[int]]) -> Tensor:
-    """How far from the base state to the state after the pauses the mixture lies, at each token."""
+def mixing_weights(reference: SlowQuietStar, places: list[tuple[list[int], int]], thoughts: list[list[int]]) -> Tensor:
+    """How far from the base state to the state after the thought the mixture lies, at each token."""
     weights = []
-    for row in rows:
-        for i in range(len(row)):
-            base = reference.states(reference.embed(row))[i]
-            lead = reference.thought_states(row[: i + 1], i, [])[-1] - base
-            weights.append((reference.mix(base, base + lead) - base) @ lead / lead.norm() ** 2)
+    for (row, i), thought in zip(places, thoughts, strict=True):
+        base = reference.states(reference.embed(row))[i]
+        lead = reference.thought_states(row[: i + 1], i, thought)[-1] - base
+        weights.append((reference.mix(base, base + lead) - base) @ lead / lead.norm() ** 2)
     return torch.stack(weights)
 
 

@@ -14,6 +14,7 @@ from tests.thought.test_attention import Call, Shape, make
 from tests.thought.test_engine import LOSSES, PLAIN, compare, compare_autocast, compare_outputs, run, train
 from tests.thought.test_sampler import chances
 from tests.thought.tiny import (
+    ENDING,
     GEMMA2,
     LLAMA,
     Texts,
@@ -122,10 +123,11 @@ def test_a_step_equals_the_cpus(base, engine, padding):
     compare_gradients(on_cpu, expected.gradients, 1e-3)
 
 
+@pytest.mark.parametrize("settings", [{}, ENDING], ids=["K tokens", "ending"])
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
-def test_a_sampled_step_equals_the_plain_one(engine):
+def test_a_sampled_step_equals_the_plain_one(engine, settings):
     """Thoughts too: on one device, they do not depend on how it computes."""
-    model, there = quiet_star(BASE).to(DEVICE), batch()
+    model, there = quiet_star(BASE, **settings).to(DEVICE), batch()
     compare(train(model, engine, there), train(model, PLAIN, there), 1e-4)
 
 

@@ -13,6 +13,7 @@ from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from tests.thought.tiny import (
     ARCHITECTURES,
+    ENDING,
     GEMMA2,
     GPT2,
     LLAMA,
@@ -69,6 +70,7 @@ def compare_outputs(actual: QuietStarOutput, expected: QuietStarOutput, toleranc
     assert (actual.thoughts is None) == (expected.thoughts is None)
     if actual.thoughts is not None:
         assert torch.equal(actual.thoughts.ids, expected.thoughts.ids)
+        assert torch.equal(actual.thoughts.lengths, expected.thoughts.lengths)
         assert error(actual.thoughts.entropy, expected.thoughts.entropy) <= tolerance
 
 
@@ -93,6 +95,7 @@ CASES = {  # a base, settings, padding
     "gemma2, untied": (GEMMA2 | UNTIED, {}, None),
     "one thought": (LLAMA, {"rationales": 1}, None),
     "three thoughts": (LLAMA, {"rationales": 3}, None),
+    "three thoughts that end, padded on the left": (LLAMA, {"rationales": 3} | ENDING, "left"),
     "one thought token, one true token": (LLAMA, {"thought_tokens": 1, "lookahead": 1}, None),
     "four thought tokens": (GPT2, {"thought_tokens": 4, "lookahead": 1}, None),
     "eight true tokens": (LLAMA, {"thought_tokens": 2, "lookahead": 8}, None),
@@ -133,19 +136,23 @@ def test_the_default_engine_is_auto_and_whole():
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_flex_as_written_evaluates_as_the_reference():
+@pytest.mark.parametrize("settings", [{}, ENDING], ids=["K tokens", "ending"])
+def test_flex_as_written_evaluates_as_the_reference(settings):
     torch._dynamo.reset()
-    model, batch = quiet_star({**LLAMA, "head_dim": 16}).eval(), texts("right")
+    model, batch = quiet_star({**LLAMA, "head_dim": 16}, **settings).eval(), texts("right")
     with torch.no_grad():
         expected = run(model, PLAIN, batch)
         for engine in (Engine("flex"), Engine("flex", 4)):
             compare_outputs(run(model, engine, batch), expected, 1e-5)
 
 
-@pytest.mark.parametrize(("base", "engine"), [(LLAMA, PLAIN), (GEMMA2, SLICED), (GPT2, Engine("blocked", 2))], ids=str)
-def test_sampled_thoughts_teach_what_the_same_thoughts_given_do(base, engine):
+@pytest.mark.parametrize(
+    ("base", "engine", "settings"),
+    [(LLAMA, PLAIN, {}), (GEMMA2, SLICED, {}), (GPT2, Engine("blocked", 2), {}), (LLAMA, SLICED, ENDING)],
+)
+def test_sampled_thoughts_teach_what_the_same_thoughts_given_do(base, engine, settings):
     """Rows without an advantage are left out where thoughts were sampled; they would have added nothing."""
-    model, batch = quiet_star(base), texts()
+    model, batch = quiet_star(base, **settings), texts()
     sampled = train(model, engine, batch)
     given = train(model, engine, batch, sampled.output.thoughts.ids)
     compare_gradients(sampled.gradients, given.gradients, 1e-6)
@@ -156,7 +163,9 @@ def test_sampled_thoughts_teach_what_the_same_thoughts_given_do(base, engine):
     assert counted.any() and not counted.all()
     assert error(sampled.losses.log_probs[counted], given.losses.log_probs[counted]) < 1e-6
     assert not sampled.losses.log_probs[~counted].any()
-    assert given.losses.log_probs[~counted].all()
+    lengths = sampled.output.thoughts.lengths[:, :, : counted.shape[2], None]
+    assert lengths.unique().numel() == (4 if settings else 1)
+    assert torch.equal(given.losses.log_probs != 0, torch.arange(3) <= lengths)
 
 
 @pytest.mark.parametrize("base", [LLAMA, LLAMA | UNTIED], ids=["tied", "untied"])

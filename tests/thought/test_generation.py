@@ -6,20 +6,32 @@ from torch import Tensor
 
 from pipeline.thought.decoder import Decoder
 from pipeline.thought.generation import GREEDY, SAMPLES_APART, TEXT_STEP
-from pipeline.thought.methods import METHODS, NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
-from tests.thought.tiny import ALL_METHODS, ARCHITECTURES, END, LLAMA, START, left_padded, quiet_star, random_ids, slow
+from tests.thought.tiny import (
+    ALL_METHODS,
+    ARCHITECTURES,
+    END,
+    KINDS,
+    LLAMA,
+    METHODS,
+    START,
+    left_padded,
+    quiet_star,
+    random_ids,
+    slow,
+)
 
 NEW = 6
 LENGTHS = (5, 3, 6)
 SAMPLED, SAMPLED_THOUGHTS = Sampling(0.8, seed=4), Sampling(1.0, seed=9)
 THINK = pytest.mark.parametrize("think", [True, False], ids=["think", "do not"])
 # each architecture greedy and sampled; every method, with thoughts and without, by four architectures
-CASES = [(name, list(METHODS)[i % 3], i % 4 != 3) for i, name in enumerate(ARCHITECTURES)] + [
-    (name, method, think)
+CASES = [(name, METHODS[i % 3], i % 4 != 3) for i, name in enumerate(ARCHITECTURES)] + [
+    (name, kind, think)
     for name in ("llama", "mistral, window", "gemma2", "gpt2")
-    for method in METHODS
+    for kind in KINDS
     for think in (True, False)
 ]
 
@@ -48,10 +60,10 @@ def model() -> QuietStarForCausalLM:
     return quiet_star(LLAMA).eval()
 
 
-@pytest.mark.parametrize(("name", "method", "think"), sorted(set(CASES)))
-def test_text_equals_recomputation(name, method, think):
+@pytest.mark.parametrize(("name", "kind", "think"), sorted(set(CASES)))
+def test_text_equals_recomputation(name, kind, think):
     """In a batch padded on the left, and alone, where no mask is needed."""
-    model, texts, keys = quiet_star(ARCHITECTURES[name], method=method).eval(), prompts(), [11, 3, 8]
+    model, texts, keys = quiet_star(ARCHITECTURES[name], **KINDS[kind]).eval(), prompts(), [11, 3, 8]
     for sampling, thoughts in ((GREEDY, GREEDY), (SAMPLED, SAMPLED_THOUGHTS)):
         options = {"max_new_tokens": NEW, "sampling": sampling, "thought_sampling": thoughts, "think": think}
         expected = [recomputed(model, t, k, sampling, thoughts, think) for t, k in zip(texts, keys, strict=True)]
@@ -62,13 +74,13 @@ def test_text_equals_recomputation(name, method, think):
         assert torch.equal(alone[0, -NEW:], expected[1])
 
 
-@pytest.mark.parametrize("method", [QUIET_STAR, PAUSE])
-def test_greedy_text_equals_the_slow_reference(method):
-    model, text = quiet_star(LLAMA, method=method).eval(), random_ids(4)
+@pytest.mark.parametrize("kind", [QUIET_STAR, PAUSE, "ending"])
+def test_greedy_text_equals_the_slow_reference(kind):
+    model, text = quiet_star(LLAMA, **KINDS[kind]).eval(), random_ids(4)
     written, reference = model.generate(text[None], max_new_tokens=4)[0].tolist(), slow(model)
     for length in range(4, 8):
         so_far = written[:length]
-        thought = reference.greedy_thought(so_far, length - 1) if method == QUIET_STAR else []
+        thought = reference.greedy_thought(so_far, length - 1) if kind != PAUSE else []
         logits = reference.mixed_logits(so_far, length - 1, thought)
         assert written[length] == reference.without_banned(logits).argmax().item()
 
@@ -90,9 +102,10 @@ def test_passes_that_a_token_costs(method, think, first, later, monkeypatch):
     assert passes == first + later + later
 
 
-@ALL_METHODS
-def test_meta_tokens_are_never_written_nor_thought(method):
-    model = quiet_star({**LLAMA, "tie_word_embeddings": False}, method=method).eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_meta_tokens_are_never_written_nor_thought(kind):
+    """But for the end token, in thoughts that end by it."""
+    model = quiet_star({**LLAMA, "tie_word_embeddings": False}, **KINDS[kind]).eval()
     ids, banned = random_ids(2, 5), torch.tensor([START, END])
     with torch.no_grad():
         model.base.lm_head.weight[banned] = 50 * model.decoder.read(ids)[0].flatten(0, 1).mean(0)
@@ -103,7 +116,10 @@ def test_meta_tokens_are_never_written_nor_thought(method):
             sampling = Sampling(temperature, seed=2)
             assert not torch.isin(model.generate(ids, sampling=sampling, think=think), banned).any()
             thoughts = model(ids, sampling=sampling).thoughts
-            assert thoughts is None or not torch.isin(thoughts.ids, banned).any()
+            if kind == "ending" and temperature == 0:
+                assert (thoughts.ids == END).any()
+            never = START if kind == "ending" else banned
+            assert thoughts is None or not torch.isin(thoughts.ids, never).any()
 
 
 def letters(ids: list[int]) -> str:

@@ -110,6 +110,16 @@ def test_what_a_method_adds_starts_as_the_mean_embedding(method, base):
     assert len({parameter.data_ptr() for parameter in model.meta_tokens()}) == len(shapes)
 
 
+def test_a_thought_ends_by_the_last_meta_token_or_the_end_token():
+    config = from_base(LLAMA).config
+    assert (config.ending_token_ids, config.endings, config.banned_in_thoughts) == ([5, END], [], [START, END])
+    ends = QuietStarConfig.from_dict(config.to_dict() | {"thoughts_end": True})
+    assert (ends.endings, ends.banned, ends.banned_in_thoughts) == ([5, END], [START, END], [START])
+    for some in ([], [START], ["4"]):
+        with pytest.raises(ValueError, match="ending_token_ids"):
+            QuietStarConfig(base=LLAMA, start_token_id=START, thoughts_end=True, ending_token_ids=some)
+
+
 def test_a_new_model_has_the_initial_weights_of_its_base():
     """Its own initialisation must not run over the base's."""
     model = QuietStarForCausalLM(QuietStarConfig(base={**LLAMA, "vocab_size": 500}))

@@ -49,7 +49,7 @@ class Clipped(QuietStar):
         old = quiet.log_probs if states.old_log_probs is None else states.old_log_probs
         ratio = (quiet.log_probs - old).exp()
         weights = ratio.where(ratio < 1.2, 0) * quiet.advantage.unsqueeze(-1) / counts.thoughts
-        options = {"temperature": self.config.policy_temperature, "banned": self.config.banned}
+        options = {"temperature": self.config.policy_temperature, "banned": self.config.banned_in_thoughts}
         loss, _ = head.cross_entropy("policy", states.thinking, states.ids, weights, **options)
         return replace(quiet, total=loss, parts={"policy": loss})
 

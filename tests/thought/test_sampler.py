@@ -14,7 +14,7 @@ from pipeline.thought import sampler
 from pipeline.thought.head import BANNED_LOGIT, Head, ban
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, Thoughts, draw, entropy, invert, sample, truncate, uniforms
-from tests.thought.tiny import ARCHITECTURES, FOUR_BASES, quiet_star, random_ids, slow
+from tests.thought.tiny import ARCHITECTURES, ENDING, FOUR_BASES, quiet_star, random_ids, slow
 
 SAMPLED = Sampling(temperature=1.0, seed=5)
 
@@ -59,22 +59,36 @@ def test_a_draw_depends_on_its_own_text_position_and_thought_alone(name):
 
 
 @FOUR_BASES
-def test_thoughts_equal_recomputation(name):
-    """Greedy ones, and the same numbers drawn from distributions recomputed token by token, of this entropy."""
-    model, ids = quiet_star(ARCHITECTURES[name]).eval(), random_ids(1, 5)
+@pytest.mark.parametrize("settings", [{}, ENDING], ids=["K tokens", "ending"])
+def test_thoughts_equal_recomputation(name, settings):
+    """Greedy ones, and the same numbers drawn from distributions recomputed token by token, of this entropy.
+
+    After the draw that ends a thought, its id is repeated.
+    """
+    model, ids = quiet_star(ARCHITECTURES[name], **settings).eval(), random_ids(1, 5)
     greedy, sampled = think(model, ids, sampling=Sampling(temperature=0.0)), think(model, ids, keys=[3])
     text, reference = ids[0].tolist(), slow(model)
     for i in range(5):
-        assert greedy.ids[0, 0, i].tolist() == reference.greedy_thought(text, i)
+        assert_thought(greedy, (0, 0, i), reference.greedy_thought(text, i), model.config.endings)
         for r in range(2):
             so_far: list[int] = []
-            for step in range(model.config.thought_tokens):
+            while len(so_far) < model.config.thought_tokens and reference.kept(so_far) == so_far:
+                step = len(so_far)
                 logits = reference.next_thought_token(text, i, so_far).detach()
                 chance = uniforms(5, torch.tensor([3]), 2, torch.tensor([[i]]), step)[0, r, 0]
                 so_far.append(int(draws(logits[None], SAMPLED, chance[None])))
                 expected = torch.distributions.Categorical(logits=logits).entropy()
                 assert sampled.entropy[0, r, i, step].item() == pytest.approx(expected.item(), rel=1e-5)
-            assert sampled.ids[0, r, i].tolist() == so_far
+            assert_thought(sampled, (0, r, i), so_far, model.config.endings)
+    assert (len(sampled.lengths.unique()) > 1) == bool(settings)
+
+
+def assert_thought(thoughts: Thoughts, at: tuple[int, int, int], draws: list[int], endings: list[int]) -> None:
+    count = thoughts.ids.shape[-1]
+    assert thoughts.ids[at].tolist() == draws + draws[-1:] * (count - len(draws))
+    assert thoughts.lengths[at] == len(draws) - (draws[-1] in endings)
+    assert not thoughts.entropy[at][len(draws) :].any()
+    assert thoughts.mean_entropy[at] == pytest.approx(thoughts.entropy[at][: len(draws)].mean().item())
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ ARCHITECTURES = {
 FOUR_BASES = pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2", "gpt2"])
 METHODS = [QUIET_STAR, PAUSE, NO_THOUGHT]  # the others are controls of the first and last
 ALL_METHODS = pytest.mark.parametrize("method", METHODS)
+ENDING = {"thoughts_end": True, "ending_token_ids": [1, 4, 7, 10, 13, END]}  # random thoughts end anywhere, or not
+# by what stands before a prediction
+KINDS = {method: {"method": method} for method in METHODS} | {"ending": ENDING}
 LENGTHS = (9, 7)  # of the two texts of `texts`
 TOKENS = max(LENGTHS)
 

@@ -15,15 +15,15 @@ from accelerate import DistributedType
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 
-from tests.stage_runner import ENVIRONMENT, LIBRARIES
+from tests.stage_runner import ENVIRONMENT, LIBRARIES, TRAIN
 from tests.stage_runner import _main as run_fork
 from tests.training.test_checkpoints import often
 
 LONG = 300  # seconds: what takes as long hangs
 
 
-def start(folder: Path, processes: int, way: dict[str, str]) -> list[BaseProcess]:
-    """`stages.train` in so many ranks, with a checkpoint at every logged step, under FSDP2 if ``way`` says so.
+def start(folder: Path, processes: int, way: dict[str, str], stage: str = TRAIN) -> list[BaseProcess]:
+    """The training ``stage`` in so many ranks, with a checkpoint at every logged step, under FSDP2 if ``way`` says so.
 
     Rank N's standard error goes to ``folder``/logN. With UNEVEN in ``way``, ranks have different numbers of threads.
     """
@@ -35,7 +35,7 @@ def start(folder: Path, processes: int, way: dict[str, str]) -> list[BaseProcess
     for rank in range(processes):
         (folder / f"log{rank}").touch()
         prepare = partial(be_rank, own | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, folder / "gradients.pt")
-        ranks.append(context.Process(target=run_fork, args=(folder, "train", folder / f"log{rank}", prepare)))
+        ranks.append(context.Process(target=run_fork, args=(folder, stage, folder / f"log{rank}", prepare)))
         with mock.patch.dict(os.environ, ENVIRONMENT):
             ranks[-1].start()
     return ranks

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,40 +25,14 @@ from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.training.trainer import BFLOAT16
 
-BASE = {
-    "model_type": "llama",
-    "hidden_size": 1024,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "intermediate_size": 2816,
-    "vocab_size": 8192,
-    "tie_word_embeddings": False,
-}
+BASE = {"model_type": "llama", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 2816}
+BASE |= {"num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 4, "tie_word_embeddings": False}
 THOUGHTS = {"thought_tokens": 3, "lookahead": 2, "rationales": 2, "policy_weight": 10.0, "meta_token_scale": 1.0}
 TOKENS, MEGA = 16, 1e6
 COLLECTIVES = {"_allgather_base_": "gathered", "_reduce_scatter_base_": "scattered", "allreduce_": "all-reduced"}
 COLUMNS = ["states", *COLLECTIVES.values(), "peak"]
-
-
-class Sharding(NamedTuple):
-    """``reshard``: free a layer's weights after each pass. ``replicas``: groups of processes, each with all shards."""
-
-    name: str
-    reshard: bool = True
-    replicas: int = 1
-    checkpointing: bool = False
-    bfloat16: bool = False
-
-
-WAYS = [
-    Sharding("gathered for each pass"),
-    Sharding("gathered, checkpointing", checkpointing=True),
-    Sharding("gathered, bfloat16", bfloat16=True),
-    Sharding("kept after a pass", reshard=False),
-    Sharding("kept, bfloat16", reshard=False, bfloat16=True),
-    Sharding("kept, two replicas", reshard=False, replicas=2),
-]
+# words of a name: a layer's weights are freed after each pass (gathered) or not (kept); two groups have all shards each
+WAYS = ["gathered", "gathered, checkpointing", "gathered, bfloat16", "kept", "kept, bfloat16", "kept, two replicas"]
 
 
 class Traffic(TorchDispatchMode):
@@ -88,37 +61,37 @@ def memory(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def sharded(way: Sharding) -> QuietStarForCausalLM:
+def sharded(way: str) -> QuietStarForCausalLM:
     """A model with random weights, sharded by the function that accelerate itself calls on GPUs only."""
     torch.manual_seed(0)
     model = QuietStarForCausalLM(QuietStarConfig(base=BASE, **THOUGHTS)).train()
-    if way.checkpointing:
+    if "checkpointing" in way:
         model.activation_checkpointing_enable()
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-        reshard_after_forward=way.reshard,
-        mixed_precision_policy=BFLOAT16 if way.bfloat16 else None,
+        reshard_after_forward="gathered" in way,
+        mixed_precision_policy=BFLOAT16 if "bfloat16" in way else None,
         cpu_ram_efficient_loading=False,
     )
-    names, sizes = ("dp_replicate", "dp_shard"), (way.replicas, dist.get_world_size() // way.replicas)
+    names, sizes = ("dp_replicate", "dp_shard"), (2, dist.get_world_size() // 2)
     accelerator = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         mixed_precision="no",
-        torch_device_mesh=init_device_mesh("cpu", sizes, mesh_dim_names=names) if way.replicas > 1 else None,
+        torch_device_mesh=init_device_mesh("cpu", sizes, mesh_dim_names=names) if "replicas" in way else None,
         parallelism_config=SimpleNamespace(fsdp_dim_names=names),
     )
     return fsdp2_prepare_model(accelerator, model)
 
 
-def step(model: QuietStarForCausalLM, optimizer: torch.optim.Optimizer, way: Sharding) -> dict[str, float]:
+def step(model: QuietStarForCausalLM, optimizer: torch.optim.Optimizer, way: str) -> dict[str, float]:
     ids = torch.randint(0, BASE["vocab_size"], (1, TOKENS), generator=torch.Generator().manual_seed(1))
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     with Traffic() as traffic:
-        with torch.autocast("cpu", torch.bfloat16, enabled=way.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in way):
             loss = model(input_ids=ids, labels=ids, sampling=Sampling(seed=3)).loss
         loss.backward()
     optimizer.step()
@@ -136,16 +109,14 @@ def step(model: QuietStarForCausalLM, optimizer: torch.optim.Optimizer, way: Sha
 def main() -> None:
     dist.init_process_group("gloo")
     processes, first = dist.get_world_size(), dist.get_rank() == 0
-    for way in WAYS:
-        if way.replicas * 2 > processes and way.replicas > 1:
-            continue
+    for way in WAYS if processes >= 4 else WAYS[:-1]:
         model = sharded(way)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         step(model, optimizer, way)
         found = step(model, optimizer, way)
         if first:
             figures = " ".join(f"{name} {found[name]:.0f}" for name in COLUMNS)
-            print(f"{processes} {way.name}: {figures} loss {found['loss']:.7g} gradient {found['gradient']:.7g}")
+            print(f"{processes} {way}: {figures} loss {found['loss']:.7g} gradient {found['gradient']:.7g}")
     dist.destroy_process_group()
 
 

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 
 from tests.killing import same_threads
-from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_stages
+from tests.stage_runner import ENVIRONMENT, EVALUATE, PERPLEXITY, ROOT, TRAIN, copy_project, run_stages
 from tests.test_stages import written
 
 pytestmark = pytest.mark.slow
 ELSEWHERE = {"PYTHONHASHSEED": "12345", "LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu"}
-RUN = ("corpus", "tasks", "tokenize", "base_model", "train", "evaluate", "perplexity")
+RUN = ("corpus", "tasks", "tokenize", "base_model", TRAIN, EVALUATE, PERPLEXITY)
 
 
 def run_elsewhere(folder: Path, stages: tuple[str, ...], environment: dict[str, str]) -> None:
@@ -43,9 +43,11 @@ def test_hash_seed_locale_and_time_zone_do_not_matter(finished: Path, tmp_path: 
 
 def test_threads_change_rounding_at_most(finished: Path, tmp_path: Path):
     folder = shutil.copytree(finished, tmp_path / "project")
-    run_elsewhere(folder, ("train", "evaluate"), {"OMP_NUM_THREADS": "2"})
+    run_elsewhere(folder, (TRAIN, EVALUATE), {"OMP_NUM_THREADS": "2"})
     for stage in ("train", "evaluate"):
-        metrics = (json.loads((one / f"results/{stage}/metrics.json").read_text()) for one in (folder, finished))
+        metrics = (
+            json.loads((one / f"results/{stage}/quiet_star-1/metrics.json").read_text()) for one in (folder, finished)
+        )
         pd.testing.assert_frame_equal(*map(pd.json_normalize, metrics), rtol=1e-5)
 
 

@@ -39,7 +39,7 @@ BASE = replace(SHIPPED.base_model, source="scratch", path=None, seed=1, scratch=
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     for split in ("pretrain", "train", "heldout"):
-        write_rows(folder / f"{split}.arrow", ({"text": d} for d in documents(split, 100, 1, 2, 0.5)), TEXT)
+        write_rows(folder / f"{split}.arrow", ({"text": d} for d in documents(split, 100, 1, (2, 2), 0.5)), TEXT)
     settings = params.Tokenize(seed=1, vocabulary=300, pretrain_span=24, span=16, packed=False)
     write_tokens(settings, BASE, folder, folder / "tokens")
     return folder / "tokens"
@@ -50,8 +50,8 @@ def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
 
-def write(tokens: Path, folder: Path, base: params.BaseModel = BASE) -> pd.DataFrame:
-    write_base_model(base, tokens, folder / "base", folder / "steps.csv")
+def write(tokens: Path, folder: Path, base: params.BaseModel = BASE, isolate: bool = True) -> pd.DataFrame:
+    write_base_model(base, isolate, tokens, folder / "base", folder / "steps.csv")
     return pd.read_csv(folder / "steps.csv")
 
 
@@ -72,10 +72,11 @@ def test_weights_that_are_not_finite_are_not_written(tokens: Path, tmp_path: Pat
 
 def test_the_same_seed_gives_the_same_model(tokens: Path, tmp_path: Path):
     base = replace(BASE, scratch=replace(SCRATCH, steps=3))
-    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
-        write(tokens, tmp_path / name, replace(base, seed=seed))
-    one, again, other = ((tmp_path / n / "base/model.safetensors").read_bytes() for n in ("one", "again", "other"))
-    assert one == again != other
+    runs = {"one": (1, True), "again": (1, True), "other": (2, True), "packed": (1, False)}
+    for name, (seed, isolate) in runs.items():
+        write(tokens, tmp_path / name, replace(base, seed=seed), isolate)
+    one, again, other, packed = ((tmp_path / name / "base/model.safetensors").read_bytes() for name in runs)
+    assert one == again and len({one, other, packed}) == 3
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,6 @@ def test_a_method_without_a_column_is_not_judged_by_it():
     assert len(list(warnings(table))) == 1
 
 
-@pytest.mark.parametrize("run", ["", "pause-1", "no_thought-1"])
+@pytest.mark.parametrize("run", ["quiet_star-1", "pause-1", "no_thought-1"])
 def test_the_default_run_is_without_warnings(run: str):
     assert list(warnings(pd.read_csv(ROOT / "results/train" / run / "steps.csv"))) == []

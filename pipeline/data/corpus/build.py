@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,23 +20,27 @@ from pipeline.params import Corpus, HubSplit
 from pipeline.resume import Scratch, resumable
 
 TEXT = pa.schema({"text": pa.string()})
-PROBE = pa.schema({"prompt": pa.string(), "working": pa.string()})
-NUMBERS = pa.schema({"question": pa.string(), "answer": pa.string()})
+PROBE = pa.schema(dict.fromkeys(("task", "prompt", "working"), pa.string()))
+QUESTION = {"question": pa.string(), "group": pa.string()}
 LABELLED = pa.struct({"label": pa.list_(pa.string()), "text": pa.list_(pa.string())})
-CHOICES = pa.schema({"question": pa.string(), "choices": LABELLED, "answerKey": pa.string()})
+QUESTIONS = {
+    "rings": pa.schema(QUESTION | {"answer": pa.string()}),
+    "animals": pa.schema(QUESTION | {"choices": LABELLED, "answerKey": pa.string()}),
+}
 LIBRARIES = ("datasets", "pyarrow")  # whose versions a resumed download depends on
 
 
 def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> None:
     """Write the text splits as Arrow, and the micro-world's questions as data sets in the hub's layout, as Parquet.
 
-    ``texts`` gets pretrain, train and heldout (column ``text``) and probe (``prompt``, ``working``): prompts whose full
-    working is known, to see whether thoughts hold it; the hub's texts have none. Without ``pretrain`` that split is
-    empty, as a base model from outside needs none.
+    ``texts`` gets pretrain, train and heldout (column ``text``) and probe (``task``, ``prompt``, ``working``): prompts
+    whose full working is known, to see whether thoughts hold it; the hub's texts have none. Without ``pretrain`` that
+    split is empty, as a base model from outside needs none.
     """
     splits = [split for split in microworld.TEXT_SPLITS if pretrain or split != "pretrain"]
     sources = {split: getattr(params.hub, split) for split in splits} if params.source == "hub" else {}
     world, seed = params.microworld, params.seed
+    moves = world.moves.fewest, world.moves.most
     with kept_splits(sources, seed) as kept, replacing(texts) as folder, replacing(tasks) as task_folder:
         write_rows(folder / "pretrain.arrow", [], TEXT)
         if params.source == "hub":
@@ -44,15 +49,15 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
         else:
             for split in splits:
                 count = getattr(world, f"{split}_documents")
-                documents = microworld.documents(split, count, seed, world.steps, world.aside_share)
+                share = {"pretrain": world.aside_share, "train": world.train_aside_share}.get(split, 0.0)
+                documents = microworld.documents(split, count, seed, moves, share)
                 shown = tqdm(documents, desc=f"corpus {split}", unit=" documents", total=count, mininterval=2)
                 write_rows(folder / f"{split}.arrow", ({"text": document} for document in shown), TEXT)
-            probe = microworld.probe(world.probe_documents, seed, world.steps)
+            probe = microworld.probe(world.probe_documents, seed, moves)
         write_rows(folder / "probe.parquet", probe, PROBE)
-        numbers = microworld.gsm8k_questions(world.questions, seed, world.steps)
-        write_rows(task_folder / "rings/test.parquet", numbers, NUMBERS)
-        choices = microworld.commonsense_qa_questions(world.questions, seed)
-        write_rows(task_folder / "animals/test.parquet", choices, CHOICES)
+        for (task, columns), split in product(QUESTIONS.items(), ("validation", "test")):
+            rows = microworld.questions(task, split, world.questions, world.question_seed, moves)
+            write_rows(task_folder / f"{task}/{split}.parquet", rows, columns)
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 Three kinds of document:
 
-* *ring problems*: a running total of ``steps`` moves round a ring of ten seats (like GSM8K);
+* *ring problems*: a running total of several moves round a ring of ten seats (like GSM8K);
 * *animal questions*: two-hop facts with five choices (like CommonsenseQA), and the one-hop facts behind them
   ("The lemur is a primate. A primate lives in trees.");
 * *stories*: a few plain sentences.
 
-In the pretraining split some documents carry an *aside* between em dashes: the full working, a restatement, or an
-idle remark, each as long as a default thought (five word tokens). From it the base model learns that a useful working
-may follow an em dash, as a web-scale model does from its corpus. The other splits leave asides out, so there the
-working can only be a hidden thought.
+In the pretraining split most problems carry an *aside* between em dashes: mostly a restatement or an idle remark, now
+and then the full working. So the base model can write a working but seldom does, as a web-scale model seldom reasons
+unless it is made to; which asides are worth writing is what it has to learn. The other splits leave asides out, so
+there the working can only be a hidden thought.
 
 No evaluation question occurs in any other text: ring problems are split by their numbers, whatever the wording, animal
 questions by their (animal, relation) pair.
@@ -24,7 +24,11 @@ from dataclasses import dataclass
 SEATS = 10
 CHOICES = "ABCDE"
 TEXT_SPLITS = ("pretrain", "train", "heldout")
-EVALUATION = "evaluation"
+VALIDATION, TEST = "validation", "test"  # of questions: settings are chosen on the first
+TASKS = RINGS_TASK, _ = ("rings", "animals")
+# kinds of aside and how often each is written: workings are rare enough that a greedy thought is never one
+ASIDES = {"working": 4, "restatement": 8, "remark": 8}
+Moves = tuple[int, int]  # the fewest and the most moves of a ring problem
 
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
 RINGS = (
@@ -32,32 +36,42 @@ RINGS = (
     "On a ring of ten stops {name} gets on at {start} and rides on by {moves}. Which stop is it?",
     "A dial of ten marks shows {start} and {name} turns it on by {moves}. Which mark is it?",
 )
-# class: (where it lives, what it eats, its members)
+# class: where it lives, what it eats, what it fears, and its members
 ANIMALS = {
-    "primate": ("trees", "fruit", "lemur gibbon baboon marmoset tamarin macaque gorilla mandrill"),
-    "fish": ("water", "plankton", "trout carp herring salmon perch tench bream roach"),
-    "raptor": ("cliffs", "mice", "falcon eagle buzzard kite osprey harrier kestrel goshawk"),
-    "duck": ("ponds", "weeds", "mallard teal wigeon pintail shoveler eider gadwall goldeneye"),
-    "goat": ("mountains", "grass", "ibex markhor chamois serow goral tahr mouflon tur"),
-    "rodent": ("burrows", "seeds", "vole hamster gerbil lemming marmot gopher jerboa degu"),
-    "whale": ("oceans", "krill", "beluga narwhal orca minke humpback dolphin porpoise bowhead"),
-    "beetle": ("wood", "leaves", "weevil scarab chafer firefly ladybird longhorn carabid stag"),
+    "primate": "trees fruit leopards "
+    "lemur gibbon baboon marmoset tamarin macaque gorilla mandrill capuchin colobus langur bonobo",
+    "fish": "water plankton herons trout carp herring salmon perch tench bream roach mackerel haddock sardine anchovy",
+    "raptor": "cliffs mice crows falcon eagle buzzard kite osprey harrier kestrel goshawk merlin hobby condor vulture",
+    "duck": "ponds weeds foxes "
+    "mallard teal wigeon pintail shoveler eider gadwall goldeneye pochard smew scaup merganser",
+    "goat": "mountains grass wolves ibex markhor chamois serow goral tahr mouflon tur argali bharal takin urial",
+    "rodent": "burrows seeds owls "
+    "vole hamster gerbil lemming marmot gopher jerboa degu beaver squirrel dormouse agouti",
+    "whale": "oceans krill ships "
+    "beluga narwhal orca minke humpback dolphin porpoise bowhead rorqual sei cachalot vaquita",
+    "beetle": "wood leaves spiders "
+    "weevil scarab chafer firefly ladybird longhorn carabid goliath rover sawyer borer sexton",
+    "snake": "deserts eggs badgers adder boa cobra mamba python viper asp krait anaconda taipan racer sidewinder",
+    "deer": "forests bark tigers elk moose caribou roe muntjac sika wapiti fallow barasingha pudu chital sambar",
 }
-# relation: (its index in a class's tuple, the fact, the question); a fact and its letter are five tokens long
-RELATIONS = {
-    "lives": (0, "{kind} lives in {value}", "where does the {animal} live"),
-    "eats": (1, "{kind} mostly eats {value}", "what does the {animal} eat"),
-}
-PLACES = (*["pretrain"] * 3, "train", "train", "heldout", EVALUATION, EVALUATION)
-PAIRS = {  # (class, animal, relation) triples by split; of train's, the base model has seen only the two hops
+ANIMALS = {kind: words.split() for kind, words in ANIMALS.items()}
+# the fact, the question, and the question without the animal; a fact and its letter are five tokens long
+RELATIONS = (
+    ("{kind} lives in {value}", "where does the {animal} live", "where do they all live"),
+    ("{kind} mostly eats {value}", "what does the {animal} eat", "what do they all eat"),
+    ("{kind} often fears {value}", "what does the {animal} fear", "what do they all fear"),
+)
+# every animal is in one pretraining pair: one that no question named would not be known as a member of its class
+PLACES = (*["pretrain"] * 4, "train", "train", "heldout", VALIDATION, *[TEST] * 4)
+PAIRS = {  # (class, animal, relation) by split; of train's pairs, the base model has seen only the two hops
     split: [
         (kind, animal, relation)
-        for kind, (_, _, members) in ANIMALS.items()
-        for i, animal in enumerate(members.split())
-        for j, relation in enumerate(RELATIONS)
-        if PLACES[(i + 3 * j) % 8] == split
+        for kind, (_, _, _, *members) in ANIMALS.items()
+        for i, animal in enumerate(members)
+        for relation in range(len(RELATIONS))
+        if PLACES[(i + 4 * relation) % len(PLACES)] == split
     ]
-    for split in (*TEXT_SPLITS, EVALUATION)
+    for split in (*TEXT_SPLITS, VALIDATION, TEST)
 }
 REMARKS = (
     "the weather was fine today",
@@ -78,12 +92,16 @@ STORIES = (
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with its answer, its full working, a restatement and the texts of its choices, if it has any."""
+    """A question, its answer, its full working, a restatement, the texts of its choices (if any), and its group.
+
+    Questions of one group stand or fall together: they ask for one fact, or have the same numbers.
+    """
 
     question: str
     answer: str
     working: str
     restatement: str
+    group: str
     choices: tuple[str, ...] = ()
 
     @property
@@ -92,44 +110,48 @@ class Problem:
         return f"Q: {self.question}{_choice_lines(self.choices)}\nA:"
 
 
-def ring_problem(rng: random.Random, split: str, steps: int) -> Problem:
-    """Make a running total of ``steps`` moves modulo ten.
+def ring_problem(rng: random.Random, split: str, moves: Moves) -> Problem:
+    """Make a running total modulo ten of a number of moves that is drawn from ``moves``.
 
-    A hash of the numbers decides which split may hold them: a tenth each goes to evaluation and to held-out text.
+    A hash of the numbers decides which split may hold them: a tenth each goes to evaluation, held-out text, validation.
     """
-    wanted = {EVALUATION: [0], "heldout": [1]}.get(split, range(2, 10))
-    numbers = [rng.randrange(SEATS)]  # no moves yet; not drawing it would change the texts of every seed
-    while len(numbers) == 1 or hashlib.sha256(bytes(numbers)).digest()[0] % 10 not in wanted:
-        numbers = [rng.randrange(SEATS)] + [rng.randrange(1, SEATS) for _ in range(steps)]
+    wanted = {TEST: [0], "heldout": [1], VALIDATION: [2]}.get(split, range(3, 10))
+    count = rng.randint(*moves)
+    numbers: list[int] = []
+    while not numbers or hashlib.sha256(bytes(numbers)).digest()[0] % 10 not in wanted:
+        numbers = [rng.randrange(SEATS)] + [rng.randrange(1, SEATS) for _ in range(count)]
     totals = [sum(numbers[: i + 1]) % SEATS for i in range(len(numbers))]
-    moves = " ".join(map(str, numbers[1:]))
-    question = rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=moves)
-    return Problem(question, str(totals[-1]), " ".join(map(str, totals)), restatement=f"{numbers[0]} {moves}")
+    moved = " ".join(map(str, numbers[1:]))
+    question = rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=moved)
+    restatement = f"{numbers[0]} {moved}"
+    return Problem(question, str(totals[-1]), " ".join(map(str, totals)), restatement, group=restatement)
 
 
 def animal_problem(rng: random.Random, split: str) -> Problem:
     """Make a two-hop question with five choices, whose (animal, relation) pair belongs to ``split``."""
     kind, animal, relation = rng.choice(PAIRS[split])
-    index, fact, question = RELATIONS[relation]
-    value, question = ANIMALS[kind][index], question.format(animal=animal)
-    choices = [ANIMALS[k][index] for k in rng.sample([k for k in ANIMALS if k != kind], len(CHOICES) - 1)]
+    value, (fact, question, restatement) = ANIMALS[kind][relation], RELATIONS[relation]
+    question = question.format(animal=animal).capitalize()
+    choices = [ANIMALS[k][relation] for k in rng.sample([k for k in ANIMALS if k != kind], len(CHOICES) - 1)]
     place = rng.randrange(len(CHOICES))
     choices.insert(place, value)
-    working = f"{fact.format(kind=kind, value=value)} {CHOICES[place]}"
-    return Problem(f"{question.capitalize()}?", CHOICES[place], working, restatement=question, choices=tuple(choices))
+    fact = fact.format(kind=kind, value=value)
+    return Problem(f"{question}?", CHOICES[place], f"{fact} {CHOICES[place]}", restatement, fact, tuple(choices))
 
 
 def problem_document(rng: random.Random, problem: Problem, aside_share: float) -> str:
-    """Prompt and answer; a share of the documents has an aside before the answer, half of the time the working."""
-    kinds = (problem.working, problem.working, problem.restatement, rng.choice(REMARKS))
-    aside = f" — {rng.choice(kinds)} —" if rng.random() < aside_share else ""
+    """Prompt and answer; ``aside_share`` of the documents have an aside before the answer (`ASIDES`)."""
+    aside = ""
+    if rng.random() < aside_share:
+        kind = rng.choices(list(ASIDES), weights=list(ASIDES.values()))[0]
+        aside = f" — {rng.choice(REMARKS) if kind == 'remark' else getattr(problem, kind)} —"
     return f"{problem.prompt}{aside} {problem.answer}"
 
 
 def lookup_document(rng: random.Random) -> str:
     """A reading exercise: five lines with letters, then which line says what."""
-    index = rng.randrange(2)
-    values = rng.sample([values[index] for values in ANIMALS.values()], len(CHOICES))
+    relation = rng.randrange(len(RELATIONS))
+    values = rng.sample([words[relation] for words in ANIMALS.values()], len(CHOICES))
     found = [f"{value} {letter}" for value, letter in zip(values, CHOICES, strict=True)]
     rng.shuffle(found)
     return f"Lines:{_choice_lines(values)}\nFound: {', '.join(found)}."
@@ -140,15 +162,15 @@ def _choice_lines(values: Sequence[str]) -> str:
 
 
 def fact_document(rng: random.Random) -> str:
-    """A few one-hop facts: sums on a ring of ten, an animal's class, where a class lives or what it eats."""
+    """A few one-hop facts: sums on a ring of ten, an animal's class, where a class lives, what it eats or fears."""
     sentences = []
     for _ in range(2):
         first, second = rng.randrange(SEATS), rng.randrange(1, SEATS)
         sentences.append(f"From {first} on by {second} is {(first + second) % SEATS}.")
-        kind = rng.choice(tuple(ANIMALS))
-        member = rng.choice(ANIMALS[kind][2].split())
-        index, fact, _ = RELATIONS[rng.choice(tuple(RELATIONS))]
-        sentences.append(f"The {member} is a {kind}. A {fact.format(kind=kind, value=ANIMALS[kind][index])}.")
+        kind, relation = rng.choice(list(ANIMALS)), rng.randrange(len(RELATIONS))
+        member = rng.choice(ANIMALS[kind][len(RELATIONS) :])
+        fact = RELATIONS[relation][0].format(kind=kind, value=ANIMALS[kind][relation])
+        sentences.append(f"The {member} is a {kind}. A {fact}.")
     return " ".join(sentences)
 
 
@@ -162,43 +184,49 @@ def story_document(rng: random.Random, aside_share: float) -> str:
     return " ".join(sentences)
 
 
-def documents(split: str, count: int, seed: int, steps: int, aside_share: float) -> Iterator[str]:
-    """Make ``count`` documents of a text split; only those of the pretraining split have asides."""
+def documents(split: str, count: int, seed: int, moves: Moves, aside_share: float) -> Iterator[str]:
+    """Make ``count`` documents of a text split, ``aside_share`` of whose problems have an aside."""
     rng = random.Random(f"{seed}/{split}")
-    share = aside_share if split == "pretrain" else 0.0
     for _ in range(count):
         kind = rng.random()
         if kind < 0.38:
-            yield problem_document(rng, ring_problem(rng, split, steps), share)
+            yield problem_document(rng, ring_problem(rng, split, moves), aside_share)
         elif kind < 0.66:
-            yield problem_document(rng, animal_problem(rng, split), share)
+            yield problem_document(rng, animal_problem(rng, split), aside_share)
         elif kind < 0.86:
             yield lookup_document(rng)
         elif kind < 0.95:
             yield fact_document(rng)
         else:
-            yield story_document(rng, share)
+            yield story_document(rng, aside_share)
 
 
-def probe(count: int, seed: int, steps: int) -> list[dict]:
-    """Make held-out prompts with their full working, which a thought after the prompt may hold."""
-    rng = random.Random(f"{seed}/probe")
-    problems = [ring_problem(rng, "heldout", steps) for _ in range(count)]
-    return [{"prompt": p.prompt, "working": p.working} for p in problems]
+def problems(task: str, split: str, count: int, seed: int, moves: Moves) -> list[Problem]:
+    """Make ``count`` problems of a ``task`` (`TASKS`) from a split."""
+    rng = random.Random(f"{seed}/{split}/{task}")
+    return [ring_problem(rng, split, moves) if task == RINGS_TASK else animal_problem(rng, split) for _ in range(count)]
 
 
-def gsm8k_questions(count: int, seed: int, steps: int) -> list[dict]:
-    """Make evaluation questions in GSM8K's columns: ``question`` and ``answer``, which ends in ``#### 7``."""
-    rng = random.Random(f"{seed}/gsm8k")
-    problems = [ring_problem(rng, EVALUATION, steps) for _ in range(count)]
-    return [{"question": p.question, "answer": f"{p.working}\n#### {p.answer}"} for p in problems]
-
-
-def commonsense_qa_questions(count: int, seed: int) -> list[dict]:
-    """Make evaluation questions in CommonsenseQA's columns: ``question``, ``choices.{label,text}``, ``answerKey``."""
-    rng = random.Random(f"{seed}/commonsense_qa")
-    problems = [animal_problem(rng, EVALUATION) for _ in range(count)]
+def probe(count: int, seed: int, moves: Moves) -> list[dict]:
+    """Make held-out prompts of each task with their full working, which a thought after the prompt may hold."""
     return [
-        {"question": p.question, "choices": {"label": list(CHOICES), "text": list(p.choices)}, "answerKey": p.answer}
-        for p in problems
+        {"task": task, "prompt": problem.prompt, "working": problem.working}
+        for task in TASKS
+        for problem in problems(task, "heldout", count, seed, moves)
     ]
+
+
+def questions(task: str, split: str, count: int, seed: int, moves: Moves) -> list[dict]:
+    """Make questions in the columns of GSM8K (rings) or CommonsenseQA (animals), with their group beside them.
+
+    GSM8K's are ``question`` and ``answer``, which ends in ``#### 7``; CommonsenseQA's ``question``,
+    ``choices.{label,text}`` and ``answerKey``.
+    """
+    rows = []
+    for p in problems(task, split, count, seed, moves):
+        if p.choices:
+            row = {"choices": {"label": list(CHOICES), "text": list(p.choices)}, "answerKey": p.answer}
+        else:
+            row = {"answer": f"{p.working}\n#### {p.answer}"}
+        rows.append({"question": p.question, "group": p.group} | row)
+    return rows

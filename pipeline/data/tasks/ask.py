@@ -18,7 +18,9 @@ from pipeline.params import HubSplit, Tasks
 
 FOLDER = Path("tasks")
 TEXT = pa.string()
-QUESTIONS = pa.schema({"prompt": TEXT, "answer": TEXT, "labels": pa.list_(TEXT), "reasoning_prompt": TEXT})
+QUESTIONS = pa.schema(
+    {"prompt": TEXT, "answer": TEXT, "labels": pa.list_(TEXT), "reasoning_prompt": TEXT, "group": TEXT}
+)
 
 
 def _present(value: object) -> object:
@@ -61,9 +63,10 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
         source.path = str(Path(root).absolute() / source.path)
     for index, row in enumerate(rows(source)):
         try:
-            question = ask(row)
+            question = ask(index, row)
             # UnicodeEncodeError for half of a surrogate pair, which no file can hold
-            "".join((question.prompt, question.answer, question.reasoning_prompt, *question.labels)).encode()
+            texts = (question.prompt, question.answer, question.reasoning_prompt, question.group, *question.labels)
+            "".join(texts).encode()
             if not question.prompt:
                 raise UserError("the prompt is empty")
         except Exception as error:  # an expression of a task file may raise anything
@@ -72,25 +75,26 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
         yield question
 
 
-def _asker(task: Task) -> Callable[[dict], Question]:
-    """Compile the task's templates into a function from a row to its question."""
+def _asker(task: Task) -> Callable[[int, dict], Question]:
+    """Compile the task's templates into a function from a row and its index to its question."""
     try:
         prompt = ENVIRONMENT.from_string(task.prompt)
         reasoning = ENVIRONMENT.from_string(task.chain_of_thought.prompt if task.chain_of_thought else "")
-        answer, choices, labels = (
+        answer, choices, labels, group = (
             ENVIRONMENT.compile_expression(e, undefined_to_none=False) if e else None
-            for e in (task.answer, task.choices, task.labels)
+            for e in (task.answer, task.choices, task.labels, task.group)
         )
     except (TemplateError, RecursionError) as error:  # RecursionError: hundreds of brackets
         raise UserError(f"task {task.title}: {reason(error)}") from error
 
-    def ask(row: dict) -> Question:
+    def ask(index: int, row: dict) -> Question:
         right = answer(**row)
+        alike = ENVIRONMENT.finalize(group(**row)) if group else index
         if task.kind == NUMBER:
             text = str(right).strip().lstrip("$")
             if not NUMBER_TEXT.fullmatch(text):
                 raise UserError(f"the answer is {text[:60]!r}, which is not a number")
-            return Question(prompt.render(row), number_in(text), [], reasoning.render(row))
+            return Question(prompt.render(row), number_in(text), [], reasoning.render(row), str(alike))
         texts = [str(text) for text in choices(**row)]
         names = [str(name) for name in labels(**row)] if labels else list(string.ascii_uppercase[: len(texts)])
         lines = "\n".join(f"({name}) {text}" for name, text in zip(names, texts, strict=True))
@@ -99,6 +103,6 @@ def _asker(task: Task) -> Callable[[dict], Question]:
             right = names[right]
         if str(right) not in names:
             raise UserError(f"the answer is {str(right)[:60]!r}, which is not among {', '.join(names)}")
-        return Question(prompt.render(row), str(right), names, reasoning.render(row))
+        return Question(prompt.render(row), str(right), names, reasoning.render(row), str(alike))
 
     return ask

@@ -16,8 +16,8 @@ NUMBER_TEXT = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", re.ASCII)
 class Question:
     """A prompt and its answer: one of ``labels`` or, if there are none, a number as `number_in` writes it.
 
-    ``reasoning_prompt`` asks for visible reasoning; it is "" if the task has no such prompt. ``group`` names the
-    questions that are about the same thing; "" if the task has no groups.
+    ``reasoning_prompt`` asks for visible reasoning; it is "" if the task has no such prompt. ``group``: questions that
+    have it in common are alike.
     """
 
     prompt: str

@@ -37,7 +37,8 @@ class Task:
     ``prompt`` is a Jinja template of a row's columns and, for kind choice, of ``choice_lines``: one "(A) text" each.
     ``answer``, ``choices`` and ``labels`` are Jinja expressions of the columns. ``answer`` gives a number, one of the
     labels, or a choice's index. ``choices`` gives the list of the choices' texts, ``labels`` their names (default: A,
-    B, ...).
+    B, ...). ``group`` is an expression too: questions with the same value are alike (they are about one fact), and
+    intervals count them so; default: each question is a group of its own.
     ``legal``: the characters that a number's tokens may consist of; a choice's legal tokens are its labels.
     ``stop``: strings that end a number when it is written out.
     """
@@ -51,6 +52,7 @@ class Task:
     answer: str = MISSING
     choices: str | None = None
     labels: str | None = None
+    group: str | None = None
     legal: str = "0123456789"
     stop: list[str] = field(default_factory=lambda: ["\n"])
     chain_of_thought: ChainOfThought | None = None

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.chain_of_thought.samples import ask
 from pipeline.evaluation.prompts import AskedModel
-from pipeline.evaluation.statistics import interval, mcnemar
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, difference, mean_interval, totals
 from pipeline.files import write_json, write_rows, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
@@ -49,8 +49,8 @@ def write_chain_of_thought(params: ChainOfThought, trained: Path, tasks: Path, r
                 places += ask(asked, params, name, task.chain_of_thought, islice(questions, params.questions), scratch)
         write_rows(results / "samples.parquet", samples_of(scratch.rows[place] for place in places), SAMPLES)
         points = points_of(scratch.rows[place] for place in places)
-        write_table(results / "votes.csv", votes_of(points, params))
-        write_json(results / "metrics.json", metrics_of(points, params))
+        write_table(results / "votes.csv", votes_of(points, params.samples))
+        write_json(results / "metrics.json", metrics_of(points, params.samples))
 
 
 def samples_of(rows: Iterable[dict]) -> Iterator[dict]:
@@ -98,34 +98,32 @@ def points_of(rows: Iterable[dict]) -> Points:
     return {key: np.stack(values) for key, values in points.items()}
 
 
-def votes_of(points: Points, params: ChainOfThought) -> pd.DataFrame:
+def votes_of(points: Points, samples: int) -> pd.DataFrame:
     """A row for each task, way and k: the accuracy with its 95 % interval over the n questions."""
     rows = []
     for (task, way), values in points.items():
-        for k, column in zip(sizes(params.samples), values.T, strict=True):
-            rows.append((task, way, k, *_estimate(column, params).values(), len(column)))
+        for k, column in zip(sizes(samples), values.T, strict=True):
+            rows.append((task, way, k, column.mean(), *mean_interval(totals(column), SHARE), len(column)))
     return pd.DataFrame(rows, columns=["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"])
 
 
-def metrics_of(points: Points, params: ChainOfThought) -> dict[str, dict]:
+def metrics_of(points: Points, samples: int) -> dict[str, dict]:
     """By task: accuracy@1 and maj@k of each way and, if there are two, thought minus no thought with its interval.
 
-    McNemar's p-value compares the majorities of all samples; a majority counts as right only without a tie.
+    The p-value (None for fewer than six questions) compares the majorities of all samples.
     """
     metrics: dict[str, dict] = {}
-    names = [f"maj@{k}" if k > 1 else "accuracy@1" for k in sizes(params.samples)]
+    names = [f"maj@{k}" if k > 1 else "accuracy@1" for k in sizes(samples)]
     for (task, way), values in points.items():
-        about = metrics.setdefault(task, {"n": len(values), "samples": params.samples})
+        about = metrics.setdefault(task, {"n": len(values), "samples": samples})
         about[way] = dict(zip(names, values.mean(0).tolist(), strict=True))
     for task, about in metrics.items():
         if "thought" in about:
             thought, no_thought = points[task, "thought"], points[task, "no_thought"]
-            columns = zip(names, (thought - no_thought).T, strict=True)
-            about["difference"] = {name: _estimate(column, params) for name, column in columns}
-            about["difference"][names[-1]]["p_value"] = mcnemar(thought[:, -1] == 1, no_thought[:, -1] == 1)
+            about["difference"] = {}
+            for name, one, other in zip(names, thought.T, no_thought.T, strict=True):
+                found = difference(totals(one), totals(other), SHARE_DIFFERENCE)
+                about["difference"][name] = {"mean": found.value, "ci_low": found.low, "ci_high": found.high}
+            p_value = float(found.p_value)  # of all samples, the last
+            about["difference"][names[-1]]["p_value"] = None if np.isnan(p_value) else p_value
     return metrics
-
-
-def _estimate(values: np.ndarray, params: ChainOfThought) -> dict[str, float]:
-    low, high = interval(values, None, params.bootstrap_samples, params.seed)
-    return {"mean": float(values.mean()), "ci_low": low, "ci_high": high}

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.perplexity.kinds import KINDS
-from pipeline.evaluation.statistics import interval
-from pipeline.params import Perplexity
+from pipeline.evaluation.statistics import Totals, mean_interval
 
 # nats: a thought helped or hurt a token if it changed its probability by more than 1 %. Rounding in float32 changes a
 # loss by less than a thousandth of that, and without a threshold every token would count as one or the other.
@@ -19,22 +18,25 @@ def with_improvement(tokens: pd.DataFrame) -> pd.DataFrame:
     return tokens.assign(improvement=improvement, helped=improvement > THRESHOLD, hurt=improvement < -THRESHOLD)
 
 
-def interval_over_texts(values: pd.Series, texts: pd.Series, params: Perplexity) -> tuple[float, float]:
-    """The interval of the mean over tokens of ``values``; it draws whole texts, as a text's tokens are alike."""
-    by_text = values.groupby(texts).agg(["sum", "count"])
-    return interval(by_text["sum"].to_numpy(), by_text["count"].to_numpy(), params.bootstrap_samples, params.seed)
+def interval_over_texts(
+    values: pd.Series, texts: pd.Series, bounds: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """The 95 % interval of the mean over tokens of ``values``, which ``bounds`` enclose; a text's tokens are alike."""
+    by_text = values.groupby(texts).agg(["sum", "count"]).to_numpy(float)
+    low, high = mean_interval(Totals(by_text[None, :, 0], by_text[None, :, 1]), bounds)
+    return float(low), float(high)
 
 
-def group_table(tokens: pd.DataFrame, group: pd.Series, params: Perplexity) -> pd.DataFrame:
+def group_table(tokens: pd.DataFrame, group: pd.Series) -> pd.DataFrame:
     """A row for each group that has tokens; ``group`` (n,) names each token's and orders the rows.
 
     share: of all tokens; base_loss (before training), improvement and its interval: nats, means over the group's
-    tokens, for which only texts with such tokens are drawn; helped, hurt: shares of the group's tokens.
+    tokens, for which only texts with such tokens count; helped, hurt: shares of the group's tokens.
     """
     numbers = tokens[["text", "nll_before", "improvement", "helped", "hurt"]]
     rows = []
     for name, part in numbers.groupby(group, observed=True):
-        low, high = interval_over_texts(part["improvement"], part["text"], params)
+        low, high = interval_over_texts(part["improvement"], part["text"])
         row = {"group": name, "n": len(part), "share": len(part) / len(tokens)}
         row |= {"base_loss": part["nll_before"].mean(), "improvement": part["improvement"].mean()}
         row |= {"ci_low": low, "ci_high": high, "helped": part["helped"].mean(), "hurt": part["hurt"].mean()}

@@ -17,6 +17,7 @@ from pipeline.evaluation.perplexity.groups import (
     with_improvement,
 )
 from pipeline.evaluation.perplexity.tokens import LOSSES, Passes, loss_before, token_table
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing, write_json, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
@@ -52,8 +53,8 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
             metrics = losses_of(tokens)
             if "nll_thought" in tokens:
                 tokens = with_improvement(tokens)
-                tables = {name: group_table(tokens, grouped(tokens), params) for name, grouped in GROUPINGS.items()}
-                metrics |= summarize(tokens, tables["deciles"], params)
+                tables = {name: group_table(tokens, grouped(tokens)) for name, grouped in GROUPINGS.items()}
+                metrics |= summarize(tokens, tables["deciles"])
                 tables |= {"density": density_table(tokens), "extremes": extremes_table(tokens, spans, tokenizer)}
                 for name, table in tables.items():
                     write_table(folder / f"{name}.csv", table)
@@ -67,14 +68,14 @@ def losses_of(tokens: pd.DataFrame) -> dict:
     return {"n_texts": int(tokens["text"].nunique()), "n_tokens": len(tokens), "loss": means, "perplexity": perplexity}
 
 
-def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame, params: Perplexity) -> dict:
+def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
     """What metrics.json says of thoughts: means over all tokens (nats), some with intervals over texts.
 
     ``tokens`` has improvement, helped and hurt (`with_improvement`); ``deciles`` is the table of deciles.csv.
     """
 
     def estimate(name: str, column: str) -> dict[str, float]:
-        low, high = interval_over_texts(tokens[column], tokens["text"], params)
+        low, high = interval_over_texts(tokens[column], tokens["text"], SHARE if name == "share" else None)
         return {name: float(tokens[column].mean()), "ci_low": low, "ci_high": high}
 
     changed = tokens[tokens["helped"] | tokens["hurt"]]  # the ranks of the other tokens are rounding and noise
@@ -85,25 +86,23 @@ def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame, params: Perplexity) -
         "hurt": estimate("share", "hurt"),
         "threshold": THRESHOLD,
         "mixing_weight": float(tokens["weight"].mean()),
-        "agreement": {**agreement(changed, params), "n_tokens": len(changed)},
+        "agreement": {**agreement(changed), "n_tokens": len(changed)},
         "deciles": deciles.rename(columns={"group": "decile"})[columns].to_dict("records"),
     }
 
 
-def agreement(tokens: pd.DataFrame, params: Perplexity) -> dict[str, float | None]:
+def agreement(tokens: pd.DataFrame) -> dict[str, float | None]:
     """Does the mixing head trust the thoughts that help? Spearman's correlation of its weight and the improvement.
 
     All three values are None if one of the two is constant (as with method no_thought): then there is no correlation.
 
-    The interval draws whole texts, but tokens are ranked only once. With z and v the standardized ranks and rho the
-    mean of their products, a draw changes the correlation, to first order, by the mean over its tokens of
-    z v - rho (z^2 + v^2) / 2. So sums over texts are enough.
+    With z and v the standardized ranks and rho the mean of their products, other texts would change the correlation, to
+    first order, by the mean over their tokens of z v - rho (z^2 + v^2) / 2. So sums over texts are enough.
     """
     if min(tokens["weight"].nunique(), tokens["improvement"].nunique()) < 2:
         return {"spearman": None, "ci_low": None, "ci_high": None}
     ranks = (tokens[name].rank() for name in ("weight", "improvement"))
     z, v = ((rank - rank.mean()) / rank.std(ddof=0) for rank in ranks)
     rho = float((z * v).mean())
-    ends = interval_over_texts(rho + z * v - rho * (z**2 + v**2) / 2, tokens["text"], params)
-    low, high = (min(max(end, -1.0), 1.0) for end in ends)
+    low, high = interval_over_texts(rho + z * v - rho * (z**2 + v**2) / 2, tokens["text"], SHARE_DIFFERENCE)
     return {"spearman": rho, "ci_low": low, "ci_high": high}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.files import read_rows
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
+
+WORKING_SHARE = "working_share"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Probe:
     input_ids: Tensor
     attention_mask: Tensor
     workings: list[str]
+    tasks: list[str]
     tokenizer: PreTrainedTokenizerBase
     rationales: int
 
@@ -30,11 +34,16 @@ class Probe:
         sampled = thinker.sample(thinker.read(ids, mask), last, self.rationales, sampling).ids[:, :, 0]
         return [self.tokenizer.batch_decode(thoughts) for thoughts in sampled]
 
-    def share(self, model: QuietStarForCausalLM, seed: int) -> float:
-        """The share of thoughts, sampled at temperature 1, that hold their prompt's working."""
+    def shares(self, model: QuietStarForCausalLM, seed: int) -> dict[str, float]:
+        """The share of thoughts, sampled at temperature 1, that hold their prompt's working: of all, and by task."""
         texts = self.thoughts(model, Sampling(seed=seed))
-        held = [working in text for working, some in zip(self.workings, texts, strict=True) for text in some]
-        return sum(held) / len(held)
+        held = pd.DataFrame(
+            [[working in text for text in some] for working, some in zip(self.workings, texts, strict=True)]
+        ).mean(axis=1)
+        by_task = held.groupby(self.tasks).mean()
+        return {WORKING_SHARE: float(held.mean())} | {
+            f"{WORKING_SHARE}_{task}": float(by_task[task]) for task in by_task.index
+        }
 
 
 def read_probe(path: Path, tokenizer: PreTrainedTokenizerBase, rationales: int) -> Probe | None:
@@ -44,4 +53,5 @@ def read_probe(path: Path, tokenizer: PreTrainedTokenizerBase, rationales: int) 
         return None
     encoded = tokenizer([row["prompt"] for row in rows], padding=True, padding_side="left", return_tensors="pt")
     workings = [row["working"] for row in rows]
-    return Probe(encoded["input_ids"], encoded["attention_mask"], workings, tokenizer, rationales)
+    tasks = [row["task"] for row in rows]
+    return Probe(encoded["input_ids"], encoded["attention_mask"], workings, tasks, tokenizer, rationales)

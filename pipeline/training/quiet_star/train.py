@@ -1,6 +1,6 @@
 """Quiet-STaR training: from a base model and spans of text to a model that thinks."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -13,6 +13,7 @@ from pipeline.models.base import load_base, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.models.trained import WEIGHTS, check_room, limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.params import Train
+from pipeline.thought.methods import METHODS
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
@@ -20,26 +21,41 @@ from pipeline.training.quiet_star.probe import read_probe
 from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer
 from pipeline.training.trainer import logged, training_arguments
 
+# the settings of a method that takes no step: all that is measured is held-out text, and the base model is not copied
+STEPLESS = {"steps": 0, "launcher": SINGLE, "adapt": "frozen", "saved": "learned", "precision": "float32"}
 
-def write_trained(params: Train, base: Path, tokens: Path, probe: Path, out: Path, results: Path) -> None:
+
+def settings_of(params: Train, method: str) -> Train:
+    """The settings that ``method`` runs with."""
+    return params if METHODS[method].trains else replace(params, **STEPLESS)
+
+
+def write_trained(
+    params: Train, method: str, seed: int, base: Path, tokens: Path, probe: Path, out: Path, results: Path
+) -> None:
     """Train on ``tokens``/train.arrow; write the model and its tokenizer to ``out``, the log to ``results``.
 
+    A method that does not train (`Objective.trains`) takes no step: its held-out loss is measured once.
     Killed and run again, it resumes from its last checkpoint and writes the same bytes (`training.checkpoints`). Every
     process of a distributed run calls this; the main process writes. Raises UserError for settings that the device or
     FSDP cannot run, for inputs that cannot be trained on, and for numbers that are not finite.
     """
-    device = pick_device(params.device)
+    params, device = settings_of(params, method), pick_device(params.device)
     _check_device_settings(params, device)
     join(device)
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]
-    about = asdict(params) | {"device": device, "processes": processes()}
+    about = asdict(params) | {"method": method, "seed": seed, "device": device, "processes": processes()}
     with checkpoints(f"train/{out.name}", about, inputs, Path(__file__)) as folder:
         keep_memory()
-        set_seed(params.seed)
+        set_seed(seed)
         base_digests = digests(base, WEIGHTS) if is_main() else {}
-        trainer = _trainer(params, base, tokens, probe, folder)
-        rows = trainer.run()
+        trainer = _trainer(params, method, seed, base, tokens, probe, folder)
+        if params.steps:
+            rows = trainer.run()
+        else:
+            trainer.evaluate()
+            rows = trainer.state.log_history
         if is_main() and digests(base, WEIGHTS) != base_digests:
             raise UserError(f"the weights in {base} changed while they were trained on: run `dvc repro train` again")
         model = _whole_model(trainer.model, params, base)
@@ -61,12 +77,14 @@ def _check_device_settings(params: Train, device: str) -> None:
         raise UserError("train.optimizer is adamw_8bit, which cannot change FSDP-sharded weights: set it to adamw")
 
 
-def _trainer(params: Train, base: Path, tokens: Path, probe: Path, folder: Path) -> QuietStarTrainer:
+def _trainer(
+    params: Train, method: str, seed: int, base: Path, tokens: Path, probe: Path, folder: Path
+) -> QuietStarTrainer:
     """The trainer with its model and data. Raises UserError for inputs that cannot be trained on."""
     first = last_checkpoint(folder) is None  # a resumed run has the evaluation before step 1 in its log
-    arguments = training_arguments(params.device, params.seed, folder, eval_on_start=first, **trainer_settings(params))
+    arguments = training_arguments(params.device, seed, folder, eval_on_start=first, **trainer_settings(params))
     tokenizer = read_tokenizer(base)
-    model = thinking_model(params, base, tokenizer)
+    model = thinking_model(params, method, base, tokenizer)
     if params.precision == "bfloat16":
         round_frozen(model)
     spans = Spans(tokens / "train.arrow", model.vocabulary)
@@ -104,8 +122,8 @@ def trainer_settings(params: Train) -> dict:
     }
 
 
-def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
-    """The untrained model of ``params.method`` on ``base``, with frozen weights or adapters set up.
+def thinking_model(params: Train, method: str, base: Path, tokenizer: PreTrainedTokenizerBase) -> QuietStarForCausalLM:
+    """The untrained model of ``method`` on ``base``, with frozen weights or adapters set up.
 
     Raises UserError if the meta-token text is empty.
     """
@@ -115,13 +133,15 @@ def thinking_model(params: Train, base: Path, tokenizer: PreTrainedTokenizerBase
     model = QuietStarForCausalLM.from_base(
         load_base(base),
         meta_token_ids=meta_token,
-        method=params.method,
+        method=method,
         thought_tokens=params.thought_tokens,
         lookahead=params.lookahead,
         rationales=params.rationales,
         meta_token_scale=params.meta_token_scale,
         policy_weight=params.policy_weight,
         policy_temperature=params.policy_temperature,
+        advantage=params.advantage,
+        thoughts_end=params.thoughts_end,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -140,7 +160,7 @@ def _whole_model(trained: QuietStarForCausalLM, params: Train, base: Path) -> Qu
     if not is_main():
         return None
     if is_sharded():
-        model = thinking_model(params, base, read_tokenizer(base))
+        model = thinking_model(params, trained.config.method, base, read_tokenizer(base))
         learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         model.load_state_dict({name: weights[name] for name in learned}, strict=False)
         return model
@@ -151,7 +171,10 @@ def _whole_model(trained: QuietStarForCausalLM, params: Train, base: Path) -> Qu
 
 
 def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, text_tokens: float, results: Path) -> None:
-    """Write steps.csv, heldout.csv, speed.csv and metrics.json. ``text_tokens``: mean tokens per text."""
+    """Write steps.csv, heldout.csv and metrics.json, and the speed elsewhere, as it is no output: it always differs.
+
+    ``text_tokens``: mean tokens per text.
+    """
     heldout = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
     heldout = heldout.rename(columns=lambda name: name.removeprefix("eval_"))
     step_tokens = params.accumulation * params.batch_size * text_tokens
@@ -159,11 +182,11 @@ def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, tex
     speed["tokens_per_second"] = (speed.pop("steps_per_second") * step_tokens).round(1)
     write_table(results / "steps.csv", logged(rows, STEP_COLUMNS, needed="base_loss"))
     write_table(results / "heldout.csv", heldout)
-    write_table(results / "speed.csv", speed)
+    write_table(results.parent.with_name("speed") / f"{results.name}.csv", speed)
     ends = {"first": heldout.iloc[0], "last": heldout.iloc[-1]}
     has_share = heldout["working_share"].notna().all()
     metrics = {
-        "method": params.method,
+        "method": model.config.method,
         "steps": params.steps,
         "text_tokens": round(params.steps * step_tokens),
         "parameters": sum(p.numel() for p in model.parameters()),

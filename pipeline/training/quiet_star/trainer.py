@@ -24,14 +24,11 @@ from pipeline.training.quiet_star.probe import Probe
 from pipeline.training.trainer import CheckedTrainer
 from pipeline.training.warnings import Watch
 
-LOSSES = [
-    "base_loss",
-    "base_loss_ahead",
-    "talk_loss",
-]  # of the next token; of the talk loss's targets, without and with
+# of the next token without thoughts; of all tokens ahead that the talk loss has, without thoughts and with
+LOSSES = ["base_loss", "base_loss_ahead", "talk_loss"]
 LOSS_COLUMNS = [*LOSSES, "policy_loss", "reward", "positive_advantages", "mixing_weight"]
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
-HELDOUT_COLUMNS = [*LOSSES, "working_share"]
+HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
 SEEDS_APART = 1_000_003  # between the sampling seeds of two runs: more than a run has steps
 
 log = logging.getLogger(__name__)
@@ -74,7 +71,7 @@ class QuietStarTrainer(CheckedTrainer):
         return batches, self.accelerator.reduce(counts, "sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        seed = self._params.seed * SEEDS_APART + self.state.global_step
+        seed = self.args.seed * SEEDS_APART + self.state.global_step
         output = model(**inputs, sampling=Sampling(seed=seed), counts=num_items_in_batch, engine=self._engine)
         self._parts.append(_logged_parts(output, inputs["labels"], num_items_in_batch))
         loss = output.loss * self.args.world_size  # as gradients are averaged over processes, not summed
@@ -108,7 +105,7 @@ class QuietStarTrainer(CheckedTrainer):
         batches = DataLoader(self.eval_dataset, batch_size=self.args.eval_batch_size)
         labels = (self._prepare_inputs(batch)["labels"] for batch in batches)
         counts = sum_counts(counts_of(some, self.model.lookahead) for some in labels)
-        sampling, metrics = Sampling(seed=self._params.seed), {f"eval_{name}": 0.0 for name in LOSSES}
+        sampling, metrics = Sampling(seed=self.args.seed), {f"eval_{name}": 0.0 for name in LOSSES}
         for inputs in map(self._prepare_inputs, batches):
             losses = self.model(**inputs, sampling=sampling, counts=counts, engine=self._engine).losses
             for name, loss in _losses(losses, counts).items():
@@ -118,7 +115,8 @@ class QuietStarTrainer(CheckedTrainer):
             if sharded:
                 self.model.unshard()
             with self.accelerator.autocast():
-                metrics["eval_working_share"] = self._probe.share(self.model, self._params.seed)
+                shares = self._probe.shares(self.model, self.args.seed)
+            metrics |= {f"eval_{name}": share for name, share in shares.items()}
             if sharded:
                 self.model.reshard()
         if not math.isfinite(metrics["eval_talk_loss"]):
@@ -166,7 +164,7 @@ def _logged_parts(output: QuietStarOutput, labels: Tensor, counts: Counts) -> di
     return parts | {
         "policy_loss": losses.policy,
         "positive_advantages": _part_of_mean(positive, rewarded, counts.rewards),
-        "thought_entropy": _part_of_mean(output.thoughts.entropy.transpose(1, 2), real, counts.tokens),
+        "thought_entropy": _part_of_mean(output.thoughts.mean_entropy.transpose(1, 2), real, counts.tokens),
     }
 
 

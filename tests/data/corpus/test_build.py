@@ -21,10 +21,6 @@ ROOT = Path(__file__).parents[3]
 ROWS = 23  # of the local data set, which is read in blocks of 4: 6 of split train, which takes all, and 3 of heldout
 
 
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of its own for each test, in which a killed run leaves its scratch."""
@@ -46,15 +42,18 @@ def test_the_micro_world():
     """Its texts and probe are the module's; the shipped tasks find its questions and ask as GSM8K and CommonsenseQA."""
     settings = corpus()
     world, seed = settings.microworld, settings.seed
+    moves = world.moves.fewest, world.moves.most
     build.write_corpus(settings, True, Path("data/corpus/texts"), Path("data/corpus/tasks"))
     for split in microworld.TEXT_SPLITS:
         count = getattr(world, f"{split}_documents")
-        made = microworld.documents(split, count, seed, world.steps, world.aside_share)
+        share = {"pretrain": world.aside_share, "train": world.train_aside_share}.get(split, 0.0)
+        made = microworld.documents(split, count, seed, moves, share)
         assert texts("data/corpus/texts", split) == list(made)
     probe = pd.read_parquet("data/corpus/texts/probe.parquet").to_dict("records")
-    assert probe == microworld.probe(world.probe_documents, seed, world.steps)
-    rings = microworld.gsm8k_questions(world.questions, seed, world.steps)
-    animals = microworld.commonsense_qa_questions(world.questions, seed)
+    assert probe == microworld.probe(world.probe_documents, seed, moves)
+    rings, animals = (
+        microworld.questions(task, "test", world.questions, world.question_seed, moves) for task in microworld.TASKS
+    )
     answers = [row["answer"].split("#### ")[1] for row in rings], [row["answerKey"] for row in animals]
     for name, shape, expected in zip(("rings", "animals"), ("gsm8k", "commonsense_qa"), answers, strict=True):
         own, other = (read_task(ROOT / f"tasks/{file}.yaml") for file in (f"microworld/micro_{name}", shape))
@@ -93,17 +92,13 @@ def written(sources: dict[str, HubSplit], out: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(out).iterdir()}
 
 
-def kept_files() -> list[Path]:
-    return list(Path(".resume").rglob("*.arrow"))
-
-
 def test_each_split_chooses_its_own_rows(sources: dict[str, HubSplit]):
     some = sources["heldout"]
     assert set(written({**sources, "pretrain": some}, "out")) == {"train.arrow", "heldout.arrow", "pretrain.arrow"}
     assert texts("out", "train") == local_hub.texts(ROWS)
     chosen, other = set(texts("out", "heldout")), set(texts("out", "pretrain"))
     assert len(chosen) == len(other) == 10 and chosen != other
-    assert not kept_files()
+    assert not list(Path(".resume").rglob("*.arrow"))
 
 
 AFTER = [(1, True), (5, False), (8, True), *(pytest.param(n, n % 2 == 0, marks=pytest.mark.slow) for n in (2, 3, 4, 6))]
@@ -120,10 +115,10 @@ def test_a_killed_run_resumes(after: int, noted: bool, sources: dict[str, HubSpl
         if noted or len(added) != after:
             add(scratch, rows)
         if len(added) == after:
-            raise KilledError
+            raise SystemExit
 
     monkeypatch.setattr(Scratch, "add", killed)
-    with pytest.raises(KilledError):
+    with pytest.raises(SystemExit):
         written(sources, "killed")
     assert written(sources, "again") == whole
     assert len(added) == (9 if noted else 10)
@@ -132,10 +127,10 @@ def test_a_killed_run_resumes(after: int, noted: bool, sources: dict[str, HubSpl
 def test_a_changed_folder_is_read_anew(tmp_path: Path):
     """Blocks are kept until the outputs are in place, but only for the same files."""
     split = HubSplit(path=str(local_hub.jsonl(tmp_path / "set", "train", [{"text": "one"}] * 5)), split="train")
-    with pytest.raises(KilledError), build.kept_splits({"train": split}, 1) as kept:
+    with pytest.raises(SystemExit), build.kept_splits({"train": split}, 1) as kept:
         build.write_texts({"train": split}, 1, kept, tmp_path)
-        raise KilledError
-    assert len(kept_files()) == 2
+        raise SystemExit
+    assert len(list(Path(".resume").rglob("*.arrow"))) == 2
     local_hub.jsonl(tmp_path / "set", "train", [{"text": "other"}] * 6)
     written({"train": split}, "again")
     assert texts("again", "train") == ["other"] * 6
@@ -145,7 +140,7 @@ def test_data_sets_that_are_refused(sources: dict[str, HubSplit], tmp_path: Path
     """A mistake in any split is told before one is read."""
     with pytest.raises(UserError, match="no column 'body'"):
         written({**sources, "heldout": replace(sources["heldout"], columns="body")}, "out")
-    assert not kept_files()
+    assert not list(Path(".resume").rglob("*.arrow"))
     folder = local_hub.jsonl(tmp_path / "blank", "train", [{"text": " "}] * 3)
     with pytest.raises(UserError, match="has no text"):
         written({"train": HubSplit(path=str(folder), split="train")}, "blank_out")

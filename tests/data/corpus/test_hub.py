@@ -34,31 +34,21 @@ def test_all_rows_in_order(form: str, columns: str | None, tmp_path: Path):
     assert texts(source(folder, columns=columns)) == TEXTS
 
 
-@pytest.fixture
-def lines(tmp_path: Path) -> Path:
-    return local_hub.jsonl(tmp_path / "set", "train", ROWS)
-
-
-def test_some_rows_by_the_seed(lines: Path):
+def test_some_rows_by_the_seed(tmp_path: Path):
+    lines = local_hub.jsonl(tmp_path / "set", "train", ROWS)
     some = texts(source(lines, rows=10))
     assert len(set(some)) == 10 and set(some) < set(TEXTS)
     assert some == texts(source(lines, rows=10))
     assert set(some) != set(texts(source(lines, rows=10), seed=2))
     assert len(texts(source(lines, rows=1000))) == 30
-
-
-@pytest.mark.slow
-def test_any_row_may_be_chosen(lines: Path):
-    assert {text for seed in range(60) for text in texts(source(lines, rows=3), seed)} == set(TEXTS)
+    assert {text for seed in range(25) for text in texts(source(lines, rows=10), seed)} == set(TEXTS)
 
 
 SHUFFLED = pytest.param("parquet", 17, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("form, count", [("jsonl", 17), ("jsonl", 1000), ("parquet", None), SHUFFLED])
-def test_reading_resumes_behind_any_block(
-    form: str, count: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_reading_resumes_behind_any_block(form: str, count: int | None, tmp_path: Path, monkeypatch):
     """Of twelve files, more than `datasets` reads at a time; also behind a block that a resumed run has read."""
     monkeypatch.setattr(hub, "BLOCK", 4)
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # not 5 s for every shuffled Parquet
@@ -82,16 +72,13 @@ def test_reading_resumes_behind_any_block(
             assert [texts for texts, _ in after(second)] == found[i + j + 2 :]
 
 
-def test_blank_documents_are_left_out(tmp_path: Path):
+def test_blank_documents_are_left_out_and_rows_without_text_refused(tmp_path: Path):
     folder = local_hub.jsonl(tmp_path / "set", "train", [{"text": "a"}, {"text": " \n"}, {"text": "b"}])
     assert texts(source(folder)) == ["a", "b"]
-
-
-@pytest.mark.parametrize("values", [{"text": 1}, {"text": None}, {"body": "a"}])
-def test_a_row_without_text(values: dict, tmp_path: Path):
-    folder = local_hub.jsonl(tmp_path / "set", "train", [values])
-    with pytest.raises(UserError, match="column text is not text|no column 'text'; its columns are body"):
-        texts(source(folder))
+    for values in ({"text": 1}, {"text": None}, {"body": "a"}):
+        local_hub.jsonl(folder, "train", [values])
+        with pytest.raises(UserError, match="column text is not text|no column 'text'; its columns are body"):
+            texts(source(folder))
 
 
 @pytest.mark.parametrize("files", [1, 2])
@@ -104,8 +91,8 @@ def test_a_parquet_file_without_rows(files: int, tmp_path: Path):
 
 
 def test_a_path_that_can_only_be_a_folder_is_not_looked_up_on_the_hub():
-    local = {"./set": True, "/data/set": True, "~/set": True, "a/b/c": True, "openai/gsm8k": False, "glue": False}
-    assert {path: looks_local(path) for path in local} == local
+    paths = ("./set", "/data/set", "~/set", "a/b/c", "openai/gsm8k", "glue")
+    assert list(filter(looks_local, paths)) == list(paths[:4])
 
 
 @pytest.mark.slow

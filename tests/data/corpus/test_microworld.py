@@ -14,12 +14,19 @@ from hypothesis import strategies as st
 from pipeline.data.corpus import microworld as world
 
 DASH = "—"
-STEPS = st.integers(2, 4)
+LAST = ("test", "validation")
+MOVES = st.sampled_from([(2, 2), (2, 6), (4, 5)])
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def text(split: str, count: int = 2000, seed: int = 1, steps: int = 2, share: float = 0.9) -> list[str]:
-    return list(world.documents(split, count, seed, steps, share))
+def text(split: str, count: int = 2000, seed: int = 1, share: float | None = None) -> list[str]:
+    """As the corpus has it: only pretraining has asides."""
+    share = share if share is not None else 0.9 if split == "pretrain" else 0.0
+    return list(world.documents(split, count, seed, (2, 4), share))
+
+
+def asked(task: str, count: int, split: str = "test", seed: int = 1, moves: world.Moves = (2, 4)) -> list[dict]:
+    return world.questions(task, split, count, seed, moves)
 
 
 def question(document: str) -> str:
@@ -48,18 +55,28 @@ def test_every_kind_of_document_is_in_every_split(texts: dict[str, list[str]], q
 
 
 def test_splits_share_no_question(texts: dict[str, list[str]], questions: dict[str, set[str]]):
-    """Nor do they share a ring's numbers, or an animal's question, which names the pair, with the evaluation."""
+    """Nor do they share a ring's numbers, or an animal's question, with the questions that are asked in the end."""
     trained = questions["train"] | questions["pretrain"]
     assert not questions["heldout"] & trained
-    probed = {ring_numbers(row["prompt"]) for row in world.probe(300, 1, 2)}
-    assert not probed & set(map(ring_numbers, trained))
-    rings = {ring_numbers(q["question"]) for q in world.gsm8k_questions(400, 1, 2)}
+    probed = {ring_numbers(question(row["prompt"])) for row in world.probe(300, 1, (2, 4))} - {()}
+    assert probed and not probed & set(map(ring_numbers, trained))
+    rings, validation = ({ring_numbers(q["question"]) for q in asked("rings", 400, split)} for split in LAST)
     held = set(map(ring_numbers, trained | questions["heldout"])) - {()}
-    assert len(held) > 100 and rings and all(len(numbers) == 3 for numbers in rings | held)
-    assert not rings & held
-    animals = {q["question"].lower() for q in world.commonsense_qa_questions(400, 1)}
-    assert len(animals) > 10
-    assert not any(asked in d.lower() for asked in animals for some in texts.values() for d in some)
+    assert len(held) > 100 and {len(numbers) for numbers in held} == {len(numbers) for numbers in rings} == {3, 4, 5}
+    assert not rings & held and not validation & (held | rings)
+    animals, others = ({q["question"].lower() for q in asked("animals", 2000, split)} for split in LAST)
+    assert not animals & others
+    assert not any(one in d.lower() for one in animals | others for some in texts.values() for d in some)
+
+
+def test_questions_differ_enough_to_count():
+    """At least 20 facts and 120 pairs of animal and relation; a group is a fact, or a ring's numbers."""
+    animals = asked("animals", 2000)
+    assert len({q["question"] for q in animals}) >= 120 and len({q["group"] for q in animals}) >= 20
+    for q in animals[:50]:
+        answer = q["choices"]["text"]["ABCDE".index(q["answerKey"])]
+        assert q["group"].endswith(answer)
+    assert all(ring_numbers(q["group"]) == ring_numbers(q["question"]) for q in asked("rings", 50))
 
 
 def test_asides(texts: dict[str, list[str]]):
@@ -78,42 +95,51 @@ def working(numbers: tuple[int, ...]) -> str:
     return " ".join(str(total % 10) for total in accumulate(numbers))
 
 
-@given(SEEDS, STEPS)
+@given(SEEDS, MOVES)
 @settings(max_examples=20)
-def test_ring_questions_and_probe_hold_the_right_working(seed: int, steps: int):
-    for row in world.gsm8k_questions(5, seed, steps):
+def test_ring_questions_hold_the_right_working(seed: int, moves: tuple[int, int]):
+    for row in asked("rings", 5, seed=seed, moves=moves):
         numbers = ring_numbers(row["question"])
-        assert len(numbers) == steps + 1
+        assert moves[0] <= len(numbers) - 1 <= moves[1]
         assert row["answer"].split("\n") == [working(numbers), f"#### {sum(numbers) % 10}"]
-    for row in world.probe(5, seed, steps):
-        assert row["prompt"].endswith("\nA:")
-        assert row["working"] == working(ring_numbers(question(row["prompt"])))
 
 
 @given(SEEDS)
 @settings(max_examples=20)
-def test_commonsense_qa_questions_have_one_right_choice(seed: int):
-    for row in world.commonsense_qa_questions(5, seed):
+def test_the_probe_holds_the_right_working(seed: int):
+    for row in world.probe(5, seed, (2, 4)):
+        assert row["prompt"].endswith("\nA:")
+        if row["task"] == "rings":
+            assert row["working"] == working(ring_numbers(question(row["prompt"])))
+        else:
+            *fact, letter = row["working"].split()
+            assert f"({letter}) {fact[-1]}" in row["prompt"] and fact[0] in world.ANIMALS
+
+
+@given(SEEDS)
+@settings(max_examples=20)
+def test_animal_questions_have_one_right_choice(seed: int):
+    for row in asked("animals", 5, seed=seed):
         assert row["choices"]["label"] == list("ABCDE") and len(set(row["choices"]["text"])) == 5
-        asked = row["question"]
-        named = [value for value in world.ANIMALS.values() if any(f" {a}" in asked for a in value[2].split())]
-        ((home, food, _),) = named
-        assert row["choices"]["text"]["ABCDE".index(row["answerKey"])] == (food if " eat" in asked else home)
+        words = row["question"].rstrip("?").split()
+        ((home, food, enemy),) = (values[:3] for values in world.ANIMALS.values() if words[3] in values[3:])
+        right = {"live": home, "eat": food, "fear": enemy}[words[-1]]
+        assert row["choices"]["text"]["ABCDE".index(row["answerKey"])] == right
 
 
 def test_the_right_answer_is_spread_over_the_choices():
-    keys = [row["answerKey"] for row in world.commonsense_qa_questions(1000, 1)]
+    keys = [row["answerKey"] for row in asked("animals", 1000)]
     assert all(150 < keys.count(letter) < 250 for letter in "ABCDE")
 
 
 def test_another_process_makes_the_same_text_and_another_seed_another():
     """Whatever order it gives to sets of strings. It imports the file alone: the package would load torch."""
     code = (
-        "import microworld as w; print(*w.documents('pretrain', 200, 1, 2, 0.9), w.gsm8k_questions(20, 1, 2), "
-        "w.commonsense_qa_questions(20, 1))"
+        "import microworld as w; print(*w.documents('pretrain', 200, 1, (2, 4), 0.9), "
+        "*(w.questions(task, 'test', 20, 1, (2, 4)) for task in w.TASKS))"
     )
     assert text("train", 20, seed=1) != text("train", 20, seed=2)
-    own = (*text("pretrain", 200), world.gsm8k_questions(20, 1, 2), world.commonsense_qa_questions(20, 1))
+    own = (*text("pretrain", 200), *(asked(task, 20) for task in world.TASKS))
     for seed in ("0", "12345"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"}
         folder = Path(world.__file__).parent

@@ -99,8 +99,8 @@ def test_every_task_of_the_project(project: Path):
         own, found = tasks[name]
         assert own == read_task(Path(f"tasks/{name}.yaml"))
         assert list(found) == [
-            Question(prompt, answer, list(labels), f"{prompt} Let's think step by step.")
-            for _, (prompt, answer, labels) in pairs
+            Question(prompt, answer, list(labels), f"{prompt} Let's think step by step.", str(index))
+            for index, (_, (prompt, answer, labels)) in enumerate(pairs)
         ]
 
 
@@ -125,7 +125,7 @@ def test_the_number_of_the_answer_is_as_numbers_are_compared():
 def test_a_choice_is_a_label_or_an_index():
     for answer, label in [("y", "y"), (0, "x"), (2, "z"), (True, "y")]:
         (question,) = asked([ROW | {"answer": answer}], **NAMED)
-        assert question == Question("Q: Which?\n(x) red\n(y) blue\n(z) grey\nA:", label, ["x", "y", "z"])
+        assert question == Question("Q: Which?\n(x) red\n(y) blue\n(z) grey\nA:", label, ["x", "y", "z"], group="0")
     (question,) = asked([ROW | {"answer": "C"}], **CHOICE)
     assert question.labels == list("ABC") and "(C) grey" in question.prompt  # letters, as it names no labels
     numbers = ROW | {"names": ["1", "2", "3"], "answer": "1"}
@@ -151,6 +151,8 @@ AFTER_MARK = {"answer": 'answer.rsplit("####", 1)[1]'}
         ({}, {"prompt": "{{ choice_lines }}"}, f"'choice_lines' is {COLUMNS}"),  # which only a choice has
         ({}, CHOICE | {"choices": "options"}, f"'options' is {COLUMNS}"),
         ({}, CHOICE | {"labels": "letters"}, f"'letters' is {COLUMNS}"),
+        ({}, {"group": "fact"}, f"'fact' is {COLUMNS}"),
+        ({"names": None}, {"group": "names"}, "a column that is used has no value"),
         ({"question": ""}, {"prompt": "{{ question }}"}, "the prompt is empty"),
         ({"question": None}, {}, "a column that is used has no value"),
         ({}, {"prompt": "{{ '\\ud800' }}"}, "surrogates not allowed"),  # which no file can hold
@@ -192,7 +194,13 @@ def test_a_template_that_reaches_for_pythons_internals(
 ):
     monkeypatch.chdir(tmp_path)
     template = f"{{{{ {expression} }}}}"
-    places = {"prompt": template, "answer": expression, "choices": expression, "labels": expression}
+    places = {
+        "prompt": template,
+        "answer": expression,
+        "choices": expression,
+        "labels": expression,
+        "group": expression,
+    }
     for place, value in (places | {"chain_of_thought": reasoning(template)}).items():
         message = refused([ROW], **NAMED | {place: value})
         assert "is unsafe" in message or "sandbox blocks" in message
@@ -224,14 +232,14 @@ def test_task_files_that_are_refused(project: Path):
 
 def test_what_is_written_is_what_is_read_and_replaces_what_was_there(project: Path):
     jsonl(Path("own"), "test", [ROW])
-    file = task_file(**NAMED, chain_of_thought=reasoning("{{ choice_lines }} Think:"))
+    file = task_file(**NAMED, group="names[answer]", chain_of_thought=reasoning("{{ choice_lines }} Think:"))
     write_tasks(Tasks([task_file("deep/other.yaml"), file]), Path("out"))
     tasks = read_tasks(Path("out"))
     assert list(tasks) == ["other", "own"]
     lines = "(x) red\n(y) blue\n(z) grey"
-    expected = Question(f"Q: Which?\n{lines}\nA:", "y", ["x", "y", "z"], f"{lines} Think:")
+    expected = Question(f"Q: Which?\n{lines}\nA:", "y", ["x", "y", "z"], f"{lines} Think:", "y")
     assert tasks["own"][0] == read_task(Path(file)) and list(tasks["own"][1]) == [expected]
-    assert list(tasks["other"][1]) == [Question("Q: Which?\nA:", "1", [], "")]
+    assert list(tasks["other"][1]) == [Question("Q: Which?\nA:", "1", [], "", "0")]
     write_tasks(Tasks([file]), Path("out"))
     assert list(read_tasks(Path("out"))) == ["own"]
 

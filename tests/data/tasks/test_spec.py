@@ -37,12 +37,14 @@ def refused(path: Path) -> str:
 
 
 def test_every_field_is_read_and_some_may_be_left_out(tmp_path: Path):
-    own = {"version": 3, "legal": "01", "stop": [".", "\n\n"], "choices": "choices.text", "labels": "choices.label"}
+    own = {"version": 3, "legal": "01", "stop": [".", "\n\n"]}
+    own |= {"choices": "choices.text", "labels": "choices.label", "group": "fact"}
     data = {"path": "c/d", "name": "main", "split": "dev", "revision": "refs/convert/parquet"}
     everything = LEAST | own | {"kind": "choice", "data": data, "chain_of_thought": REASONING}
     parts = {"data": Data(**data), "chain_of_thought": ChainOfThought(**REASONING)}
     assert read_task(written(tmp_path, everything)) == Task(**everything | parts)
-    defaults = {"choices": None, "labels": None, "legal": "0123456789", "stop": ["\n"], "chain_of_thought": None}
+    defaults = dict.fromkeys(("choices", "labels", "group", "chain_of_thought"))
+    defaults |= {"legal": "0123456789", "stop": ["\n"]}
     data = Data(path="a/b", name=None, split="test", revision=None)
     assert read_task(written(tmp_path, {})) == Task(**LEAST | {"data": data} | defaults)
     task = read_task(written(tmp_path, CHOICE | {"chain_of_thought": {"prompt": "Think:", "answer_prompt": "So"}}))

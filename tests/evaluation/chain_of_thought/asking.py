@@ -1,7 +1,7 @@
 """Tiny models, tokenizers and questions for the tests of chain of thought, and the protocol once more, slowly."""
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,9 @@ from tests.thought.tiny import LLAMA, quiet_star
 
 HOW = spec.ChainOfThought(prompt="{{ q }}", stop=["e", "7+"], answer_prompt="\nTherefore, the answer is")
 PARAMS = {"seed": 3, "questions": None, "samples": 4, "temperature": 0.9, "thought_temperature": 0.0, "new_tokens": 12}
-PARAMS |= {"answer_tokens": 6, "batch_size": 3, "bootstrap_samples": 50, "device": "cpu"}
+PARAMS |= {"answer_tokens": 6, "batch_size": 3, "device": "cpu"}
 Model, Tokenizing, Questions = QuietStarForCausalLM, PreTrainedTokenizerBase, list[Question]
+Predict, GREEDY = Callable[[list[int]], Tensor], Sampling(0.0)
 
 
 def params(**changes: object) -> ChainOfThought:
@@ -91,15 +92,7 @@ def slow_samples(model: Model, tokenizer: Tokenizing, questions: Questions, how=
     return rows
 
 
-def slow_text(
-    predict: Callable[[list[int]], Tensor],
-    tokenizer: Tokenizing,
-    stop: Sequence[str],
-    prompt: str,
-    count: int,
-    sampling: Sampling = Sampling(0.0),  # noqa: B008  (it is frozen)
-    key: Tensor | None = None,
-) -> str:
+def slow_text(predict: Predict, tokenizer, stop: list[str], prompt: str, count: int, sampling=GREEDY, key=None) -> str:
     """At most ``count`` tokens after the prompt, each drawn from the logits (V,) that ``predict`` gives."""
     ids, new = tokenizer(prompt)["input_ids"], []
     while len(new) < count and not any(string in added(tokenizer, ids, new) for string in stop):

@@ -1,7 +1,6 @@
 """The protocol equals one question, way and sample at a time, without cached keys; whatever the batch size."""
 
 import pytest
-import torch
 from tokenizers.processors import TemplateProcessing
 
 from pipeline.data.tasks import spec
@@ -9,12 +8,10 @@ from pipeline.data.tasks.questions import Question
 from pipeline.errors import UserError
 from pipeline.evaluation.chain_of_thought.samples import vote_in
 from pipeline.evaluation.prompts import before_stop
-from pipeline.thought.model import QuietStarForCausalLM
 from tests.evaluation.chain_of_thought.asking import HOW, TOKENIZERS, ask, choices, numbers, slow_samples, tiny_model
 from tests.local_hub import word_tokenizer
 from tests.thought.tiny import GPT2
 
-QUESTIONS = 3
 WORDS = word_tokenizer()
 
 
@@ -23,24 +20,23 @@ def every(rows: list[dict], name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name, temperature", [("words", 0.0), *(pytest.param("bytes", t, marks=pytest.mark.slow) for t in (0.0, 1.0))]
+    "name, asked, options",
+    [
+        ("words", numbers(3), {"batch_size": 2}),
+        ("words", choices(2), {"answer_tokens": 12, "thought_temperature": 1.0}),
+        pytest.param("bytes", numbers(3), {"batch_size": 2}, marks=pytest.mark.slow),
+        pytest.param("bytes", numbers(3), {"batch_size": 2, "thought_temperature": 1.0}, marks=pytest.mark.slow),
+    ],
 )
-def test_samples_and_votes_equal_the_slow_protocol(tmp_path, name, temperature):
-    tokenizer, options = TOKENIZERS[name](), {"thought_temperature": temperature, "batch_size": 2}
+def test_samples_and_votes_equal_the_slow_protocol(tmp_path, name, asked, options):
+    tokenizer = TOKENIZERS[name]()
     model = tiny_model(tokenizer).double()
-    rows = ask(model, tokenizer, numbers(QUESTIONS), tmp_path / "rows", **options)
-    assert rows == slow_samples(model, tokenizer, numbers(QUESTIONS), **options)
+    rows = ask(model, tokenizer, asked, tmp_path / "rows", **options)
+    assert rows == slow_samples(model, tokenizer, asked, **options)
     votes = every(rows, "votes")
-    assert sum(map(bool, votes)) > 3 and "" in votes and len(set(every(rows, "texts"))) > 15
+    assert sum(map(bool, votes)) > 3 and "" in votes and len(set(every(rows, "texts"))) > 5 * len(asked)
     by_way = [[row["texts"] for row in rows if row["way"] == way] for way in ("thought", "no_thought")]
     assert by_way[0] != by_way[1]  # the test can tell the ways apart
-
-
-def test_choices_equal_the_slow_protocol_with_drawn_thoughts(tmp_path):
-    model, options = tiny_model(WORDS).double(), {"answer_tokens": 12, "thought_temperature": 1.0}
-    rows = ask(model, WORDS, choices(2), tmp_path / "rows", **options)
-    assert rows == slow_samples(model, WORDS, choices(2), **options)
-    assert sum(map(bool, every(rows, "votes"))) > 3
 
 
 @pytest.mark.parametrize("method, ways", [("pause", {"thought", "no_thought"}), ("no_thought", {"no_thought"})])
@@ -48,43 +44,6 @@ def test_other_methods_equal_the_slow_protocol(tmp_path, method, ways):
     model = tiny_model(WORDS, method=method).double()
     slow = slow_samples(model, WORDS, numbers(2), samples=2)
     assert ask(model, WORDS, numbers(2), tmp_path / "rows", samples=2) == [row for row in slow if row["way"] in ways]
-
-
-def canned(monkeypatch, tokenizer, reasoning: str, answer: str) -> list[str]:
-    """Have every generation write this; returns the prompts that it is given."""
-    prompts: list[str] = []
-
-    def generate(self, input_ids, attention_mask, samples=1, max_new_tokens=0, **_: object):
-        kept = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
-        prompts.extend(tokenizer.decode(ids) for ids in kept)
-        new = tokenizer(reasoning if max_new_tokens == 12 else answer, add_special_tokens=False)["input_ids"]
-        written = torch.tensor([new] * len(input_ids) * samples)
-        return torch.cat([input_ids.repeat_interleave(samples, 0), written], dim=1)
-
-    monkeypatch.setattr(QuietStarForCausalLM, "generate", generate)
-    return prompts
-
-
-# reasoning, answer, text, vote
-WRITTEN = [
-    (" 1 + 1 is 2.", " 2.", " 1 + 1 is 2.", "2"),
-    (" So 4.\nQ: What is 5?", " is $1,234.50", " So 4.\n", "1234.5"),
-    (" So 4.<|end|> and 5", " six Q: 7", " So 4.", ""),
-    ("\n\n\n6", " 3<|end|>4", "", "3"),
-    ("Q: 3\n\n\n", "\n9", "", "9"),
-    ("\n\n", "-0.50 or 8", "\n\n", "-0.5"),
-]
-
-
-def test_what_is_kept_and_asked(monkeypatch, tmp_path):
-    tokenizer, question = TOKENIZERS["bytes"](), numbers(3)[2]
-    model = tiny_model(tokenizer, method="no_thought")
-    how = spec.ChainOfThought(prompt="{{ q }}", stop=["Q:", "\n\n\n"], answer_prompt="\nTherefore,")
-    for i, (reasoning, answer, text, vote) in enumerate(WRITTEN):
-        prompts = canned(monkeypatch, tokenizer, reasoning, answer)
-        rows = ask(model, tokenizer, [question], tmp_path / f"rows {i}", how=how, samples=2)
-        assert rows[0]["texts"] == [text] * 2 and rows[0]["votes"] == [vote] * 2
-        assert prompts == [question.reasoning_prompt, *[question.reasoning_prompt + text + "\nTherefore,"] * 2]
 
 
 def test_an_end_token_that_a_tokenizer_adds_is_not_asked(tmp_path):
@@ -96,52 +55,42 @@ def test_an_end_token_that_a_tokenizer_adds_is_not_asked(tmp_path):
     assert with_end == ask(model, WORDS, numbers(3), tmp_path / "plain", samples=2)
 
 
-def test_a_prompt_needs_room_for_reasoning_answer_and_thought(tmp_path):
+def test_a_prompt_is_not_empty_and_needs_room_for_reasoning_answer_and_thought(tmp_path):
     """Learned positions end where they end; a broken character is longer in tokens than what it was sampled in."""
     tokenizer = TOKENIZERS["bytes"]()
-    longest = max(len(tokenizer(q.reasoning_prompt)["input_ids"]) for q in numbers(QUESTIONS))
+    longest = max(len(tokenizer(q.reasoning_prompt)["input_ids"]) for q in numbers(3))
     needed = longest + 12 + len(tokenizer(HOW.answer_prompt)["input_ids"]) + 6 + 3 + 2
     enough, less = (tiny_model(tokenizer, GPT2 | {"n_positions": n}) for n in (needed, needed - 1))
     how = spec.ChainOfThought(prompt="{{ q }}", stop=[], answer_prompt=HOW.answer_prompt)
-    rows = ask(enough, tokenizer, numbers(QUESTIONS), tmp_path / "rows", how=how)
+    rows = ask(enough, tokenizer, numbers(3), tmp_path / "rows", how=how)
     again = [len(tokenizer(text)["input_ids"]) for text in every(rows, "texts")]
     assert max(again) > 12 + 10, "nothing was left out"
-    message = f"question of t .* need {needed} positions, but the base model has {needed - 1}"
-    with pytest.raises(UserError, match=message):
-        ask(less, tokenizer, numbers(QUESTIONS), tmp_path / "rows")
-
-
-def test_an_empty_prompt_is_told(tmp_path):
+    with pytest.raises(UserError, match=f"question of t .* need {needed} positions, .* has {needed - 1}"):
+        ask(less, tokenizer, numbers(3), tmp_path / "rows")
     questions = [*numbers(2), Question("Q", "1", [], "")]
     with pytest.raises(UserError, match="task t, question 2: its chain-of-thought prompt is empty"):
-        ask(tiny_model(WORDS), WORDS, questions, tmp_path / "rows")
+        ask(enough, tokenizer, questions, tmp_path / "rows")
 
 
 LABELS = {  # by vote
-    "A": [" A", " A because B is wrong", " (A) lemur", "\nA", " trees.\nA", " trees. A. B"],
+    "A": [" A", " (A) lemur", "\nA", " trees.\nA", " trees. A. B", " trees? A: B", " it is A or B"],
     "B": [" B.", "B", ": B, not (C)", " (B) trees or (C)", " B: trees", " trees. A lemur lives in (B)", " B- water"],
     "C": [" 'C'", " Bears and (C)", " a B-side, C", " vitamin-B (C)", " B's or C"],
     "D": ["\n\nD", " B2 D"],
     "E": [" option E)"],
     "": [" the lab", " _B_", " b", " F or G", " trees.\nA lemur", " trees\nA lemur", ""],
 }
-LABELS["A"] += [" trees? A: B", " it is A or B", " trees. (A) lemur"]
 
 
-@pytest.mark.parametrize("vote, written", [(vote, written) for vote in LABELS for written in LABELS[vote]])
-def test_labels_are_words_of_their_own_and_no_articles(vote: str, written: str):
-    assert vote_in(written, list("ABCDE")) == vote
-
-
-def test_labels_are_any_text():
+def test_labels_are_words_of_their_own_and_no_articles():
+    for vote, texts in LABELS.items():
+        assert {text: vote_in(text, list("ABCDE")) for text in texts} == dict.fromkeys(texts, vote)
     assert vote_in(" 10 of 1", ["1", "10"]) == "10"
     assert vote_in(" yes+ (yes)", ["yes+", "no"]) == "yes+"
     assert vote_in(" x.y", ["."]) == ""
+    assert [vote_in(text, []) for text in (" is $1,234.50", " six", "-0.50 or 8")] == ["1234.5", "", "-0.5"]
 
 
-@pytest.mark.parametrize(
-    "stop, kept",
-    [([], "ab\nQ: c"), (["Q:"], "ab\n"), (["c", "b"], "a"), (["b", "c"], "a"), (["z"], "ab\nQ: c"), (["ab"], "")],
-)
-def test_a_stop_string_and_what_follows_is_left_out(stop: list[str], kept: str):
-    assert before_stop("ab\nQ: c", stop) == kept
+def test_a_stop_string_and_what_follows_is_left_out():
+    kept = {(): "ab\nQ: c", ("Q:",): "ab\n", ("c", "b"): "a", ("b", "c"): "a", ("z",): "ab\nQ: c", ("ab",): ""}
+    assert {stop: before_stop("ab\nQ: c", stop) for stop in kept} == kept

@@ -13,7 +13,7 @@ from pipeline.params import Evaluate
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from tests.evaluation.chain_of_thought.asking import tasks_folder, trained_folder
 
-PARAMS = Evaluate(seed=1, batch_size=2, thought_temperature=0.0, bootstrap_samples=20, device="cpu")
+PARAMS = Evaluate(seed=1, batch_size=2, thought_temperature=0.0, device="cpu")
 CONTROLS = ["swapped", "random", "same_last"]
 WAYS = {
     QUIET_STAR: ["thought", "no_thought", *CONTROLS],

@@ -1,6 +1,5 @@
 """Tokenizers of three families, files of spans, and made-up tables of tokens."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,8 @@ from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.evaluation.perplexity.groups import with_improvement
 from pipeline.evaluation.perplexity.kinds import KINDS
 from pipeline.files import write_rows
-from pipeline.params import Perplexity
 from tests.local_hub import word_tokenizer
 
-PARAMS = Perplexity(seed=1, texts=9, batch_size=2, thought_temperature=0.0, bootstrap_samples=2000, device="cpu")
-FEW = replace(PARAMS, bootstrap_samples=20)
 NATS = st.one_of(st.sampled_from([0.0, 0.5, 2.0]), st.floats(0, 12))
 WEIGHTS = st.one_of(st.sampled_from([0.0, -0.0, 0.1]), st.floats(-2, 2))
 TEXTS = ["some text to learn from, and more text (A) to learn: don't 12.\n"] * 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.evaluation.perplexity.groups import GROUPINGS, density_table, group_table
 from pipeline.evaluation.perplexity.kinds import KINDS
-from tests.evaluation.perplexity.made_up import FEW, PARAMS, any_tokens, random_tokens, slow_interval, table
+from tests.evaluation.perplexity.made_up import any_tokens, random_tokens, slow_interval, table
 
 by_decile, by_kind, by_position, by_weight = GROUPINGS.values()
 COLUMNS = ["group", "n", "share", "base_loss", "improvement", "ci_low", "ci_high", "helped", "hurt"]
@@ -42,7 +42,7 @@ def slow_rows(tokens: pd.DataFrame, group: pd.Series) -> dict[object, dict[str, 
 def test_rows_are_means_over_the_groups_tokens(tokens: pd.DataFrame):
     for grouped in GROUPINGS.values():
         group = grouped(tokens)
-        rows = group_table(tokens, group, FEW)
+        rows = group_table(tokens, group)
         assert list(rows.columns) == COLUMNS
         expected = slow_rows(tokens, group)
         assert set(rows["group"]) == set(expected) and rows["group"].is_unique
@@ -51,10 +51,10 @@ def test_rows_are_means_over_the_groups_tokens(tokens: pd.DataFrame):
         assert np.isfinite(rows.drop(columns="group").to_numpy(dtype=float)).all()
 
 
-def test_intervals_draw_whole_texts():
-    tokens = random_tokens(80, 12)
+def test_intervals_are_those_of_draws_of_whole_texts():
+    tokens = random_tokens(150, 12)
     group = by_kind(tokens)
-    rows = group_table(tokens, group, PARAMS).set_index("group")
+    rows = group_table(tokens, group).set_index("group")
     for name in rows.index:
         texts = [list(part["improvement"]) for _, part in tokens[group == name].groupby("text")]
         low, high = slow_interval(texts, np.mean)
@@ -83,7 +83,7 @@ def test_groups_come_in_their_own_order():
     tokens = random_tokens(40, 40)
     tokens.loc[0, "kind"] = "special"
     groupings = (by_kind, by_position, by_weight)
-    kinds, positions, weights = (group_table(tokens, grouped(tokens), FEW)["group"] for grouped in groupings)
+    kinds, positions, weights = (group_table(tokens, grouped(tokens))["group"] for grouped in groupings)
     assert list(by_kind(tokens)) == list(tokens["kind"])
     assert list(kinds) == [kind for kind in KINDS if kind in set(tokens["kind"])]
     assert list(positions) == ["1", "2-3", "4-7", "8-15", "16-31", "32-63"]

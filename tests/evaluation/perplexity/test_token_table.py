@@ -26,7 +26,7 @@ from pipeline.thought.sampler import Sampling
 from tests.evaluation.chain_of_thought.asking import tiny_model
 from tests.evaluation.perplexity.made_up import BYTE_LEVEL, METASPACE, write_spans
 
-PARAMS = Perplexity(seed=1, texts=3, batch_size=2, thought_temperature=0.0, bootstrap_samples=50, device="cpu")
+PARAMS = Perplexity(seed=1, texts=3, batch_size=2, thought_temperature=0.0, device="cpu")
 LENGTHS = (8, 5, 2)
 
 

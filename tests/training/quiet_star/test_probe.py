@@ -27,7 +27,7 @@ def thinker(tokenizer: PreTrainedTokenizerFast):
 
 
 def probe(path: Path, tokenizer: PreTrainedTokenizerFast, workings: list[str], rationales: int = 2) -> Probe:
-    rows = [{"prompt": p, "working": w} for p, w in zip(PROMPTS, workings, strict=True)]
+    rows = [{"task": t, "prompt": p, "working": w} for t, p, w in zip("xxy", PROMPTS, workings, strict=True)]
     write_rows(path / "probe.parquet", rows, PROBE)
     return read_probe(path / "probe.parquet", tokenizer, rationales)
 
@@ -46,8 +46,8 @@ def test_the_share_counts_thoughts(tokenizer: PreTrainedTokenizerFast, tmp_path:
     thoughts = probe(tmp_path, tokenizer, ["", "", ""]).thoughts(model, Sampling(seed=4))
     assert [len(some) for some in thoughts] == [2, 2, 2] and thoughts[0][0] != thoughts[0][1]
     workings = [thoughts[0][0], thoughts[1][1], "in no thought at all"]
-    assert probe(tmp_path, tokenizer, workings).share(model, seed=4) == 2 / 6
-    assert probe(tmp_path, tokenizer, ["in none"] * 3).share(model, seed=4) == 0.0
+    shares = probe(tmp_path, tokenizer, workings).shares(model, seed=4)
+    assert shares == {"working_share": pytest.approx(2 / 6), "working_share_x": 0.5, "working_share_y": 0.0}
 
 
 def test_a_corpus_without_workings_has_no_probe(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):

@@ -18,9 +18,8 @@ from tests.bad_input import spoil
 from tests.local_hub import model_folder
 from tests.training.quiet_star.test_trainer import TRAIN
 
-PAUSES = replace(TRAIN, method="pause")  # which reads no probe
-LEARNED = replace(PAUSES, adapt="frozen", saved="learned")
-ROUNDED = replace(PAUSES, adapt="frozen", precision="bfloat16")
+LEARNED = replace(TRAIN, adapt="frozen", saved="learned")
+ROUNDED = replace(TRAIN, adapt="frozen", precision="bfloat16")
 
 
 @pytest.fixture
@@ -42,12 +41,13 @@ def write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def call(params: Train, meanwhile: Callable[[QuietStarTrainer], object]) -> None:
         monkeypatch.setattr(QuietStarTrainer, "run", lambda self: (run(self), meanwhile(self))[0])
-        write_trained(params, folder / "base", folder, folder / "probe", folder / "out", folder / "results")
+        places = (folder / name for name in ("base", "", "probe", "out", "results/train/out"))
+        write_trained(params, "pause", 1, *places)  # pauses read no probe
 
     return call
 
 
-@pytest.mark.parametrize("params", [ROUNDED, LEARNED, PAUSES], ids=["rounded", "learned", "whole"])
+@pytest.mark.parametrize("params", [ROUNDED, LEARNED, TRAIN], ids=["rounded", "learned", "whole"])
 def test_bfloat16_keeps_only_matrices_that_do_not_learn_in_it(params: Train, write: Callable, folder: Path):
     kept = {}
     write(params, lambda trainer: kept.update((name, w.dtype) for name, w in trainer.model.named_parameters()))

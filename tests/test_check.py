@@ -1,0 +1,44 @@
+"""`make check`: which claims there are, and its exit code."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline import check
+from pipeline.errors import UserError
+
+ROWS = [
+    ("rings", "accuracy", "quiet_star", "before", 0.8, 0.7),
+    ("rings", "accuracy", "quiet_star", "quiet_star/swapped", 0.7, 0.6),
+    ("rings", "accuracy", "quiet_star", "quiet_star/thoughts_off", -0.1, -0.2),  # no claim
+    ("rings", "prob", "quiet_star", "before", -0.1, -0.2),  # neither
+    ("heldout", "loss", "quiet_star/thoughts_off", "before", -0.02, -0.04),
+]
+COLUMNS = ["task", "measure", "arm", "against", "difference", "low"]
+
+
+def outcome(folder: Path, rows: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple:
+    """The exit code and the first word of each line."""
+    path = folder / "comparisons.csv"
+    pd.DataFrame(rows, columns=COLUMNS).assign(high=1.0).to_csv(path)
+    monkeypatch.setattr(check, "COMPARISONS", path)
+    with pytest.raises(SystemExit) as ended:
+        check.main()
+    return ended.value.code, [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("failing, low", [(None, 0), (0, -0.1), (1, 0.0), (4, -0.06)])
+def test_a_claim_that_fails_is_told(failing: int | None, low: float, tmp_path: Path, monkeypatch, capsys):
+    rows = [(*row[:-1], low) if i == failing else row for i, row in enumerate(ROWS)]
+    words = ["FAILS" if i == failing else "holds" for i in (0, 1, 4)]
+    assert outcome(tmp_path, rows, monkeypatch, capsys) == (int(failing is not None), words)
+
+
+def test_nothing_to_check_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(check, "COMPARISONS", tmp_path / "comparisons.csv")
+    with pytest.raises(UserError, match="missing or broken"):
+        check.main()
+    pd.DataFrame(ROWS[2:4], columns=COLUMNS).assign(high=1.0).to_csv(check.COMPARISONS)
+    with pytest.raises(UserError, match="nothing to check"):
+        check.main()
