@@ -1,6 +1,5 @@
 """The run's results for a reader: the page (one HTML file that works offline) and the release with its model card.
 
-`page` and `card` fill the templates `page.html.j2` and `card.md.j2`. `reading` reads what other stages wrote;
-`facts`, `results`, `comparisons`, `where` and `certainty` put it into words; `figures` and `curves` draw it; `quotes`
-chooses texts to show.
+`page` and `card` fill the templates `page.html.j2` and `card.md.j2`. `reading` reads what other stages wrote; `facts`,
+`results` and `where` put it into words and tables; `figures` and `curves` draw it; `quotes` chooses texts to show.
 """

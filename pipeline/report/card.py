@@ -8,12 +8,20 @@ import yaml
 from jinja2 import StrictUndefined, Template
 
 from pipeline import params
-from pipeline.report.comparisons import arm_name, read_comparisons
-from pipeline.report.estimates import Estimate, decimal, interval, nats, p_value, percent, points, whole
 from pipeline.report.facts import training_facts, training_sentence
-from pipeline.report.method import METHODS, Method
+from pipeline.report.method import METHODS
 from pipeline.report.reading import read_json
-from pipeline.report.results import MEASURES
+from pipeline.report.results import (
+    arms_table,
+    claims,
+    content_table,
+    counts_sentence,
+    differences_table,
+    heldout_findings,
+    heldout_table,
+    read_results,
+    reasoning_table,
+)
 
 ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$!])")
@@ -26,8 +34,12 @@ def model_card(params_file: Path, results: Path) -> str:
 
     Raises UserError if one of their files is missing or cannot be read.
     """
-    given, train = params.load(params_file), read_json(results / "train/metrics.json")
-    method, base = METHODS[train["method"]], given.base_model
+    given = params.load(params_file)
+    train = read_json(results / "train" / given.arms.run / "metrics.json")
+    method, base = METHODS[given.arms.methods[0]], given.base_model
+    found = read_results(results / "compare", method)
+    shown = [arms_table(found, "accuracy"), differences_table(found, "accuracy"), content_table(found)]
+    shown += [heldout_table(found), reasoning_table(read_json(results / "chain_of_thought/metrics.json"), method)]
     head: dict = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -43,60 +55,21 @@ def model_card(params_file: Path, results: Path) -> str:
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
         base_name=escaped(base_name),
         about=escaped(training_sentence(train, given, method)),
-        facts=_table(("", ""), training_facts(train, given, method)),
+        facts=_table(("", ""), training_facts(train, read_json(results / "summary.json"), given, method)),
         settings=_table(("setting", "value"), ((name, repr(value)) for name, value in vars(given.train).items())),
-        results="\n\n".join(_results(results, method)),
+        claims=[escaped(finding.text) for finding in [*claims(found), *heldout_findings(found)]],
+        counts=escaped(counts_sentence(found)),
+        tables=[
+            f"{escaped(table.title)}:\n\n{_table(table.header, ([cell.text for cell in row] for row in table.rows))}"
+            for table in shown
+            if table.rows
+        ],
     )
 
 
 def on_the_hub(name: str) -> bool:
     """Whether ``name`` can be a name on the hub and is not the path of a local folder."""
     return ON_THE_HUB.fullmatch(name) is not None and not Path(name).exists()
-
-
-def _results(results: Path, method: Method) -> Iterable[str]:
-    """The tables: tasks, other ways of training, written reasoning, held-out text."""
-    trained_ways, gain = method.trained_ways, ["difference"] if method.thinks else []
-
-    rows = []
-    for task, values in read_json(results / "evaluate/metrics.json").items():
-        for key, (label, prefix) in MEASURES.items():
-            row = [task, label, *(percent(values[way][key]) for way in method.ways)]
-            if method.thinks:
-                difference = values["difference"]
-                test = p_value(difference["p_value"]) if key == "accuracy" else ""
-                row += [interval(Estimate.of(difference, key, prefix), points), test]
-            rows.append([*row, whole(values["n"])])
-    test = ["McNemar"] if method.thinks else []
-    yield _table(["task", "measure", *method.ways.values(), *gain, *test, "n"], rows)
-
-    rows = []
-    for one in read_comparisons(results):
-        if one["measure"] == "accuracy":
-            difference = interval(Estimate.of(one, "difference"), points)
-            test, counts = p_value(one["p_value"]), (whole(one["seeds"]), whole(one["n"]))
-            rows.append([one["task"], arm_name(one["against"]), difference, test, *counts])
-    if rows:
-        header = ("task", "against", "difference", "McNemar", "seeds", "n")
-        yield f"Accuracy against other ways of training:\n\n{_table(header, rows)}"
-
-    rows = []
-    for task, values in read_json(results / "chain_of_thought/metrics.json").items():
-        for measure in values["no_thought"]:
-            row = [task, measure, *(percent(values[way][measure]) for way in trained_ways)]
-            if method.thinks:
-                row.append(interval(Estimate.of(values["difference"][measure]), points))
-            rows.append([*row, whole(values["n"])])
-    if rows:
-        table = _table(["task", "measure", *trained_ways.values(), *gain, "n"], rows)
-        yield f"With written reasoning (maj@k: the majority of k samples):\n\n{table}"
-
-    text = read_json(results / "perplexity/metrics.json")
-    header = ["held-out text", *trained_ways.values()]
-    row = ["loss, nats per token", *(decimal(text["loss"][way]) for way in trained_ways)]
-    if method.thinks:
-        header, row = [*header, "improvement"], [*row, interval(Estimate.of(text["improvement"]), nats)]
-    yield _table([*header, "n"], [[*row, whole(text["n_texts"])]])
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -18,16 +18,21 @@ class Line(NamedTuple):
     colour: str = THOUGHT
 
 
-def training_curves(results: Path, method: Method) -> list[Plot]:
-    """The figures of the logs in ``results``; one whose columns are all blank is left out."""
-    heldout, steps = results / "train/heldout.csv", results / "train/steps.csv"
-    losses = [Line("base_loss", f"without {method.many}", PLAIN)]
+def training_curves(results: Path, run: str, method: Method) -> list[Plot]:
+    """The figures of the logs of ``run`` (METHOD-SEED) in ``results``; one whose columns are all blank is left out.
+
+    Losses with and without thoughts are means over the same targets, those of talk_loss: their distance is the gain.
+    """
+    heldout, steps = (results / "train" / run / name for name in ("heldout.csv", "steps.csv"))
+    losses = [Line("base_loss", colour=PLAIN)]
     if method.thinks:
-        losses.append(Line("talk_loss", f"with {method.many}"))
+        without = Line("base_loss_ahead", f"without {method.many}", PLAIN)
+        losses = [without, Line("talk_loss", f"with {method.many}")]
     plots = [_curve(heldout, "heldout-losses", "Held-out loss", NATS, *losses)]
     if method.writes:
         title, unit = "Thoughts that contain the right working", "share, after probe prompts"
-        plots.append(_curve(heldout, "working-share", title, unit, Line("working_share")))
+        tasks = Line("working_share_rings", "rings"), Line("working_share_animals", "animals", PLAIN)
+        plots.append(_curve(heldout, "working-share", title, unit, *tasks))
     plots.append(_curve(steps, "losses", "Loss", NATS, *losses))
     if method.thinks:
         unit = f"0 ignores the {method.one}"
@@ -47,9 +52,9 @@ def training_curves(results: Path, method: Method) -> list[Plot]:
     return list(filter(None, plots))
 
 
-def step_warnings(results: Path) -> list[str]:
+def step_warnings(results: Path, run: str) -> list[str]:
     """What the rules of `pipeline.training.warnings` say about the training log."""
-    return list(warnings(read_csv(results / "train/steps.csv", "step", *WATCHED)))
+    return list(warnings(read_csv(results / "train" / run / "steps.csv", "step", *WATCHED)))
 
 
 def _curve(log: Path, name: str, title: str, unit: str, *lines: Line) -> Plot | None:

@@ -1,8 +1,7 @@
 """Estimates with their intervals, the verdict that an interval allows, and how numbers are written."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import pandas as pd
 
@@ -10,8 +9,7 @@ MINUS, SPACE = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 ABOVE, BELOW, UNDECIDED = "above", "below", "undecided"
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A mean and the ends of its 95% interval, in one unit."""
 
     mean: float
@@ -19,9 +17,9 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, values: Mapping, mean: str = "mean", prefix: str = "") -> Self:
-        """Read a row or a section of metrics; ``prefix`` comes before the names of the interval's ends."""
-        return cls(values[mean], values[f"{prefix}ci_low"], values[f"{prefix}ci_high"])
+    def of(cls, values: Mapping, mean: str = "mean", ends: str = "ci_") -> Self:
+        """Read a row or a section of metrics; ``ends`` comes before the names low and high of the interval's ends."""
+        return cls(values[mean], values[f"{ends}low"], values[f"{ends}high"])
 
     @property
     def verdict(self) -> str:
@@ -31,8 +29,7 @@ class Estimate:
         return BELOW if self.high < 0 else UNDECIDED
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A sentence and the verdict that it states."""
 
     text: str
@@ -68,20 +65,13 @@ def whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+def counted(number: float, what: str) -> str:
+    return f"{number:,.0f} {what}" if number == 1 else f"{number:,.0f} {what}s"
 
 
 def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
     """The mean and its interval, written by ``show``, without a line break inside."""
     return f"{show(estimate.mean)} [{show(estimate.low)},{SPACE}{show(estimate.high)}]"
-
-
-def spoken(estimate: Estimate, show: Callable[[float], str], unit: str, *more: str) -> str:
-    """The same for a sentence, with ``more`` facts in the brackets."""
-    zero = ", which includes zero" if estimate.verdict == UNDECIDED else ""
-    brackets = f"95% interval {show(estimate.low)} to {show(estimate.high)}{zero}"
-    return f"{show(estimate.mean)} {unit} ({'; '.join(filter(None, [brackets, *more]))})"
 
 
 def listed(parts: list[str]) -> str:

@@ -1,22 +1,12 @@
 """What was trained: the method, the model and the text, as facts and as a sentence."""
 
 from pipeline.params import Params
-from pipeline.report.estimates import counted, decimal, percent, whole
+from pipeline.report.estimates import counted, percent, whole
 from pipeline.report.method import Method
 
-LEARNED = {
-    "quiet_star": "It learned to write a hidden thought of {tokens} after every token of a text. A thought is rewarded "
-    "if it makes the next {ahead} easier to predict.",
-    "pause": "It learned to predict a text with a pause of {tokens} after every token. A pause gives as much time to "
-    "compute as a thought of that length, but its tokens are always the same.",
-    "no_thought": "It learned to predict the next token in the ordinary way. This run is the control: it shows what "
-    "reading the same text does without thoughts.",
-}
 
-
-def training_facts(train: dict, params: Params, method: Method) -> list[tuple[str, str]]:
-    """(label, value) pairs from the metrics of training; the share of right workings only where it was measured."""
-    first, last = train["heldout"]["first"], train["heldout"]["last"]
+def training_facts(train: dict, summary: dict, params: Params, method: Method) -> list[tuple[str, str]]:
+    """(label, value) pairs from the metrics of training and the run's summary, of what was measured."""
     given, scratch = params.base_model, params.base_model.scratch
     base_model = f"{scratch.architecture} of {counted(scratch.layers, 'layer')}, from scratch"
     if given.source == "hub":
@@ -26,7 +16,6 @@ def training_facts(train: dict, params: Params, method: Method) -> list[tuple[st
         split = params.corpus.hub.train
         rows = None if split.rows is None else f"{split.rows:,} rows"
         text = ", ".join(filter(None, (split.path, split.name, split.split, rows)))
-    base_loss = f"{decimal(first['base_loss'])} → {decimal(last['base_loss'])}"
     facts = [
         ("method", method.name),
         ("base model", base_model),
@@ -34,16 +23,11 @@ def training_facts(train: dict, params: Params, method: Method) -> list[tuple[st
         ("text", text),
         ("tokens of text read", whole(train["text_tokens"])),
         ("optimizer steps", whole(train["steps"])),
-        ("seed", str(params.train.seed)),
+        ("seed", str(params.arms.seeds[0])),
     ]
-    if not method.thinks:
-        return [*facts, ("held-out loss, nats", base_loss)]
-    talk_loss = f"{decimal(first['talk_loss'])} → {decimal(last['talk_loss'])}"
-    facts += [
-        (f"{method.one} at every token", counted(params.train.thought_tokens, "token")),
-        (f"held-out loss without {method.many}, nats", base_loss),
-        (f"held-out loss with {method.many}, nats", talk_loss),
-    ]
+    if method.thinks:
+        facts.append((f"{method.one} at every token, at most", counted(params.train.thought_tokens, "token")))
+        facts.append((f"mean length of a {method.one}", f"{summary['thought_length']:.1f} tokens"))
     share = train["working_share"]
     if method.writes and share is not None:
         change = f"{percent(share['first'])} → {percent(share['last'])}"
@@ -52,11 +36,16 @@ def training_facts(train: dict, params: Params, method: Method) -> list[tuple[st
 
 
 def training_sentence(train: dict, params: Params, method: Method) -> str:
-    """What was trained on how much text, and what it learned."""
+    """What was trained on how much text, and how."""
     number = train["parameters"]
     size = whole(number)
     if number >= 1e6:
         size = f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
+    read = f"A language model of {size} parameters read {whole(train['text_tokens'])} tokens of text."
+    return f"{read} {what_it_does(method, params)}"
+
+
+def what_it_does(method: Method, params: Params) -> str:
+    """What the method does, with the lengths of this run."""
     tokens, ahead = counted(params.train.thought_tokens, "token"), counted(params.train.lookahead, "token")
-    learned = LEARNED[method.key].format(tokens=tokens, ahead=ahead)
-    return f"A language model of {size} parameters read {whole(train['text_tokens'])} tokens of text. {learned}"
+    return method.what.format(tokens=tokens, ahead=ahead)

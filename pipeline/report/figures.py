@@ -1,43 +1,50 @@
-"""The figures of the results: bars by arm and by group of tokens, majorities, and the joint density."""
+"""The figures of the results: every seed, bars by group of tokens, majorities, and the joint density."""
 
 import re
 
 import numpy as np
 import pandas as pd
 
-from pipeline.report.comparisons import arm_name
 from pipeline.report.drawing import INK, PLAIN, QUIET, THOUGHT, Axes, Figure, PercentFormatter, Plot, legend_above, plot
 from pipeline.report.estimates import whole
-from pipeline.report.method import Method
+from pipeline.report.method import Method, arm_name
 from pipeline.report.quotes import visible
+from pipeline.report.results import HELDOUT, LOSS, Results
 from pipeline.report.where import group_name
 
-LONGEST_LABEL = 24  # characters of a label beside a bar
+LONGEST_LABEL = 30  # characters of a label beside a bar
 ROW = 0.24  # inches for a horizontal bar
 FAINTEST = 0.3  # opacity of the density's cells with the fewest tokens
 
 
-def accuracy_by_arm(rows: pd.DataFrame, method: Method) -> Plot:
-    """A bar for each arm, tasks one below the other; the run's own bar has the colour of thoughts."""
-    by_task = list(rows.groupby("task", sort=False))
+def seeds(number: int, task: str, results: Results) -> Plot | None:
+    """Every seed of every arm on a task, a dot each, and the interval of the arm's mean. None where there are none."""
+    measure = LOSS if task == HELDOUT else "accuracy"
+    rows = results.seeds[(results.seeds["task"] == task) & (results.seeds["measure"] == measure)]
+    arms = [arm for arm in results.arms([task]) if arm in set(rows["arm"])]
+    if not arms:
+        return None
 
     def draw(figure: Figure) -> None:
-        counts = [len(bars) for _, bars in by_task]
-        panels = figure.subplots(len(by_task), sharex=True, squeeze=False, height_ratios=counts)[:, 0]
-        for axes, (task, bars) in zip(panels, by_task, strict=True):
-            places = range(len(bars))
-            colours = [THOUGHT if arm == method.key else (INK, 0.3) for arm in bars["arm"]]
-            axes.barh(places, bars["mean"], color=colours, height=0.62)
-            axes.hlines(places, bars["ci_low"], bars["ci_high"], color=INK, linewidth=1.3)
-            for place, mean in zip(places, bars["mean"], strict=True):
-                axes.text(1.03, place, f"{100 * mean:.1f}%", va="center", fontsize=9)
-            axes.set_xlim(0, 1)
+        axes = figure.add_subplot()
+        for place, arm in enumerate(arms):
+            values = rows.loc[rows["arm"] == arm, "value"]
+            whole_arm = results.figures[task, measure, arm]
+            colour = THOUGHT if arm == results.method.key else INK
+            axes.hlines(place, whole_arm["low"], whole_arm["high"], color=colour, linewidth=1.3, alpha=0.45)
+            axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.7, markeredgewidth=0)
+        if task != HELDOUT:
+            axes.set_xlim(-0.03, 1.03)
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            _label_rows(axes, [arm_name(arm) for arm in bars["arm"]])
-            axes.set_title(visible(task), loc="left", fontsize=9.5, color=QUIET)
+        _label_rows(axes, [arm_name(arm) for arm in arms])
 
-    height = len(rows) * ROW + len(by_task) * 0.3 + 0.25
-    return plot("accuracy", "Accuracy by way of training", "share of questions, 95% interval", rows, draw, height)
+    unit = "loss, nats a token" if task == HELDOUT else "share of questions answered right"
+    title = "held-out text" if task == HELDOUT else task
+    return plot(_name("seeds", number, task), title, unit, rows, draw, len(arms) * ROW + 0.5)
+
+
+def _name(kind: str, number: int, task: str) -> str:
+    return f"{kind}-{number}-{re.sub(r'[^a-z0-9]+', '-', task.lower()).strip('-')}"
 
 
 def _label_rows(axes: Axes, labels: list[str]) -> None:
@@ -57,8 +64,8 @@ def votes(number: int, task: str, rows: pd.DataFrame, method: Method) -> Plot:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for way, label in method.trained_ways.items():
-            line = rows[rows["way"] == way].sort_values("k")
+        for way in (way for way in ("no_thought", "thought") if way in method.ways):
+            line, label = rows[rows["way"] == way].sort_values("k"), method.ways[way]
             # the dashes tell the lines apart without colours
             colour, style = (THOUGHT, "-") if way == "thought" else (PLAIN, "--")
             axes.fill_between(line["k"], line["ci_low"], line["ci_high"], color=colour, alpha=0.2, linewidth=0)
@@ -72,12 +79,11 @@ def votes(number: int, task: str, rows: pd.DataFrame, method: Method) -> Plot:
         axes.set_xlabel("samples that vote")
         legend_above(axes)
 
-    name = f"votes-{number}-{re.sub(r'[^a-z0-9]+', '-', task.lower()).strip('-')}"
-    return plot(name, task, "accuracy, 95% interval", rows, draw, 2.3)
+    return plot(_name("votes", number, task), task, "accuracy, 95% interval", rows, draw, 2.3)
 
 
 def decile_bars(name: str, title: str, deciles: pd.DataFrame) -> Plot:
-    """The improvement by decile of the base loss."""
+    """The improvement by decile of the loss before training."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -116,8 +122,8 @@ def _sides(improvement: pd.Series) -> list[str]:
     return [THOUGHT if value >= 0 else PLAIN for value in improvement]
 
 
-def density(cells: pd.DataFrame, method: Method) -> Plot:
-    """How many tokens have which base loss and improvement: the stronger the colour, the more, on a log scale."""
+def density(cells: pd.DataFrame) -> Plot:
+    """Tokens by loss before training and improvement: the stronger the colour, the more, on a log scale."""
 
     def spacing(centres: pd.Series) -> float:
         gaps = np.diff(np.unique(centres))  # bins are equally wide, but empty ones are not in the table
@@ -132,7 +138,7 @@ def density(cells: pd.DataFrame, method: Method) -> Plot:
         low = cells["improvement"] - height / 2
         axes.bar(cells["base_loss"], height=height, bottom=low, width=width, color=colours, linewidth=0)
         axes.axhline(0, color=INK, linewidth=0.6)
-        axes.set_xlabel(f"loss without {method.many}, nats")
+        axes.set_xlabel("loss before training, nats")
         axes.set_ylabel("improvement, nats")
 
     unit = f"{whole(cells['tokens'].min())} to {whole(cells['tokens'].max())} tokens a cell"

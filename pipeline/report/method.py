@@ -1,52 +1,100 @@
-"""The ways of training that a page can be about, and what each calls its thoughts."""
+"""The arms in words: the methods, and what may stand in the place of a thought (`way`).
+
+An arm is named METHOD, the method's own way of answering, or METHOD/WAY.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Method:
-    """``thinks``: thoughts or pauses come before a prediction; ``writes``: the thoughts are words to read."""
+    """``thinks``: thoughts or pauses come before a prediction; ``writes``: they are sampled, so they can be read.
+
+    ``what`` says what the method does; {tokens} and {ahead} stand for the lengths of a thought and of the lookahead.
+    """
 
     key: str
     name: str
-    act: str
-    one: str
-    many: str
-    thinks: bool
-    writes: bool
+    what: str
+    one: str = "thought"
+    many: str = "thoughts"
+    thinks: bool = True
+    writes: bool = True
 
     @property
     def title(self) -> str:
         return f"{self.name[0].upper()}{self.name[1:]}"
 
     @property
-    def off(self) -> str:
-        """The arm of `compare` that is the trained model answering without its thoughts."""
-        return f"{self.key}, thoughts off"
-
-    @property
-    def contrast(self) -> tuple[str, str]:
-        """The two ways of answering whose difference the page is about."""
-        return ("no_thought", "thought") if self.thinks else ("base", "no_thought")
-
-    @property
     def ways(self) -> dict[str, str]:
-        """The ways of answering that a run of this method has, with their names on the page."""
-        return {"base": "before training", **self.trained_ways}
-
-    @property
-    def trained_ways(self) -> dict[str, str]:
-        """The ways of answering of the trained model."""
-        if not self.thinks:
-            return {"no_thought": "after training"}
-        return {"no_thought": f"without {self.many}", "thought": f"with {self.many}"}
+        """The ways of answering that `predictions.parquet` has of this method, with their names on the page."""
+        ways = {"no_thought": f"without {self.many}" if self.thinks else "without thoughts"}
+        if self.thinks:
+            ways["thought"] = f"with {self.many}"
+        return ways | ({"swapped": "with another’s thought"} if self.writes else {})
 
 
+# in the order of the page's tables
 METHODS = {
     method.key: method
     for method in (
-        Method("quiet_star", "Quiet-STaR", "Thinking", "thought", "thoughts", thinks=True, writes=True),
-        Method("pause", "pause tokens", "Pausing", "pause", "pauses", thinks=True, writes=False),
-        Method("no_thought", "no thoughts", "Thinking", "thought", "thoughts", thinks=False, writes=False),
+        Method(
+            "quiet_star",
+            "Quiet-STaR",
+            "A hidden thought of {tokens} is written after every token of a text, and rewarded if it makes the next "
+            "{ahead} easier to predict.",
+        ),
+        Method(
+            "no_policy",
+            "no policy loss",
+            "Thoughts of {tokens} that nobody rewards: only the mixing head and the language model learn.",
+        ),
+        Method(
+            "shuffled_reward",
+            "shuffled rewards",
+            "Thoughts of {tokens} and the policy loss of Quiet-STaR, but each thought gets another’s advantage: what "
+            "the update does whatever a thought was worth.",
+        ),
+        Method(
+            "pause",
+            "pauses",
+            "A pause of {tokens} after every token of a text. Its tokens are learned and always the same.",
+            "pause",
+            "pauses",
+            writes=False,
+        ),
+        Method(
+            "no_thought",
+            "no thoughts",
+            "The next token is predicted in the ordinary way: what reading the same text does.",
+            thinks=False,
+            writes=False,
+        ),
+        Method("untrained", "untrained thoughts", "Thoughts of {tokens} as initialised, mixing weight 1, no step."),
+        Method("before", "before training", "The model before training, no thoughts.", thinks=False, writes=False),
     )
 }
+# the name of a way and what it is, in the order of the page's tables; "" is the method's own way
+WAYS = {
+    "": ("", ""),
+    "swapped": ("swapped", "The thoughts of another question or text."),
+    "random": ("random", "Each token of a thought is drawn from the tokens of all thoughts."),
+    "own_where_same_last": ("own, where same last", "Its own thoughts, on the questions of the next way."),
+    "same_last": ("same last token", "Another question’s thought that ends alike, where there is one."),
+    "thoughts_off": ("thoughts off", "The trained model without thoughts."),
+    "sampled": ("sampled", "One thought, sampled at temperature 1; all others are greedy."),
+    "mean16": ("mean of 16", "The mean prediction over 16 sampled thoughts."),
+}
+
+
+def arm_name(arm: str) -> str:
+    """The arm in words; what has no words keeps its name."""
+    method, _, way = arm.partition("/")
+    name = METHODS[method].name if method in METHODS else method
+    return f"{name}, {WAYS.get(way, (way,))[0]}" if way else name
+
+
+def arm_order(arm: str) -> tuple[int, int]:
+    """Where the arm stands in the tables; what is not known comes last."""
+    method, _, way = arm.partition("/")
+    return tuple([*names, name].index(name) for names, name in ((METHODS, method), (WAYS, way)))

@@ -8,15 +8,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import params
 from pipeline.files import replacing
-from pipeline.report import certainty, comparisons, curves, estimates, facts, figures, quotes, results, where
+from pipeline.report import curves, estimates, facts, figures, quotes, results, where
 from pipeline.report.drawing import csv_link
-from pipeline.report.method import METHODS, Method
+from pipeline.report.method import METHODS, WAYS, Method
 from pipeline.report.reading import read_csv, read_json, read_parquet
+from pipeline.report.results import HELDOUT, Cell, Table
 
 PLAN = "\nplan:"  # the last section of params.yaml; no stage depends on it, so the page leaves it out
 PACKAGES = ("torch", "transformers", "datasets", "dvc", "hydra-core", "pandas")
 ENDS = ("ci_low", "ci_high")
-FIGURES = ("task", "measure", "arm", "seeds", "n", "mean", *ENDS)
 GROUPS = ("group", "n", "share", "base_loss", "improvement", *ENDS, "helped", "hurt")
 GROUP_FIGURES = (  # a table of groups of tokens, the figure's title, and what a group is called
     ("deciles", "By difficulty", "tenth"),
@@ -25,99 +25,96 @@ GROUP_FIGURES = (  # a table of groups of tokens, the figure's title, and what a
     ("weights", "By mixing weight", "weight"),
 )
 # what the templates call
-FUNCTIONS = vars(estimates) | vars(comparisons) | {f.__name__: f for f in (quotes.visible, where.group_name)}
+FUNCTIONS = vars(estimates) | {"visible": quotes.visible, "estimate": estimates.Estimate.of}
 
 
-def write_report(params_file: Path, results_folder: Path, out: Path) -> None:
-    """Write the page ``out`` from the files that the other stages wrote to ``results_folder``.
+def write_report(params_file: Path, folder: Path, out: Path) -> None:
+    """Write the page ``out`` about the first arm from the files that the other stages wrote to ``folder``.
 
     Raises UserError if one of them is missing or cannot be read.
     """
     given = params.load(params_file)
-    train = read_json(results_folder / "train/metrics.json")
-    text = read_json(results_folder / "perplexity/metrics.json")
-    method = METHODS[train["method"]]
+    run, method = given.arms.run, METHODS[given.arms.methods[0]]
+    train = read_json(folder / "train" / run / "metrics.json")
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     shown = {
         "method": method,
-        "question": f"Did {method.act.lower()} help?",
-        "facts": facts.training_facts(train, given, method),
         "in_words": facts.training_sentence(train, given, method),
-        "seed": given.train.seed,
+        "facts": facts.training_facts(train, read_json(folder / "summary.json"), given, method),
+        "legend": [*((one.name, facts.what_it_does(one, given)) for one in METHODS.values()), *WAYS.values()],
         "params": params_file.read_text(encoding="utf-8").partition(PLAN)[0].rstrip(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "curves": curves.training_curves(results_folder, method),
-        "warnings": curves.step_warnings(results_folder),
-        "text": text,
-        **_did_it_help(results_folder, text, method),
-        **_where(results_folder, text, given.report.passages, method),
+        "versions": Table("Versions", ["package", "version"], [[*map(Cell, row)] for row in versions.items()]),
+        "curves": curves.training_curves(folder, run, method),
+        "warnings": curves.step_warnings(folder, run),
+        "costs": results.costs_sentence(folder / "evaluate", given.arms),
+        **_arms(folder, method),
+        **_where(folder, run, given.report.passages, method),
     }
-    bars = sum(len(group["rows"]) for group in shown["groups"])
-    shown["compared"] = certainty.compared(shown["tasks"], shown["reasoning"], shown["comparisons"], bars, method)
+    shown["compared"] += sum(len(group["table"].rows) for group in shown["groups"])
     loader = FileSystemLoader(Path(__file__).parent)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.globals |= FUNCTIONS | {"estimate": estimates.Estimate.of}
-    html = jinja.get_template("page.html.j2").render(shown, chance=certainty.chance_sentence(shown["compared"]))
+    jinja.globals |= FUNCTIONS
+    html = jinja.get_template("page.html.j2").render(shown)
     with replacing(out) as part:
         part.write_text(html, encoding="utf-8", newline="\n")
 
 
-def _did_it_help(folder: Path, text: dict, method: Method) -> dict:
-    """The run's own results, with written reasoning too, and the ways of training against each other."""
-    tasks = read_json(folder / "evaluate/metrics.json")
+def _arms(folder: Path, method: Method) -> dict:
+    """What the arms' comparisons say, and the run's written reasoning."""
+    found = results.read_results(folder / "compare", method)
     reasoning = read_json(folder / "chain_of_thought/metrics.json")
-    arms = read_csv(folder / "compare/figures.csv", *FIGURES)
-    accuracy = arms[arms["measure"] == "accuracy"]
-    arm_rows = arms.to_dict("records")
-    compared = comparisons.read_comparisons(folder)
     vote_plots = []
     if reasoning:
-        table = read_csv(folder / "chain_of_thought/votes.csv", "task", "way", "k", "accuracy", *ENDS, "n")
-        table = table[table["way"].isin(method.trained_ways)]
+        votes = read_csv(folder / "chain_of_thought/votes.csv", "task", "way", "k", "accuracy", *ENDS, "n")
+        votes = votes[votes["way"].isin(method.ways)]
         for number, task in enumerate(reasoning, start=1):
-            vote_plots.append(figures.votes(number, task, table[table["task"] == task], method))
+            vote_plots.append(figures.votes(number, task, votes[votes["task"] == task], method))
+    reasoning_table = results.reasoning_table(reasoning, method)
+    plots = [figures.seeds(number, task, found) for number, task in enumerate([*found.tasks, HELDOUT], start=1)]
     return {
-        "tasks": tasks,
-        "measures": results.MEASURES,
-        "own_findings": results.own_findings(tasks, text, method),
-        "arms": arm_rows,
-        "arm_plot": figures.accuracy_by_arm(accuracy, method) if len(accuracy) else None,
-        "arm_findings": comparisons.comparison_findings(compared, method),
-        "comparisons": compared,
-        "seeds": certainty.seeds_sentence(arm_rows),
-        "coverage": certainty.coverage_sentence(arm_rows),
-        "reasoning": reasoning,
-        "unreasoned": [task for task in tasks if task not in reasoning],
-        "reasoning_findings": results.reasoning_findings(reasoning, method),
+        "claims": results.claims(found),
+        "counts": results.counts_sentence(found),
+        "arms": {measure: results.arms_table(found, measure) for measure in ("accuracy", "prob")},
+        "differences": {measure: results.differences_table(found, measure) for measure in ("accuracy", "prob")},
+        "content": results.content_table(found),
+        "heldout": results.heldout_table(found),
+        "heldout_findings": results.heldout_findings(found),
+        "seed_plots": list(filter(None, plots)),
+        "reasoning": reasoning_table,
+        "unreasoned": [task for task in found.tasks if task not in reasoning],
         "vote_plots": vote_plots,
+        "compared": len(found.comparisons) + len(reasoning_table.rows) * method.thinks,
     }
 
 
-def _where(folder: Path, text: dict, passages: int, method: Method) -> dict:
+def _where(folder: Path, run: str, passages: int, method: Method) -> dict:
     """Where thoughts helped: groups of tokens, extremes, the heat map, and examples of questions."""
-    columns = ("task", "index", "prompt", "answer", "way", "predicted", "correct", "prob", "thought")
-    predictions = read_parquet(folder / "evaluate/predictions.parquet", *columns)
-    shown = {"examples": quotes.examples(predictions, method), "groups": []}
     if not method.thinks:
-        return shown
-    folder = folder / "perplexity"
+        return {"groups": []}
+    columns = ("task", "index", "prompt", "answer", "way", "predicted", "correct", "prob", "thought")
+    predictions = read_parquet(folder / "evaluate" / run / "predictions.parquet", *columns)
+    perplexity, tables = folder / "perplexity" / run, folder / "perplexity" / run / "tables"
     groups = []
     for name, title, what in GROUP_FIGURES:
-        table = read_csv(folder / f"{name}.csv", *GROUPS)
+        rows = read_csv(tables / f"{name}.csv", *GROUPS)
         if name == "kinds":  # they have no order of their own
-            table = table.sort_values("improvement", ascending=False, kind="stable", ignore_index=True)
-        plot = (figures.decile_bars if name == "deciles" else figures.group_bars)(name, title, table)
-        sentence = where.range_sentence(table, what)
-        groups.append({"what": what, "plot": plot, "rows": table.to_dict("records"), "sentence": sentence})
+            rows = rows.sort_values("improvement", ascending=False, kind="stable", ignore_index=True)
+        plot = (figures.decile_bars if name == "deciles" else figures.group_bars)(name, title, rows)
+        table, sentence = where.group_table(title, what, rows), where.range_sentence(rows, what)
+        groups.append({"plot": plot, "table": table, "sentence": sentence})
+    text = read_json(tables / "metrics.json")
     texts = ("what", "side", "token", "thought", "excerpt")
-    extremes = read_csv(folder / "extremes.csv", *texts, "rank", "text", "base_loss", "improvement")
+    extremes = read_csv(tables / "extremes.csv", *texts, "rank", "text", "base_loss", "improvement")
     columns = ("text", "position", "token", "thought", "nll_no_thought", "nll_thought", "weight")
-    tokens = read_parquet(folder / "tokens.parquet", *columns)
-    return shown | {
+    tokens = read_parquet(perplexity / "tokens.parquet", *columns)
+    return {
+        "text": text,
         "groups": groups,
         "agreement": where.agreement_sentence(text),
-        "density": figures.density(read_csv(folder / "density.csv", "base_loss", "improvement", "tokens"), method),
+        "density": figures.density(read_csv(tables / "density.csv", "base_loss", "improvement", "tokens")),
         "passages": {side: quotes.extremes(extremes, "passage", side) for side in ("gain", "loss")},
         "thoughts": {side: quotes.extremes(extremes, "thought", side) for side in ("gain", "loss")},
         "extremes_data": csv_link(extremes),
         "map": quotes.heat_map(tokens, passages),
+        "examples": quotes.examples(predictions, method),
     }

@@ -24,20 +24,20 @@ def visible(text: str, breaks: bool = True) -> str:
 def examples(predictions: pd.DataFrame, method: Method) -> list[dict]:
     """For each task, the questions whose right answer gained most, the median and least probability.
 
-    ``predictions``: a row for each question and way of answering. An example has the thought of ``method.contrast[1]``.
+    ``predictions``: a row for each question and way of answering. An example has the run's own thought.
     """
-    before, after = method.contrast
     found = []
     for task, rows in predictions.groupby("task", sort=False):
         probability = rows.pivot(index="index", columns="way", values="prob")
-        ranked = (probability[after] - probability[before]).sort_values(ascending=False, kind="stable").index
+        ranked = (probability["thought"] - probability["no_thought"]).sort_values(ascending=False, kind="stable").index
         places = {0: "largest gain", (len(ranked) - 1) // 2: "median change", len(ranked) - 1: "smallest gain"}
         for place, chosen in sorted(places.items()):
             answers = rows[rows["index"] == ranked[place]].set_index("way").to_dict("index")
-            shown = answers[after]
+            named = {name: answers[way] for way, name in method.ways.items() if way in answers}
+            shown = answers["thought"]
             prompt, thought = shown["prompt"].replace("\r", ""), visible(shown["thought"]).strip(" ")
             example = {"task": task, "chosen": chosen, "prompt": prompt, "thought": thought, "answer": shown["answer"]}
-            found.append(example | {"answers": {name: answers[way] for way, name in method.ways.items()}})
+            found.append(example | {"answers": named})
     return found
 
 

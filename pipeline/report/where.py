@@ -1,10 +1,11 @@
-"""Where thoughts helped, in sentences about groups of held-out tokens and about the mixing weight."""
+"""Where thoughts helped: tables and sentences about groups of held-out tokens and about the mixing weight."""
 
 import re
 
 import pandas as pd
 
-from pipeline.report.estimates import ABOVE, BELOW, MINUS, UNDECIDED, Estimate, interval, nats
+from pipeline.report.estimates import ABOVE, BELOW, MINUS, UNDECIDED, Estimate, decimal, interval, nats, percent, whole
+from pipeline.report.results import Cell, Table
 
 TOGETHER = {
     ABOVE: "a larger mixing weight goes with a larger improvement",
@@ -16,6 +17,15 @@ TOGETHER = {
 def group_name(group: str) -> str:
     """The name of a group of tokens; ranges of numbers get a typographic minus and dash."""
     return re.sub(r"(?<![\w–])-(?=[\d.])", MINUS, re.sub(r"(?<=\d)-(?=\d)", "–", group))
+
+
+def group_table(title: str, what: str, groups: pd.DataFrame) -> Table:
+    shows = {"base_loss": decimal, "helped": percent, "hurt": percent, "n": whole, "share": percent}
+    rows = []
+    for row in groups.to_dict("records"):
+        cells = [Cell(group_name(row["group"])), Cell(interval(Estimate.of(row, "improvement"), nats))]
+        rows.append([*cells, *(Cell(show(row[name])) for name, show in shows.items())])
+    return Table(title, [what, "improvement", "loss before training", "helped", "hurt", "tokens", "share"], rows)
 
 
 def range_sentence(groups: pd.DataFrame, what: str) -> str:

@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import local_hub
-from tests.stage_runner import run_stages, set_params
+from tests.stage_runner import EVALUATE, PERPLEXITY, TRAIN, TRAINED, run_stages, set_params
 
 Spoil = Callable[[Path], None]
 RINGS, WEIGHTS = "tasks/microworld/micro_rings.yaml", "model/model.safetensors"
-BASE, TRAINED = "models/base/model.safetensors", "models/quiet_star/model.safetensors"
-CONFIG = "models/quiet_star/config.json"
+BASE, WHOLE = "models/base/model.safetensors", f"{TRAINED}/model.safetensors"
+CONFIG = f"{TRAINED}/config.json"
 LAUNCHED = dict.fromkeys(("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"), "0")
 CPUS = b"distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: 2\n"
 UNKNOWN = {"base_model__source": "hub", "base_model__path": "PROJECT/models/unknown"}
-LEARNED = {"train__adapt": "frozen", "train__saved": "learned", "baseline__methods": ["pause"]}
+LEARNED = {"train__adapt": "frozen", "train__saved": "learned", "arms__methods": ["quiet_star"]}
 
 
 def way(change: Callable[..., None]) -> Callable[..., Spoil]:
@@ -127,7 +127,7 @@ def own_code(project: Path) -> None:
 
 def few_positions(positions: int, span: int, train: bool = False) -> Spoil:
     """A base model with so many position embeddings, texts of ``span`` tokens and, with ``train``, a trained model."""
-    stages = ("tokenize", "base_model", "train") if train else ("tokenize", "base_model")
+    stages = ("tokenize", "base_model", TRAIN) if train else ("tokenize", "base_model")
     probes = no_rows("data/corpus/texts/probe.parquet") if train else each()
     return each(probes, params(tokenize__span=span), model(after=stages, n_positions=positions))
 
@@ -190,22 +190,22 @@ def nans(tensors: dict) -> dict:
 # a stage with its arguments, what is wrong, and words of the message in their order, with … between
 ROWS: list[tuple[str, Spoil, str]] = [
     # parameters, where a stage finds out
-    ("baseline pause one", each(), "train.seed: Value 'one'"),
-    ("baseline magic 1", each(), "train.method is magic, but must be one of quiet_star, pause, no_thought"),
+    ("train pause one", each(), "arms.seeds[0]: Value 'one'"),
+    ("train magic 1", each(), "arms.methods is ['magic'], but must be one of quiet_star, no_policy, shuffled_reward"),
     ("tokenize", params(tokenize__pretrain_span=10**6), "the pretrain text is too short"),
-    ("train", params(train__learning_rate=1e30, train__steps=6), "held-out loss is … after step …learning rate"),
-    ("train", params(train__learning_rate=1e4, train__steps=6, train__policy_weight=1e30), "step …not finite…texts …"),
-    ("train", params(train__adapt="lora", train__lora__modules=["query"]), "no linear layer …query…down_proj"),
-    ("train", each(no_gpu, params(train__device="cuda")), "device is cuda, but no CUDA GPU is usable"),
-    ("train", each(no_gpu, params(train__attention="flex")), "attention is flex, which needs a CUDA GPU"),
+    (TRAIN, params(train__learning_rate=1e30, train__steps=6), "held-out loss is … after step …learning rate"),
+    (TRAIN, params(train__learning_rate=1e4, train__steps=6, train__policy_weight=1e30), "step …not finite…texts …"),
+    (TRAIN, params(train__adapt="lora", train__lora__modules=["query"]), "no linear layer …query…down_proj"),
+    (TRAIN, each(no_gpu, params(train__device="cuda")), "device is cuda, but no CUDA GPU is usable"),
+    (TRAIN, each(no_gpu, params(train__attention="flex")), "attention is flex, which needs a CUDA GPU"),
     # launchers
-    ("train", params(train__launcher="many"), "train.launcher is many, but must be single or a file"),
-    ("train", params(train__launcher="tasks/gsm8k.yaml"), "tasks/gsm8k.yaml…distributed_type"),
-    ("train", launched_by(b"distributed_type: [\n"), "mine.yaml is not readable YAML"),
-    ("train", launched_by(CPUS + b"processes: 2\n"), "mine.yaml cannot be launched"),
-    ("train", launched_by(CPUS + b"num_machines: 2\n"), "2 machines: set MASTER_ADDR"),
-    ("train", launched_by(CPUS + b"num_machines: two\n"), "mine.yaml is for two machines"),
-    ("train", each(no_gpu, params(train__launcher="launchers/node.yaml")), "launchers/node.yaml …no CUDA GPU"),
+    (TRAIN, params(train__launcher="many"), "train.launcher is many, but must be single or a file"),
+    (TRAIN, params(train__launcher="tasks/gsm8k.yaml"), "tasks/gsm8k.yaml…distributed_type"),
+    (TRAIN, launched_by(b"distributed_type: [\n"), "mine.yaml is not readable YAML"),
+    (TRAIN, launched_by(CPUS + b"processes: 2\n"), "mine.yaml cannot be launched"),
+    (TRAIN, launched_by(CPUS + b"num_machines: 2\n"), "2 machines: set MASTER_ADDR"),
+    (TRAIN, launched_by(CPUS + b"num_machines: two\n"), "mine.yaml is for two machines"),
+    (TRAIN, each(no_gpu, params(train__launcher="launchers/node.yaml")), "launchers/node.yaml …no CUDA GPU"),
     # data sets
     ("corpus", hub(corpus__hub__train__path="nobody/nothing"), "data set nobody/nothing, split train cannot be read"),
     ("corpus", hub(corpus__hub__train__split="extra"), "PROJECT/hub/openai/gsm8k, split extra cannot be read"),
@@ -220,18 +220,18 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("tokenize", gone("data/corpus"), "data/corpus/texts/pretrain.arrow is missing or not an Arrow file"),
     ("base_model", gone("data/tokens/tokenizer"), "data/tokens/tokenizer is missing: run `dvc repro`"),
     ("base_model", torn("data/tokens/tokenizer/tokenizer.json"), "data/tokens/tokenizer …tokenizer: run `dvc repro`"),
-    ("train", gone("models/base"), "models/base is missing: run `dvc repro`"),
-    ("train", gone("data/corpus/texts/probe.parquet"), "data/corpus/texts/probe.parquet is missing"),
-    ("train", torn(BASE), "models/base…run `dvc repro`"),
-    ("train", each(params(tokenize__vocabulary=900), ran("tokenize")), "data/tokens/….arrow…run `dvc repro`"),
-    ("evaluate", gone("data/tasks"), "data/tasks holds no task: run `dvc repro tasks`"),
-    ("evaluate", torn("data/tasks/micro_rings.parquet"), "data/tasks/micro_rings.parquet is missing or not a Parquet"),
-    ("compare", gone("results/evaluate/predictions.parquet"), "results/evaluate/predictions.parquet is missing"),
+    (TRAIN, gone("models/base"), "models/base is missing: run `dvc repro`"),
+    (TRAIN, gone("data/corpus/texts/probe.parquet"), "data/corpus/texts/probe.parquet is missing"),
+    (TRAIN, torn(BASE), "models/base…run `dvc repro`"),
+    (TRAIN, each(params(tokenize__vocabulary=900), ran("tokenize")), "data/tokens/….arrow…run `dvc repro`"),
+    (EVALUATE, gone("data/tasks"), "data/tasks holds no task: run `dvc repro tasks`"),
+    (EVALUATE, torn("data/tasks/micro_rings.parquet"), "data/tasks/micro_rings.parquet is missing or not a Parquet"),
+    ("compare", gone("results/evaluate/pause-1/predictions.parquet"), "pause-1/predictions.parquet is missing"),
     ("report", gone("results/compare"), "results/compare/figures.csv: no such file"),
     # a base model of the user's
     ("base_model", params(**UNKNOWN), "there is no model at PROJECT/models/unknown"),
     ("base_model", params(**UNKNOWN | {"base_model__path": "nobody/nothing"}), "no usable model at nobody/nothing"),
-    ("base_model", params(**UNKNOWN | {"base_model__path": "PROJECT/models/quiet_star"}), "is a trained Quiet-STaR"),
+    ("base_model", params(**UNKNOWN | {"base_model__path": f"PROJECT/{TRAINED}"}), "is a trained Quiet-STaR"),
     ("tokenize", each(model(), gone("model/tokenizer.json", "model/tokenizer_config.json")), "no tokenizer at PROJECT"),
     ("base_model", each(model(), pickled("model/pytorch_model.bin", WEIGHTS)), "/model: Error no file named model"),
     ("base_model", own_code, "no usable model at PROJECT/model: …contains custom code"),
@@ -241,25 +241,25 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("base_model", each(model(), weights(WEIGHTS, nans)), "PROJECT/model are not all finite"),
     ("base_model", model("mamba", after=("tokenize",)), "PROJECT/model cannot think: mamba: …in parallel differs by"),
     ("base_model", model(), "embeddings for 167 tokens, but its tokenizer has 500"),
-    ("train", few_positions(48, span=48), "a span and its last thought need 53 positions, …has 48"),
-    ("train", few_positions(48, span=16), "a probe's prompt …need 63 positions, …has 48"),
-    ("evaluate", few_positions(48, span=16, train=True), "micro_animals (base) needs 80 positions, …has 48"),
+    (TRAIN, few_positions(48, span=48), "a span and its last thought need 53 positions, …has 48"),
+    (TRAIN, few_positions(48, span=16), "a probe's prompt …need 63 positions, …has 48"),
+    (EVALUATE, few_positions(48, span=16, train=True), "micro_animals (base) needs 80 positions, …has 48"),
     # the trained model
-    ("evaluate", gone("models/quiet_star"), "models/quiet_star is missing: run `dvc repro`"),
-    ("perplexity", gone("models/quiet_star"), "models/quiet_star holds no trained model: run `dvc repro train`"),
-    ("evaluate", config(CONFIG, model_type="llama"), "models/quiet_star holds a llama model, not a trained"),
-    ("evaluate", torn(TRAINED), "the model in models/quiet_star cannot be read"),
-    ("evaluate", pickled("models/quiet_star/pytorch_model.bin", TRAINED), "quiet_star…no file named model"),
-    ("evaluate", weights(TRAINED, lambda t: dict([*t.items()][1:])), "quiet_star are not those of its config.json"),
-    ("evaluate", weights(TRAINED, nans), "the weights in models/quiet_star are not all finite numbers"),
-    ("perplexity", config(CONFIG, base="x"), "quiet_star cannot be read: base must be the configuration"),
-    ("perplexity", config(CONFIG, thought_tokens="x"), "quiet_star cannot be read: thought_tokens is 'x'"),
-    ("release", each(params(**LEARNED), ran("train"), gone("models/base")), "models/quiet_star…in models/base"),
+    (EVALUATE, gone(TRAINED), f"{TRAINED} is missing: run `dvc repro`"),
+    (PERPLEXITY, gone(TRAINED), f"{TRAINED} holds no trained model: run `dvc repro train`"),
+    (EVALUATE, config(CONFIG, model_type="llama"), f"{TRAINED} holds a llama model, not a trained"),
+    (EVALUATE, torn(WHOLE), f"the model in {TRAINED} cannot be read"),
+    (EVALUATE, pickled(f"{TRAINED}/pytorch_model.bin", WHOLE), "quiet_star-1…no file named model"),
+    (EVALUATE, weights(WHOLE, lambda t: dict([*t.items()][1:])), "quiet_star-1 are not those of its config.json"),
+    (EVALUATE, weights(WHOLE, nans), f"the weights in {TRAINED} are not all finite numbers"),
+    (PERPLEXITY, config(CONFIG, base="x"), "quiet_star-1 cannot be read: base must be the configuration"),
+    (PERPLEXITY, config(CONFIG, thought_tokens="x"), "quiet_star-1 cannot be read: thought_tokens is 'x'"),
+    ("release", each(params(**LEARNED), ran(TRAIN), gone("models/base")), f"{TRAINED}…in models/base"),
     # places to write to
-    ("evaluate", file("results/evaluate"), "Not a directory: results/evaluate/predictions.parquet.part"),
+    (EVALUATE, file("results/evaluate"), "Not a directory: results/evaluate/quiet_star-1"),
     ("chain_of_thought", file(".resume"), "Not a directory: .resume/chain_of_thought/"),
     # the environment
     ("chain_of_thought", environment(DVC_ROOT="/proc"), "No such file or directory: /proc/.resume"),
-    ("train", environment(WORLD_SIZE="abc", **LAUNCHED), "the environment variable WORLD_SIZE is 'abc'"),
-    ("train", each(launched_by(CPUS), environment(NNODES="0")), "mine.yaml is for 0 machines"),
+    (TRAIN, environment(WORLD_SIZE="abc", **LAUNCHED), "the environment variable WORLD_SIZE is 'abc'"),
+    (TRAIN, each(launched_by(CPUS), environment(NNODES="0")), "mine.yaml is for 0 machines"),
 ]

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from tests.bad_input import spoil
 from tests.bad_input.spoil import ROWS, Spoil, params
 from tests.chaos.kills import call
-from tests.stage_runner import make_repository, run_as_module, run_here, run_stage
+from tests.stage_runner import EVALUATE, PERPLEXITY, TRAIN, TRAINED, make_repository, run_as_module, run_here, run_stage
 
 
 @pytest.fixture
@@ -80,9 +80,9 @@ def ends_with_one_line(project: Path, stage: str, words: str, environment: dict[
     "folder, stage",
     [
         *(("data", stage) for stage in ("corpus", "tasks", "tokenize")),
-        *(("models", stage) for stage in ("base_model", "train", "release")),
-        *((".resume", stage) for stage in ("train", "chain_of_thought")),
-        *(("results", stage) for stage in ("evaluate", "compare", "perplexity", "report")),
+        *(("models", stage) for stage in ("base_model", TRAIN, "release")),
+        *((".resume", stage) for stage in (TRAIN, "chain_of_thought")),
+        *(("results", stage) for stage in (EVALUATE, "compare", PERPLEXITY, "report")),
     ],
 )
 def test_a_full_disk(folder: str, stage: str, project: Path):
@@ -101,7 +101,7 @@ def test_a_full_disk(folder: str, stage: str, project: Path):
 )
 def test_launched_processes_that_fail_alike(accumulation: int, environment: dict[str, str], words: str, project: Path):
     params(train__launcher="launchers/cpus.yaml", train__accumulation=accumulation)(project)
-    ends_with_one_line(project, "train", words, environment)
+    ends_with_one_line(project, TRAIN, words, environment)
 
 
 CLUSTER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # as a job of one process has them
@@ -129,10 +129,10 @@ def test_a_mistake_ends_with_code_1_and_one_line(spoiled: Spoil, variables: dict
 @pytest.mark.parametrize(
     "stage, folder, odd",
     [
-        ("perplexity", "results/perplexity", ODD),
-        ("train", "models/quiet_star", CLUSTER | {"ACCELERATE_MIXED_PRECISION": "foo"}),
-        ("train", "models/quiet_star", CLUSTER | {"WORLD_SIZE": "abc"}),
-        ("train", "models/quiet_star", {"RANK": "1", "WORLD_SIZE": "4"}),  # some clusters set these for every command
+        (PERPLEXITY, "results/perplexity/quiet_star-1", ODD),
+        (TRAIN, TRAINED, CLUSTER | {"ACCELERATE_MIXED_PRECISION": "foo"}),
+        (TRAIN, TRAINED, CLUSTER | {"WORLD_SIZE": "abc"}),
+        (TRAIN, TRAINED, {"RANK": "1", "WORLD_SIZE": "4"}),  # some clusters set these for every command
         ("report", "results/report", {"MPLBACKEND": "foo"}),
     ],
 )

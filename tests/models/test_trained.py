@@ -48,15 +48,15 @@ def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spans:
     return Spans(tmp_path / "spans.arrow", VOCABULARY)
 
 
-def limited(settings: Train, base: dict = LLAMA) -> QuietStarForCausalLM:
-    model = quiet_star(base, method=settings.method)
+def limited(settings: Train, base: dict = LLAMA, method: str = QUIET_STAR) -> QuietStarForCausalLM:
+    model = quiet_star(base, method=method)
     trained.limit_learning(model, settings)
     return model
 
 
 def saved(model: QuietStarForCausalLM, settings: Train, base: dict, folder: Path) -> Path:
     """Write the trained model to a folder, and its base model to another beside it."""
-    quiet_star(base, method=settings.method).base.save_pretrained(folder / "base")
+    quiet_star(base, method=model.config.method).base.save_pretrained(folder / "base")
     (folder / "trained").mkdir()
     read = digests(folder / "base", trained.WEIGHTS)
     trained.save_trained(copy.deepcopy(model), settings, folder / "base", read, folder / "trained")
@@ -70,8 +70,8 @@ def predictions(model: QuietStarForCausalLM) -> Tensor:
 
 @pytest.mark.parametrize(("settings", "method", "base"), ARMS)
 def test_training_changes_what_learns_only_and_both_folders_hold_it(settings, method, base, spans, tmp_path: Path):
-    settings = replace(settings, method=method)
-    start, before, model = quiet_star(base, method=method), limited(settings, base), limited(settings, base)
+    start = quiet_star(base, method=method)
+    before, model = limited(settings, base, method), limited(settings, base, method)
     optimized = [id(parameter) for group in parameter_groups(model, settings) for parameter in group["params"]]
     assert sorted(optimized) == sorted(map(id, learned(model).values()))
     trainer(model, spans, settings).run()
@@ -103,9 +103,9 @@ def test_training_changes_what_learns_only_and_both_folders_hold_it(settings, me
     [ARMS[0], *(pytest.param(*arm, marks=pytest.mark.slow) for arm in ARMS[1:4]), ARMS[4]],
 )
 def test_training_on_matrices_in_bfloat16_gives_the_same_bits(settings: Train, method, base: dict, spans: Spans):
-    settings, found = replace(settings, method=method, precision="bfloat16"), []
+    settings, found = replace(settings, precision="bfloat16"), []
     for rounded in (False, True):
-        model = limited(settings, base)
+        model = limited(settings, base, method)
         torch.manual_seed(3)
         for name, parameter in model.base.named_parameters():
             if name.endswith("bias"):

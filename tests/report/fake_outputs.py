@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipeline.report.method import METHODS
+
 HOSTILE = """<script>alert(1)</script> & "double" 'single' $x_1$ </span>"""
 TOKENS = ("Q", ":", " The", " lemur", "\n", "\n\n", "\t", "  ", HOSTILE, " A")
 PASSAGE = 6 * len(TOKENS)  # tokens of a text
 STEPS = 60
-PARAMS = (Path(__file__).parents[2] / "params.yaml").read_text()
+PARAMS = re.sub(r"methods: \[.*\]", "methods: [quiet_star]", (Path(__file__).parents[2] / "params.yaml").read_text())
 HUB_PARAMS = PARAMS.replace("source: microworld", "source: hub").replace("source: scratch", "source: hub")
 CELLS = [(0.1, 0.05, 4000), (0.3, 0.05, 100), (0.7, 0.35, 10), (0.7, -0.25, 1)]  # of the density
 GROUPS = {
@@ -21,31 +23,35 @@ GROUPS = {
     "positions": ["1", "2-3", "4-7"],
     "weights": ["-0.5 to 0.1", "0.1 to 0.9"],
 }
+TRAIN, TABLES = "train/quiet_star-1", "perplexity/quiet_star-1/tables"  # of the default run, in results/
+TASKS = ("gsm8k", "commonsense_qa")
+CONTROLS = ("no_policy", "pause", "no_thought", "untrained", "before", "other <script> $x_1$")
+WAYS = ("swapped", "random", "own_where_same_last", "same_last", "thoughts_off")
 
 
 def write_run(folder: Path, method: str = "quiet_star") -> Path:
-    """Write a run of this method: gsm8k is helped, commonsense_qa undecided. The page shows two passages."""
-    text = re.sub(r"passages: \d+", "passages: 2", PARAMS)
+    """Write a run of this method: its claim holds on gsm8k and fails on commonsense_qa. The page shows two passages."""
+    text = re.sub(r"passages: \d+", "passages: 2", PARAMS).replace("[quiet_star]", f"[{method}]")
     (folder / "params.yaml").write_text(f"# <b>\n{text}")
+    run = f"{method}-1"
     files = {
         "base_model/steps.csv": base_model_steps(),
-        "train/metrics.json": train(method),
-        "train/steps.csv": train_steps(),
-        "train/heldout.csv": train_heldout(),
-        "evaluate/metrics.json": {
-            "gsm8k": task(0.8, 0.77, 0.83, method),
-            "commonsense_qa": task(0.01, -0.02, 0.04, method),
-        },
-        "evaluate/predictions.parquet": predictions(method),
+        f"train/{run}/metrics.json": train(method),
+        f"train/{run}/steps.csv": train_steps(),
+        f"train/{run}/heldout.csv": train_heldout(),
+        f"evaluate/{run}/metrics.json": {"cost": {"operations": 7.5, "operations_mean16": 97}},
+        f"evaluate/{run}/predictions.parquet": predictions(method),
         "compare/figures.csv": arms(method),
         "compare/comparisons.csv": comparisons(method),
+        "compare/seeds.csv": seeds(method),
+        "summary.json": {"thought_length": 4.5, "cost": 7.25},
         "chain_of_thought/metrics.json": {"gsm8k": reasoning(method)},
         "chain_of_thought/votes.csv": votes(),
-        "perplexity/metrics.json": perplexity(),
-        "perplexity/tokens.parquet": tokens(method),
-        "perplexity/density.csv": pd.DataFrame(CELLS, columns=["base_loss", "improvement", "tokens"]),
-        "perplexity/extremes.csv": extremes(),
-        **{f"perplexity/{name}.csv": groups(names) for name, names in GROUPS.items()},
+        f"perplexity/{run}/tokens.parquet": tokens(method),
+        f"perplexity/{run}/tables/metrics.json": perplexity(),
+        f"perplexity/{run}/tables/density.csv": pd.DataFrame(CELLS, columns=["base_loss", "improvement", "tokens"]),
+        f"perplexity/{run}/tables/extremes.csv": extremes(),
+        **{f"perplexity/{run}/tables/{name}.csv": groups(names) for name, names in GROUPS.items()},
     }
     for name, content in files.items():
         write(folder, name, content)
@@ -63,16 +69,6 @@ def write(run: Path, name: str, content: dict | pd.DataFrame) -> None:
         content.to_parquet(path)
 
 
-def task(accuracy: float, low: float, high: float, method: str = "quiet_star") -> dict:
-    """Metrics of a task whose difference in accuracy is ``accuracy`` [``low``, ``high``]."""
-    found = {"n": 1400, "base": {"prob": 0.11, "accuracy": 0.095}, "no_thought": {"prob": 0.125, "accuracy": 0.1}}
-    if method != "no_thought":
-        test = {"accuracy": accuracy, "ci_low": low, "ci_high": high, "p_value": 0.0234}
-        found["thought"] = {"prob": 0.75, "accuracy": 0.1 + accuracy}
-        found["difference"] = test | {"prob": 0.625, "prob_ci_low": 0.6, "prob_ci_high": 0.65}
-    return found
-
-
 def reasoning(method: str = "quiet_star") -> dict:
     found = {"n": 32, "samples": 8, "no_thought": {"accuracy@1": 0.4, "maj@2": 0.45, "maj@8": 0.5}}
     if method != "no_thought":
@@ -83,40 +79,47 @@ def reasoning(method: str = "quiet_star") -> dict:
 
 
 def votes() -> pd.DataFrame:
-    rows = [
-        {"task": task, "way": way, "k": k, "accuracy": mean, "ci_low": mean - 0.1, "ci_high": mean + 0.1, "n": 32}
-        for task in ("gsm8k", "another")
-        for way, means in (("thought", (0.5, 0.6, 0.7)), ("no_thought", (0.4, 0.45, 0.5)))
-        for k, mean in zip((1, 2, 8), means, strict=True)
-    ]
-    return pd.DataFrame(rows)
+    means = {"thought": (0.5, 0.6, 0.7), "no_thought": (0.4, 0.45, 0.5)}
+    rows = itertools.product(("gsm8k", "another"), means, enumerate((1, 2, 8)))
+    table = pd.DataFrame([(task, way, k, means[way][i]) for task, way, (i, k) in rows])
+    table.columns = ["task", "way", "k", "accuracy"]
+    return table.assign(ci_low=table["accuracy"] - 0.1, ci_high=table["accuracy"] + 0.1, n=32)
 
 
 def arms(method: str = "quiet_star") -> pd.DataFrame:
-    names = (method, *(() if method == "no_thought" else (f"{method}, thoughts off",)), "base", f"other {HOSTILE}")
-    rows = [
-        {"task": task, "measure": measure, "arm": arm, "seeds": seeds, "n": 1400, "mean": 0.5, "ci_low": 0.4}
-        for task in ("gsm8k", "commonsense_qa")
-        for measure in ("accuracy", "prob")
-        for seeds, arm in enumerate(names, start=1)
-    ]
-    return pd.DataFrame(rows).assign(ci_high=0.625)
+    """The run is right in 0.9 and has a loss of 1, everything else 0.5 and 1.3; few questions have a same_last."""
+    more = ("untrained/sampled", "untrained/mean16", "no_policy/swapped")
+    rows = []
+    for arm in dict.fromkeys([method, *(f"{method}/{way}" for way in WAYS), *CONTROLS, *more]):
+        best = arm == method
+        for task, measure in itertools.product(TASKS, ("accuracy", "prob")):
+            rows.append((task, measure, arm, 312 if "same_last" in arm else 1400, 700, 0.9 if best else 0.5))
+        if "same_last" not in arm:
+            rows.append(("heldout", "loss", arm, 12340, 120, 1.0 if best else 1.3))
+    table = pd.DataFrame(rows, columns=["task", "measure", "arm", "n", "groups", "value"])
+    return table.assign(seeds=2, low=table["value"] - 0.1, high=table["value"] + 0.05)
+
+
+def seeds(method: str = "quiet_star") -> pd.DataFrame:
+    return pd.concat([arms(method).assign(seed=seed) for seed in (1, 2)], ignore_index=True)
 
 
 def comparisons(method: str = "quiet_star") -> pd.DataFrame:
-    """On each task the run is above its base, and undecided against another arm."""
-    columns = ["task", "measure", "arm", "against", "seeds", "n", "difference", "ci_low", "ci_high"]
-    columns += ["only_arm", "only_against", "p_value"]
+    """The run is above every arm on gsm8k, above most on commonsense_qa, and harmed the base path a little."""
+    pairs = [(method, arm) for arm in (*(f"{method}/{way}" for way in WAYS), *CONTROLS)]
+    pairs += [("no_policy", "no_policy/swapped"), ("pause", "before"), (f"{method}/thoughts_off", "before")]
     rows = []
-    for task in ("gsm8k", "commonsense_qa"):
-        rows += [
-            (task, "accuracy", method, "base", 1, 1400, 0.4, 0.3, 0.5, 700.5, 140, 1e-9),
-            (task, "accuracy", method, f"other {HOSTILE}", 3, 1400, 0.01, -0.02, 0.04, 20, 6, 0.25),
-            (task, "prob", method, "base", 1, 1400, 0.3, 0.2, 0.4, None, None, None),
-        ]
-        if method != "no_thought":
-            rows.append((task, "accuracy", method, f"{method}, thoughts off", 1, 1400, 0.6, 0.5, 0.7, 900, 60, 1e-9))
-    return pd.DataFrame(rows, columns=columns)
+    for task, (arm, against) in itertools.product((*TASKS, "heldout"), dict.fromkeys(pairs)):
+        numbers = (0.4, 0.3, 0.5, 1e-9)
+        if task == "commonsense_qa" and against == "no_policy":
+            numbers = (0.01, -0.02, 0.04, None)
+        elif arm == f"{method}/thoughts_off":
+            numbers = (-0.01, -0.03, 0.01, None)
+        numbers += (0.75 if against == f"{method}/swapped" else None,)
+        for measure in ("loss",) if task == "heldout" else ("accuracy", "prob"):
+            rows.append((task, measure, arm, against, 2, 1400, 700, *numbers))
+    columns = ["task", "measure", "arm", "against", "seeds", "n", "groups", "difference", "low", "high", "p_value"]
+    return pd.DataFrame(rows, columns=[*columns, "share"])
 
 
 def groups(names: list[str]) -> pd.DataFrame:
@@ -142,11 +145,6 @@ def extremes() -> pd.DataFrame:
 
 def perplexity() -> dict:
     return {
-        "n_texts": 120,
-        "n_tokens": 12340,
-        "loss": {"no_thought": 1.2345, "thought": 1.0},
-        "perplexity": {"no_thought": 3.437, "thought": 2.718},
-        "improvement": {"mean": 0.2345, "ci_low": 0.2, "ci_high": 0.27},
         "helped": {"share": 0.2, "ci_low": 0.18, "ci_high": 0.22},
         "hurt": {"share": 0.1, "ci_low": 0.09, "ci_high": 0.11},
         "threshold": 0.01,
@@ -156,10 +154,8 @@ def perplexity() -> dict:
 
 
 def train(method: str = "quiet_star") -> dict:
-    first, last = {"base_loss": 1.5, "talk_loss": 1.51}, {"base_loss": 1.4, "talk_loss": 1.1}
     share = {"first": 0.4, "last": 0.95} if method == "quiet_star" else None
-    sizes = {"steps": STEPS, "text_tokens": 983040, "parameters": 1234567}
-    return {"method": method, "working_share": share, "heldout": {"first": first, "last": last}, **sizes}
+    return {"working_share": share, "steps": STEPS, "text_tokens": 983040, "parameters": 1234567}
 
 
 def train_steps() -> pd.DataFrame:
@@ -170,6 +166,7 @@ def train_steps() -> pd.DataFrame:
         "step": step,
         "loss": 1.4 - 0.004 * step + 0.1 * wave,
         "base_loss": 1.5 + 0.05 * wave,
+        "base_loss_ahead": 1.6 + 0.05 * wave,
         "talk_loss": 1.5 - 0.006 * step + 0.05 * wave,
         "policy_loss": 0.01 * wave,
         "reward": 0.01 * step + 0.1 * wave,
@@ -182,7 +179,9 @@ def train_steps() -> pd.DataFrame:
 
 def train_heldout() -> pd.DataFrame:
     rows = [(0, 1.5, 1.51, 0.4), (20, 1.45, 1.4, 0.6), (40, 1.43, 1.2, 0.9), (60, 1.4, 1.1, 0.95)]
-    return pd.DataFrame(rows, columns=["step", "base_loss", "talk_loss", "working_share"])
+    table = pd.DataFrame(rows, columns=["step", "base_loss", "talk_loss", "working_share_rings"])
+    table["working_share_animals"] = table["working_share_rings"] / 2
+    return table.assign(base_loss_ahead=table["base_loss"] + 0.1)
 
 
 def base_model_steps() -> pd.DataFrame:
@@ -205,14 +204,15 @@ def tokens(method: str = "quiet_star") -> pd.DataFrame:
 
 def predictions(method: str = "quiet_star") -> pd.DataFrame:
     """Six questions a task; thoughts add -20, -10, 0, ... 30 points of probability."""
-    gains = {"base": (0.25, 0), "no_thought": (0.5, 0.001), "thought": (0.55, 0.1)}
+    gains = {"no_thought": (0.5, 0.001), "thought": (0.55, 0.1), "swapped": (0.25, 0)}
     rows = []
-    for task, index in itertools.product(("gsm8k", "commonsense_qa"), range(6)):
+    for task, index in itertools.product(TASKS, range(6)):
         prompt = f"Q: Question {index} of {task}? {HOSTILE}\n(A) trees\n(B) ponds\nA:"
-        for way, (probability, more) in list(gains.items())[: 2 if method == "no_thought" else 3]:
+        for way in METHODS[method].ways:
+            probability, more = gains[way]
             right = way == "thought" and index > 2
-            thought = f" thought {index} of {task} {HOSTILE}" if way == "thought" and method == "quiet_star" else ""
+            thought = f" thought {index} of {task} {HOSTILE}" if way == "thought" and method != "pause" else ""
             answer = ("A", "A" if right else None, right, probability + more * (index - 2), thought)
-            rows.append((task, index, way, prompt, *answer))
-    columns = ["task", "index", "way", "prompt", "answer", "predicted", "correct", "prob", "thought"]
+            rows.append((task, index, task, way, prompt, *answer))
+    columns = ["task", "index", "group", "way", "prompt", "answer", "predicted", "correct", "prob", "thought"]
     return pd.DataFrame(rows, columns=columns).sample(frac=1, random_state=0)

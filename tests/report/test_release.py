@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
-from fake_outputs import HOSTILE, HUB_PARAMS, comparisons, task, write, write_run
+from fake_outputs import HOSTILE, HUB_PARAMS, arms, comparisons, write, write_run
 
 from pipeline.report.card import model_card, on_the_hub
 from pipeline.report.release import write_release
@@ -17,7 +17,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def trained(finished: Path) -> Path:
-    return finished / "models/quiet_star"
+    return finished / "models/trained/quiet_star-1"
 
 
 def release(trained: Path, run: Path) -> Path:
@@ -56,11 +56,11 @@ def test_the_cards_own_code_loads_the_model_and_writes(trained: Path, run: Path,
 
 def test_results_with_intervals_and_n(run: Path):
     text = card(run)
-    assert r"| gsm8k | accuracy | 9.5% | 10.0% | 90.0% | +80.0 \[+77.0, +83.0\] | p = 0.023 | 1,400 |" in text
-    assert r"| gsm8k | base model | +40.0 \[+30.0, +50.0\] | p \< 0.001 | 1 | 1,400 |" in text
-    assert r"| gsm8k | maj@8 | 50.0% | 70.0% | +20.0 \[+5.0, +35.0\] | 32 |" in text
-    assert r"| loss, nats per token | 1.234 | 1.000 | +0.234 \[+0.200, +0.270\] | 120 |" in text
-    assert r"| thought\_tokens | 5 |" in text and "2403.09629" in text
+    assert r"| Quiet-STaR | 90.0% \[80.0%, 95.0%\] | 90.0% \[80.0%, 95.0%\] |" in text
+    assert "- On gsm8k the claim holds: Quiet-STaR answers more questions right than training without" in text
+    assert "so the harm is at most +0.030." in text and "1,400 questions in 700 groups" in text
+    assert r"| gsm8k, maj@8 | 50.0% | 70.0% | +20.0 \[+5.0, +35.0\], p = 0.016 | 32 | 8 |" in text
+    assert r"| thought\_tokens | " in text and "2403.09629" in text
     sections = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
     assert sections == ["How to load it", "Training", "Settings", "Results", "Limits", "Citation"]
     assert "A thought comes before every token" in text and "explains no answer" in text
@@ -79,8 +79,8 @@ def test_the_hub_reads_the_head(run: Path):
 
 def test_a_run_without_thoughts_claims_none(tmp_path: Path):
     text = card(write_run(tmp_path, "no_thought"))
-    assert "| gsm8k | accuracy | 9.5% | 10.0% | 1,400 |" in text and "# No thoughts on a small qwen3\n" in text
-    assert "| gsm8k | maj@8 | 50.0% | 32 |" in text and "| loss, nats per token | 1.234 | 120 |" in text
+    assert "# No thoughts on a small qwen3\n" in text and "the claim" not in text
+    assert "| gsm8k, maj@8 | 50.0% | 32 | 8 |" in text
     assert "with thoughts" not in text and "think=False" not in text and "A thought" not in text
     assert huggingface_hub.ModelCard(text).data.tags == ["quiet-star", "no-thought"]
 
@@ -88,12 +88,13 @@ def test_a_run_without_thoughts_claims_none(tmp_path: Path):
 def test_without_chain_of_thought_or_comparisons(run: Path):
     write(run, "chain_of_thought/metrics.json", {})
     write(run, "compare/comparisons.csv", comparisons().head(0))
-    assert "maj@" not in card(run) and "other ways of training" not in card(run)
+    assert "maj@" not in card(run) and "On gsm8k the claim is not tested: Quiet-STaR was not compared" in card(run)
 
 
 def test_what_comes_from_data_is_no_markup(run: Path):
-    write(run, "evaluate/metrics.json", {"a|b\n---\n# [x](y) <b> `c` *d*": task(0.1, 0, 1), HOSTILE: task(0.1, 0, 1)})
-    assert r"| a\|b --- \# \[x\](y) \<b\> \`c\` \*d\* | accuracy |" in card(run)
+    names = {"gsm8k": "a|b\n---\n# [x](y) <b> `c` *d*", "commonsense_qa": HOSTILE}
+    write(run, "compare/figures.csv", arms().replace(names))
+    assert r"| arm | a\|b --- \# \[x\](y) \<b\> \`c\` \*d\* |" in card(run)
     assert "<script>" not in card(run)
 
 

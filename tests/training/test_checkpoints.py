@@ -17,13 +17,14 @@ from pipeline.errors import UserError
 from pipeline.training.checkpoints import Checkpoints, last_checkpoint
 from tests.bad_input.spoil import small_disk
 from tests.eight_bits import find_8_bits, needs_8_bits
-from tests.stage_runner import copy_project, run_here, run_stage, run_stages, set_params
+from tests.stage_runner import TRAIN, copy_project, run_here, run_stage, run_stages, set_params
 
 OUTS = {
     "base_model": ("models/base", "results/base_model"),
-    "train": ("models/quiet_star", "results/train"),
-    "baseline pause 1": ("models/baseline/pause-1", "results/train/pause-1"),
-    "baseline no_thought 1": ("models/baseline/no_thought-1", "results/train/no_thought-1"),
+    **{
+        f"train {method} 1": (f"models/trained/{method}-1", f"results/train/{method}-1")
+        for method in ("quiet_star", "pause", "no_thought")
+    },
 }
 LENGTHS = {"train.steps": 8, "train.evaluation_steps": 3, "train.accumulation": 2}
 Place = tuple[str, str]  # of a function: its module and name
@@ -70,7 +71,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("long") / "project")
     set_params(folder, LENGTHS)
     run_stages(folder, ("corpus", "tokenize", "base_model"))
-    done = run_stage(folder, "train")
+    done = run_stage(folder, TRAIN)
     assert done.code == 0, done.stderr
     return folder
 
@@ -79,14 +80,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(project: Path, tmp_path: Path) -> Path:
     """A copy of the project without the outputs of training, as DVC leaves it before it runs the stage."""
     folder = shutil.copytree(project, tmp_path / "project")
-    take_outputs(folder, "train")
+    take_outputs(folder, TRAIN)
     return folder
 
 
 def outputs(folder: Path, stage: str) -> dict[str, bytes]:
-    """All files of the stage's outputs but the one with times in it."""
+    """All files of the stage's outputs."""
     files = [f for out in OUTS[stage] for f in sorted((folder / out).glob("*")) if f.is_file()]
-    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "speed.csv"}
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
 def take_outputs(folder: Path, stage: str) -> dict[str, bytes]:
@@ -116,18 +117,18 @@ def resumes(folder: Path, stage: str, whole: dict[str, bytes]) -> None:
 
 
 def test_killed_it_resumes_from_the_one_checkpoint_that_is_kept(folder: Path, project: Path):
-    scratch = killed(folder, "train", LOSS, 13)  # in step 7
+    scratch = killed(folder, TRAIN, LOSS, 13)  # in step 7
     assert sorted(path.name for path in scratch.iterdir()) == ["lock", "rows.jsonl", "step-6"]
-    resumes(folder, "train", outputs(project, "train"))
+    resumes(folder, TRAIN, outputs(project, TRAIN))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in a step, three times", *MOMENTS])
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(moment: str, folder: Path, project: Path):
     for place, call in [MOMENTS[moment]] if moment in MOMENTS else [(LOSS, 5)] * 3:
-        scratch = killed(folder, "train", place, call)
+        scratch = killed(folder, TRAIN, place, call)
     assert (last_checkpoint(scratch) is None) == (moment == "while the first checkpoint is written")
-    resumes(folder, "train", outputs(project, "train"))
+    resumes(folder, TRAIN, outputs(project, TRAIN))
 
 
 LORA = {"train.adapt": "lora", "train.saved": "learned"}
@@ -138,13 +139,13 @@ PRETRAINING = {"base_model.scratch.steps": 200}
 @pytest.mark.parametrize(
     "stage, changes, place, call, step",
     [
-        ("baseline pause 1", {}, LOSS, 11, 5),
-        ("baseline no_thought 1", {}, LOSS, 11, 5),
+        ("train pause 1", {}, LOSS, 11, 5),
+        ("train no_thought 1", {}, LOSS, 11, 5),
         ("base_model", PRETRAINING, PRETRAINING_LOSS, 60, 50),
         ("base_model", PRETRAINING, PRETRAINING_LOSS, 120, 100),  # in a later epoch
-        ("train", LORA, LOSS, 11, 5),
-        ("train", LORA | {"train.precision": "bfloat16"}, LOSS, 11, 5),
-        pytest.param("train", {"train.optimizer": "adamw_8bit"}, LOSS, 11, 5, marks=needs_8_bits),
+        (TRAIN, LORA, LOSS, 11, 5),
+        (TRAIN, LORA | {"train.precision": "bfloat16"}, LOSS, 11, 5),
+        pytest.param(TRAIN, {"train.optimizer": "adamw_8bit"}, LOSS, 11, 5, marks=needs_8_bits),
     ],
 )
 def test_other_training_resumes_too(stage: str, changes: dict, place: Place, call: int, step: int, folder: Path):
@@ -177,7 +178,7 @@ def test_a_damaged_checkpoint_is_named(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("pipeline.training.checkpoints.LEAST_SECONDS", 0)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr("pipeline.training.quiet_star.train.save_trained", lambda *_: 1 / 0)
-        run_here(folder, "train")
+        run_here(folder, TRAIN)
     (scratch,) = scratches(folder)
     checkpoint = last_checkpoint(scratch)
     files = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
@@ -186,10 +187,10 @@ def test_a_damaged_checkpoint_is_named(folder: Path, monkeypatch: pytest.MonkeyP
         saved = damaged.read_bytes()
         damaged.unlink() if gone else os.truncate(damaged, len(saved) // 2)
         with pytest.raises(UserError) as error:
-            run_here(folder, "train")
+            run_here(folder, TRAIN)
         told = f"the checkpoint {checkpoint.relative_to(folder)} cannot be read ("
         assert str(error.value).startswith(told) and str(error.value).endswith("): remove it to start afresh"), name
-        assert checkpoint.is_dir() and outputs(folder, "train") == {}
+        assert checkpoint.is_dir() and outputs(folder, TRAIN) == {}
         damaged.write_bytes(saved)
 
 
@@ -199,8 +200,8 @@ def test_weights_that_are_not_finite_are_no_checkpoint(folder: Path, monkeypatch
     set_params(folder, {"train.learning_rate": 1e39, "train.warmup_steps": 0})
     told = "step 1: the weights are no longer finite; the last good checkpoint is none yet: lower the learning rate"
     with pytest.raises(UserError, match=told):
-        run_here(folder, "train")
-    assert not list(folder.glob(".resume/train/quiet_star/*/step-*"))
+        run_here(folder, TRAIN)
+    assert not list(folder.glob(".resume/train/quiet_star-1/*/step-*"))
 
 
 def test_the_newest_checkpoint_is_the_last(tmp_path: Path):
@@ -234,14 +235,14 @@ def test_the_time_between_checkpoints_goes_by_what_one_takes_to_write(tmp_path: 
 def test_a_disk_too_full_for_a_checkpoint(room: int, kept: str | None, folder: Path, project: Path):
     """For its weights, for its optimizer or, beside the first one, for the second. With more room it goes on."""
     with small_disk(folder, ".resume", room):
-        done = run_stage(folder, "train", often)
+        done = run_stage(folder, TRAIN, often)
         (complaint,) = done.complaint
-        told = "error: no checkpoint could be written to .resume/train/quiet_star/"
+        told = "error: no checkpoint could be written to .resume/train/quiet_star-1/"
         assert done.code == 1 and complaint.startswith(told) and "(is the disk full?)" in complaint
-        assert [path.name for path in folder.glob(".resume/train/quiet_star/*/*-*")] == ([kept] if kept else [])
-        assert outputs(folder, "train") == {}
+        assert [path.name for path in folder.glob(".resume/train/quiet_star-1/*/*-*")] == ([kept] if kept else [])
+        assert outputs(folder, TRAIN) == {}
         (folder / ".resume/filler").unlink()
-        resumes(folder, "train", outputs(project, "train"))
+        resumes(folder, TRAIN, outputs(project, TRAIN))
 
 
 def test_other_parameters_or_inputs_start_afresh(folder: Path):
@@ -254,5 +255,5 @@ def test_other_parameters_or_inputs_start_afresh(folder: Path):
     ]
     for change in changes:
         change()
-        assert run_stage(folder, "train", partial(doomed, LOSS, 13)).code == -signal.SIGKILL
+        assert run_stage(folder, TRAIN, partial(doomed, LOSS, 13)).code == -signal.SIGKILL
     assert [last_checkpoint(scratch).name for scratch in scratches(folder)] == ["step-6"] * 3

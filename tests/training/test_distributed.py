@@ -23,7 +23,8 @@ from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.launch import launch
 from pipeline.training.quiet_star.train import write_trained
 from tests.killing import checkpoint_often
-from tests.stage_runner import ENVIRONMENT, ROOT, copy_project, run_stages, set_params
+from tests.stage_runner import ENVIRONMENT, ROOT, TRAINED, copy_project, run_stages, set_params
+from tests.stage_runner import TRAIN as STAGE
 from tests.training.quiet_star.test_trainer import TRAIN
 from tests.training.rank import LONG, ended, finish, free_port, start
 from tests.training.test_checkpoints import outputs, scratches
@@ -47,32 +48,35 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(project: Path, folder: Path, processes: int, way: dict[str, str], changes: dict[str, object]) -> Path:
+def trained(
+    project: Path, folder: Path, processes: int, way: dict[str, str], changes: dict[str, object], stage: str = STAGE
+) -> Path:
     shutil.copytree(project, folder)
     set_params(folder, changes)
-    finish(folder, start(folder, processes, way))
+    finish(folder, start(folder, processes, way, stage))
     return folder
 
 
 @pytest.fixture(scope="module")
-def one(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict], Path]:
+def one(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A run in one process with these changes, which tests share."""
     folder = tmp_path_factory.mktemp("one")
 
-    def run(changes: dict[str, object]) -> Path:
-        known = folder / str(changes)
-        return known if known.exists() else trained(project, known, 1, {}, changes)
+    def run(changes: dict[str, object], stage: str = STAGE) -> Path:
+        known = folder / f"{stage} {changes}"
+        return known if known.exists() else trained(project, known, 1, {}, changes, stage)
 
     return run
 
 
 def steps_of(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "results/train/steps.csv")
+    (steps,) = (folder / "results/train").glob("*/steps.csv")
+    return pd.read_csv(steps)
 
 
 def model_of(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of the trained model, or those of them that learned."""
-    (weights,) = (folder / "models/quiet_star").glob("*.safetensors")
+    (weights,) = (folder / "models/trained").glob("*/*.safetensors")
     return load_file(weights)
 
 
@@ -93,19 +97,19 @@ def same_gradients(one: Path, other: Path) -> None:
     assert farthest(*({name: g for name, g in some.items() if g is not None} for some in found)) < 1e-5
 
 
-LEARNED = {"train.saved": "learned", "baseline.methods": ["pause"]}
-MORE = [{"train.method": "pause"}, {"train.method": "no_thought"}]
-MORE += [LEARNED | {"train.adapt": "lora"}, LEARNED | {"train.adapt": "frozen"}]
+LEARNED = {"train.saved": "learned", "arms.methods": ["quiet_star"]}
+MORE = [("train pause 1", {}), ("train no_thought 1", {})]
+MORE += [(STAGE, LEARNED | {"train.adapt": "lora"}), (STAGE, LEARNED | {"train.adapt": "frozen"})]
 
 
 @both_ways
-@pytest.mark.parametrize("changes", [{}, *(pytest.param(some, marks=slow) for some in MORE)], ids=str)
-def test_two_processes_train_as_one(changes: dict, way: str, project: Path, one: Callable, tmp_path: Path):
-    alone, two = one(changes), trained(project, tmp_path / "two", 2, WAYS[way], changes)
+@pytest.mark.parametrize("stage, changes", [(STAGE, {}), *(pytest.param(*some, marks=slow) for some in MORE)], ids=str)
+def test_two_processes_train_as_one(stage: str, changes: dict, way: str, project: Path, one: Callable, tmp_path: Path):
+    alone, two = one(changes, stage), trained(project, tmp_path / "two", 2, WAYS[way], changes, stage)
     same_gradients(alone, two)
     assert steps_of(alone)["base_loss"].nunique() == 20
     same_model(alone, two)
-    assert outputs(two, "train").keys() == outputs(alone, "train").keys() and scratches(two) == []
+    assert outputs(two, stage).keys() == outputs(alone, stage).keys() and scratches(two) == []
 
 
 @slow
@@ -152,7 +156,7 @@ def killed(folder: Path, way: dict[str, str]) -> Path:
     ranks = start(folder, 2, way)
     with ended(ranks):
         wait_for(lambda: list(folder.glob(".resume/train/*/*/step-*")), lambda: ranks[0].is_alive())
-    assert not (folder / "models/quiet_star").exists()
+    assert not (folder / TRAINED).exists()
     (scratch,) = scratches(folder)
     return scratch
 
@@ -187,7 +191,7 @@ def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, 
         (told,) = finish(alone, start(alone, 1, {}))
         assert "going on from" not in told and [one.name for one in scratches(alone)] == [scratch.name]  # for a week
     assert all("going on from" in told for told in finish(folder, start(folder, 2, uneven)))
-    assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
+    assert outputs(folder, STAGE) == outputs(whole, STAGE) and scratches(folder) == []
 
 
 @pytest.mark.parametrize(
@@ -203,7 +207,7 @@ def test_what_sharded_weights_do_not_allow_is_refused(changes: dict, told: str, 
     for name, value in (SHARDED | launched).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told):
-        write_trained(replace(TRAIN, **changes), *[Path("unread")] * 5)
+        write_trained(replace(TRAIN, **changes), "quiet_star", 1, *[Path("unread")] * 5)
 
 
 CLUSTER = {"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "one", "MASTER_PORT": "9"}
@@ -229,7 +233,8 @@ def test_what_accelerate_makes_of_a_shipped_launcher(launcher: str, address: dic
 
 
 def launched(folder: Path, **variables: str) -> subprocess.Popen:
-    command, environment = [sys.executable, "-m", "stages.train"], {**os.environ, **ENVIRONMENT, **variables}
+    command = [sys.executable, "-m", *f"stages.{STAGE}".split()]
+    environment = {**os.environ, **ENVIRONMENT, **variables}
     with (folder / "log").open("w") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
@@ -257,10 +262,10 @@ def test_one_of_two_killed_ends_the_run_with_one_line_and_the_next_resumes(proje
     assert process.wait(60) == 1  # seconds: within a minute
     told = [line for line in (folder / "log").read_text().splitlines() if line.startswith(("error:", "Traceback"))]
     assert told == ["error: process 1 was ended by signal 9: `dvc repro` goes on from the last checkpoint"]
-    assert not (folder / "models/quiet_star.part").exists()
+    assert not (folder / f"{TRAINED}.part").exists()
     assert launched(folder).wait(LONG) == 0, (folder / "log").read_text()[-3000:]
     assert "going on from" in (folder / "log").read_text()
-    assert outputs(folder, "train") == outputs(whole, "train") and scratches(folder) == []
+    assert outputs(folder, STAGE) == outputs(whole, STAGE) and scratches(folder) == []
 
 
 @slow
