@@ -203,13 +203,18 @@ def test_the_model_before_training(tmp_path: Path):
 @TOKENIZERS
 @pytest.mark.parametrize("kind", QUESTIONS)
 def test_with_its_own_thoughts_given_to_it_a_question_is_answered_as_before(tokenizer: Tokenizing, kind: str):
-    """So a control differs from the model's own way in what is thought, and in nothing else; others' change answers."""
-    model, (task, asked) = thinker(tokenizer), QUESTIONS[kind]
+    """So a control differs from the model's own way in what is thought, and in nothing else; others' change answers.
+
+    A third of all tokens end a thought.
+    """
+    endings = {"thoughts_end": True, "ending_token_ids": list(range(0, len(tokenizer), 3))}
+    model, (task, asked) = thinker(tokenizer, thought_tokens=4, **endings), QUESTIONS[kind]
     rows = scores(model, tokenizer, task, asked, sampling=DRAWN)
 
     def own(index: int) -> dict[str, ThoughtsOfText]:
         return {place: ThoughtsOfText.from_json(thoughts) for place, thoughts in rows[index]["own"].items()}
 
+    assert {n for row in rows for n in row["own"]["answer"]["lengths"]} >= {0, 1, 4}
     itself = SimpleNamespace(of=lambda index: {"swapped": own(index)})
     for row, again in zip(rows, scores(model, tokenizer, task, asked, controls=itself), strict=True):
         assert again["swapped"] == row["thought"] | {"prob": pytest.approx(row["thought"]["prob"], rel=1e-4)}
