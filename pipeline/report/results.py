@@ -119,7 +119,7 @@ def claims(results: Results) -> list[Finding]:
     """For each task, whether the run beats all `RIVALS`. Empty for a control, of which nothing is claimed."""
     method, found = results.method, []
     rivals = {arm if arm in METHODS else f"{method.key}/{arm}": words for arm, words in RIVALS.items()}
-    for task in results.tasks if method.writes else ():
+    for task in results.tasks if method.writes and method.key not in RIVALS else ():
         by_verdict: dict[str, list[str]] = {}
         for rival, words in rivals.items():
             difference, verdict = results.better(task, "accuracy", method.key, rival), UNTESTED

@@ -24,11 +24,8 @@ from pipeline.training.quiet_star.probe import Probe
 from pipeline.training.trainer import CheckedTrainer
 from pipeline.training.warnings import Watch
 
-LOSSES = [
-    "base_loss",
-    "base_loss_ahead",
-    "talk_loss",
-]  # of the next token; of the talk loss's targets, without and with
+# of the next token without thoughts; of all tokens ahead that the talk loss has, without thoughts and with
+LOSSES = ["base_loss", "base_loss_ahead", "talk_loss"]
 LOSS_COLUMNS = [*LOSSES, "policy_loss", "reward", "positive_advantages", "mixing_weight"]
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
 HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]

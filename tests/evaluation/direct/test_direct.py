@@ -5,6 +5,7 @@ from functools import partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,27 +200,25 @@ def test_the_model_before_training(tmp_path: Path):
         check(rows, {"no_thought": plain(decoder)}, WORDS, asked, rel=5e-5)
 
 
-class OwnAsDonor:
-    """Controls that give each question its own thoughts back."""
-
-    def __init__(self, rows: list[dict]):
-        self._rows = rows
-
-    def of(self, index: int) -> dict:
-        own = self._rows[index]["own"]
-        return {"swapped": {place: ThoughtsOfText.from_json(thoughts) for place, thoughts in own.items()}}
-
-
 @TOKENIZERS
 @pytest.mark.parametrize("kind", QUESTIONS)
 def test_with_its_own_thoughts_given_to_it_a_question_is_answered_as_before(tokenizer: Tokenizing, kind: str):
-    """So a control differs from the model's own way in what is thought, and in nothing else; others' change answers."""
-    model, (task, asked) = thinker(tokenizer), QUESTIONS[kind]
+    """So a control differs from the model's own way in what is thought, and in nothing else; others' change answers.
+
+    A third of all tokens end a thought.
+    """
+    endings = {"thoughts_end": True, "ending_token_ids": list(range(0, len(tokenizer), 3))}
+    model, (task, asked) = thinker(tokenizer, thought_tokens=4, **endings), QUESTIONS[kind]
     rows = scores(model, tokenizer, task, asked, sampling=DRAWN)
-    own = OwnAsDonor(rows)
-    for row, again in zip(rows, scores(model, tokenizer, task, asked, controls=own), strict=True):
+
+    def own(index: int) -> dict[str, ThoughtsOfText]:
+        return {place: ThoughtsOfText.from_json(thoughts) for place, thoughts in rows[index]["own"].items()}
+
+    assert {n for row in rows for n in row["own"]["answer"]["lengths"]} >= {0, 1, 4}
+    itself = SimpleNamespace(of=lambda index: {"swapped": own(index)})
+    for row, again in zip(rows, scores(model, tokenizer, task, asked, controls=itself), strict=True):
         assert again["swapped"] == row["thought"] | {"prob": pytest.approx(row["thought"]["prob"], rel=1e-4)}
-    controls = Controls(lambda index: own.of(index)["swapped"], list(map(str, range(len(asked)))), model.vocabulary, 1)
+    controls = Controls(own, list(map(str, range(len(asked)))), model.vocabulary, 1)
     others = scores(model, tokenizer, task, asked, controls=controls)
     for way in ("swapped", "random"):
         assert [row[way]["prob"] for row in others] != pytest.approx([row["thought"]["prob"] for row in rows], rel=0.01)
@@ -269,7 +268,9 @@ def test_a_task_says_of_what_its_numbers_are_made(tokenizer: Tokenizing):
 def writes(tokenizer: Tokenizing, text: str, monkeypatch: pytest.MonkeyPatch, task: Task = NUMBER) -> str:
     """The answer of a model that writes ``text`` whatever it is asked."""
     prompt = tokenizer("Q: What?\nA:")["input_ids"]
-    ids = tokenizer(f"Q: What?\nA:{text}")["input_ids"][len(prompt) :]
+    whole = tokenizer(f"Q: What?\nA:{text}")["input_ids"]
+    apart = tokenizer(text, add_special_tokens=False)["input_ids"]  # where a token spans the end of the prompt
+    ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else apart
     model = thinker(tokenizer)
 
     def predict(self: AskedModel, read: Tensor, mask: Tensor, keys: Tensor, positions: Tensor, *_: object) -> tuple:
