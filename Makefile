@@ -33,7 +33,7 @@ repro: setup ## run the whole pipeline (dvc repro); what is cached is not run ag
 	@echo "== the report is results/report/index.html"
 
 check: setup ## whether the run's claims hold (results/compare): a line for each that does not, and exit code 1
-	@$(RUN) python -m pipeline.check
+	@$(RUN) python -m pipeline.evaluation.check
 
 seeds: setup ## ten runs, each with its own base model, and five training seeds on one: results/seeds.{csv,md} (hours)
 	@$(RUN) python -m pipeline.ablations.seeds

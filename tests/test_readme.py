@@ -28,7 +28,7 @@ def test_the_tree_is_the_repositorys():
 
 
 def test_pipeline_has_few_names_and_docs_few_pages():
-    assert len([path for path in (ROOT / "pipeline").iterdir() if path.name != "__pycache__"]) <= 19
+    assert len([path for path in (ROOT / "pipeline").iterdir() if path.name != "__pycache__"]) <= 18
     assert len(list((ROOT / "docs").glob("*.md"))) <= 6
 
 
