@@ -157,7 +157,6 @@ class Train:
     learning_rate: Positive = MISSING
     mixing_head_learning_rate: Positive = MISSING
     warmup_steps: SizeOrZero = MISSING
-    decay_steps: SizeOrZero = MISSING
     weight_decay: NotNegative = MISSING
     gradient_clip: Positive = MISSING
     log_steps: Size = MISSING

@@ -56,7 +56,6 @@ TINY = {
     "train.thought_tokens": 2,
     "train.lookahead": 2,
     "train.steps": 2,
-    "train.decay_steps": 1,
     "train.batch_size": 2,
     "train.evaluation_steps": 1,
     "train.evaluation_texts": 4,

@@ -63,7 +63,6 @@ PAPER = {
     "train.learning_rate": (1e-6, "AdamW, learning rate 1e-6"),
     "train.mixing_head_learning_rate": (1e-6, "AdamW, learning rate 1e-6"),
     "train.warmup_steps": (20, "warm-up 20 steps"),
-    "train.decay_steps": (0, "learning rate 1e-6, warm-up 20 steps"),
     "train.weight_decay": (0.001, "weight decay 0.001"),
     "train.batch_size": (8, "batch size 8 texts (gradient accumulation keeps it fixed)"),
     "train.accumulation": (1, "batch size 8 texts (gradient accumulation keeps it fixed)"),

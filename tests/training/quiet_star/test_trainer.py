@@ -40,7 +40,6 @@ TRAIN = replace(
     mixing_head_learning_rate=0.02,
     weight_decay=0.1,
     warmup_steps=0,
-    decay_steps=0,
     gradient_clip=1.0,
     log_steps=1,
     evaluation_steps=1,
