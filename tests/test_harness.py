@@ -32,7 +32,7 @@ from pipeline.thought.sampler import Sampling
 from tests.evaluation.chain_of_thought.asking import slow_text
 from tests.evaluation.direct.test_direct import scores
 from tests.local_hub import commonsense_qa_rows, gsm8k_rows, parquet, word_tokenizer
-from tests.thought.tiny import GPT2, LLAMA, quiet_star
+from tests.thought.tiny import GPT2, LLAMA, quiet_star, rows_of
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval, an optional extra, is not installed")
 TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
@@ -249,9 +249,9 @@ def test_a_whole_text_in_windows(short: tuple, monkeypatch: pytest.MonkeyPatch):
             context = [slow.tokenizer.eos_token_id, *ids][max(0, end - room) : start + 1]
             total += slow.log_likelihood(context, predicted)[0]
         expected.append(total)
-    asked, sizes, logits = requests(*((t,) for t in texts)), [], Head.logits
+    asked = requests(*((t,) for t in texts))
     assert model.loglikelihood_rolling(asked, True) == pytest.approx(expected, abs=1e-3)
-    monkeypatch.setattr(Head, "logits", lambda *args: sizes.append(args[1].shape[:-1].numel()) or logits(*args))
+    sizes = rows_of(Head, "logits", monkeypatch)
     monkeypatch.setattr(harness, "HELD_LOGITS", 3 * 5 * model._model.vocabulary)
     assert model.loglikelihood_rolling(asked, True) == pytest.approx(expected, abs=1e-3)
     assert 0 < max(sizes) <= 3 * 5

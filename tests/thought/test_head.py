@@ -1,5 +1,6 @@
 """The head's losses and gradients: against all logits at once and autograd, and what they hold meanwhile."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pipeline.thought import head as head_module
 from pipeline.thought.head import BANNED_LOGIT, IGNORED, Head, HeadLosses, ban, exact_dtype
-from tests.thought.tiny import Largest, normal
+from tests.thought.tiny import Largest, normal, rows_of
 
 VOCABULARY, WIDTH = 7, 5
 DOUBLE = torch.float64
@@ -79,19 +80,6 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance * max(1.0, largest))
 
 
-def rows_predicted(patch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each product with the head has from now on, those without a row aside."""
-    counts, predict = [], HeadLosses._predict
-
-    def record(self: HeadLosses, states: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        if len(states):
-            counts.append(len(states))
-        return predict(self, states, *rest)
-
-    patch.setattr(HeadLosses, "_predict", record)
-    return counts
-
-
 HEADS = pytest.mark.parametrize(
     "options",
     [{}, {"bias": True}, {"softcap": 2.0}, {"bias": True, "softcap": 2.0}],
@@ -122,7 +110,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(
     groups = [some_group(*shape, seed=10 * i, dtype=dtype, **options) for i, shape in enumerate(shapes)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
-        counts = rows_predicted(patch)
+        counts = rows_of(HeadLosses, "_predict", patch)
         actual = results(in_chunks, head, groups, factor)
     assert_close(actual, results(at_once, head, groups, factor), EXACT[dtype])
     assert max(counts, default=0) <= max(1, chunk_logits // VOCABULARY)
@@ -146,7 +134,7 @@ def test_rows_of_weight_0_have_a_forward_pass_only_if_complete(monkeypatch, comp
     head = some_head()
     group = some_group(5, targets=targets, weights=weights, complete=complete)
     nll, gradient = results(at_once, head, [group])[1:3]
-    counts = rows_predicted(monkeypatch)
+    counts = rows_of(HeadLosses, "_predict", monkeypatch)
     actual = results(in_chunks, head, [group])
     assert sum(counts) == (4 if complete else 2)
     assert actual[1].ne(0).tolist() == [complete, True, complete, False, True]
@@ -235,7 +223,7 @@ def test_large_logits_have_exact_losses(dtype):
     rows = torch.tensor([[1000.0, 1000.0], [1000.0, 0.0], [-1000.0, -1000.0]], dtype=dtype)
     group = {"hidden": rows, "targets": torch.tensor([0, 0, 1]), "weights": torch.ones(3)}
     _, (nll,) = in_chunks(Head(torch.eye(2, dtype=dtype)), [group])
-    assert nll.tolist() == pytest.approx([torch.tensor(2.0).log().item(), 0.0, torch.tensor(2.0).log().item()])
+    assert nll.tolist() == pytest.approx([math.log(2), 0.0, math.log(2)])
 
 
 def test_logits_are_linear_up_to_their_cap():

@@ -14,7 +14,7 @@ from pipeline.thought import sampler
 from pipeline.thought.head import BANNED_LOGIT, Head, ban
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, Thoughts, draw, entropy, invert, sample, truncate, uniforms
-from tests.thought.tiny import ARCHITECTURES, ENDING, FOUR_BASES, quiet_star, random_ids, slow
+from tests.thought.tiny import ARCHITECTURES, ENDING, FOUR_BASES, quiet_star, random_ids, rows_of, slow
 
 SAMPLED = Sampling(temperature=1.0, seed=5)
 
@@ -221,24 +221,13 @@ def some_rows() -> tuple[Head, Tensor, Tensor]:
     return Head(weight), hidden, chances(24).view(2, 3, 4)
 
 
-def rows_predicted(patch: pytest.MonkeyPatch) -> list[int]:
-    counts, logits = [], Head.logits
-
-    def record(self: Head, hidden: Tensor) -> Tensor:
-        counts.append(hidden.shape[:-1].numel())
-        return logits(self, hidden)
-
-    patch.setattr(Head, "logits", record)
-    return counts
-
-
 @given(st.integers(1, 30 * 23))
 def test_samples_do_not_depend_on_the_chunks(chunk_logits):
     head, hidden, numbers = some_rows()
     expected, certain = sample(head, hidden, [3, 4], SAMPLED, numbers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "CHUNK_LOGITS", chunk_logits)
-        counts = rows_predicted(patch)
+        counts = rows_of(Head, "logits", patch)
         ids, entropies = sample(head, hidden, [3, 4], SAMPLED, numbers)
     assert torch.equal(ids, expected)
     torch.testing.assert_close(entropies, certain, rtol=1e-12, atol=1e-12)

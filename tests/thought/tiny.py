@@ -175,6 +175,19 @@ def compare_gradients(actual: dict[str, Tensor | None], expected: dict[str, Tens
             assert (actual[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-2 * scale), name
 
 
+def rows_of(owner: type, method: str, patch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows (..., D) each call of this method has from now on, calls without a row aside."""
+    counts, call = [], getattr(owner, method)
+
+    def record(self: object, states: Tensor, *rest: object) -> object:
+        if states.numel():
+            counts.append(states.shape[:-1].numel())
+        return call(self, states, *rest)
+
+    patch.setattr(owner, method, record)
+    return counts
+
+
 def peak(step: Callable[[], object]) -> int:
     """The most elements that wait for a backward pass at once while ``step`` runs."""
     now = most = 0
