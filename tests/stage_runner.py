@@ -61,7 +61,6 @@ TINY = {
     "train.evaluation_texts": 4,
     "evaluate.questions": 4,
     "chain_of_thought.questions": 2,
-    "chain_of_thought.samples": 2,
     "chain_of_thought.new_tokens": 4,
     "chain_of_thought.answer_tokens": 2,
     "perplexity.texts": 4,

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,8 +20,7 @@ from pipeline.ablations import experiments
 from pipeline.ablations.grid import arms, git, read_grid
 from pipeline.errors import UserError
 from tests.ablations.toy import ROOT, STUB, Project
-
-LONG = 300  # seconds: what takes as long hangs
+from tests.chaos.kills import LONG, wait_for
 
 
 @pytest.fixture
@@ -41,13 +39,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 def ablations(*options: str) -> None:
     sys.argv = ["ablations", "grid.yaml", *options]
     command.main()
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    end = time.monotonic() + LONG
-    while not what():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 def test_every_arm_is_an_experiment_and_nothing_is_run_twice(project: Project, capsys: pytest.CaptureFixture):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.thought import sampler
-from pipeline.thought.head import BANNED_LOGIT, Head, ban
+from pipeline.thought.head import Head, ban
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, Thoughts, draw, entropy, invert, sample, truncate, uniforms
 from tests.thought.tiny import ARCHITECTURES, ENDING, FOUR_BASES, quiet_star, random_ids, rows_of, slow
@@ -259,21 +259,6 @@ def test_entropy_is_its_definition(dtype, tolerance, banned):
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     assert found[0].item() == pytest.approx(math.log(12 - len(banned)), rel=tolerance)
-
-
-POSSIBLE = st.floats(-80, 80, width=32)
-LOGITS = st.lists(st.one_of(st.just(BANNED_LOGIT), st.just(float("-inf")), POSSIBLE), min_size=1, max_size=40).filter(
-    lambda values: max(values) > BANNED_LOGIT
-)
-CHANCE = st.one_of(st.just(0.0), st.just(1 - 2**-24), st.integers(0, 2**24 - 1).map(lambda i: i / 2**24))
-
-
-@given(LOGITS, CHANCE, st.sampled_from([0.0, 0.3, 1.0, 3.0]))
-def test_a_token_of_no_probability_is_never_drawn(values, chance, temperature):
-    logits = torch.tensor([values])
-    drawn = draws(logits, Sampling(temperature), torch.tensor([chance], dtype=torch.float64)).item()
-    assert 0 <= drawn < len(values)
-    assert logits.div(temperature or 1.0).softmax(-1)[0, drawn] > 0
 
 
 @pytest.mark.parametrize("varied", ["seed", "text", "thought", "position", "step"])
