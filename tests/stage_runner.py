@@ -165,6 +165,5 @@ def run_here(folder: Path, stage: str) -> None:
 
 
 def run_stages(folder: Path, stages: tuple[str, ...] = STAGES) -> None:
-    """Run these stages in order, in this process."""
     for stage in stages:
         run_here(folder, stage)

@@ -20,7 +20,6 @@ RUN = "${arms.methods[0]}-${arms.seeds[0]}"
 
 
 def code_deps(stage: dict) -> set[str]:
-    """The files of the project's code that a stage depends on, folders expanded."""
     paths = [ROOT / dep for dep in stage["deps"] if dep.startswith(("pipeline", "stages"))]
     assert all(path.exists() for path in paths)
     files = [f for path in paths for f in (path.rglob("*") if path.is_dir() else [path]) if f.is_file()]

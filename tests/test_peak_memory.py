@@ -60,14 +60,12 @@ def asked(count: int, folder: Path, **changes: object) -> None:
 
 
 def evaluate(count: int, folder: Path) -> None:
-    """Evaluate with thoughts and without."""
     asked(count, folder)
     params = Evaluate(seed=1, batch_size=32, thought_temperature=0.0, device="cpu")
     write_evaluation(params, folder / "model", folder / "tasks", folder / "results")
 
 
 def chain_of_thought(count: int, folder: Path) -> None:
-    """Draw three samples of each question, with thoughts and without."""
     asked(count, folder, chain_of_thought=asdict(HOW))
     params = ChainOfThought(**PARAMS | {"samples": 3, "new_tokens": 2, "answer_tokens": 1, "batch_size": 32})
     write_chain_of_thought(params, folder / "model", folder / "tasks", folder / "results")

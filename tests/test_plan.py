@@ -80,7 +80,6 @@ def test_a_decoder_that_also_sees_is_planned_with_all_that_it_has(tmp_path: Path
 
 
 def test_mistral_against_arithmetic():
-    """Each figure of the paper's run worked out from Mistral's sizes by hand."""
     found = estimate(planned(*PAPER, "hardware=node", "arms.methods=[quiet_star]"))
     weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     head = 4096 * 32000

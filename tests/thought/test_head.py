@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.thought import head as head_module
 from pipeline.thought.head import BANNED_LOGIT, IGNORED, Head, HeadLosses, ban, exact_dtype
-from tests.thought.tiny import Largest, normal, rows_of
+from tests.thought.tiny import Largest, normal, rows_of, some_ignored
 
 VOCABULARY, WIDTH = 7, 5
 DOUBLE = torch.float64
@@ -24,12 +24,6 @@ Group = dict[str, object]  # what one call of `HeadLosses.cross_entropy` gets
 Losses = Callable[[Head, Sequence[Group]], tuple[Tensor, list[Tensor]]]
 
 
-def some_targets(*shape: int, seed: int = 1, below: int = VOCABULARY) -> Tensor:
-    """Random ids, about a third of them ignored."""
-    ids = torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
-    return ids.masked_fill(normal(*shape, seed=seed + 1) < -0.5, IGNORED)
-
-
 def some_head(bias: bool = False, softcap: float | None = None, dtype: torch.dtype = DOUBLE) -> Head:
     own = normal(VOCABULARY, seed=4, dtype=dtype).requires_grad_() if bias else None
     return Head(normal(VOCABULARY, WIDTH, seed=3, dtype=dtype).requires_grad_(), own, softcap)
@@ -38,7 +32,7 @@ def some_head(bias: bool = False, softcap: float | None = None, dtype: torch.dty
 def some_group(*shape: int, seed: int = 6, dtype: torch.dtype = DOUBLE, **options: object) -> Group:
     """Rows with a third of their targets ignored, and weights of both signs, a third of them 0, unless given."""
     hidden, weights = normal(*shape, WIDTH, seed=seed, dtype=dtype).requires_grad_(), normal(*shape, seed=5)
-    targets = some_targets(*shape, seed=seed + 1, below=VOCABULARY - len(options.get("banned", ())))
+    targets = some_ignored(*shape, seed=seed + 1, below=VOCABULARY - len(options.get("banned", ())))
     weights = weights.masked_fill(weights.abs() < 0.4, 0.0).to(dtype)
     return {"hidden": hidden, "targets": targets, "weights": weights, **options}
 
@@ -51,7 +45,6 @@ def in_chunks(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]
 
 
 def at_once(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
-    """The same from all logits, by autograd."""
     loss, nlls = torch.zeros((), dtype=exact_dtype(head.weight)), []
     for group in groups:
         logits, targets, weights = head.logits(group["hidden"]), group["targets"], group["weights"]

@@ -215,7 +215,6 @@ def test_logits_that_are_not_numbers_give_some_index(tokens):
 
 
 def some_rows() -> tuple[Head, Tensor, Tensor]:
-    """A head, states (2, 3, 4, D) and as many numbers."""
     generator = torch.Generator().manual_seed(0)
     weight, hidden = (torch.randn(*shape, 5, generator=generator).double() for shape in ((23,), (2, 3, 4)))
     return Head(weight), hidden, chances(24).view(2, 3, 4)

@@ -115,6 +115,11 @@ def random_ids(*shape: int, seed: int = 1, below: int = START) -> Tensor:
     return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def some_ignored(*shape: int, seed: int = 1, below: int = 7) -> Tensor:
+    """Random ids, about a third of them ignored."""
+    return random_ids(*shape, seed=seed, below=below).masked_fill(normal(*shape, seed=seed + 1) < -0.5, IGNORED)
+
+
 def given_thoughts(rationales: int = 2, tokens: int = TOKENS) -> Tensor:
     return random_ids(2, rationales, tokens, 3, seed=2)
 

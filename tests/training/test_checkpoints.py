@@ -97,7 +97,6 @@ def folder(project: Path, tmp_path: Path) -> Path:
 
 
 def outputs(folder: Path, stage: str) -> dict[str, bytes]:
-    """All files of the stage's outputs."""
     files = [f for out in OUTS[stage] for f in sorted((folder / out).glob("*")) if f.is_file()]
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 

@@ -53,7 +53,6 @@ def test_threads_change_rounding_at_most(finished: Path, tmp_path: Path):
 
 
 def test_the_order_of_files_does_not_matter(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Folders are listed in another order, as another file system may do it."""
     scandir, listdir = os.scandir, os.listdir
 
     class Entries(chain):

@@ -74,7 +74,6 @@ def steps_of(folder: Path) -> pd.DataFrame:
 
 
 def model_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of the trained model, or those of them that learned."""
     (weights,) = (folder / "models/trained").glob("*/*.safetensors")
     return load_file(weights)
 
@@ -123,7 +122,6 @@ def test_two_processes_with_two_micro_batches_each(way: str, project: Path, one:
 
 @slow
 def test_sharded_weights_in_bfloat16_with_checkpointing(project: Path, one: Callable, tmp_path: Path):
-    """As launchers/node.yaml is meant for."""
     changes = {"train.precision": "bfloat16", "train.checkpointing": True}
     two = trained(project, tmp_path / "two", 2, SHARDED, changes)
     expected, found = steps_of(one({}))["base_loss"], steps_of(two)["base_loss"]

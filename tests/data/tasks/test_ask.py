@@ -87,7 +87,6 @@ EXPECTED = {
 
 
 def test_every_task_of_the_project(project: Path):
-    """Written from data sets in the hub's layout, and read again."""
     assert set(EXPECTED) == {path.stem for path in Path("tasks").glob("*.yaml")}
     for name, pairs in EXPECTED.items():
         data = read_task(Path(f"tasks/{name}.yaml")).data
@@ -253,7 +252,6 @@ def test_the_first_number():
 
 
 def formatted(number: Decimal, commas: bool, zeros: int, lead: int) -> str:
-    """The same number with thousands' commas, zeros after it and zeros before it."""
     sign, text = ("-" if number < 0 else ""), format(abs(number), ",f" if commas else "f")
     if zeros:
         text += ("" if "." in text else ".") + "0" * zeros

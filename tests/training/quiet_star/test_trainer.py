@@ -76,14 +76,12 @@ def trainer(
 
 
 def trained(spans: Spans, settings: params.Train = TRAIN, method: str = QUIET_STAR) -> Run:
-    """The model, and the rows that were logged."""
     model = quiet_star(LLAMA, policy_weight=settings.policy_weight, method=method)
     return model, trainer(model, spans, settings).run()
 
 
 @pytest.fixture(scope="module")
 def plain(spans: Spans, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """The run of each method with the settings above."""
     with contextlib.chdir(tmp_path_factory.mktemp("plain")):
         return {method: trained(spans, method=method) for method in METHODS}
 
