@@ -1,8 +1,6 @@
 """Conversion of the authors' checkpoints (thought/test_reference.py compares their numbers)."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,6 @@ from tests.local_hub import word_tokenizer
 from tests.thought.test_reference import CASES, needs_cases
 from tests.thought.tiny import ARCHITECTURES
 
-ROOT = Path(__file__).parents[1]
 START, END = "<|startthought|>", "<|endthought|>"
 ROWS = len(word_tokenizer()) + 2
 BASE = ARCHITECTURES["mistral"] | {"vocab_size": ROWS, "rope_theta": 123.0, "rms_norm_eps": 1e-3}
@@ -216,14 +213,6 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ZeroDivisionError):
         main([str(source), str(tmp_path / "ours")])
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
-
-
-@pytest.mark.slow
-def test_the_command(tmp_path: Path):
-    source, out = checkpoint(tmp_path / "theirs"), tmp_path / "ours"
-    line = [sys.executable, "-m", "pipeline.authors", str(source), str(out)]
-    told = subprocess.check_output(line, cwd=ROOT, text=True, timeout=120)
-    assert told.startswith(f"{out}: ") and told.count("\n") == 1
 
 
 @needs_cases

@@ -9,24 +9,13 @@ from pipeline.thought.generation import GREEDY, SAMPLES_APART, TEXT_STEP
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
-from tests.thought.tiny import (
-    ARCHITECTURES,
-    END,
-    KINDS,
-    LLAMA,
-    METHODS,
-    START,
-    left_padded,
-    quiet_star,
-    random_ids,
-    slow,
-)
+from tests.thought.tiny import ARCHITECTURES, END, KINDS, LLAMA, START, left_padded, quiet_star, random_ids, slow
 
 NEW = 6
 LENGTHS = (5, 3, 6)
 SAMPLED, SAMPLED_THOUGHTS = Sampling(0.8, seed=4), Sampling(1.0, seed=9)
 # each architecture greedy and sampled; every method, with thoughts and without, by four architectures
-CASES = [(name, METHODS[i % 3], i % 4 != 3) for i, name in enumerate(ARCHITECTURES)] + [
+CASES = [(name, [*KINDS][i % 4], i % 3 != 2) for i, name in enumerate(ARCHITECTURES)] + [
     (name, kind, think)
     for name in ("llama", "mistral, window", "gemma2", "gpt2")
     for kind in KINDS
