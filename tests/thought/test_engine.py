@@ -222,6 +222,13 @@ def compare_autocast(model: QuietStarForCausalLM, engine: Engine, batch: Texts, 
         assert 0 < error(gradient, exact.gradients[name]) < 0.3, name
 
 
+@pytest.mark.parametrize(
+    ("base", "engine"), [(LLAMA, PLAIN), (GEMMA2, Engine("blocked")), (GPT2, SLICED), (LLAMA, Engine("reference", 3))]
+)
+def test_autocast_is_close_to_float32(base, engine):
+    compare_autocast(quiet_star(base).train(), engine, texts(), given_thoughts())
+
+
 TRAINED = {
     "mixing head and meta-tokens": ("mixing_head", "start_embedding", "end_embedding"),
     "mixing head": ("mixing_head",),

@@ -18,7 +18,6 @@ from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from pipeline.thought.views import TextView
-from tests.thought.test_engine import compare_autocast, run, train
 from tests.thought.tiny import (
     ALL_METHODS,
     ARCHITECTURES,
@@ -34,6 +33,7 @@ from tests.thought.tiny import (
     base_model,
     error,
     given_thoughts,
+    gradients,
     quiet_star,
     random_ids,
     texts,
@@ -140,17 +140,22 @@ def test_a_new_model_has_the_initial_weights_of_its_base():
 )
 def test_bfloat16_and_autocast_are_close_to_float32(base, engine, method):
     """Losses are float32, gradients of the parameters' dtype."""
-    model, batch = quiet_star(base, method=method).train(), texts("right")
-    given = given_thoughts() if method == QUIET_STAR else None
-    compare_autocast(model, engine, batch, given)
+    model, (ids, mask, labels) = quiet_star(base, method=method), texts("right")
     half = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
     half.load_state_dict(model.state_dict())
-    step = train(half, engine, batch, given)
-    assert all(found.dtype == torch.bfloat16 and found.isfinite().all() for found in step.gradients.values())
-    losses = step.losses
-    assert {loss.dtype for loss in (losses.base_nll, losses.talk_nll, losses.reward, losses.policy)} == {torch.float32}
-    assert error(losses.base_nll, run(model, engine, batch, given).losses.base_nll) < 0.05
-    assert half.generate(batch.ids, max_new_tokens=2).shape == (2, TOKENS + 2)
+    given = given_thoughts() if method == QUIET_STAR else None
+    options = {"labels": labels, "thought_ids": given, "engine": engine}
+    expected = model(ids, mask, **options).losses
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = model(ids, mask, **options)
+    for each, output in ((model, lowered), (half, half(ids, mask, **options))):
+        found = gradients(each, output.loss)
+        assert {gradient.dtype for gradient in found.values()} == {each.dtype}
+        assert all(gradient.isfinite().all() for gradient in found.values())
+        losses = [output.losses.base_nll, output.losses.talk_nll, output.losses.reward, output.losses.policy]
+        assert {loss.dtype for loss in losses} == {torch.float32}
+        assert error(output.losses.base_nll, expected.base_nll) < 0.05
+    assert half.generate(ids, max_new_tokens=2).shape == (2, TOKENS + 2)
 
 
 def test_attention_is_given_one_dtype_and_left_alone_by_autocast(monkeypatch):
