@@ -61,7 +61,6 @@ TINY = {
     "train.evaluation_texts": 4,
     "evaluate.questions": 4,
     "chain_of_thought.questions": 2,
-    "chain_of_thought.samples": 2,
     "chain_of_thought.new_tokens": 4,
     "chain_of_thought.answer_tokens": 2,
     "perplexity.texts": 4,
@@ -166,6 +165,5 @@ def run_here(folder: Path, stage: str) -> None:
 
 
 def run_stages(folder: Path, stages: tuple[str, ...] = STAGES) -> None:
-    """Run these stages in order, in this process."""
     for stage in stages:
         run_here(folder, stage)

@@ -1,9 +1,6 @@
 """Conversion of the authors' checkpoints (thought/test_reference.py compares their numbers)."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,11 +20,9 @@ from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from tests.bad_input.spoil import config, each, gone, holds, way
 from tests.local_hub import word_tokenizer
+from tests.thought.test_reference import CASES, needs_cases
 from tests.thought.tiny import ARCHITECTURES
 
-ROOT = Path(__file__).parents[1]
-REFERENCE = Path(os.environ.get("QUIET_STAR_REFERENCE", ROOT.parent / "shared" / "reference"))
-CASES = sorted(path.parent for path in REFERENCE.glob("*/case.json"))
 START, END = "<|startthought|>", "<|endthought|>"
 ROWS = len(word_tokenizer()) + 2
 BASE = ARCHITECTURES["mistral"] | {"vocab_size": ROWS, "rope_theta": 123.0, "rms_norm_eps": 1e-3}
@@ -174,10 +169,7 @@ WRONG = {
 WRONG |= {
     "another model": (configured(model_type="llama"), "a llama model"),
     "no number": (configured(hidden_size="wide"), "hidden_size"),
-    "another size": (
-        configured(hidden_size=2 * WIDTH),
-        "not a checkpoint of the authors' code: .* torch.bfloat16 of",
-    ),
+    "another size": (configured(hidden_size=2 * WIDTH), "not a checkpoint of the authors' code: .* torch.bfloat16 of"),
     "no config": (gone("config.json"), "config.json is missing or broken"),
     "a list": (holds("config.json", b"[]"), "holds a None model"),
     "pickled": (pickled, r"pickled ones.*\(pytorch_model-00001-of-00002.bin\)"),
@@ -223,15 +215,7 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-@pytest.mark.slow
-def test_the_command(tmp_path: Path):
-    source, out = checkpoint(tmp_path / "theirs"), tmp_path / "ours"
-    line = [sys.executable, "-m", "pipeline.authors", str(source), str(out)]
-    told = subprocess.check_output(line, cwd=ROOT, text=True, timeout=120)
-    assert told.startswith(f"{out}: ") and told.count("\n") == 1
-
-
-@pytest.mark.skipif(not CASES, reason=f"no reference cases in {REFERENCE} (set QUIET_STAR_REFERENCE)")
+@needs_cases
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_their_own_cases_are_read_from_a_folder(case: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     about, expected = json.loads((case / "case.json").read_text()), load_file(case / "expected.safetensors")

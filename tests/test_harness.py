@@ -32,7 +32,7 @@ from pipeline.thought.sampler import Sampling
 from tests.evaluation.chain_of_thought.asking import slow_text
 from tests.evaluation.direct.test_direct import scores
 from tests.local_hub import commonsense_qa_rows, gsm8k_rows, parquet, word_tokenizer
-from tests.thought.tiny import GPT2, LLAMA, quiet_star
+from tests.thought.tiny import GPT2, LLAMA, quiet_star, rows_of
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval, an optional extra, is not installed")
 TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
@@ -249,9 +249,9 @@ def test_a_whole_text_in_windows(short: tuple, monkeypatch: pytest.MonkeyPatch):
             context = [slow.tokenizer.eos_token_id, *ids][max(0, end - room) : start + 1]
             total += slow.log_likelihood(context, predicted)[0]
         expected.append(total)
-    asked, sizes, logits = requests(*((t,) for t in texts)), [], Head.logits
+    asked = requests(*((t,) for t in texts))
     assert model.loglikelihood_rolling(asked, True) == pytest.approx(expected, abs=1e-3)
-    monkeypatch.setattr(Head, "logits", lambda *args: sizes.append(args[1].shape[:-1].numel()) or logits(*args))
+    sizes = rows_of(Head, "logits", monkeypatch)
     monkeypatch.setattr(harness, "HELD_LOGITS", 3 * 5 * model._model.vocabulary)
     assert model.loglikelihood_rolling(asked, True) == pytest.approx(expected, abs=1e-3)
     assert 0 < max(sizes) <= 3 * 5
@@ -276,13 +276,21 @@ def test_a_long_context_loses_its_beginning(short: tuple):
 
 
 def test_texts_of_like_length_go_together_and_only_answers_think(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """The longest come first, to fail at once where memory is short. Five answers share the thoughts of a text."""
-    model = QuietStarLM(str(folder), batch_size=2)
+    """The longest come first, to fail at once where memory is short. Five answers share the thoughts of a text.
+
+    Each result is in lm-eval's cache when its batch is done, so that a killed run loses little.
+    """
+    model, kept = QuietStarLM(str(folder), batch_size=2), {}
+    model.cache_hook.add_partial = lambda *about: kept.update({str(about[:2]): about[2]})
     scored, written = (watch(model, name, monkeypatch) for name in ("forward", "generate"))
     contexts = [f"Q: Where{'?' * count}\nA:" for count in (9, 0, 40, 1, 41, 10)]
     own = sorted((len(model.tok_encode(context)) for context in contexts), reverse=True)
-    model.loglikelihood(requests(*((context, f" {letter}") for context in contexts for letter in "ABCDE")), True)
-    model.generate_until(requests(*((context, {"max_gen_toks": 1}) for context in contexts)), True)
+    asked = [(context, f" {letter}") for context in contexts for letter in "ABCDE"]
+    scores = model.loglikelihood(requests(*asked), True)
+    expected = {str(("loglikelihood", one)): score for one, score in zip(asked, scores, strict=True)}
+    asked = [(context, {"max_gen_toks": 1}) for context in contexts]
+    texts = model.generate_until(requests(*asked), True)
+    assert kept == expected | {str(("generate_until", one)): text for one, text in zip(asked, texts, strict=True)}
     answer = len(model._encode_pair(contexts[0], " A")[1])
     assert [shape for shape, _ in scored] == [(2, length + answer - 1) for length in own[::2]]
     assert all(len(options["positions"]) == answer for _, options in scored)
@@ -338,16 +346,6 @@ def test_special_tokens_around_a_text(tmp_path: Path, monkeypatch: pytest.Monkey
     assert model.generate_until(requests(("Q:", {})), True) == ["waterwater"]
 
 
-def test_results_go_to_lm_evals_cache(folder: Path):
-    """Each batch is cached when it is done, so that a killed run loses little."""
-    model, kept = QuietStarLM(str(folder), batch_size=4), {}
-    model.cache_hook.add_partial = lambda kind, arguments, result: kept.update({(kind, arguments[0]): result})
-    scores = model.loglikelihood(requests(*pairs()[::3]), True)
-    texts = model.generate_until(requests(("Q: What\nA:", {"max_gen_toks": 2})), True)
-    expected = {("loglikelihood", context): score for (context, _), score in zip(pairs()[::3], scores, strict=True)}
-    assert kept == expected | {("generate_until", "Q: What\nA:"): texts[0]}
-
-
 def test_generation_arguments_are_honoured(folder: Path):
     model, greedy = QuietStarLM(str(folder), seed=7), Sampling(0.0, 7)
 
@@ -368,14 +366,12 @@ BAD_GENERATION = [
     ({"temperature": -1.0}, "temperature is -1.0"),
     ({"max_gen_toks": 0}, "max_gen_toks is 0"),
     ({"max_gen_toks": 5000}, "max_gen_toks is 5000"),
-    ({"max_gen_toks": "few"}, "few"),
 ]
 BAD_ARGUMENTS = [
     ({"think": "yes"}, "think is 'yes'"),
     ({"thought_temperature": float("nan")}, "temperature is nan"),
     ({"seed": 10**20}, "seed is 100000000000000000000 and batch_size 1: they must be 0 to 4294967295 and"),
     ({"seed": float("inf")}, "must be numbers: .*infinity"),
-    ({"batch_size": "auto"}, "must be numbers: .*'auto'"),
     ({"batch_size": 0}, "batch_size 0"),
     ({"device": "tpu"}, "device is tpu"),
     ({"dtype": "float16", "max_batch_size": 4}, "dtype, max_batch_size"),
@@ -433,7 +429,6 @@ def test_the_command(folder: Path, tmp_path: Path):
     [
         ("--tasks letters", "quiet_star needs the folder of a trained model"),
         ("--model_args pretrained=5 --tasks letters", "5 holds no trained model"),
-        ("--model_args pretrained=nowhere", "No tasks specified, or no tasks found. Please verify the task names"),
         ("--tasks letters --log_samples", "Specify --output_path if providing --log_samples or --predict_only"),
         ("--model_args pretrained=MODEL --tasks lost", "a task's data set cannot be read: "),
         ("--model_args pretrained=MODEL --tasks letters --apply_chat_template", "quiet_star has no chat template: "),

@@ -39,41 +39,28 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         # another type
         ("train", "fast", "train is fast, but must be a section"),
         ("train.steps", "ten", f"train.steps: Value 'ten' of type 'str' {INTEGER}"),
-        ("train.steps", 1.5, f"train.steps: Value '1.5' of type 'float' {INTEGER}"),
         ("train.steps", True, f"train.steps: Value 'True' of type 'bool' {INTEGER}"),
         ("train.steps", None, "train.steps: Incompatible value 'None' for field of type 'int'"),
-        ("train.learning_rate", "fast", "train.learning_rate: Value 'fast' of type 'str' could not be converted to Fl"),
-        ("tokenize.packed", "perhaps", "tokenize.packed: Value 'perhaps' is not a valid bool"),
         ("tasks.files", "a.yaml", "tasks.files is a.yaml, but must be a list of single values"),
         ("arms.methods", [["pause"]], "arms.methods is [['pause']], but must be a list of single values"),
-        ("arms.seeds", ["one"], f"arms.seeds[0]: Value 'one' of type 'str' {INTEGER}"),
         ("report.passages", "${train.steps}", "report.passages: While dereferencing interpolation"),
         # unknown and missing keys
-        ("extra", 1, "there is no key extra"),
         ("train.stepz", 1, "there is no key train.stepz"),
         ("corpus.hub.train.extra", {"a": "${"}, "corpus.hub.train.extra"),
         ("train.lookahead", "???", "train.lookahead is missing"),
         # bounds
         ("train.steps", 0, f"train.steps is 0, {SIZE}"),
-        ("corpus.hub.train.rows", 0, "corpus.hub.train.rows is 0, but must be at least 1 and at most 1000000000000"),
         ("tokenize.vocabulary", 257, "tokenize.vocabulary is 257, but must be at least 258 and at most 1000000"),
         ("train.learning_rate", math.nan, "train.learning_rate is nan, but must be a finite number above 0"),
         ("train.policy_weight", math.inf, "train.policy_weight is inf, but must be a finite number at least 0"),
         ("chain_of_thought.temperature", 0.0, "chain_of_thought.temperature is 0.0, but must be above 0"),
-        ("arms.seeds", [1, -1], "arms.seeds is [1, -1], but must be at least 0 and at most 4294967295"),
         # words
         ("train.meta_token_text", "", "train.meta_token_text is empty"),
-        ("corpus.hub.train.path", "", "corpus.hub.train.path is empty"),
         ("corpus.hub.train.columns", "a+b+c", "corpus.hub.train.columns is a+b+c, but must name one column, or two"),
         ("base_model.source", "hub", "base_model.path is missing"),
         ("tasks.files", [], "tasks.files is empty: name at least one task file"),
         ("train.lora.modules", [], "train.lora.modules is empty"),
-        ("arms.methods", ["magic"], "arms.methods is ['magic'], but must be one of quiet_star, no_policy, shuff"),
-        (
-            "arms.methods",
-            ["pause"] * 2,
-            "arms.methods is ['pause', 'pause'], but must name at least one and none",
-        ),
+        ("arms.methods", ["pause"] * 2, "arms.methods is ['pause', 'pause'], but must name at least one and none"),
         ("arms.seeds", [], "arms.seeds is [], but must name at least one"),
         # values that do not go together
         ("train.saved", "learned", "train.saved is learned, but with train.adapt whole"),
@@ -125,7 +112,6 @@ ALIASES = b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         (b"train: &a {train: *a}", "found unconstructable recursive node"),
         (b"train: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n", "line 1, column 8: could not determine a"),
         (b"train: !!set {a, b}", ": train is {"),
-        (b"train: !!bool perhaps", " is not readable YAML: "),
         (b"? [train]\n: 1", " is not readable YAML: line 1, column 3: found unhashable key"),
         (b"1: 2", ": there is no key 1"),
     ],
@@ -155,11 +141,7 @@ def test_the_longest_run_has_a_length():
 @pytest.mark.parametrize(
     "refused_with, changed, told",
     [
-        (
-            {"train.adapt": "frozen"},
-            {"arms.methods": ["pause", "before"]},
-            "arms.methods has no_thought",
-        ),
+        ({"train.adapt": "frozen"}, {"arms.methods": ["pause", "before"]}, "arms.methods has no_thought"),
         ({"train.adapt": "frozen"}, {"train.adapt": "lora"}, "arms.methods has no_thought"),
         ({"train.advantage": "signed", "train.rationales": 1}, {"train.rationales": 2}, "train.advantage is signed"),
     ],

@@ -15,17 +15,7 @@ from pipeline.files import arrow_table
 from pipeline.models.trained import load_trained
 from pipeline.thought.methods import METHODS
 from tests.local_hub import model_folder, sources
-from tests.stage_runner import (
-    ARMS,
-    STAGES,
-    TRAIN,
-    TRAINED,
-    copy_project,
-    run_as_module,
-    run_stage,
-    run_stages,
-    set_params,
-)
+from tests.stage_runner import ARMS, STAGES, TRAIN, copy_project, run_as_module, run_stage, run_stages, set_params
 from tests.test_graph import STAGES as GRAPH
 from tests.test_graph import outputs
 
@@ -105,14 +95,6 @@ def test_data_sets_and_a_model_from_local_folders(tmp_path: Path):
     assert "<html" in (project / "results/report/index.html").read_text()
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "qwen2", "qwen3")]
-
-
-@pytest.mark.parametrize("architecture", ["gemma", *SLOW])
-def test_every_architecture_from_scratch_trains(architecture: str, finished: Path, tmp_path: Path):
-    changed(finished, tmp_path / "project", ("base_model", TRAIN), base_model__scratch__architecture=architecture)
-
-
 @pytest.mark.slow
 def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_path: Path):
     stages = STAGES[STAGES.index(TRAIN) :]
@@ -122,7 +104,7 @@ def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_pat
     )
     weights = {path.parent.name for path in (small / "models").rglob("learned.safetensors")}
     assert weights == {arm.replace(" ", "-") for arm in ARMS}
-    kept, trained = (small / f"{name}/model.safetensors" for name in ("models/base", TRAINED))
+    kept, trained = (small / f"{name}/model.safetensors" for name in ("models/base", "models/trained/quiet_star-1"))
     assert not trained.exists() and kept.read_bytes() == (finished / "models/base/model.safetensors").read_bytes()
     for name in ("models/release/model.safetensors", "results/train/quiet_star-1/steps.csv"):
         assert (small / name).read_bytes() == (whole / name).read_bytes(), name
@@ -131,18 +113,6 @@ def test_adapters_saved_alone_give_what_they_give_merged(finished: Path, tmp_pat
     )
     assert one.to_numpy() == pytest.approx(other.to_numpy(), rel=1e-4)
     assert AutoModelForCausalLM.from_pretrained(small / "models/release").config.method == "quiet_star"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision, saved", [("float32", "learned"), ("bfloat16", "whole")])
-def test_a_frozen_base_model(precision: str, saved: str, finished: Path, tmp_path: Path):
-    """Kept in bfloat16 while it is trained on, too."""
-    stages = tuple(s for s in STAGES[STAGES.index(TRAIN) :] if s not in ("report", "chain_of_thought"))
-    changes = {"train__adapt": "frozen", "train__precision": precision, "train__saved": saved}
-    project = changed(finished, tmp_path / "project", stages, **changes)
-    base = load_file(project / "models/base/model.safetensors")
-    released = load_file(project / "models/release/model.safetensors")
-    assert all(torch.equal(value, released[f"base.{name}"]) for name, value in base.items())
 
 
 @pytest.mark.slow

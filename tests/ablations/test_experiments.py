@@ -1,4 +1,4 @@
-"""A grid of experiments fails, is stopped, killed and changed, and resumes. In the slow tier DVC is real."""
+"""Experiments of a grid or of several seeds fail, are stopped, killed and changed, and resume. Slow: with real DVC."""
 
 import fcntl
 import itertools
@@ -8,21 +8,20 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
 
 from pipeline.ablations import __main__ as command
-from pipeline.ablations import experiments
+from pipeline.ablations import experiments, seeds
 from pipeline.ablations.grid import arms, git, read_grid
 from pipeline.errors import UserError
 from tests.ablations.toy import ROOT, STUB, Project
-
-LONG = 300  # seconds: what takes as long hangs
+from tests.chaos.kills import LONG, wait_for
 
 
 @pytest.fixture
@@ -41,13 +40,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 def ablations(*options: str) -> None:
     sys.argv = ["ablations", "grid.yaml", *options]
     command.main()
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    end = time.monotonic() + LONG
-    while not what():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 def test_every_arm_is_an_experiment_and_nothing_is_run_twice(project: Project, capsys: pytest.CaptureFixture):
@@ -164,7 +156,35 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(project: Project):
     Path("grid.yaml").write_text((shallow / "grid.yaml").read_text())
     with pytest.raises(UserError, match="need a git repository"):
         ablations()
+    with pytest.raises(UserError, match="1 is no pair of seeds: write BASE:SEED"):
+        seed_runs("1")
     assert project.started == []
+
+
+def seed_runs(*pairs: str) -> pd.DataFrame:
+    sys.argv = ["seeds", *pairs]
+    seeds.main()
+    return pd.read_csv("results/seeds.csv")
+
+
+def test_each_run_is_kept_and_a_run_with_rows_is_not_run_again(project: Project):
+    first = seed_runs("2:2", "1:1")
+    assert list(first.columns) == seeds.COLUMNS and first["base_seed"].tolist() == [1] * 6 + [2] * 6
+    assert len(project.ran) == 2 and first["groups"].unique() == [5]
+    own = first[first["method"] == "quiet_star"]  # a tenth of five tokens, less a hundredth of the base's seed
+    assert own["content_effect"].to_numpy() == pytest.approx([0.49, 0.48])
+    assert first[first["method"] != "quiet_star"]["content_effect"].isna().all()
+    project.stage(broken=(5, 2))
+    project.commit()
+    with pytest.raises(UserError, match="1 of 3 runs failed: base1-seed2-.*this one breaks"):
+        seed_runs("2:2", "1:1", "1:2")
+    project.stage()
+    rows = first[(first["method"] != "pause") | (first["seed"] == 1)]
+    rows.to_csv("results/seeds.csv", index=False)  # a method that has come since
+    again = seed_runs("2:2", "1:1", "1:2")
+    assert len(project.ran) == 4 and len(again) == 18
+    page = Path("results/seeds.md").read_text()
+    assert "| pause | 2 | 0.500 [0.500, 0.500]: 0.500, 0.500 |" in page and "## micro: training seeds on one" in page
 
 
 @pytest.fixture

@@ -47,7 +47,6 @@ def test_options_and_seeds_are_those_of_every_arm(tmp_path: Path):
         ({"thought_tokens": []}, "thought_tokens"),
         ({"lookaheads": [1, 1]}, "lookaheads"),
         ({"methods": ["magic"]}, "arms.methods is "),
-        ({"lengths": [1]}, "lengths"),
         ({"options": ["scale=huge"]}, "scale=huge"),
         ({"options": ["train.steps=[1"]}, "train.steps"),
     ],

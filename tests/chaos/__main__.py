@@ -22,8 +22,7 @@ from pipeline.bench.measure import machine
 from pipeline.errors import UserError
 from pipeline.files import replacing
 from pipeline.preset import options as preset
-from tests.chaos.kills import NO_STAGE, NOTHING, Kill, begin, call, kill, running
-from tests.killing import checkpoint_often
+from tests.chaos.kills import NO_STAGE, NOTHING, Kill, begin, call, checkpoint_often, kill, running
 from tests.stage_runner import set_params
 
 RESULTS = Path("results/chaos.md")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 
 # which processes are killed: all of a run, DVC alone, the stage alone; power: all, and then `spoil`
 GROUP, DVC, STAGE, POWER = WAYS = ("group", "dvc", "stage", "power")
+LONG = 300  # seconds: what takes as long hangs
 PATIENCE = 20  # seconds in which the other processes must end by themselves
 NOTHING, NO_STAGE = "nothing", "DVC, between stages"
 TORN = b'"correct": true}\n'  # the end of a row whose beginning a power cut has left as zeros
@@ -33,6 +35,19 @@ class Kill:
 def call(folder: Path, *words: str) -> str:
     """Run a command in ``folder``; return what it prints. Its errors are shown."""
     return subprocess.run(words, cwd=folder, env=_environment(), check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def checkpoint_often(project: Path) -> None:
+    """Have a copy of the project take a checkpoint at every row of the log."""
+    code = project / "pipeline/training/checkpoints.py"
+    code.write_text(code.read_text().replace("LEAST_SECONDS = 10", "LEAST_SECONDS = 0"))
+
+
+def wait_for(happened: Callable[[], object], alive: Callable[[], bool] = lambda: True) -> None:
+    end = time.monotonic() + LONG
+    while not happened():
+        assert alive() and time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
 
 
 def begin(project: Path, log: Path) -> subprocess.Popen:

@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.resume import Scratch
 from tests.chaos.__main__ import differences, in_words, run, surprises
-from tests.chaos.kills import DVC, NO_STAGE, NOTHING, Kill, call, left, spoil
-from tests.killing import checkpoint_often
+from tests.chaos.kills import DVC, NO_STAGE, NOTHING, Kill, call, checkpoint_often, left, spoil
 from tests.stage_runner import TRAIN, copy_project, make_repository, run_stages
 
 STAGES = ("base_model", "train")  # of the graph; their inputs are in git

@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pipeline.data.spans import SPANS, Spans
+from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.files import digests, write_rows
+from pipeline.files import digests
 from pipeline.models import trained
 from pipeline.params import Lora, Train
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.quiet_star.trainer import STEP_COLUMNS, parameter_groups
 from tests.models.test_adapters import learned
-from tests.thought.tiny import GPT2, LLAMA, VOCABULARY, error, quiet_star, random_ids
-from tests.training.quiet_star.test_trainer import TRAIN, trainer
+from tests.thought.tiny import GPT2, LLAMA, error, quiet_star, random_ids
+from tests.training.quiet_star.test_trainer import TRAIN, some_spans, trainer
 
 WHOLE = replace(TRAIN, steps=3)
 LORA = replace(WHOLE, adapt="lora", lora=Lora(rank=4, alpha=8.0), saved="learned")
@@ -42,10 +42,7 @@ COMPARED = [*STEP_COLUMNS, "eval_base_loss", "eval_talk_loss"]  # of a row of th
 @pytest.fixture
 def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spans:
     monkeypatch.chdir(tmp_path)  # where training writes
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
-    write_rows(tmp_path / "spans.arrow", [{"input_ids": row, "length": 10} for row in ids], SPANS)
-    return Spans(tmp_path / "spans.arrow", VOCABULARY)
+    return some_spans(tmp_path / "spans.arrow")
 
 
 def limited(settings: Train, base: dict = LLAMA, method: str = QUIET_STAR) -> QuietStarForCausalLM:

@@ -38,7 +38,6 @@ class Page(HTMLParser):
         return [attributes["id"] for name, attributes in self.elements if name == tag and "id" in attributes]
 
     def part(self, start: str, end: str) -> str:
-        """The HTML from one pattern to another."""
         return re.search(f"{start}.*?{end}", self.html, flags=re.DOTALL)[0]
 
     def csv(self, name: str) -> pd.DataFrame:

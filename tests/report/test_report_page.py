@@ -245,15 +245,12 @@ def test_parameters_verbatim_and_versions(page: Page):
         assert f"|{package}|{version(package)}|" in page.flat
 
 
-def test_needs_nothing_from_outside(page: Page):
+def test_needs_nothing_from_outside_and_its_own_links_resolve(page: Page):
     names = ("src", "href", "srcset", "action", "xlink:href")
     links = [attributes[name] for _, attributes in page.elements for name in names if name in attributes]
     assert links and [link for link in links if not link.startswith(("#", "data:"))] == []
     assert re.findall(r"url\((?!#)[^)]*\)|@import|https?://", page.html) == []
     assert "default-src 'none'" in page.html
-
-
-def test_ids_are_unique_and_links_resolve(page: Page):
     ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
     assert [name for name, count in ids.items() if count > 1] == []
     inner = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page.html)

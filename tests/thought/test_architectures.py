@@ -75,7 +75,6 @@ def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: fl
 @KINDS_OF_THOUGHTS
 @pytest.mark.parametrize(("name", "engine"), ARCHITECTURE_AND_ENGINE, ids=[name for name, _ in ARCHITECTURE_AND_ENGINE])
 def test_parallel_thoughts_equal_thoughts_alone(name, engine, kind):
-    """Each architecture by one engine."""
     check_step(quiet_star(ARCHITECTURES[name], **KINDS[kind]), [engine])
 
 

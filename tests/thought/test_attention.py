@@ -240,45 +240,34 @@ def taken(path: str, shape: Shape) -> str:
     return called.pop()
 
 
-BEYOND = {
-    "padded on the left": Shape(padding=(2, 0), size=16),
-    "a window shorter than the text": Shape(window=4, size=16),
-    "a window one too short": Shape(window=9, size=16),
-    "capped": Shape(softcap=0.9, size=16),
-    "one position": Shape(positions=(4,), size=16),
-}
-BEYOND_FLEX = {
-    "token by token": Shape(size=16, first=2, new=1),
-    "the rest of a row": Shape(size=16, first=2, new=2),
-    "a row of one token": Shape(size=16, new=1),
-    "small heads": Shape(size=8),
-}
-PLAIN = {
-    "plain": Shape(size=16),
-    "a window as long as the text and a row": Shape(size=16, window=10),
-    "padded on the right": Shape(size=16, padding=(0, 0)),
+REFERENCE, BUT_FLEX, EVERY = ["reference"], ["reference", "blocked"], list(pick.PATHS)
+EXPRESSED = {  # by which paths
+    "padded on the left": (Shape(padding=(2, 0), size=16), REFERENCE),
+    "a window one too short": (Shape(window=9, size=16), REFERENCE),
+    "capped": (Shape(softcap=0.9, size=16), REFERENCE),
+    "one position": (Shape(positions=(4,), size=16), REFERENCE),
+    "the rest of a row": (Shape(size=16, first=2, new=2), BUT_FLEX),
+    "a row of one token": (Shape(size=16, new=1), BUT_FLEX),
+    "small heads": (Shape(size=8), BUT_FLEX),
+    "plain": (Shape(size=16), EVERY),
+    "a window as long as the text and a row": (Shape(size=16, window=10), EVERY),
+    "padded on the right": (Shape(size=16, padding=(0, 0)), EVERY),
 }
 
 
-@pytest.mark.parametrize("path", pick.PATHS)
-def test_what_a_path_cannot_express_is_left_to_the_reference(path):
+@pytest.mark.parametrize(("shape", "paths"), EXPRESSED.values(), ids=EXPRESSED.keys())
+def test_what_a_path_cannot_express_is_left_to_the_reference(shape, paths):
     """And nothing else is."""
-    assert [name for name, shape in BEYOND.items() if taken(path, shape) != "reference"] == []
-    beyond_flex = "reference" if path == "flex" else path
-    assert [name for name, shape in BEYOND_FLEX.items() if taken(path, shape) != beyond_flex] == []
-    assert [name for name, shape in PLAIN.items() if taken(path, shape) != path] == []
+    assert [taken(path, shape) for path in EVERY] == [path if path in paths else "reference" for path in EVERY]
 
 
-def test_paths_are_picked_by_name_or_device():
+def test_paths_are_picked_by_name_or_device_and_logged_once(caplog):
     by_device = [pick.pick("auto", torch.device(device)) for device in ("cpu", "cuda", "mps")]
     assert by_device == ["blocked", "flex", "reference"]
     assert all(pick.pick(path, torch.device(device)) == path for path in pick.PATHS for device in ("cpu", "cuda"))
     for name in ("flash", "Blocked", ""):
         with pytest.raises(ValueError, match=f"'{name}', but must be one of auto, reference, blocked, flex"):
             pick.pick(name, torch.device("cpu"))
-
-
-def test_the_path_is_logged_once(caplog):
     pick.pick.cache_clear()
     with caplog.at_level(logging.INFO, logger=pick.__name__):
         for _ in range(3):
@@ -317,23 +306,11 @@ def test_flex_as_written_equals_the_reference(shape):
     assert error(actual, call.run(reference.attend)) < 1e-6
 
 
-def test_flex_shows_a_token_its_text_and_its_own_row():
-    """Padded queries see the first text token only, and padded keys are seen by none."""
-    shape, queries = Shape(), 18
-    block = flex.block_mask(shape.positions, shape.tokens, queries // shape.new, shape.new, torch.device("cpu"))
-    assert block.shape == (1, 1, 128, 256)
-    seen = block.mask_mod(0, 0, torch.arange(128)[:, None], torch.arange(256))
-    position = [p for _ in range(2) for p in shape.positions]
-    for query, mask in enumerate(seen[:queries]):
-        row, s = divmod(query, shape.new)
-        expected = [*range(position[row] + 1), *(128 + row * shape.new + t for t in range(s + 1))]
-        assert mask.nonzero().squeeze(1).tolist() == expected
-    assert seen[queries:, 0].all() and not seen[queries:, 1:].any()
-
-
-def test_a_block_mask_is_made_once():
+def test_a_block_mask_is_made_once_in_which_padded_queries_see_the_first_token_only():
     cpu = torch.device("cpu")
     mask = flex.block_mask((0, 2), 4, 4, 3, cpu)
+    seen = mask.mask_mod(0, 0, torch.arange(12, 128)[:, None], torch.arange(256))
+    assert mask.shape == (1, 1, 128, 256) and seen[:, 0].all() and not seen[:, 1:].any()
     assert flex.block_mask((0, 2), 4, 4, 3, cpu) is mask
     others = [((0, 3), 4, 4, 3), ((0, 2), 5, 4, 3), ((0, 2), 4, 6, 3), ((0, 2), 4, 4, 2)]
     assert all(flex.block_mask(*other, cpu) is not mask for other in others)

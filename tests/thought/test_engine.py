@@ -171,7 +171,6 @@ def test_sampled_thoughts_teach_what_the_same_thoughts_given_do(base, engine, se
 @pytest.mark.parametrize("base", [LLAMA, LLAMA | UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("engine", [Engine("blocked"), SLICED, Engine("reference", 3)], ids=str)
 def test_gradients_of_several_losses_accumulate(base, engine):
-    """One after the other, and as one sum."""
     model, batches = quiet_star(base), [texts(seed=1), texts("left", seed=3)]
     parts = [train(model, PLAIN, batch).gradients for batch in batches]
     expected = {name: sum(part[name] for part in parts) / 2 for name in parts[0]}

@@ -9,26 +9,13 @@ from pipeline.thought.generation import GREEDY, SAMPLES_APART, TEXT_STEP
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
-from tests.thought.tiny import (
-    ALL_METHODS,
-    ARCHITECTURES,
-    END,
-    KINDS,
-    LLAMA,
-    METHODS,
-    START,
-    left_padded,
-    quiet_star,
-    random_ids,
-    slow,
-)
+from tests.thought.tiny import ARCHITECTURES, END, KINDS, LLAMA, START, left_padded, quiet_star, random_ids, slow
 
 NEW = 6
 LENGTHS = (5, 3, 6)
 SAMPLED, SAMPLED_THOUGHTS = Sampling(0.8, seed=4), Sampling(1.0, seed=9)
-THINK = pytest.mark.parametrize("think", [True, False], ids=["think", "do not"])
 # each architecture greedy and sampled; every method, with thoughts and without, by four architectures
-CASES = [(name, METHODS[i % 3], i % 4 != 3) for i, name in enumerate(ARCHITECTURES)] + [
+CASES = [(name, [*KINDS][i % 4], i % 3 != 2) for i, name in enumerate(ARCHITECTURES)] + [
     (name, kind, think)
     for name in ("llama", "mistral, window", "gemma2", "gpt2")
     for kind in KINDS
@@ -62,16 +49,18 @@ def model() -> QuietStarForCausalLM:
 
 @pytest.mark.parametrize(("name", "kind", "think"), sorted(set(CASES)))
 def test_text_equals_recomputation(name, kind, think):
-    """In a batch padded on the left, and alone, where no mask is needed."""
+    """In a batch padded on the left, each sample under its own key, and alone, where no mask is needed."""
     model, texts, keys = quiet_star(ARCHITECTURES[name], **KINDS[kind]).eval(), prompts(), [11, 3, 8]
-    for sampling, thoughts in ((GREEDY, GREEDY), (SAMPLED, SAMPLED_THOUGHTS)):
+    ids, mask = left_padded(texts)
+    for sampling, thoughts, samples in ((GREEDY, GREEDY, 1), (SAMPLED, SAMPLED_THOUGHTS, 2 if name == "llama" else 1)):
         options = {"max_new_tokens": NEW, "sampling": sampling, "thought_sampling": thoughts, "think": think}
-        expected = [recomputed(model, t, k, sampling, thoughts, think) for t, k in zip(texts, keys, strict=True)]
-        together = model.generate(*left_padded(texts), text_keys=torch.tensor(keys), **options)
-        assert together.shape == (len(texts), max(LENGTHS) + NEW)
-        assert torch.equal(together[:, -NEW:], torch.stack(expected))
+        own = [(t, k + i * SAMPLES_APART) for t, k in zip(texts, keys, strict=True) for i in range(samples)]
+        expected = torch.stack([recomputed(model, *each, sampling, thoughts, think) for each in own])
+        together = model.generate(ids, mask, text_keys=torch.tensor(keys), samples=samples, **options)
+        assert torch.equal(together, torch.cat([ids.repeat_interleave(samples, 0), expected], 1))
+        assert samples == 1 or not torch.equal(expected[::2], expected[1::2])
         alone = model.generate(texts[1][None], text_keys=torch.tensor(keys[1:2]), **options)
-        assert torch.equal(alone[0, -NEW:], expected[1])
+        assert torch.equal(alone[0, -NEW:], expected[samples])
 
 
 @pytest.mark.parametrize("kind", [QUIET_STAR, PAUSE, "ending"])
@@ -150,20 +139,6 @@ def test_logits_that_overflow_are_told_of():
         model.generate(ids)
 
 
-@THINK
-@ALL_METHODS
-def test_each_sample_equals_recomputation_under_its_own_key(method, think):
-    model, texts, keys = quiet_star(LLAMA, method=method).eval(), prompts(), [5, 3, 8]
-    options = {"sampling": SAMPLED, "thought_sampling": SAMPLED, "think": think, "text_keys": torch.tensor(keys)}
-    ids, mask = left_padded(texts)
-    written = model.generate(ids, mask, max_new_tokens=NEW, samples=2, **options).view(3, 2, -1)
-    assert torch.equal(written[:, :, : ids.shape[1]], ids[:, None].expand(-1, 2, -1))
-    for b, (text, key) in enumerate(zip(texts, keys, strict=True)):
-        for sample, own in enumerate((key, key + SAMPLES_APART)):
-            assert torch.equal(written[b, sample, -NEW:], recomputed(model, text, own, SAMPLED, SAMPLED, think))
-        assert not torch.equal(written[b, 0], written[b, 1])
-
-
 def test_it_stops_once_every_text_has_ended_or_at_once(model):
     text = random_ids(4)[None]
     assert torch.equal(model.generate(text, max_new_tokens=0), text)
@@ -199,7 +174,7 @@ def test_a_stop_string_is_found_in_new_text_only_and_however_long_it_is(model):
     assert written[0].tolist() == free[:-1]
 
 
-@THINK
+@pytest.mark.parametrize("think", [True, False])
 def test_texts_that_have_ended_are_taken_out_of_the_batch(model, monkeypatch, think):
     """What is left goes on as it would alone: each draw is its own text's, and so is its cache."""
     texts, sampling, sizes = [*prompts(), *prompts()], Sampling(1.5, seed=2), []

@@ -1,5 +1,6 @@
 """The head's losses and gradients: against all logits at once and autograd, and what they hold meanwhile."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pipeline.thought import head as head_module
 from pipeline.thought.head import BANNED_LOGIT, IGNORED, Head, HeadLosses, ban, exact_dtype
-from tests.thought.tiny import Largest, normal
+from tests.thought.tiny import Largest, normal, rows_of, some_ignored
 
 VOCABULARY, WIDTH = 7, 5
 DOUBLE = torch.float64
@@ -23,12 +24,6 @@ Group = dict[str, object]  # what one call of `HeadLosses.cross_entropy` gets
 Losses = Callable[[Head, Sequence[Group]], tuple[Tensor, list[Tensor]]]
 
 
-def some_targets(*shape: int, seed: int = 1, below: int = VOCABULARY) -> Tensor:
-    """Random ids, about a third of them ignored."""
-    ids = torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
-    return ids.masked_fill(normal(*shape, seed=seed + 1) < -0.5, IGNORED)
-
-
 def some_head(bias: bool = False, softcap: float | None = None, dtype: torch.dtype = DOUBLE) -> Head:
     own = normal(VOCABULARY, seed=4, dtype=dtype).requires_grad_() if bias else None
     return Head(normal(VOCABULARY, WIDTH, seed=3, dtype=dtype).requires_grad_(), own, softcap)
@@ -37,7 +32,7 @@ def some_head(bias: bool = False, softcap: float | None = None, dtype: torch.dty
 def some_group(*shape: int, seed: int = 6, dtype: torch.dtype = DOUBLE, **options: object) -> Group:
     """Rows with a third of their targets ignored, and weights of both signs, a third of them 0, unless given."""
     hidden, weights = normal(*shape, WIDTH, seed=seed, dtype=dtype).requires_grad_(), normal(*shape, seed=5)
-    targets = some_targets(*shape, seed=seed + 1, below=VOCABULARY - len(options.get("banned", ())))
+    targets = some_ignored(*shape, seed=seed + 1, below=VOCABULARY - len(options.get("banned", ())))
     weights = weights.masked_fill(weights.abs() < 0.4, 0.0).to(dtype)
     return {"hidden": hidden, "targets": targets, "weights": weights, **options}
 
@@ -50,7 +45,6 @@ def in_chunks(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]
 
 
 def at_once(head: Head, groups: Sequence[Group]) -> tuple[Tensor, list[Tensor]]:
-    """The same from all logits, by autograd."""
     loss, nlls = torch.zeros((), dtype=exact_dtype(head.weight)), []
     for group in groups:
         logits, targets, weights = head.logits(group["hidden"]), group["targets"], group["weights"]
@@ -77,19 +71,6 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance
         assert other.isfinite().all()
         largest = other.abs().max().item() if other.numel() else 1.0
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance * max(1.0, largest))
-
-
-def rows_predicted(patch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each product with the head has from now on, those without a row aside."""
-    counts, predict = [], HeadLosses._predict
-
-    def record(self: HeadLosses, states: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        if len(states):
-            counts.append(len(states))
-        return predict(self, states, *rest)
-
-    patch.setattr(HeadLosses, "_predict", record)
-    return counts
 
 
 HEADS = pytest.mark.parametrize(
@@ -122,7 +103,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(
     groups = [some_group(*shape, seed=10 * i, dtype=dtype, **options) for i, shape in enumerate(shapes)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
-        counts = rows_predicted(patch)
+        counts = rows_of(HeadLosses, "_predict", patch)
         actual = results(in_chunks, head, groups, factor)
     assert_close(actual, results(at_once, head, groups, factor), EXACT[dtype])
     assert max(counts, default=0) <= max(1, chunk_logits // VOCABULARY)
@@ -146,7 +127,7 @@ def test_rows_of_weight_0_have_a_forward_pass_only_if_complete(monkeypatch, comp
     head = some_head()
     group = some_group(5, targets=targets, weights=weights, complete=complete)
     nll, gradient = results(at_once, head, [group])[1:3]
-    counts = rows_predicted(monkeypatch)
+    counts = rows_of(HeadLosses, "_predict", monkeypatch)
     actual = results(in_chunks, head, [group])
     assert sum(counts) == (4 if complete else 2)
     assert actual[1].ne(0).tolist() == [complete, True, complete, False, True]
@@ -235,7 +216,7 @@ def test_large_logits_have_exact_losses(dtype):
     rows = torch.tensor([[1000.0, 1000.0], [1000.0, 0.0], [-1000.0, -1000.0]], dtype=dtype)
     group = {"hidden": rows, "targets": torch.tensor([0, 0, 1]), "weights": torch.ones(3)}
     _, (nll,) = in_chunks(Head(torch.eye(2, dtype=dtype)), [group])
-    assert nll.tolist() == pytest.approx([torch.tensor(2.0).log().item(), 0.0, torch.tensor(2.0).log().item()])
+    assert nll.tolist() == pytest.approx([math.log(2), 0.0, math.log(2)])
 
 
 def test_logits_are_linear_up_to_their_cap():

@@ -1,11 +1,18 @@
-"""The model as a `PreTrainedModel`: made from a base, saved, loaded, in other precisions, in training mode."""
+"""The model as a `PreTrainedModel`: made, saved, loaded (its code too), in other precisions, in training mode."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.dynamic_module_utils import get_relative_import_files
 
+import pipeline.thought
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -41,7 +48,6 @@ def from_base(base: dict, method: str = QUIET_STAR, **options: object) -> QuietS
 @ALL_METHODS
 @FOUR_BASES
 def test_saved_and_loaded_it_is_the_same(name, method, tmp_path):
-    """With tied embeddings and untied ones."""
     tied, ids = name in ("llama", "gpt2"), random_ids(2, 6)
     model = quiet_star({**ARCHITECTURES[name], "tie_word_embeddings": tied}, method=method).eval()
     model.save_pretrained(tmp_path)
@@ -210,3 +216,36 @@ def test_training_samples_and_prediction_is_greedy_unless_thoughts_are_given():
     torch.testing.assert_close(given.logits, prediction.logits, atol=1e-5, rtol=1e-5)
     assert given.thoughts is None
     assert error(other, prediction.logits) > 1e-3
+
+
+FOLDER = Path(pipeline.thought.__file__).parent
+LOAD = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+assert not any(name.split(".")[0] == "pipeline" for name in sys.modules)
+torch.save(model(torch.load("ids.pt")).logits.detach(), "logits.pt")
+"""
+
+
+def test_the_loader_follows_every_import():
+    found = {Path(path).name for path in get_relative_import_files(str(FOLDER / "model.py"))} | {"model.py"}
+    assert found == {path.name for path in FOLDER.glob("*.py")} - {"__init__.py"}
+    assert not any(
+        "import pipeline" in path.read_text() or "from pipeline" in path.read_text() for path in FOLDER.glob("*.py")
+    )
+
+
+@pytest.mark.slow
+def test_a_folder_with_the_package_loads_without_this_project(tmp_path: Path):
+    model, ids = quiet_star(LLAMA).eval(), random_ids(2, 6)
+    model.save_pretrained(tmp_path / "model")
+    for path in FOLDER.glob("*.py"):
+        shutil.copy(path, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "model.QuietStarConfig", "AutoModelForCausalLM": "model.QuietStarForCausalLM"}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    torch.save(ids, tmp_path / "ids.pt")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", LOAD, "model"], cwd=tmp_path, env=environment, check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(ids).logits.detach())

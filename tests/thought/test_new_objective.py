@@ -95,7 +95,6 @@ def test_every_part_of_the_loss_has_its_own_gradient(base: dict):
 
 @pytest.mark.parametrize("positions", [None, 4])
 def test_an_objective_may_own_parameters(positions: int | None, tmp_path):
-    """They learn, in slices too, and are saved with the model."""
     model, ids = quiet_star(LLAMA, method="valued"), random_ids(2, 9)
     output = model(ids, labels=ids, thought_ids=random_ids(2, 2, 9, 3, seed=2), engine=Engine(positions=positions))
     output.loss.backward()

@@ -4,20 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from pipeline.thought.head import IGNORED
 from pipeline.thought.objective import counts_of, lookahead_targets
-from tests.thought.tiny import LLAMA, normal, quiet_star, random_ids
+from tests.thought.tiny import LLAMA, quiet_star, random_ids, some_ignored
 
 SMALL = st.integers(1, 4)
 TOKENS = st.integers(1, 9)
-VOCABULARY = 7
-
-
-def some_labels(texts: int, tokens: int) -> Tensor:
-    """Random labels, about a third of them ignored."""
-    return random_ids(texts, tokens, below=VOCABULARY).masked_fill(normal(texts, tokens, seed=3) < -0.5, IGNORED)
 
 
 def mean(values: list[float]) -> float:
@@ -31,7 +24,7 @@ def test_texts_of_every_length_train_on_what_follows_from_the_cross_entropies(te
 
     The talk loss is a mean over k of means, each over the texts, thoughts and positions that have a target.
     """
-    labels = some_labels(texts, tokens)
+    labels = some_ignored(texts, tokens)
     model = quiet_star(LLAMA, lookahead=lookahead, rationales=rationales)
     output = model(random_ids(texts, tokens), labels=labels)
     losses, rewarded = output.losses, max(0, tokens - 1 - lookahead)

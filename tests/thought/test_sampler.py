@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.thought import sampler
-from pipeline.thought.head import BANNED_LOGIT, Head, ban
+from pipeline.thought.head import Head, ban
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, Thoughts, draw, entropy, invert, sample, truncate, uniforms
-from tests.thought.tiny import ARCHITECTURES, ENDING, FOUR_BASES, quiet_star, random_ids, slow
+from tests.thought.tiny import ARCHITECTURES, ENDING, FOUR_BASES, quiet_star, random_ids, rows_of, slow
 
 SAMPLED = Sampling(temperature=1.0, seed=5)
 
@@ -215,21 +215,9 @@ def test_logits_that_are_not_numbers_give_some_index(tokens):
 
 
 def some_rows() -> tuple[Head, Tensor, Tensor]:
-    """A head, states (2, 3, 4, D) and as many numbers."""
     generator = torch.Generator().manual_seed(0)
     weight, hidden = (torch.randn(*shape, 5, generator=generator).double() for shape in ((23,), (2, 3, 4)))
     return Head(weight), hidden, chances(24).view(2, 3, 4)
-
-
-def rows_predicted(patch: pytest.MonkeyPatch) -> list[int]:
-    counts, logits = [], Head.logits
-
-    def record(self: Head, hidden: Tensor) -> Tensor:
-        counts.append(hidden.shape[:-1].numel())
-        return logits(self, hidden)
-
-    patch.setattr(Head, "logits", record)
-    return counts
 
 
 @given(st.integers(1, 30 * 23))
@@ -238,7 +226,7 @@ def test_samples_do_not_depend_on_the_chunks(chunk_logits):
     expected, certain = sample(head, hidden, [3, 4], SAMPLED, numbers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "CHUNK_LOGITS", chunk_logits)
-        counts = rows_predicted(patch)
+        counts = rows_of(Head, "logits", patch)
         ids, entropies = sample(head, hidden, [3, 4], SAMPLED, numbers)
     assert torch.equal(ids, expected)
     torch.testing.assert_close(entropies, certain, rtol=1e-12, atol=1e-12)
@@ -270,21 +258,6 @@ def test_entropy_is_its_definition(dtype, tolerance, banned):
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     assert found[0].item() == pytest.approx(math.log(12 - len(banned)), rel=tolerance)
-
-
-POSSIBLE = st.floats(-80, 80, width=32)
-LOGITS = st.lists(st.one_of(st.just(BANNED_LOGIT), st.just(float("-inf")), POSSIBLE), min_size=1, max_size=40).filter(
-    lambda values: max(values) > BANNED_LOGIT
-)
-CHANCE = st.one_of(st.just(0.0), st.just(1 - 2**-24), st.integers(0, 2**24 - 1).map(lambda i: i / 2**24))
-
-
-@given(LOGITS, CHANCE, st.sampled_from([0.0, 0.3, 1.0, 3.0]))
-def test_a_token_of_no_probability_is_never_drawn(values, chance, temperature):
-    logits = torch.tensor([values])
-    drawn = draws(logits, Sampling(temperature), torch.tensor([chance], dtype=torch.float64)).item()
-    assert 0 <= drawn < len(values)
-    assert logits.div(temperature or 1.0).softmax(-1)[0, drawn] > 0
 
 
 @pytest.mark.parametrize("varied", ["seed", "text", "thought", "position", "step"])

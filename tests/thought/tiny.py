@@ -115,6 +115,11 @@ def random_ids(*shape: int, seed: int = 1, below: int = START) -> Tensor:
     return torch.randint(0, below, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def some_ignored(*shape: int, seed: int = 1, below: int = 7) -> Tensor:
+    """Random ids, about a third of them ignored."""
+    return random_ids(*shape, seed=seed, below=below).masked_fill(normal(*shape, seed=seed + 1) < -0.5, IGNORED)
+
+
 def given_thoughts(rationales: int = 2, tokens: int = TOKENS) -> Tensor:
     return random_ids(2, rationales, tokens, 3, seed=2)
 
@@ -173,6 +178,19 @@ def compare_gradients(actual: dict[str, Tensor | None], expected: dict[str, Tens
         if gradient is not None:
             # a gradient that cancels to nearly nothing is as exact as its parts
             assert (actual[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-2 * scale), name
+
+
+def rows_of(owner: type, method: str, patch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows (..., D) each call of this method has from now on, calls without a row aside."""
+    counts, call = [], getattr(owner, method)
+
+    def record(self: object, states: Tensor, *rest: object) -> object:
+        if states.numel():
+            counts.append(states.shape[:-1].numel())
+        return call(self, states, *rest)
+
+    patch.setattr(owner, method, record)
+    return counts
 
 
 def peak(step: Callable[[], object]) -> int:

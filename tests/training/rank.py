@@ -15,11 +15,10 @@ from accelerate import DistributedType
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 
+from tests.chaos.kills import LONG
 from tests.stage_runner import ENVIRONMENT, LIBRARIES, TRAIN
 from tests.stage_runner import _main as run_fork
 from tests.training.test_checkpoints import often
-
-LONG = 300  # seconds: what takes as long hangs
 
 
 def start(folder: Path, processes: int, way: dict[str, str], stage: str = TRAIN) -> list[BaseProcess]:

@@ -4,7 +4,9 @@ import importlib
 import os
 import shutil
 import signal
+import sys
 from functools import partial, reduce
+from importlib.util import find_spec
 from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,6 @@ from safetensors.torch import load_file
 from pipeline.errors import UserError
 from pipeline.training.checkpoints import Checkpoints, last_checkpoint
 from tests.bad_input.spoil import small_disk
-from tests.eight_bits import find_8_bits, needs_8_bits
 from tests.stage_runner import TRAIN, copy_project, run_here, run_stage, run_stages, set_params
 
 OUTS = {
@@ -41,6 +42,17 @@ MOMENTS = {
     "before the one before it is gone": (("pipeline.training.checkpoints", "shutil.rmtree"), 2),
     "while the outputs are written": (("pipeline.training.quiet_star.train", "write_json"), 1),
 }
+
+
+EIGHT_BITS = Path(sys.prefix) / "8bit"  # bitsandbytes, which only the tests that use it find: pyproject.toml says why
+needs_8_bits = pytest.mark.skipif(
+    not ((EIGHT_BITS / ".ready").is_file() or find_spec("bitsandbytes")),
+    reason="bitsandbytes is not installed: `make test` does so",
+)
+
+
+def find_8_bits() -> None:
+    sys.path.append(str(EIGHT_BITS))
 
 
 def often() -> None:
@@ -85,7 +97,6 @@ def folder(project: Path, tmp_path: Path) -> Path:
 
 
 def outputs(folder: Path, stage: str) -> dict[str, bytes]:
-    """All files of the stage's outputs."""
     files = [f for out in OUTS[stage] for f in sorted((folder / out).glob("*")) if f.is_file()]
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 

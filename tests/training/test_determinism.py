@@ -6,13 +6,13 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from tests.killing import same_threads
 from tests.stage_runner import ENVIRONMENT, EVALUATE, PERPLEXITY, ROOT, TRAIN, copy_project, run_stages
 from tests.test_stages import written
 
@@ -23,7 +23,8 @@ RUN = ("corpus", "tasks", "tokenize", "base_model", TRAIN, EVALUATE, PERPLEXITY)
 
 def run_elsewhere(folder: Path, stages: tuple[str, ...], environment: dict[str, str]) -> None:
     code = f"from tests.stage_runner import *; run_stages(Path({str(folder)!r}), {stages})"
-    environment = ENVIRONMENT | same_threads() | environment
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # part of a run's fingerprint
+    environment = {**os.environ, **ENVIRONMENT, **threads, **environment}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -52,28 +53,24 @@ def test_threads_change_rounding_at_most(finished: Path, tmp_path: Path):
 
 
 def test_the_order_of_files_does_not_matter(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Folders are listed in another order, as another file system may do it."""
     scandir, listdir = os.scandir, os.listdir
 
-    class Entries(Iterator):
-        def __init__(self, *args: object):
-            with scandir(*args) as found:
-                some = list(found)
-            self._entries = iter(random.Random(1).sample(some, len(some)))
-
-        def __next__(self) -> os.DirEntry:
-            return next(self._entries)
-
+    class Entries(chain):
         def __enter__(self) -> "Entries":
             return self
 
-        def close(self, *_: object) -> None:
+        def __exit__(self, *_: object) -> None:
             pass
 
-        __exit__ = close
+        close = __exit__
+
+    def shuffled(*args: object) -> Entries:
+        with scandir(*args) as found:
+            some = list(found)
+        return Entries(random.Random(1).sample(some, len(some)))
 
     folder = copy_project(tmp_path / "project")
-    monkeypatch.setattr(os, "scandir", Entries)
+    monkeypatch.setattr(os, "scandir", shuffled)
     monkeypatch.setattr(os, "listdir", lambda *args: listdir(*args)[::-1])
     run_stages(folder)
     monkeypatch.undo()

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -22,11 +21,11 @@ from pipeline.errors import UserError
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.launch import launch
 from pipeline.training.quiet_star.train import write_trained
-from tests.killing import checkpoint_often
+from tests.chaos.kills import LONG, checkpoint_often, wait_for
 from tests.stage_runner import ENVIRONMENT, ROOT, TRAINED, copy_project, run_stages, set_params
 from tests.stage_runner import TRAIN as STAGE
 from tests.training.quiet_star.test_trainer import TRAIN
-from tests.training.rank import LONG, ended, finish, free_port, start
+from tests.training.rank import ended, finish, free_port, start
 from tests.training.test_checkpoints import outputs, scratches
 
 SHIPPED = yaml.safe_load((ROOT / "launchers/node.yaml").read_text())["fsdp_config"]
@@ -75,7 +74,6 @@ def steps_of(folder: Path) -> pd.DataFrame:
 
 
 def model_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of the trained model, or those of them that learned."""
     (weights,) = (folder / "models/trained").glob("*/*.safetensors")
     return load_file(weights)
 
@@ -124,7 +122,6 @@ def test_two_processes_with_two_micro_batches_each(way: str, project: Path, one:
 
 @slow
 def test_sharded_weights_in_bfloat16_with_checkpointing(project: Path, one: Callable, tmp_path: Path):
-    """As launchers/node.yaml is meant for."""
     changes = {"train.precision": "bfloat16", "train.checkpointing": True}
     two = trained(project, tmp_path / "two", 2, SHARDED, changes)
     expected, found = steps_of(one({}))["base_loss"], steps_of(two)["base_loss"]
@@ -159,13 +156,6 @@ def killed(folder: Path, way: dict[str, str]) -> Path:
     assert not (folder / TRAINED).exists()
     (scratch,) = scratches(folder)
     return scratch
-
-
-def wait_for(happened: Callable[[], object], alive: Callable[[], bool]) -> None:
-    end = time.monotonic() + LONG
-    while not happened():
-        assert alive() and time.monotonic() < end
-        time.sleep(0.05)
 
 
 @slow

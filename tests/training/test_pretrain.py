@@ -14,6 +14,7 @@ from pipeline.data.corpus.microworld import documents
 from pipeline.data.tokens.tokenize import write_tokens
 from pipeline.errors import UserError
 from pipeline.files import write_rows
+from pipeline.thought.decoder import build_decoder, check_decoder
 from pipeline.training.pretrain import LOG_STEPS, scratch_config, write_base_model
 from tests.local_hub import model_folder, word_tokenizer
 
@@ -82,9 +83,10 @@ def test_the_same_seed_gives_the_same_model(tokens: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "architecture, tied", [("llama", True), ("mistral", False), ("qwen2", True), ("qwen3", False), ("gemma", True)]
 )
-def test_a_configuration_has_the_sizes_asked_for(architecture: str, tied: bool):
+def test_a_configuration_has_the_sizes_asked_for_and_can_think(architecture: str, tied: bool):
     config = scratch_config(replace(SCRATCH, architecture=architecture, tied_embeddings=tied), 300, 1)
-    model = AutoModelForCausalLM.from_config(config)
+    model = build_decoder(config)
+    check_decoder(model)
     assert model.get_input_embeddings().weight.shape == (300, 32)
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (1, 2, 1)

@@ -1,4 +1,4 @@
-"""Quiet-STaR training on a tiny model: what it optimises, logs and refuses."""
+"""Quiet-STaR training on a tiny model: what it optimises, logs, refuses and writes."""
 
 import contextlib
 import math
@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed import DistError
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM, Trainer
@@ -23,12 +24,14 @@ from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import counts_of
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.quiet_star.train import trainer_settings
+from pipeline.training.quiet_star.train import trainer_settings, write_trained
 from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer, parameter_groups
 from pipeline.training.trainer import logged, training_arguments
 from pipeline.training.warnings import WINDOW
-from tests.eight_bits import find_8_bits, needs_8_bits
-from tests.thought.tiny import ALL_METHODS, LLAMA, METHODS, VOCABULARY, quiet_star
+from tests.bad_input import spoil
+from tests.local_hub import model_folder
+from tests.thought.tiny import ALL_METHODS, LLAMA, METHODS, VOCABULARY, quiet_star, random_ids
+from tests.training.test_checkpoints import find_8_bits, needs_8_bits
 
 SHIPPED = Path(__file__).parents[3] / "params.yaml"
 TRAIN = replace(
@@ -54,14 +57,16 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
+def some_spans(path: Path, last: int = 10) -> Spans:
+    """Eight spans of ten tokens, the last one padded behind its ``last`` tokens."""
+    ids = random_ids(8, 10, seed=0).tolist()
+    write_rows(path, [{"input_ids": row, "length": 10 if i < 7 else last} for i, row in enumerate(ids)], SPANS)
+    return Spans(path, VOCABULARY)
+
+
 @pytest.fixture(scope="module")
 def spans(tmp_path_factory: pytest.TempPathFactory) -> Spans:
-    """Eight spans of ten tokens, the last one padded."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, VOCABULARY - 2, (8, 10), generator=generator).tolist()
-    path = tmp_path_factory.mktemp("spans") / "spans.arrow"
-    write_rows(path, [{"input_ids": row, "length": 10 if i < 7 else 6} for i, row in enumerate(ids)], SPANS)
-    return Spans(path, VOCABULARY)
+    return some_spans(tmp_path_factory.mktemp("spans") / "spans.arrow", last=6)
 
 
 def trainer(
@@ -74,14 +79,12 @@ def trainer(
 
 
 def trained(spans: Spans, settings: params.Train = TRAIN, method: str = QUIET_STAR) -> Run:
-    """The model, and the rows that were logged."""
     model = quiet_star(LLAMA, policy_weight=settings.policy_weight, method=method)
     return model, trainer(model, spans, settings).run()
 
 
 @pytest.fixture(scope="module")
 def plain(spans: Spans, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """The run of each method with the settings above."""
     with contextlib.chdir(tmp_path_factory.mktemp("plain")):
         return {method: trained(spans, method=method) for method in METHODS}
 
@@ -91,7 +94,6 @@ def weights(model: QuietStarForCausalLM) -> torch.Tensor:
 
 
 def column(log: list[dict], name: str) -> list[float]:
-    """A column of the rows about training steps."""
     return logged(log, [name], needed="base_loss")[name].tolist()
 
 
@@ -257,8 +259,6 @@ SLICED = {"positions": 3, "checkpointing": True}
     "method, engine",
     [
         (QUIET_STAR, {"attention": "reference"}),  # auto is blocked here
-        (QUIET_STAR, {"checkpointing": True}),
-        (QUIET_STAR, {"positions": 3}),
         (QUIET_STAR, {**SLICED, "accumulation": 2, "batch_size": 2}),
         (PAUSE, {**SLICED, "attention": "reference"}),
         (NO_THOUGHT, SLICED),
@@ -403,3 +403,50 @@ def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: py
     (first, second) = told
     assert first[0] == WINDOW - 1 and "predictions without thoughts no longer count" in first[1]
     assert 30 < second[0] < 50 and "thoughts make the text after them less likely" in second[1]
+
+
+LEARNED = replace(TRAIN, adapt="frozen", saved="learned")
+ROUNDED = replace(TRAIN, adapt="frozen", precision="bfloat16")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With a base model and spans of ten tokens."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    model_folder(tmp_path / "base", "llama", num_attention_heads=2, intermediate_size=24)
+    for name in ("train", "heldout"):
+        some_spans(tmp_path / f"{name}.arrow")
+    return tmp_path
+
+
+@pytest.fixture
+def write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Train, and after the last step call ``meanwhile`` with the trainer."""
+    run = QuietStarTrainer.run
+
+    def call(settings: params.Train, meanwhile: Callable[[QuietStarTrainer], object]) -> None:
+        monkeypatch.setattr(QuietStarTrainer, "run", lambda self: (run(self), meanwhile(self))[0])
+        places = (folder / name for name in ("base", "", "probe", "out", "results/train/out"))
+        write_trained(settings, "pause", 1, *places)  # pauses read no probe
+
+    return call
+
+
+@pytest.mark.parametrize("settings", [ROUNDED, LEARNED, TRAIN], ids=["rounded", "learned", "whole"])
+def test_bfloat16_keeps_only_matrices_that_do_not_learn_in_it(settings: params.Train, write: Callable, folder: Path):
+    kept = {}
+    write(settings, lambda trainer: kept.update((name, w.dtype) for name, w in trainer.model.named_parameters()))
+    rounded = {name for name, dtype in kept.items() if dtype == torch.bfloat16}
+    assert rounded == {name for name in kept if settings is ROUNDED and ("proj" in name or "lm_head" in name)}
+    assert set(kept.values()) - {torch.bfloat16} == {torch.float32}
+    if settings is ROUNDED:  # weights that do not learn are written as they were read
+        base, out = (load_file(folder / f"{name}/model.safetensors") for name in ("base", "out"))
+        assert all(torch.equal(out[f"base.{name}"], value) for name, value in base.items())
+
+
+@pytest.mark.parametrize("settings", [ROUNDED, LEARNED], ids=["rounded", "learned"])
+def test_a_base_model_that_changes_meanwhile(settings: params.Train, write: Callable, folder: Path):
+    change = spoil.weights("base/model.safetensors", spoil.another)
+    with pytest.raises(UserError, match="base changed while they were trained on: run `dvc repro train` again"):
+        write(settings, lambda trainer: change(folder))
+    assert not (folder / "out").exists()
