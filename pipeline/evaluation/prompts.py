@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
-from pipeline.evaluation.donors import ThoughtsOfText
+from pipeline.evaluation.donors import given, sampled
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -53,16 +53,16 @@ class AskedModel:
         keys: Tensor,
         positions: Tensor,
         way: str,
-        given: Sequence[ThoughtsOfText] | None = None,
-    ) -> tuple[Tensor, Sequence[ThoughtsOfText] | None]:
-        """Logits (B, P, V) after each of ``positions`` (P,) of left-padded texts (B, N), and each text's P thoughts.
+        others: Sequence[np.ndarray] | None = None,
+    ) -> tuple[Tensor, Sequence[np.ndarray] | None]:
+        """Logits (B, P, V) after each of ``positions`` (P,) of left-padded texts (B, N), and each text's thoughts there.
 
         ``way``: with a thought, without, with one sampled at temperature 1, or the mean of the predictions of 16 of
-        those. ``given``: thoughts that stand in the place of the model's own. There are none (None) where the way has
-        none or several, and for pauses. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are
-        not finite.
+        those. ``others``: thoughts (P, K) of each text that stand in the place of the model's own (`donors`). There are
+        no thoughts (None) where the way has none or several, and for pauses. ``keys`` (B,) name the texts in the draws.
+        Raises UserError if predictions are not finite.
         """
-        thoughts, thinker = given, self.model.thinker
+        thoughts, thinker = others, self.model.thinker
         drawn = replace(self.sampling, temperature=1.0)
         if way == NO_THOUGHT:
             logits = thinker.decoder.head.logits(thinker.decoder.read(ids, mask)[0][:, positions])
@@ -75,14 +75,13 @@ class AskedModel:
                 some.append(thinker.decoder.head.logits(mixed).log_softmax(-1))
             logits = torch.stack(some).logsumexp(0)
         else:
-            options = {"sampling": drawn if way == SAMPLED else self.sampling, "positions": positions}
-            if given is not None:
-                options["thought_ids"] = torch.tensor(np.stack([one.ids for one in given]), device=ids.device)[:, None]
-            output = self.model(ids, mask, text_keys=keys, **options)
+            sampling = drawn if way == SAMPLED else self.sampling
+            thought_ids = None if others is None else given(others, self.model)
+            about = {"thought_ids": thought_ids, "text_keys": keys, "positions": positions, "sampling": sampling}
+            output = self.model(ids, mask, **about)
             logits = output.logits
             if output.thoughts is not None:
-                pairs = zip(output.thoughts.ids[:, 0].cpu(), output.thoughts.lengths[:, 0].cpu(), strict=True)
-                thoughts = [ThoughtsOfText(ids.numpy(), lengths.numpy()) for ids, lengths in pairs]
+                thoughts = sampled(output.thoughts)
         if not logits.isfinite().all():
             raise UserError(NOT_FINITE)
         return logits, thoughts
