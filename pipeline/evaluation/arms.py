@@ -22,6 +22,7 @@ BEFORE = "before"  # the model before training, as a method and as an arm
 OFF, SWAPPED, RANDOM = "thoughts_off", "swapped", "random"
 # another problem's thought with the same last token, and the own thoughts at the questions for which there is one
 SAME_LAST, OWN_WHERE = "same_last", "own_where_same_last"
+WHOLE = ("sampled", "mean16")  # of an untrained model that the run is compared with, as with other methods
 
 
 def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[str, str], dict[str, Totals]]:
@@ -51,6 +52,19 @@ def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[s
                 asked = there.any(0)
                 found[task, measure][arm] = totals(values[:, asked], groups[asked])
     return found | {(HELDOUT, LOSS): _losses(arms, perplexities)}
+
+
+def pairs(run: str, arms: list[str]) -> list[tuple[str, str]]:
+    """Which arms are compared: (arm, against) for each difference."""
+    mains = [arm for arm in arms if "/" not in arm or arm.endswith(WHOLE)]
+    ways = [arm for arm in arms if arm.startswith(f"{run}/") and not arm.endswith(SAME_LAST)]
+    found = [(run, other) for other in mains + ways]
+    for arm in mains:
+        found += [(arm, f"{arm}/{way}") for way in (SWAPPED, RANDOM)]  # what is due to what the thought says
+        found += [(f"{arm}/{OWN_WHERE}", f"{arm}/{SAME_LAST}")]
+        found += [(arm, BEFORE), (f"{arm}/{OFF}", BEFORE)]
+    there = [pair for pair in found if pair[0] != pair[1] and {*pair} <= {*arms}]
+    return list(dict.fromkeys(there))
 
 
 def _answers(evaluations: Path, method: str, seed: int) -> pd.DataFrame:

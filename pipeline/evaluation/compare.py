@@ -6,23 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.arms import (
-    ACCURACY,
-    BEFORE,
-    HELDOUT,
-    LOSS,
-    OFF,
-    OWN_WHERE,
-    RANDOM,
-    SAME_LAST,
-    SWAPPED,
-    read_arms,
-)
+from pipeline.evaluation.arms import ACCURACY, BEFORE, HELDOUT, LOSS, OFF, SWAPPED, pairs, read_arms
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Difference, Totals, difference, mean, mean_interval
 from pipeline.files import write_json, write_table
 from pipeline.params import Arms
-
-WHOLE = ("sampled", "mean16")  # ways of an untrained model that the run is compared with, as with other methods
 
 
 def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Path, summary: Path) -> None:
@@ -44,7 +31,7 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
             figures.append({**about, "arm": arm, **sizes[arm], "value": mean(side), "low": low, "high": high})
             each = side.sums.sum(-1) / side.weights.sum(-1)
             seeds += [{"arm": arm, "seed": s, **about, "value": v} for s, v in zip(arms.seeds, each, strict=True)]
-        for arm, against in _pairs(run, list(by_arm)):
+        for arm, against in pairs(run, list(by_arm)):
             found, share = _better(by_arm[arm], by_arm[against], measure), None
             if against == f"{arm}/{SWAPPED}":
                 gain = _better(by_arm[arm], by_arm[f"{arm}/{OFF}"], measure)
@@ -56,19 +43,6 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
         write_table(results / f"{name}.csv", table)
     noted = [(evaluations / f"{run}-{seed}/metrics.json").read_text(encoding="utf-8") for seed in arms.seeds]
     write_json(summary, _summary(run, figures, comparisons, [json.loads(text)["cost"] for text in noted]))
-
-
-def _pairs(run: str, arms: list[str]) -> list[tuple[str, str]]:
-    """Which arms are compared: (arm, against) for each difference."""
-    mains = [arm for arm in arms if "/" not in arm or arm.endswith(WHOLE)]
-    ways = [arm for arm in arms if arm.startswith(f"{run}/") and not arm.endswith(SAME_LAST)]
-    found = [(run, other) for other in mains + ways]
-    for arm in mains:
-        found += [(arm, f"{arm}/{way}") for way in (SWAPPED, RANDOM)]  # what is due to what the thought says
-        found += [(f"{arm}/{OWN_WHERE}", f"{arm}/{SAME_LAST}")]
-        found += [(arm, BEFORE), (f"{arm}/{OFF}", BEFORE)]
-    there = [pair for pair in found if pair[0] != pair[1] and {*pair} <= {*arms}]
-    return list(dict.fromkeys(there))
 
 
 def _better(one: Totals, other: Totals, measure: str) -> Difference:

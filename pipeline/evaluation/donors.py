@@ -27,7 +27,7 @@ def sampled(thoughts: Thoughts) -> np.ndarray:
 
 
 def given(thoughts: Sequence[np.ndarray], model: QuietStarForCausalLM) -> Tensor:
-    """Thoughts of B texts as the ``model`` takes them: ids (B, 1, P, K), in which an id that ends thoughts ends them."""
+    """Thoughts (P, K) of B texts as the ``model`` takes them: (B, 1, P, K), `ENDED` as an id that ends thoughts."""
     ids = torch.tensor(np.stack(thoughts), device=model.device)[:, None]
     return ids.masked_fill(ids == ENDED, (model.config.endings or [0])[0])
 

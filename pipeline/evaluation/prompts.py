@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
@@ -55,12 +56,12 @@ class AskedModel:
         way: str,
         others: Sequence[np.ndarray] | None = None,
     ) -> tuple[Tensor, Sequence[np.ndarray] | None]:
-        """Logits (B, P, V) after each of ``positions`` (P,) of left-padded texts (B, N), and each text's thoughts there.
+        """Logits (B, P, V) after each of ``positions`` (P,) of left-padded texts (B, N), and the thoughts there.
 
         ``way``: with a thought, without, with one sampled at temperature 1, or the mean of the predictions of 16 of
-        those. ``others``: thoughts (P, K) of each text that stand in the place of the model's own (`donors`). There are
-        no thoughts (None) where the way has none or several, and for pauses. ``keys`` (B,) name the texts in the draws.
-        Raises UserError if predictions are not finite.
+        those. ``others``: thoughts (P, K) of each text, as in `donors`, in the place of the model's own. There are none
+        (None) where the way has none or several, and for pauses. ``keys`` (B,) name the texts in the draws. Raises
+        UserError if predictions are not finite.
         """
         thoughts, thinker = others, self.model.thinker
         drawn = replace(self.sampling, temperature=1.0)
@@ -125,10 +126,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask, both (B, N), of rows of different lengths, padded on the left."""
-    longest = max(map(len, rows))
-    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return tuple(torch.tensor(values, dtype=torch.long, device=device) for values in (ids, mask))
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, pad, "left")
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True, 0, "left")
+    return ids.to(device), mask.to(device)
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

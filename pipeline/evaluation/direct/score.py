@@ -4,7 +4,7 @@ A thought does not change what later positions see. So it is enough to think at 
 are exactly those of thoughts at every position.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
 from pipeline.data.tasks.spec import NUMBER, Task
-from pipeline.evaluation.direct.controls import ANSWER, WRITTEN, ByPlace, Controls
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
 from pipeline.evaluation.donors import CONTROLS, ENDED, ending_together
 from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop, left_padded
@@ -21,6 +20,10 @@ from pipeline.thought.head import ban
 
 ANSWER_TOKENS = 12  # to write a number in; the paper allows as many for a number after a chain of thought
 OWN = "own"  # the model's own thoughts in a row
+# where a question's thoughts stand: before each token of the right answer, and of the number that the model writes
+ANSWER, WRITTEN = PLACES = ("answer", "written")
+ByPlace = dict[str, np.ndarray]  # a question's thoughts
+Controls = Callable[[int], dict[str, ByPlace]]  # from a question's index: what stands in the place of its own, by way
 
 
 def score(
@@ -30,9 +33,9 @@ def score(
 
     A row has index and, for each way, predicted, correct, prob and thought (the text of the one before the answer). The
     model answers a choice with the likeliest label and a number with the first that greedy decoding writes. The ways
-    are the model's, and `OWN` has the thoughts that it sampled, by place; with ``controls`` the ways are those instead. A
-    batch with some rows missing is computed as a whole, as rounding depends on the padding in a batch. Raises UserError
-    if a question has no room in the model, or predictions are not finite.
+    are the model's, and `OWN` has the thoughts that it sampled; with ``controls`` the ways are those instead. A batch
+    with some rows missing is computed as a whole, as rounding depends on the padding in a batch. Raises UserError if a
+    question has no room in the model, or predictions are not finite.
     """
     needed = questions.longest + (ANSWER_TOKENS if questions.task.kind == NUMBER else 0)
     check_room(asked.model, needed + asked.thought_room, f"a question of {name}")
