@@ -1,6 +1,6 @@
 """Does thinking help to answer, and is it what is thought? Ask each task's questions, with thoughts and without."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -14,20 +14,8 @@ import pyarrow as pa
 
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.direct.encoding import Encodings
-from pipeline.evaluation.direct.score import ANSWER, OWN, PLACES, ByPlace, Controls, score
-from pipeline.evaluation.donors import (
-    CONTROLS,
-    ENDED,
-    NOBODY,
-    RANDOM,
-    SAME_LAST,
-    SWAPPED,
-    derangement,
-    ending_together,
-    pooled,
-    random_thoughts,
-    same_last,
-)
+from pipeline.evaluation.direct.score import OWN, score
+from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, ByPlace, Controls, controls_of
 from pipeline.evaluation.prompts import MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT, AskedModel
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
@@ -91,31 +79,6 @@ def _ask(
 def _own(rows: KeptRows, first: int, questions: Encodings, index: int) -> ByPlace:
     """The own thoughts of question ``index``; the task's rows begin at ``first``."""
     return {place: np.array(ids) for place, ids in rows[first + questions.places[index]][OWN].items()}
-
-
-def controls_of(own: Callable[[int], ByPlace], groups: Sequence[str], vocabulary: int, seed: int) -> Controls:
-    """The controls of each question: random tokens, and its donors' thoughts where it has donors.
-
-    ``own`` gives a question's own thoughts by its index, ``groups`` (n,) names each question's group; tokens are below
-    ``vocabulary``. Controls stand at as many positions as the own thoughts, and are aligned at the last one.
-    """
-    indices = range(len(groups))
-    firsts = [own(i)[ANSWER][0] for i in indices]
-    lasts = [first[max(0, (first != ENDED).sum() - 1)] for first in firsts]
-    pool = pooled((own(i)[ANSWER] for i in indices), vocabulary)
-    donors = {SWAPPED: derangement(groups, seed), SAME_LAST: same_last(lasts, groups, seed)}
-
-    def controls(index: int) -> dict[str, ByPlace]:
-        mine, found = own(index), {RANDOM: {}}
-        for place, ids in mine.items():
-            found[RANDOM][place] = random_thoughts(ids, pool, seed, index, PLACES.index(place))
-        for way, donor in ((way, int(of[index])) for way, of in donors.items()):
-            if donor != NOBODY:
-                theirs = own(donor)
-                found[way] = {place: ending_together(theirs[place], len(ids)) for place, ids in mine.items()}
-        return found
-
-    return controls
 
 
 def _predictions(encoded: dict[str, Encodings], firsts: dict[str, list[int]], rows: KeptRows) -> Iterator[dict]:

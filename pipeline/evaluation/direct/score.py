@@ -4,7 +4,7 @@ A thought does not change what later positions see. So it is enough to think at 
 are exactly those of thoughts at every position.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,17 +13,13 @@ from tqdm import tqdm
 from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
 from pipeline.data.tasks.spec import NUMBER, Task
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
-from pipeline.evaluation.donors import CONTROLS, ENDED, ending_together
+from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, WRITTEN, ByPlace, Controls, ending_together
 from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop, left_padded
 from pipeline.models.trained import check_room
 from pipeline.thought.head import ban
 
 ANSWER_TOKENS = 12  # to write a number in; the paper allows as many for a number after a chain of thought
 OWN = "own"  # the model's own thoughts in a row
-# where a question's thoughts stand: before each token of the right answer, and of the number that the model writes
-ANSWER, WRITTEN = PLACES = ("answer", "written")
-ByPlace = dict[str, np.ndarray]  # a question's thoughts
-Controls = Callable[[int], dict[str, ByPlace]]  # from a question's index: what stands in the place of its own, by way
 
 
 def score(

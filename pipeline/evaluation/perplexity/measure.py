@@ -34,19 +34,16 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
     against improvement) and extremes.csv (where thoughts changed most). ``base``: the model before training.
     After a kill the same call computes only the missing batches and writes the same bytes (`pipeline.resume`).
     """
-    device = pick_device(params.device)
-    inputs = [trained, base, heldout]
-    with resumable(
-        f"perplexity/{trained.name}", asdict(params) | {"device": device}, inputs, Path(__file__)
-    ) as scratch:
+    about, inputs = asdict(params) | {"device": pick_device(params.device)}, [trained, base, heldout]
+    with resumable(f"perplexity/{trained.name}", about, inputs, Path(__file__)) as scratch:
         tokenizer = read_tokenizer(trained)
         check_trained(trained)  # before the base model reads, which may take long
-        model = load_plain(base).to(device)
+        model = load_plain(base).to(about["device"])
         spans = Spans(heldout, model.vocabulary, params.texts)
         passes = Passes(params, spans, scratch)
         before = loss_before(model, passes)
         del model  # so that one model is in memory at a time
-        tokens = token_table(params, load_trained(trained).to(device), tokenizer, before, passes)
+        tokens = token_table(params, load_trained(trained).to(about["device"]), tokenizer, before, passes)
         write_table(results / "tokens.parquet", tokens)
         with replacing(results / "tables") as folder:
             folder.mkdir()
@@ -63,9 +60,9 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
 
 def losses_of(tokens: pd.DataFrame) -> dict:
     """The mean loss (nats) and the perplexity of each way that there is, over all tokens."""
-    means = {name.removeprefix("nll_"): float(tokens[name].mean()) for name in LOSSES if name in tokens}
-    perplexity = {way: float(np.exp(value)) for way, value in means.items()}
-    return {"n_texts": int(tokens["text"].nunique()), "n_tokens": len(tokens), "loss": means, "perplexity": perplexity}
+    loss = {name.removeprefix("nll_"): float(tokens[name].mean()) for name in LOSSES if name in tokens}
+    perplexity = {way: float(np.exp(value)) for way, value in loss.items()}
+    return {"n_texts": int(tokens["text"].nunique()), "n_tokens": len(tokens), "loss": loss, "perplexity": perplexity}
 
 
 def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
@@ -73,17 +70,13 @@ def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
 
     ``tokens`` has improvement, helped and hurt (`with_improvement`); ``deciles`` is the table of deciles.csv.
     """
-
-    def estimate(name: str, column: str) -> dict[str, float]:
-        low, high = interval_over_texts(tokens[column], tokens["text"], SHARE if name == "share" else None)
-        return {name: float(tokens[column].mean()), "ci_low": low, "ci_high": high}
-
+    found = {}
+    for name, kind, bounds in (("improvement", "mean", None), ("helped", "share", SHARE), ("hurt", "share", SHARE)):
+        low, high = interval_over_texts(tokens[name], tokens["text"], bounds)
+        found[name] = {kind: float(tokens[name].mean()), "ci_low": low, "ci_high": high}
     changed = tokens[tokens["helped"] | tokens["hurt"]]  # the ranks of the other tokens are rounding and noise
     columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
-    return {
-        "improvement": estimate("mean", "improvement"),
-        "helped": estimate("share", "helped"),
-        "hurt": estimate("share", "hurt"),
+    return found | {
         "threshold": THRESHOLD,
         "mixing_weight": float(tokens["weight"].mean()),
         "agreement": {**agreement(changed), "n_tokens": len(changed)},
