@@ -48,21 +48,18 @@ class AskedModel:
 
     @torch.no_grad()
     def predict(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        keys: Tensor,
-        positions: Tensor,
-        way: str,
-        others: Sequence[np.ndarray] | None = None,
+        self, texts: list[list[int]], keys: list[int], places: Sequence[int], way: str, others: list | None = None
     ) -> tuple[Tensor, Sequence[np.ndarray] | None]:
-        """Logits (B, P, V) after each of ``positions`` (P,) of left-padded texts (B, N), and the thoughts there.
+        """Logits (B, P, V) after P ``places`` in each of B texts, and the thoughts there.
 
-        ``way``: with a thought, without, with one sampled at temperature 1, or the mean of the predictions of 16 of
-        those. ``others``: thoughts (P, K) of each text, as in `donors`, in the place of the model's own. There are none
-        (None) where the way has none or several, and for pauses. ``keys`` (B,) name the texts in the draws. Raises
-        UserError if predictions are not finite.
+        ``places`` count from the texts' ends, where -1 is the last token. ``way``: with a thought, without, with one
+        sampled at temperature 1, or the mean of the predictions of 16 of those. ``others``: thoughts (P, K) of each
+        text, as in `donors`, in the place of the model's own. There are none (None) where the way has none or several,
+        and for pauses. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are not finite.
         """
+        ids, mask = left_padded(texts, self.tokenizer.pad_token_id, self.model.device)
+        positions = torch.tensor([ids.shape[1] + place for place in places], device=ids.device)
+        keys = torch.tensor(keys, device=ids.device)
         thoughts, thinker = others, self.model.thinker
         drawn = replace(self.sampling, temperature=1.0)
         if way == NO_THOUGHT:

@@ -7,14 +7,13 @@ are exactly those of thoughts at every position.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
 from pipeline.data.tasks.spec import NUMBER, Task
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
 from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, WRITTEN, ByPlace, Controls, ending_together
-from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop, left_padded
+from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop
 from pipeline.models.trained import check_room
 from pipeline.thought.head import ban
 
@@ -66,13 +65,10 @@ def _answers(
     asked: AskedModel, batch: Sequence[EncodedQuestion], task: Task, way: str, given: list[ByPlace] | None
 ) -> list[dict]:
     """Each question's answer in one way, and in `OWN` the thoughts before it by place, where there are any."""
-    texts = [q.prompt_ids + q.answer_ids for q in batch]
-    ids, mask = left_padded(texts, asked.tokenizer.pad_token_id, asked.model.device)
-    keys = torch.tensor([q.index for q in batch], device=ids.device)
+    texts, keys = [q.prompt_ids + q.answer_ids for q in batch], [q.index for q in batch]
     longest = max(len(q.answer_ids) for q in batch)
-    positions = torch.arange(ids.shape[1] - longest - 1, ids.shape[1] - 1, device=ids.device)
     here = given and [ending_together(some[ANSWER], longest) for some in given]
-    logits, thoughts = asked.predict(ids, mask, keys, positions, way, here)
+    logits, thoughts = asked.predict(texts, keys, range(-longest - 1, -1), way, here)
     if task.kind == NUMBER:
         written, before_written = _write(asked, batch, way, task.stop, given and [some[WRITTEN] for some in given])
     answers = []
@@ -109,11 +105,9 @@ def _write(
     thoughts: list[list] = [[] for _ in batch]
     texts, going = [""] * len(batch), list(range(len(batch)))
     for step in range(ANSWER_TOKENS):
-        prompts = [batch[i].prompt_ids + new[i] for i in going]
-        ids, mask = left_padded(prompts, asked.tokenizer.pad_token_id, asked.model.device)
-        keys, last = torch.tensor([batch[i].index for i in going]).to(ids), torch.tensor([ids.shape[1] - 1]).to(ids)
+        prompts, keys = [batch[i].prompt_ids + new[i] for i in going], [batch[i].index for i in going]
         here = given and [given[i][[min(step, len(given[i]) - 1)]] for i in going]
-        logits, used = asked.predict(ids, mask, keys, last, way, here)
+        logits, used = asked.predict(prompts, keys, [-1], way, here)
         tokens = ban(logits[:, 0], asked.model.config.banned).argmax(-1).tolist()
         left = []
         for row, (i, token) in enumerate(zip(going, tokens, strict=True)):
