@@ -5,8 +5,8 @@ from functools import partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -20,10 +20,9 @@ from pipeline.data.tasks.questions import Question, number_in
 from pipeline.data.tasks.spec import Task, read_task
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
-from pipeline.evaluation.direct.controls import Controls
 from pipeline.evaluation.direct.encoding import Encodings, encode, number_tokens
 from pipeline.evaluation.direct.score import ANSWER_TOKENS, score
-from pipeline.evaluation.donors import ThoughtsOfText
+from pipeline.evaluation.donors import controls_of
 from pipeline.evaluation.prompts import AskedModel
 from pipeline.models.trained import load_plain
 from pipeline.thought.generation import SAMPLES_APART
@@ -211,14 +210,14 @@ def test_with_its_own_thoughts_given_to_it_a_question_is_answered_as_before(toke
     model, (task, asked) = thinker(tokenizer, thought_tokens=4, **endings), QUESTIONS[kind]
     rows = scores(model, tokenizer, task, asked, sampling=DRAWN)
 
-    def own(index: int) -> dict[str, ThoughtsOfText]:
-        return {place: ThoughtsOfText.from_json(thoughts) for place, thoughts in rows[index]["own"].items()}
+    def own(index: int) -> dict[str, np.ndarray]:
+        return {place: np.array(thoughts) for place, thoughts in rows[index]["own"].items()}
 
-    assert {n for row in rows for n in row["own"]["answer"]["lengths"]} >= {0, 1, 4}
-    itself = SimpleNamespace(of=lambda index: {"swapped": own(index)})
-    for row, again in zip(rows, scores(model, tokenizer, task, asked, controls=itself), strict=True):
+    assert {sum(token >= 0 for token in thought) for row in rows for thought in row["own"]["answer"]} >= {0, 1, 4}
+    itself = scores(model, tokenizer, task, asked, controls=lambda index: {"swapped": own(index)})
+    for row, again in zip(rows, itself, strict=True):
         assert again["swapped"] == row["thought"] | {"prob": pytest.approx(row["thought"]["prob"], rel=1e-4)}
-    controls = Controls(own, list(map(str, range(len(asked)))), model.vocabulary, 1)
+    controls = controls_of(own, list(map(str, range(len(asked)))), model.vocabulary, 1)
     others = scores(model, tokenizer, task, asked, controls=controls)
     for way in ("swapped", "random"):
         assert [row[way]["prob"] for row in others] != pytest.approx([row["thought"]["prob"] for row in rows], rel=0.01)
@@ -273,8 +272,8 @@ def writes(tokenizer: Tokenizing, text: str, monkeypatch: pytest.MonkeyPatch, ta
     ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else apart
     model = thinker(tokenizer)
 
-    def predict(self: AskedModel, read: Tensor, mask: Tensor, keys: Tensor, positions: Tensor, *_: object) -> tuple:
-        after = [ids[min(p + 1 - len(prompt), len(ids) - 1)] for p in positions.tolist()]
+    def predict(self: AskedModel, texts: list[list[int]], keys: list[int], places: Sequence[int], *_: object) -> tuple:
+        after = [ids[min(len(texts[0]) + place + 1 - len(prompt), len(ids) - 1)] for place in places]
         return torch.nn.functional.one_hot(torch.tensor([after]), len(tokenizer)).double(), None
 
     ids.append(tokenizer.eos_token_id)

@@ -23,20 +23,16 @@ def read_again(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 
 def test_the_largest_gains_and_losses(tmp_path: Path):
-    tokens = random_tokens(40, 9)
-    found = extremes(tokens, tmp_path, [f"{WORDS} {i}" for i in range(40)])
+    tokens = random_tokens(40, 9).rename(columns={"nll_before": "base_loss"})
+    found = extremes(tokens.rename(columns={"base_loss": "nll_before"}), tmp_path, [f"{WORDS} {i}" for i in range(40)])
     assert list(found.columns) == COLUMNS and len(found) == 40
-    columns = ["improvement", "nll_before", "text", "position"]
-    thoughts, passages = list(tokens[columns].itertuples(index=False, name=None)), []
-    for text in range(40):
-        own = [row for row in thoughts if row[2] == text]
-        passages.append((*(sum(row[k] for row in own) / len(own) for k in (0, 1)), text))
-    for side, sign in (("gain", 1), ("loss", -1)):
-        for what, rows in (("passage", passages), ("thought", thoughts)):
+    passages = tokens.groupby("text", as_index=False)[["improvement", "base_loss"]].mean()
+    for what, rows in (("passage", passages), ("thought", tokens)):
+        for side, ascending in (("gain", False), ("loss", True)):
             part = found[(found["what"] == what) & (found["side"] == side)]
-            columns = ["improvement", "base_loss", "text", "position"][: len(rows[0])]
-            best = sorted((row for row in rows if sign * row[0] > 0), key=lambda row: -sign * row[0])[:10]
-            assert part[columns].to_numpy(dtype=float) == pytest.approx(np.array(best))
+            columns = ["improvement", "base_loss", "text", *(["position"] if what == "thought" else [])]
+            best = rows.sort_values("improvement", ascending=ascending)[columns][:10]
+            assert part[columns].to_numpy(dtype=float) == pytest.approx(best.to_numpy(dtype=float))
             assert list(part["rank"]) == list(range(1, 11))
     assert found["position"].isna().equals(found["what"] == "passage")
     assert (found.loc[found["what"] == "passage", ["token", "thought"]] == "").all(axis=None)

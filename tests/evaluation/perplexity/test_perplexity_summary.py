@@ -7,8 +7,14 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 
-from pipeline.evaluation.perplexity.groups import by_decile, group_table, interval_over_texts
-from pipeline.evaluation.perplexity.measure import agreement, losses_of, summarize
+from pipeline.evaluation.perplexity.groups import (
+    agreement,
+    by_decile,
+    group_table,
+    interval_over_texts,
+    losses_of,
+    summarize,
+)
 from tests.evaluation.perplexity.made_up import any_tokens, random_tokens, slow_interval
 
 
