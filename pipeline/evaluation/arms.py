@@ -22,7 +22,7 @@ BEFORE = "before"  # the model before training, as a method and as an arm
 OFF, SWAPPED, RANDOM = "thoughts_off", "swapped", "random"
 # another problem's thought with the same last token, and the own thoughts at the questions for which there is one
 SAME_LAST, OWN_WHERE = "same_last", "own_where_same_last"
-WHOLE = ("sampled", "mean16")  # of an untrained model that the run is compared with, as with other methods
+WHOLE = ("sampled", "mean16")  # ways of an untrained model, compared as if they were methods
 
 
 def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[str, str], dict[str, Totals]]:

@@ -30,7 +30,7 @@ def sampled(thoughts: Thoughts) -> np.ndarray:
     return thoughts.ids.masked_fill(ended, ENDED)[:, 0].cpu().numpy()
 
 
-def given(thoughts: Sequence[np.ndarray], model: QuietStarForCausalLM) -> Tensor:
+def as_input(thoughts: Sequence[np.ndarray], model: QuietStarForCausalLM) -> Tensor:
     """Thoughts (P, K) of B texts as the ``model`` takes them: (B, 1, P, K), `ENDED` as an id that ends thoughts."""
     ids = torch.tensor(np.stack(thoughts), device=model.device)[:, None]
     return ids.masked_fill(ids == ENDED, (model.config.endings or [0])[0])

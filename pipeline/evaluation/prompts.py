@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
-from pipeline.evaluation.donors import given, sampled
+from pipeline.evaluation.donors import as_input, sampled
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -48,19 +48,19 @@ class AskedModel:
 
     @torch.no_grad()
     def predict(
-        self, texts: list[list[int]], keys: list[int], places: Sequence[int], way: str, others: list | None = None
+        self, texts: list[list[int]], keys: list[int], places: Sequence[int], way: str, given: list | None = None
     ) -> tuple[Tensor, Sequence[np.ndarray] | None]:
         """Logits (B, P, V) after P ``places`` in each of B texts, and the thoughts there.
 
         ``places`` count from the texts' ends, where -1 is the last token. ``way``: with a thought, without, with one
-        sampled at temperature 1, or the mean of the predictions of 16 of those. ``others``: thoughts (P, K) of each
+        sampled at temperature 1, or the mean of the predictions of 16 of those. ``given``: thoughts (P, K) of each
         text, as in `donors`, in the place of the model's own. There are none (None) where the way has none or several,
         and for pauses. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are not finite.
         """
         ids, mask = left_padded(texts, self.tokenizer.pad_token_id, self.model.device)
         positions = torch.tensor([ids.shape[1] + place for place in places], device=ids.device)
         keys = torch.tensor(keys, device=ids.device)
-        thoughts, thinker = others, self.model.thinker
+        thoughts, thinker = given, self.model.thinker
         drawn = replace(self.sampling, temperature=1.0)
         if way == NO_THOUGHT:
             logits = thinker.decoder.head.logits(thinker.decoder.read(ids, mask)[0][:, positions])
@@ -73,10 +73,14 @@ class AskedModel:
                 some.append(thinker.decoder.head.logits(mixed).log_softmax(-1))
             logits = torch.stack(some).logsumexp(0)
         else:
-            sampling = drawn if way == SAMPLED else self.sampling
-            thought_ids = None if others is None else given(others, self.model)
-            about = {"thought_ids": thought_ids, "text_keys": keys, "positions": positions, "sampling": sampling}
-            output = self.model(ids, mask, **about)
+            options = {
+                "text_keys": keys,
+                "positions": positions,
+                "sampling": drawn if way == SAMPLED else self.sampling,
+            }
+            if given is not None:
+                options["thought_ids"] = as_input(given, self.model)
+            output = self.model(ids, mask, **options)
             logits = output.logits
             if output.thoughts is not None:
                 thoughts = sampled(output.thoughts)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.evaluation.donors import ENDED, RANDOM, SWAPPED, derangement, given, pooled, random_thoughts, sampled
+from pipeline.evaluation.donors import ENDED, RANDOM, SWAPPED, as_input, derangement, pooled, random_thoughts, sampled
 from pipeline.evaluation.perplexity.kinds import TokenReader
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
@@ -123,7 +123,7 @@ def _others(model: QuietStarForCausalLM, others: dict[str, list[np.ndarray]], ba
     ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
     columns, shape = {}, (ids.shape[1], model.config.thought_tokens)
     for way, thoughts in others.items():
-        thought_ids = given([np.resize(thoughts[text], shape) for text in batch["text_keys"].tolist()], model)
+        thought_ids = as_input([np.resize(thoughts[text], shape) for text in batch["text_keys"].tolist()], model)
         columns[f"nll_{way}"] = _losses(model(ids, mask, thought_ids=thought_ids).logits, ids, mask)
     return {"columns": columns}
 
