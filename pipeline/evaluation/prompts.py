@@ -60,26 +60,22 @@ class AskedModel:
         ids, mask = left_padded(texts, self.tokenizer.pad_token_id, self.model.device)
         positions = torch.tensor([ids.shape[1] + place for place in places], device=ids.device)
         keys = torch.tensor(keys, device=ids.device)
-        thoughts, thinker = given, self.model.thinker
-        drawn = replace(self.sampling, temperature=1.0)
+        thoughts, thinker, sampling = given, self.model.thinker, self.sampling
+        if way in (SAMPLED, MEAN):
+            sampling = replace(sampling, temperature=1.0)
         if way == NO_THOUGHT:
             logits = thinker.decoder.head.logits(thinker.decoder.read(ids, mask)[0][:, positions])
         elif way == MEAN:
             text, some = thinker.read(ids, mask, keys), []
             for sample in range(MEAN_SAMPLES):
                 again = replace(text, text_keys=keys + SAMPLES_APART * sample)
-                talk = thinker.sample_and_talk(again, positions, drawn)[1]
+                talk = thinker.sample_and_talk(again, positions, sampling)[1]
                 mixed = thinker.mixing_head.mix(text.hidden[:, positions], talk)[0]
                 some.append(thinker.decoder.head.logits(mixed).log_softmax(-1))
             logits = torch.stack(some).logsumexp(0)
         else:
-            options = {
-                "text_keys": keys,
-                "positions": positions,
-                "sampling": drawn if way == SAMPLED else self.sampling,
-            }
-            if given is not None:
-                options["thought_ids"] = as_input(given, self.model)
+            thought_ids = None if given is None else as_input(given, self.model)
+            options = {"thought_ids": thought_ids, "sampling": sampling, "text_keys": keys, "positions": positions}
             output = self.model(ids, mask, **options)
             logits = output.logits
             if output.thoughts is not None:
