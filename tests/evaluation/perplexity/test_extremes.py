@@ -57,24 +57,17 @@ def test_excerpts_are_cut_where_they_are_long(tmp_path: Path):
     assert passage == text[:EXCERPT] + "…" and thought == "…" + before[-EXCERPT:]
 
 
-def test_what_did_not_change_is_no_gain_and_no_loss(tmp_path: Path):
-    tokens = random_tokens(3, 5)
-    tokens["improvement"] = np.where(tokens["text"] == 0, 0.5, -0.25) * (tokens["text"] < 2)
-    found = extremes(tokens, tmp_path, [WORDS] * 3)
-    assert set(found.loc[found["side"] == "gain", "text"]) == {0}
-    assert set(found.loc[found["side"] == "loss", "text"]) == {1}
-    found = read_again(extremes(tokens.assign(improvement=0.0), tmp_path, [WORDS] * 3), tmp_path)
-    assert found.empty and list(found.columns) == COLUMNS
-
-
-def test_equal_gains_come_in_reading_order(tmp_path: Path):
+def test_what_did_not_change_is_neither_and_equal_gains_come_in_reading_order(tmp_path: Path):
     tokens = random_tokens(60, 5)
-    tokens["improvement"] = np.where(tokens["text"] % 3, 0.25, 0.5)
+    tokens["improvement"] = np.select([tokens["text"] == 1, tokens["text"] % 3 == 0], [-0.25, 0.5], 0.0)
     found = extremes(tokens, tmp_path, [WORDS] * 60)
-    assert list(found.loc[found["what"] == "passage", "text"]) == list(range(0, 30, 3))
-    first = found.loc[found["what"] == "thought", ["text", "position"]]
-    largest = tokens.loc[tokens["improvement"] == 0.5, ["text", "position"]].head(10)
-    assert first.to_numpy(dtype=int).tolist() == largest.to_numpy().tolist()
+    gains, losses = (found[found["side"] == side] for side in ("gain", "loss"))
+    assert set(losses["text"]) == {1} and list(gains.loc[gains["what"] == "passage", "text"]) == list(range(0, 30, 3))
+    places = ["text", "position"]
+    first = tokens.loc[tokens["improvement"] == 0.5, places].head(10)
+    assert gains.loc[gains["what"] == "thought", places].to_numpy(dtype=int).tolist() == first.to_numpy().tolist()
+    found = read_again(extremes(tokens.assign(improvement=0.0), tmp_path, [WORDS] * 60), tmp_path)
+    assert found.empty and list(found.columns) == COLUMNS
 
 
 def test_any_text_survives_the_table(tmp_path: Path):
