@@ -35,9 +35,9 @@ def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[s
     answers = pd.concat(_answers(evaluations, *run) for run in product(arms.methods, arms.seeds))
     found: dict[tuple[str, str], dict[str, Totals]] = {}
     for task, rows in answers.groupby("task", sort=False):
-        questions = rows.groupby("index")[["prompt", "group"]]
+        questions = rows.groupby("index")
         groups = questions["group"].first().to_numpy()
-        alike = questions.nunique().max().max() == 1 and set(arms.methods) <= set(rows["arm"])
+        alike = questions[["prompt", "group"]].nunique().max().max() == 1 and set(arms.methods) <= set(rows["arm"])
         for measure, column in COLUMNS.items():
             found[task, measure] = {}
             table = rows.pivot(index=["arm", "seed"], columns="index", values=column)
