@@ -4,13 +4,11 @@ An arm is a method as it answers by itself (``quiet_star``), or the same models 
 place (``quiet_star/swapped``, ``quiet_star/thoughts_off``).
 """
 
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
@@ -24,80 +22,82 @@ BEFORE = "before"  # the model before training, as a method and as an arm
 OFF, SWAPPED, RANDOM = "thoughts_off", "swapped", "random"
 # another problem's thought with the same last token, and the own thoughts at the questions for which there is one
 SAME_LAST, OWN_WHERE = "same_last", "own_where_same_last"
+WHOLE = ("sampled", "mean16")  # ways of an untrained model, compared as if they were methods
 
-Sides = dict[str, Totals]  # by arm
 
+def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[str, str], dict[str, Totals]]:
+    """The totals of each arm by task and measure, from METHOD-SEED/predictions.parquet and METHOD-SEED/tokens.parquet.
 
-def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[str, str], Sides]:
-    """The arms' totals by task and measure, from METHOD-SEED/predictions.parquet and METHOD-SEED/tokens.parquet.
-
-    Seeds are in the order of ``arms``. Raises UserError where a file is missing or broken, or the arms were not asked
-    the same questions.
+    Seeds are in the order of ``arms``. A task lacks the arms whose ways it does not have (nothing is swapped where all
+    questions are of one group). Raises UserError where a file is missing or broken, or the arms were not asked the same
+    questions.
     """
     answers = pd.concat(_answers(evaluations, *run) for run in product(arms.methods, arms.seeds))
-    found: dict[tuple[str, str], Sides] = {}
+    found: dict[tuple[str, str], dict[str, Totals]] = {}
     for task, rows in answers.groupby("task", sort=False):
-        groups = rows.groupby("index")["group"].first().to_numpy()
-        same = rows.groupby("index")[["prompt", "group"]].nunique().max().max() == 1
+        questions = rows.groupby("index")
+        groups = questions["group"].first().to_numpy()
+        alike = questions[["prompt", "group"]].nunique().max().max() == 1 and set(arms.methods) <= set(rows["arm"])
         for measure, column in COLUMNS.items():
+            found[task, measure] = {}
             table = rows.pivot(index=["arm", "seed"], columns="index", values=column)
-            sides = found.setdefault((task, measure), {})
-            for arm in answers["arm"].unique():
-                values = table.reindex([(arm, seed) for seed in arms.seeds]).to_numpy()
+            for arm in rows["arm"].unique():
+                values = table.reindex([(arm, seed) for seed in arms.seeds]).to_numpy(float)
                 there = ~np.isnan(values)
-                if arm.endswith(SAME_LAST):
-                    asked = there.any(0)
-                    if there.any(1).all():  # else some seed has no such question
-                        sides[arm] = totals(values[:, asked], groups[asked])
-                    continue
-                if not (same and there.all()):
+                if arm.endswith(SAME_LAST):  # some questions have such a thought; a seed may have none
+                    if not there.any(1).all():
+                        continue
+                elif not (alike and there.all()):
                     raise UserError(f"{task}: the arms were not asked the same questions: run `dvc repro` to ask again")
-                sides[arm] = totals(values, groups)
-    return found | {(HELDOUT, LOSS): dict(_losses(arms, set(answers["arm"]), perplexities))}
+                asked = there.any(0)
+                found[task, measure][arm] = totals(values[:, asked], groups[asked])
+    return found | {(HELDOUT, LOSS): _losses(arms, perplexities)}
+
+
+def pairs(run: str, arms: list[str]) -> list[tuple[str, str]]:
+    """Which arms are compared: (arm, against) for each difference."""
+    mains = [arm for arm in arms if "/" not in arm or arm.endswith(WHOLE)]
+    ways = [arm for arm in arms if arm.startswith(f"{run}/") and not arm.endswith(SAME_LAST)]
+    found = [(run, other) for other in mains + ways]
+    for arm in mains:
+        found += [(arm, f"{arm}/{way}") for way in (SWAPPED, RANDOM)]  # what is due to what the thought says
+        found += [(f"{arm}/{OWN_WHERE}", f"{arm}/{SAME_LAST}")]
+        found += [(arm, BEFORE), (f"{arm}/{OFF}", BEFORE)]
+    there = [pair for pair in found if pair[0] != pair[1] and {*pair} <= {*arms}]
+    return list(dict.fromkeys(there))
 
 
 def _answers(evaluations: Path, method: str, seed: int) -> pd.DataFrame:
     """A run's answers, each with its seed and arm."""
-    path, numbers = evaluations / f"{method}-{seed}/predictions.parquet", dict.fromkeys(COLUMNS.values(), float)
+    path = evaluations / f"{method}-{seed}/predictions.parquet"
     try:
-        rows = pd.read_parquet(path, columns=["task", "index", "group", "prompt", "way", *numbers]).astype(numbers)
-        if rows.empty:
-            raise ValueError("it has no rows")
-    except (OSError, ValueError, TypeError) as error:  # TypeError: a list where a number should be
+        rows = pd.read_parquet(path, columns=["task", "index", "group", "prompt", "way", *COLUMNS.values()])
+    except (OSError, ValueError) as error:
         raise _broken(path) from error
-    ways = {way: f"{method}/{way}" for way in rows["way"].unique()}
-    if "thought" in ways:
-        ways |= {"thought": method, "no_thought": f"{method}/{OFF}"}
-    else:
-        ways |= {"no_thought": method}
-    if SAME_LAST in ways:
-        question = pd.MultiIndex.from_frame(rows[["task", "index"]])
-        where = question.isin(question[rows["way"] == SAME_LAST]) & (rows["way"] == "thought")
-        rows = pd.concat([rows, rows[where].assign(way=OWN_WHERE)])
-        ways[OWN_WHERE] = f"{method}/{OWN_WHERE}"
-    return rows.assign(seed=seed, arm=rows["way"].map(ways))
+    rare = rows.loc[rows["way"] == SAME_LAST, ["task", "index"]]
+    own = rows[rows["way"] == "thought"].merge(rare).assign(way=OWN_WHERE)
+    rows = pd.concat([rows, own])
+    thinks = (rows["way"] == "thought").any()
+    mains = {"thought": method, "no_thought": f"{method}/{OFF}" if thinks else method}
+    return rows.assign(seed=seed, arm=[mains.get(way, f"{method}/{way}") for way in rows["way"]])
 
 
-def _losses(arms: Arms, answering: set[str], perplexities: Path) -> Iterator[tuple[str, Totals]]:
-    """Each arm's losses on held-out text; a group is a text, the weights are numbers of tokens.
-
-    ``answering``: the arms of the tasks, which say whether a method has thoughts.
-    """
-    weights = None
-    for method in [method for method in arms.methods if method != BEFORE] or arms.methods:
+def _losses(arms: Arms, perplexities: Path) -> dict[str, Totals]:
+    """Each arm's losses on held-out text; a group is a text, the weights are numbers of tokens."""
+    found, tokens = {}, None
+    for method in arms.methods:
         tables = [_by_text(perplexities / f"{method}-{seed}/tokens.parquet") for seed in arms.seeds]
-        counts = [table.pop("tokens") for table in tables]
-        names = {f"nll_{way}": f"{method}/{way}" for way in (SWAPPED, RANDOM)} | {"nll_no_thought": method}
-        if f"{method}/{OFF}" in answering:
-            names |= {"nll_thought": method, "nll_no_thought": f"{method}/{OFF}"}
-        if weights is None:  # the first method: what the model before training lost is the same in all
-            names["nll_before"] = BEFORE
-            weights = counts[0]
-        if not all(count.equals(weights) for count in counts):
+        tokens = tables[0]["tokens"] if tokens is None else tokens
+        if not all(table["tokens"].equals(tokens) for table in tables):
             raise UserError(f"{method}: held-out texts are not those of {arms.methods[0]}: run `dvc repro perplexity`")
-        for column in [name for name in names if name in tables[0]]:
-            sums = np.stack([table[column] for table in tables])
-            yield names[column], Totals(sums, np.broadcast_to(weights.to_numpy(float), sums.shape))
+        columns = {f"nll_{way}": f"{method}/{way}" for way in (SWAPPED, RANDOM)}
+        columns["nll_no_thought"] = f"{method}/{OFF}" if "nll_thought" in tables[0] else method
+        columns |= {"nll_thought": method, "nll_before": BEFORE}
+        for column, arm in columns.items():
+            if column in tables[0] and arm not in found:  # what the model before training lost is in every table
+                sums = np.stack([table[column] for table in tables])
+                found[arm] = Totals(sums, np.broadcast_to(tokens.to_numpy(float), sums.shape))
+    return found
 
 
 def _by_text(path: Path) -> pd.DataFrame:
@@ -105,7 +105,7 @@ def _by_text(path: Path) -> pd.DataFrame:
     try:
         columns = ["text", *(name for name in pq.read_schema(path).names if name.startswith("nll_"))]
         by_text = pd.read_parquet(path, columns=columns).groupby("text")
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError) as error:
         raise _broken(path) from error
     return by_text.sum().assign(tokens=by_text.size())
 

@@ -6,24 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.arms import (
-    ACCURACY,
-    BEFORE,
-    HELDOUT,
-    LOSS,
-    OFF,
-    OWN_WHERE,
-    RANDOM,
-    SAME_LAST,
-    SWAPPED,
-    Sides,
-    read_arms,
-)
+from pipeline.evaluation.arms import ACCURACY, BEFORE, HELDOUT, LOSS, OFF, SWAPPED, pairs, read_arms
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Difference, Totals, difference, mean, mean_interval
 from pipeline.files import write_json, write_table
 from pipeline.params import Arms
-
-WHOLE = ("sampled", "mean16")  # ways of an untrained model that the run is compared with, as with other methods
 
 
 def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Path, summary: Path) -> None:
@@ -31,66 +17,44 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
 
     Writes each arm's figures (figures.csv), those of each seed (seeds.csv) and differences (comparisons.csv) to the
     folder ``results``, and the main figures of the run's method, the first, to ``summary``. Losses are in nats a token.
-    Raises UserError as `read_arms` does.
+    n: questions or tokens, the mean over seeds; share: of the gain from an arm's thoughts, what is due to what they
+    say. Raises UserError as `read_arms` does.
     """
     run = arms.methods[0]
     figures, seeds, comparisons = [], [], []
-    for (task, measure), sides in read_arms(arms, evaluations, perplexities).items():
-        about = {"task": task, "measure": measure}
-        for arm, side in sides.items():
+    for (task, measure), by_arm in read_arms(arms, evaluations, perplexities).items():
+        about, sizes = {"task": task, "measure": measure}, {}
+        for arm, side in by_arm.items():
+            sizes[arm] = {"seeds": len(arms.seeds), "n": round(side.weights.sum(-1).mean())}
+            sizes[arm]["groups"] = side.sums.shape[-1]
             low, high = mean_interval(side, None if measure == LOSS else SHARE)
-            figures.append({**about, "arm": arm, **_counts(side), "value": mean(side), "low": low, "high": high})
+            figures.append({**about, "arm": arm, **sizes[arm], "value": mean(side), "low": low, "high": high})
             each = side.sums.sum(-1) / side.weights.sum(-1)
             seeds += [{"arm": arm, "seed": s, **about, "value": v} for s, v in zip(arms.seeds, each, strict=True)]
-        for arm, against in _pairs(run, sides):
-            row = {**about, "arm": arm, "against": against, **_counts(sides[arm])}
-            comparisons.append(row | _comparison(sides, arm, against, measure))
-    tables = {"figures": figures, "seeds": seeds, "comparisons": comparisons}
-    for name, rows in tables.items():
-        write_table(results / f"{name}.csv", pd.DataFrame(rows))
-    costs = [evaluations / f"{run}-{seed}/metrics.json" for seed in arms.seeds]
-    write_json(summary, _summary(run, pd.DataFrame(figures), pd.DataFrame(comparisons)) | _mean_cost(costs))
+        for arm, against in pairs(run, list(by_arm)):
+            found, share = _better(by_arm[arm], by_arm[against], measure), None
+            if against == f"{arm}/{SWAPPED}":
+                gain = _better(by_arm[arm], by_arm[f"{arm}/{OFF}"], measure)
+                share = found.value / gain.value if gain.low > 0 else None
+            row = {**about, "arm": arm, "against": against, **sizes[arm], "difference": found.value}
+            comparisons.append(row | {"low": found.low, "high": found.high, "p_value": found.p_value, "share": share})
+    figures, seeds, comparisons = map(pd.DataFrame, (figures, seeds, comparisons))
+    for name, table in {"figures": figures, "seeds": seeds, "comparisons": comparisons}.items():
+        write_table(results / f"{name}.csv", table)
+    noted = [(evaluations / f"{run}-{seed}/metrics.json").read_text(encoding="utf-8") for seed in arms.seeds]
+    write_json(summary, _summary(run, figures, comparisons, [json.loads(text)["cost"] for text in noted]))
 
 
-def _pairs(run: str, arms: Sides) -> list[tuple[str, str]]:
-    """Which arms are compared: (arm, against) for each difference."""
-    mains = [arm for arm in arms if "/" not in arm or arm.endswith(WHOLE)]
-    ways = [arm for arm in arms if arm.startswith(f"{run}/") and not arm.endswith(SAME_LAST)]
-    found = [(run, other) for other in mains + ways]
-    for arm in mains:
-        found += [(arm, f"{arm}/{way}") for way in (SWAPPED, RANDOM)]  # what is due to what the thought says
-        found += [(f"{arm}/{OWN_WHERE}", f"{arm}/{SAME_LAST}")]
-        found += [(arm, BEFORE), (f"{arm}/{OFF}", BEFORE)]
-    there = [pair for pair in found if pair[0] != pair[1] and pair[0] in arms and pair[1] in arms]
-    return list(dict.fromkeys(there))
+def _better(one: Totals, other: Totals, measure: str) -> Difference:
+    """How much better ``one`` is than ``other``: right more often, or with a lower loss."""
+    return difference(other, one, None) if measure == LOSS else difference(one, other, SHARE_DIFFERENCE)
 
 
-def _comparison(sides: Sides, arm: str, against: str, measure: str) -> dict[str, float | None]:
-    """How much better ``arm`` is than ``against``; of its own swapped thoughts also which share of its gain that is."""
+def _summary(run: str, figures: pd.DataFrame, comparisons: pd.DataFrame, costs: list[dict]) -> dict[str, float | None]:
+    """The run's accuracy and content effect in each task, its gain on held-out text and its cost; None: not known.
 
-    def better(one: str, other: str) -> Difference:
-        if measure == LOSS:
-            return difference(sides[other], sides[one], None)
-        return difference(sides[one], sides[other], SHARE_DIFFERENCE)
-
-    found = better(arm, against)
-    row = {"difference": found.value, "low": found.low, "high": found.high, "p_value": found.p_value, "share": None}
-    if against == f"{arm}/{SWAPPED}":
-        gain = better(arm, f"{arm}/{OFF}")
-        row["share"] = found.value / gain.value if gain.low > 0 else None
-    return row
-
-
-def _counts(side: Totals) -> dict[str, int]:
-    """Seeds, questions (or tokens; the mean over seeds) and groups that a figure rests on."""
-    seeds, groups = side.sums.shape
-    return {"seeds": seeds, "n": round(side.weights.sum(-1).mean()), "groups": groups}
-
-
-def _summary(run: str, figures: pd.DataFrame, comparisons: pd.DataFrame) -> dict[str, float | None]:
-    """The run's accuracy and content effect in each task, and its gain on held-out text; None: not known.
-
-    base_harm: how much worse than before training it predicts that text without thoughts.
+    base_harm: how much worse than before training it predicts that text without thoughts. thought_length, cost: tokens
+    of a thought, and operations a token in units of the base model's, means of what `evaluate` noted.
     """
     accuracies = figures[(figures["arm"] == run) & (figures["measure"] == ACCURACY)].set_index("task")["value"]
     rows = comparisons.set_index(["task", "measure", "arm", "against"])[["difference", "low"]]
@@ -105,12 +69,6 @@ def _summary(run: str, figures: pd.DataFrame, comparisons: pd.DataFrame) -> dict
     thinks = f"{run}/{OFF}" in set(figures["arm"])
     less = row(HELDOUT, LOSS, f"{run}/{OFF}" if thinks else run, BEFORE)
     found["base_harm"], found["base_harm_high"] = (None if value is None else -value for value in less)
+    found["thought_length"] = float(np.mean([cost["thought_length"] for cost in costs]))
+    found["cost"] = float(np.mean([cost["operations"] for cost in costs]))
     return found
-
-
-def _mean_cost(paths: list[Path]) -> dict[str, float | None]:
-    """Tokens of a thought, and operations a token in units of the base model's: means of what `evaluate` noted."""
-    costs = [json.loads(path.read_text(encoding="utf-8")).get("cost", {}) for path in paths]
-    names = {"thought_length": "thought_length", "cost": "operations"}
-    noted = {name: [cost[key] for cost in costs if cost.get(key) is not None] for name, key in names.items()}
-    return {name: float(np.mean(some)) if some else None for name, some in noted.items()}

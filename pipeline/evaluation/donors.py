@@ -1,67 +1,55 @@
 """Does it matter what was thought? Thoughts that stand in the place of a text's own: another text's, or random tokens.
 
-Every choice is made from the seed and the whole set, so it does not depend on batches, processes or the order of calls.
+Thoughts after P successive positions of a text are ids (P, K), with `ENDED` behind the tokens of those that ended
+themselves. Every choice is made from the seed and the whole set, so it does not depend on batches, processes or the
+order of calls.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.sampler import Thoughts
 
 SWAPPED, RANDOM, SAME_LAST = CONTROLS = "swapped", "random", "same_last"
+ENDED = -1
 NOBODY = -1  # in the place of a donor
 SWAPS = 4  # random exchanges of donors for each member
+# where a question's thoughts stand: before each token of the right answer, and of the number that the model writes
+ANSWER, WRITTEN = PLACES = ("answer", "written")
+ByPlace = dict[str, np.ndarray]  # a question's thoughts
+Controls = Callable[[int], dict[str, ByPlace]]  # from a question's index: what stands in the place of its own, by way
 
 
-@dataclass(frozen=True)
-class ThoughtsOfText:
-    """Thoughts after successive positions of one text: ``ids`` (P, K), of which each keeps the first ``lengths`` (P,).
-
-    The ids after those say that the thought has ended.
-    """
-
-    ids: np.ndarray
-    lengths: np.ndarray
-
-    @classmethod
-    def from_json(cls, values: dict) -> "ThoughtsOfText":
-        return cls(np.array(values["ids"]), np.array(values["lengths"]))
-
-    def to_json(self) -> dict:
-        return {"ids": self.ids.tolist(), "lengths": self.lengths.tolist()}
-
-    @property
-    def kept(self) -> np.ndarray:
-        """Whether an id is a token of its thought: (P, K)."""
-        return np.arange(self.ids.shape[1]) < self.lengths[:, None]
-
-    def tokens(self) -> list[list[int]]:
-        """The tokens of each thought."""
-        return [ids[:length].tolist() for ids, length in zip(self.ids, self.lengths, strict=True)]
-
-    def at(self, places: np.ndarray | Sequence[int]) -> "ThoughtsOfText":
-        return ThoughtsOfText(self.ids[places], self.lengths[places])
-
-    def ending_together(self, count: int) -> "ThoughtsOfText":
-        """Thoughts for ``count`` positions, aligned at the last one; where there are fewer, the first is repeated."""
-        return self.at(np.maximum(0, len(self.ids) - count + np.arange(count)))
-
-    def starting_together(self, count: int) -> "ThoughtsOfText":
-        """Thoughts for ``count`` positions, aligned at the first one; where there are fewer, they begin again."""
-        return self.at(np.arange(count) % len(self.ids))
-
-    def randomized(self, pool: np.ndarray, *seeds: int) -> "ThoughtsOfText":
-        """Thoughts as long as these whose tokens are drawn from ``pool`` (`pooled`), one by one."""
-        chances = np.random.default_rng(seeds).integers(max(1, pool[-1]), size=self.ids.shape)
-        return ThoughtsOfText(np.where(self.kept, np.searchsorted(pool, chances, side="right"), self.ids), self.lengths)
+def sampled(thoughts: Thoughts) -> np.ndarray:
+    """The first thought after each position: (B, P, K)."""
+    ended = torch.arange(thoughts.ids.shape[-1], device=thoughts.ids.device) >= thoughts.lengths.unsqueeze(-1)
+    return thoughts.ids.masked_fill(ended, ENDED)[:, 0].cpu().numpy()
 
 
-def pooled(thoughts: Iterable[ThoughtsOfText], vocabulary: int) -> np.ndarray:
+def as_input(thoughts: Sequence[np.ndarray], model: QuietStarForCausalLM) -> Tensor:
+    """Thoughts (P, K) of B texts as the ``model`` takes them: (B, 1, P, K), `ENDED` as an id that ends thoughts."""
+    ids = torch.tensor(np.stack(thoughts), device=model.device)[:, None]
+    return ids.masked_fill(ids == ENDED, (model.config.endings or [0])[0])
+
+
+def ending_together(thoughts: np.ndarray, count: int) -> np.ndarray:
+    """Thoughts for ``count`` positions, aligned at the last one; where there are fewer, the first is repeated."""
+    return thoughts[np.maximum(0, len(thoughts) - count + np.arange(count))]
+
+
+def pooled(thoughts: Iterable[np.ndarray], vocabulary: int) -> np.ndarray:
     """The running counts (V,) of all tokens of these thoughts."""
-    counts = np.zeros(vocabulary, int)
-    for some in thoughts:
-        counts += np.bincount(some.ids[some.kept], minlength=vocabulary)
-    return counts.cumsum()
+    return sum(np.bincount(ids[ids != ENDED], minlength=vocabulary) for ids in thoughts).cumsum()
+
+
+def random_thoughts(own: np.ndarray, pool: np.ndarray, *seeds: int) -> np.ndarray:
+    """Thoughts as long as a text's ``own`` (P, K) whose tokens are drawn from ``pool`` (`pooled`), one by one."""
+    chances = np.random.default_rng(seeds).integers(max(1, pool[-1]), size=own.shape)
+    return np.where(own == ENDED, ENDED, np.searchsorted(pool, chances, side="right"))
 
 
 def derangement(groups: Sequence, seed: int) -> np.ndarray:
@@ -95,3 +83,28 @@ def same_last(lasts: Sequence[int], groups: Sequence, seed: int) -> np.ndarray:
         if len(others):
             donors[i] = np.random.default_rng((seed, i)).choice(others)
     return donors
+
+
+def controls_of(own: Callable[[int], ByPlace], groups: Sequence[str], vocabulary: int, seed: int) -> Controls:
+    """The controls of each question: random tokens, and its donors' thoughts where it has donors.
+
+    ``own`` gives a question's own thoughts by its index, ``groups`` (n,) names each question's group; tokens are below
+    ``vocabulary``. Controls stand at as many positions as the own thoughts, and are aligned at the last one.
+    """
+    indices = range(len(groups))
+    firsts = [own(i)[ANSWER][0] for i in indices]
+    lasts = [first[max(0, (first != ENDED).sum() - 1)] for first in firsts]
+    pool = pooled((own(i)[ANSWER] for i in indices), vocabulary)
+    donors = {SWAPPED: derangement(groups, seed), SAME_LAST: same_last(lasts, groups, seed)}
+
+    def controls(index: int) -> dict[str, ByPlace]:
+        mine, found = own(index), {RANDOM: {}}
+        for place, ids in mine.items():
+            found[RANDOM][place] = random_thoughts(ids, pool, seed, index, PLACES.index(place))
+        for way, donor in ((way, int(of[index])) for way, of in donors.items()):
+            if donor != NOBODY:
+                theirs = own(donor)
+                found[way] = {place: ending_together(theirs[place], len(ids)) for place, ids in mine.items()}
+        return found
+
+    return controls

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
-from pipeline.evaluation.donors import ThoughtsOfText
+from pipeline.evaluation.donors import as_input, sampled
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -47,42 +48,38 @@ class AskedModel:
 
     @torch.no_grad()
     def predict(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        keys: Tensor,
-        positions: Tensor,
-        way: str,
-        given: Sequence[ThoughtsOfText] | None = None,
-    ) -> tuple[Tensor, Sequence[ThoughtsOfText] | None]:
-        """Logits (B, P, V) after each of ``positions`` (P,) of left-padded texts (B, N), and each text's P thoughts.
+        self, texts: list[list[int]], keys: list[int], places: Sequence[int], way: str, given: list | None = None
+    ) -> tuple[Tensor, Sequence[np.ndarray] | None]:
+        """Logits (B, P, V) after P ``places`` in each of B texts, and the thoughts there.
 
-        ``way``: with a thought, without, with one sampled at temperature 1, or the mean of the predictions of 16 of
-        those. ``given``: thoughts that stand in the place of the model's own. There are none (None) where the way has
-        none or several, and for pauses. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are
-        not finite.
+        ``places`` count from the texts' ends, where -1 is the last token. ``way``: with a thought, without, with one
+        sampled at temperature 1, or the mean of the predictions of 16 of those. ``given``: thoughts (P, K) of each
+        text, as in `donors`, in the place of the model's own. There are none (None) where the way has none or several,
+        and for pauses. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are not finite.
         """
-        thoughts, thinker = given, self.model.thinker
-        drawn = replace(self.sampling, temperature=1.0)
+        ids, mask = left_padded(texts, self.tokenizer.pad_token_id, self.model.device)
+        positions = torch.tensor([ids.shape[1] + place for place in places], device=ids.device)
+        keys = torch.tensor(keys, device=ids.device)
+        thoughts, thinker, sampling = given, self.model.thinker, self.sampling
+        if way in (SAMPLED, MEAN):
+            sampling = replace(sampling, temperature=1.0)
         if way == NO_THOUGHT:
             logits = thinker.decoder.head.logits(thinker.decoder.read(ids, mask)[0][:, positions])
         elif way == MEAN:
             text, some = thinker.read(ids, mask, keys), []
             for sample in range(MEAN_SAMPLES):
                 again = replace(text, text_keys=keys + SAMPLES_APART * sample)
-                talk = thinker.sample_and_talk(again, positions, drawn)[1]
+                talk = thinker.sample_and_talk(again, positions, sampling)[1]
                 mixed = thinker.mixing_head.mix(text.hidden[:, positions], talk)[0]
                 some.append(thinker.decoder.head.logits(mixed).log_softmax(-1))
             logits = torch.stack(some).logsumexp(0)
         else:
-            options = {"sampling": drawn if way == SAMPLED else self.sampling, "positions": positions}
-            if given is not None:
-                options["thought_ids"] = torch.tensor(np.stack([one.ids for one in given]), device=ids.device)[:, None]
-            output = self.model(ids, mask, text_keys=keys, **options)
+            thought_ids = None if given is None else as_input(given, self.model)
+            options = {"thought_ids": thought_ids, "sampling": sampling, "text_keys": keys, "positions": positions}
+            output = self.model(ids, mask, **options)
             logits = output.logits
             if output.thoughts is not None:
-                pairs = zip(output.thoughts.ids[:, 0].cpu(), output.thoughts.lengths[:, 0].cpu(), strict=True)
-                thoughts = [ThoughtsOfText(ids.numpy(), lengths.numpy()) for ids, lengths in pairs]
+                thoughts = sampled(output.thoughts)
         if not logits.isfinite().all():
             raise UserError(NOT_FINITE)
         return logits, thoughts
@@ -126,10 +123,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask, both (B, N), of rows of different lengths, padded on the left."""
-    longest = max(map(len, rows))
-    ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return tuple(torch.tensor(values, dtype=torch.long, device=device) for values in (ids, mask))
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, pad, "left")
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True, 0, "left")
+    return ids.to(device), mask.to(device)
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

@@ -58,21 +58,20 @@ def mean_interval(side: Totals, bounds: tuple[float, float] | None) -> np.ndarra
     return _interval(mean(side), *_variance(side), side.sums.shape[-1], bounds)
 
 
-def difference(one: Totals, other: Totals, bounds: tuple[float, float] | None, paired: bool = True) -> Difference:
+def difference(one: Totals, other: Totals, bounds: tuple[float, float] | None) -> Difference:
     """The `mean` of ``one`` minus that of ``other``, which were asked the same questions.
 
-    ``paired``: seed s of both belongs together (as both learned from one base model, on texts in one order); else the
-    seeds are independent. p of one run is a sign-flip permutation test over groups; of six seeds or more it is a t-test
-    with the interval's variance and degrees of freedom, but at least 2 / 2^S, which S coins can show. There is no test
-    of fewer than six groups, or of two to five seeds.
+    Seed s of both belongs together, as both learned from one base model, on texts in one order. p of one run is a
+    sign-flip permutation test over groups; of six seeds or more it is a t-test with the interval's variance and degrees
+    of freedom, but at least 2 / 2^S, which S coins can show. There is no test of fewer than six groups, or of two to
+    five seeds.
     """
-    seeds, groups = min(one.sums.shape[-2], other.sums.shape[-2]), one.sums.shape[-1]
-    value = mean(one) - mean(other)
-    sides = [Totals(one.sums - other.sums, one.weights)] if paired else [one, other]
-    variance, freedom = _variance(*sides)
+    value, change = mean(one) - mean(other), one.sums - other.sums
+    seeds, groups = change.shape[-2:]
+    variance, freedom = _variance(Totals(change, one.weights))
     p_value = np.full(np.shape(value), np.nan)
-    if groups >= FEWEST and one.sums.shape[-2] == other.sums.shape[-2] == 1:
-        p_value = _flip_test((one.sums - other.sums)[..., 0, :])
+    if groups >= FEWEST and seeds == 1:
+        p_value = _flip_test(change[..., 0, :])
     elif groups >= FEWEST and seeds >= FEWEST:
         with np.errstate(divide="ignore", invalid="ignore"):
             tail = stdtr(freedom, -np.abs(value) / np.sqrt(variance))
@@ -80,8 +79,8 @@ def difference(one: Totals, other: Totals, bounds: tuple[float, float] | None, p
     return Difference(value, *_interval(value, variance, freedom, groups, bounds), p_value[()])
 
 
-def _variance(*sides: Totals) -> tuple[np.ndarray, np.ndarray]:
-    """The variance (...,) of the mean of one side, or of the difference of two with independent seeds; its freedom.
+def _variance(side: Totals) -> tuple[np.ndarray, np.ndarray]:
+    """The variance (...,) of the `mean`, and its degrees of freedom.
 
     Seeds and groups are crossed: every seed is asked the same questions. With e (S, G) a group's part of its seed's
     deviation from the seed's mean, the variance is
@@ -94,22 +93,17 @@ def _variance(*sides: Totals) -> tuple[np.ndarray, np.ndarray]:
     (S - 1)(G - 1), and at least the smallest: nine for ten seeds that differ more than the questions do. Of one seed
     only the groups can be seen: the interval then holds for this trained model, not for others of its method.
     """
-    parts, residual, between_groups = [], 0.0, 0.0
-    groups = sides[0].sums.shape[-1]
-    scale = groups / max(groups - 1, 1)
-    for sums, weights in sides:
-        seeds = sums.shape[-2]
-        number = weights.sum(-1, keepdims=True)
-        means = sums.sum(-1, keepdims=True) / number
-        e = (sums - means * weights) / number
-        by_group = e.mean(-2)
-        between_groups = by_group - between_groups  # of two sides the difference; its sign does not matter
-        if seeds > 1:
-            parts.append((means[..., 0].var(-1, ddof=1) / seeds, seeds - 1))
-            rest = scale * ((e - by_group[..., None, :]) ** 2).sum((-1, -2)) / (seeds * (seeds - 1))
-            parts.append((-rest, (seeds - 1) * max(groups - 1, 1)))
-            residual = residual + rest
-    parts.append((scale * (between_groups**2).sum(-1), max(groups - 1, 1)))
+    seeds, groups = side.sums.shape[-2:]
+    scale, group_freedom = groups / max(groups - 1, 1), max(groups - 1, 1)
+    number = side.weights.sum(-1, keepdims=True)
+    means = side.sums.sum(-1, keepdims=True) / number
+    e = (side.sums - means * side.weights) / number
+    by_group = e.mean(-2)
+    parts, residual = [], 0.0
+    if seeds > 1:
+        residual = scale * ((e - by_group[..., None, :]) ** 2).sum((-1, -2)) / (seeds * (seeds - 1))
+        parts = [(means[..., 0].var(-1, ddof=1) / seeds, seeds - 1), (-residual, (seeds - 1) * group_freedom)]
+    parts.append((scale * (by_group**2).sum(-1), group_freedom))
     variance = np.maximum(sum(part for part, _ in parts), residual)
     spread = sum(part**2 / freedom for part, freedom in parts)
     freedom = np.divide(variance**2, spread, out=np.ones_like(variance), where=spread > 0)

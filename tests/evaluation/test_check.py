@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline import check
 from pipeline.errors import UserError
+from pipeline.evaluation import check
 
 ROWS = [
     ("rings", "accuracy", "quiet_star", "before", 0.8, 0.7),

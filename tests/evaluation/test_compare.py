@@ -1,6 +1,7 @@
 """The comparison of arms: which figures and differences there are, and that they are those of `statistics`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ WAYS = {
     "no_thought": {"no_thought": 0.4},
     "before": {"no_thought": 0.2},
 }
-SEEDS = [1, 2]
+THINKING, SEEDS = ("quiet_star", "no_policy"), [1, 2]
 
 
 def write_run(folder: Path, method: str, seed: int, tasks: tuple[str, ...] = ("rings", "animals")) -> None:
@@ -41,22 +42,26 @@ def write_run(folder: Path, method: str, seed: int, tasks: tuple[str, ...] = ("r
     tokens = pd.DataFrame({"text": np.repeat(np.arange(len(COUNTS)), COUNTS)}).assign(
         token="a", nll_before=2 + np.random.default_rng(seed).random(sum(COUNTS))
     )
-    for way in ("no_thought", "thought", *({"swapped", "random"} & WAYS[method].keys())):
+    for way in ("no_thought", "thought", "swapped", "random"):
+        if way not in WAYS[method]:
+            continue
         tokens[f"nll_{way}"] = 2 - WAYS[method].get(way, 0) + rng.random(len(tokens))
     for kind, name, table in (("evaluate", "predictions", answers), ("perplexity", "tokens", tokens)):
         path = folder / kind / f"{method}-{seed}"
         path.mkdir(parents=True)
         table.to_parquet(path / f"{name}.parquet")
-    cost = {"cost": {"thought_length": 4.0 + seed, "operations": 7.5}} if method == "quiet_star" else {}
-    (folder / f"evaluate/{method}-{seed}/metrics.json").write_text(json.dumps(cost))
+    cost = {"thought_length": 4.0 + seed, "operations": 7.5}
+    (folder / f"evaluate/{method}-{seed}/metrics.json").write_text(json.dumps({"cost": cost}))
 
 
-def compared(folder: Path, methods: list[str], seeds: list[int]) -> tuple[pd.DataFrame, ...]:
-    """figures.csv, comparisons.csv, seeds.csv and the summary."""
-    places = (folder / name for name in ("evaluate", "perplexity", "compare", "summary.json"))
-    write_compare(Arms(methods, seeds), *places)
-    tables = (pd.read_csv(folder / f"compare/{name}.csv") for name in ("figures", "comparisons", "seeds"))
-    return (*tables, json.loads((folder / "summary.json").read_text()))
+def compared(folder: Path, methods: list[str], seeds: list[int]) -> tuple:
+    """figures.csv and comparisons.csv by what they are of, seeds.csv, and the summary."""
+    write_compare(Arms(methods, seeds), *(folder / name for name in ("evaluate", "perplexity", "out", "summary.json")))
+    names = ["task", "measure", "arm"]
+    figures = pd.read_csv(folder / "out/figures.csv").set_index(names).sort_index()
+    comparisons = pd.read_csv(folder / "out/comparisons.csv").set_index([*names, "against"]).sort_index()
+    summary = json.loads((folder / "summary.json").read_text())
+    return figures, comparisons, pd.read_csv(folder / "out/seeds.csv"), summary
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +74,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def answers(folder: Path, method: str, way: str, column: str = "correct", task: str = "rings") -> Totals:
-    """What a way of a method answered, read anew; NaN where a seed has no answer."""
-    values = np.full((len(SEEDS), len(GROUPS)), np.nan)
-    for s, seed in enumerate(SEEDS):
+def answers(folder: Path, method: str, way: str, column: str = "correct") -> Totals:
+    """What a way of a method answered of the rings, read anew."""
+    values = []
+    for seed in SEEDS:
         rows = pd.read_parquet(folder / f"evaluate/{method}-{seed}/predictions.parquet")
-        rows = rows[(rows["task"] == task) & (rows["way"] == way)]
-        values[s, rows["index"]] = rows[column]
-    return totals(values, GROUPS)
+        values.append(rows[(rows["task"] == "rings") & (rows["way"] == way)].sort_values("index")[column])
+    return totals(np.stack(values), GROUPS)
 
 
 def losses(folder: Path, method: str, column: str) -> Totals:
@@ -86,13 +90,11 @@ def losses(folder: Path, method: str, column: str) -> Totals:
 
 
 def test_every_arm_has_its_figures(folder: Path):
-    figures, _, seeds, _ = compared(folder, list(WAYS), SEEDS)
-    assert list(figures.columns) == ["task", "measure", "arm", "seeds", "n", "groups", "value", "low", "high"]
-    found = figures.set_index(["task", "measure", "arm"]).sort_index()
-    controls = ["", "/thoughts_off", "/swapped", "/random"]
-    sampling = [f"{arm}{way}" for arm in ("quiet_star", "no_policy") for way in controls]
+    found, _, seeds, _ = compared(folder, list(WAYS), SEEDS)
+    assert list(found.columns) == ["seeds", "n", "groups", "value", "low", "high"]
+    sampling = {f"{arm}{way}" for arm in THINKING for way in ("", "/thoughts_off", "/swapped", "/random")}
     text = {*sampling, "pause", "pause/thoughts_off", "untrained", "untrained/thoughts_off", "no_thought", "before"}
-    rare = {f"{arm}/{way}" for arm in ("quiet_star", "no_policy") for way in ("same_last", "own_where_same_last")}
+    rare = {f"{arm}/{way}" for arm in THINKING for way in ("same_last", "own_where_same_last")}
     assert set(found.loc["heldout", "loss"].index) == text
     for measure in ("accuracy", "prob"):
         assert set(found.loc["rings", measure].index) == text | rare | {"untrained/sampled", "untrained/mean16"}
@@ -102,42 +104,32 @@ def test_every_arm_has_its_figures(folder: Path):
         ("no_thought", "no_thought", "no_thought"),
         ("untrained/mean16", "untrained", "mean16"),
     ):
-        side = answers(folder, method, way, "prob")
-        row = found.loc["rings", "prob", arm]
+        side, row = answers(folder, method, way, "prob"), found.loc["rings", "prob", arm]
         assert row.to_list() == pytest.approx([2, 12, 6, np.mean(side.sums.sum(1) / 12), *mean_interval(side, SHARE)])
-    side = losses(folder, "before", "nll_before")
-    row = found.loc["heldout", "loss", "before"]
+    side, row = losses(folder, "before", "nll_before"), found.loc["heldout", "loss", "before"]
     value = np.mean(side.sums.sum(1) / sum(COUNTS))
     assert row.to_list() == pytest.approx([2, 25, 7, value, *mean_interval(side, None)])
     each = seeds[(seeds["task"] == "rings") & (seeds["measure"] == "prob") & (seeds["arm"] == "quiet_star")]
-    assert list(each["seed"]) == SEEDS
+    assert list(each["seed"]) == SEEDS and len(seeds) == 2 * len(found)
     assert each["value"].mean() == pytest.approx(found.loc["rings", "prob", "quiet_star"]["value"])
-    assert len(seeds) == 2 * len(figures)
 
 
 def test_what_is_compared_with_what(folder: Path):
     _, comparisons, _, _ = compared(folder, list(WAYS), SEEDS)
-    names = ["task", "measure", "arm", "against"]
     figures = ["seeds", "n", "groups", "difference", "low", "high", "p_value", "share"]
-    assert list(comparisons.columns) == names + figures
-    pairs = (
-        comparisons[comparisons["measure"] == "accuracy"]
-        .groupby("task")[["arm", "against"]]
-        .apply(lambda rows: {tuple(row) for row in rows.to_numpy()})
-    )
-    mains = {"quiet_star", "no_policy", "pause", "untrained", "no_thought", "untrained/sampled", "untrained/mean16"}
-    expected = {("quiet_star", other) for other in mains - {"quiet_star"}}
-    expected |= {("quiet_star", f"quiet_star/{way}") for way in ("thoughts_off", "swapped", "random")}
-    expected |= {("no_policy", f"no_policy/{way}") for way in ("swapped", "random")}
-    expected |= {(f"{arm}/own_where_same_last", f"{arm}/same_last") for arm in ("quiet_star", "no_policy")}
-    expected |= {(arm, "before") for arm in mains}
-    expected |= {(f"{arm}/thoughts_off", "before") for arm in ("quiet_star", "no_policy", "pause", "untrained")}
-    assert pairs["rings"] == pairs["animals"] == expected and not comparisons.duplicated(names).any()
+    assert list(comparisons.columns) == figures and comparisons.index.is_unique
+    mains = {*WAYS, "untrained/sampled", "untrained/mean16"} - {"before"}
+    expected = {("quiet_star", other) for other in mains - {"quiet_star"}} | {(arm, "before") for arm in mains}
+    expected |= {("quiet_star", "quiet_star/thoughts_off")}
+    expected |= {(arm, f"{arm}/{way}") for arm in THINKING for way in ("swapped", "random")}
+    expected |= {(f"{arm}/own_where_same_last", f"{arm}/same_last") for arm in THINKING}
+    expected |= {(f"{arm}/thoughts_off", "before") for arm in (*THINKING, "pause", "untrained")}
+    for task in ("rings", "animals"):
+        assert set(comparisons.loc[task, "accuracy"].index) == expected
 
 
 def test_differences_are_paired_and_positive_where_the_arm_is_better(folder: Path):
-    _, comparisons, _, _ = compared(folder, list(WAYS), SEEDS)
-    rows = comparisons.set_index(["task", "measure", "arm", "against"])
+    _, rows, _, _ = compared(folder, list(WAYS), SEEDS)
     row = rows.loc["rings", "accuracy", "quiet_star", "quiet_star/swapped"]
     own, swapped, off = (answers(folder, "quiet_star", way) for way in ("thought", "swapped", "no_thought"))
     expected = difference(own, swapped, SHARE_DIFFERENCE)
@@ -154,11 +146,9 @@ def test_differences_are_paired_and_positive_where_the_arm_is_better(folder: Pat
 
 
 def test_one_run_has_p_values_and_the_summary_its_main_figures(folder: Path):
-    figures, comparisons, _, summary = compared(folder, ["quiet_star", "before"], [2])
-    rows = comparisons.set_index(["task", "measure", "arm", "against"])
-    assert comparisons["p_value"].notna().all() == (comparisons["groups"] >= 6).all()
-    content = rows.loc["animals", "accuracy", "quiet_star", "quiet_star/swapped"]
-    value = figures.set_index(["task", "measure", "arm"])["value"]
+    figures, rows, _, summary = compared(folder, ["quiet_star", "before"], [2])
+    assert rows["p_value"].notna().all() == (rows["groups"] >= 6).all()
+    content, value = rows.loc["animals", "accuracy", "quiet_star", "quiet_star/swapped"], figures["value"]
     assert summary["animals"] == pytest.approx(value["animals", "accuracy", "quiet_star"])
     found = summary["content_animals"], summary["content_animals_low"]
     assert found == pytest.approx((content["difference"], content["low"]))
@@ -170,9 +160,23 @@ def test_one_run_has_p_values_and_the_summary_its_main_figures(folder: Path):
 
 def test_a_run_without_thoughts_has_no_content(folder: Path):
     _, comparisons, _, summary = compared(folder, ["no_thought", "before"], [1])
-    assert set(comparisons["arm"]) == {"no_thought"} and set(comparisons["against"]) == {"before"}
-    assert summary["content_rings"] is None and summary["thought_length"] is None
+    assert {pair[2:] for pair in comparisons.index} == {("no_thought", "before")}
+    assert summary["content_rings"] is None
     assert summary["base_harm"] == pytest.approx(-summary["heldout_gain"])
+
+
+def test_a_task_of_one_group_has_nothing_swapped(folder: Path, tmp_path: Path):
+    """The other task keeps its swapped thoughts, and all other figures are what they were."""
+    whole, _, _, _ = compared(folder, ["quiet_star", "no_policy"], SEEDS)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("evaluate/*/predictions.parquet"):
+        rows = pd.read_parquet(path)
+        rows[(rows["task"] != "rings") | (rows["way"] != "swapped")].to_parquet(path)
+    figures, comparisons, _, summary = compared(tmp_path, ["quiet_star", "no_policy"], SEEDS)
+    gone = [key for key in whole.index if key[0] == "rings" and key[2].endswith("/swapped")]
+    assert len(gone) == 4 and figures.equals(whole.drop(gone))
+    assert not any(pair[3].endswith("/swapped") for pair in comparisons.index if pair[0] == "rings")
+    assert summary["content_rings"] is None and summary["content_animals"] is not None
 
 
 def test_arms_that_were_not_asked_the_same_or_are_missing(tmp_path: Path):
@@ -183,6 +187,7 @@ def test_arms_that_were_not_asked_the_same_or_are_missing(tmp_path: Path):
     rows = pd.read_parquet(answered)
     for path, other, message in (
         (answered, rows[rows["index"] > 0], "not asked the same questions"),
+        (answered, rows[(rows["index"] > 0) | (rows["way"] != "no_thought")], "not asked the same questions"),
         (answered, rows[rows["task"] == "rings"], "not asked the same questions"),
         (answered, rows.assign(prompt="Well, " + rows["prompt"]), "not asked the same questions"),
         (answered, rows.drop(columns="group"), "predictions.parquet is missing or broken"),

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluation.direct.evaluate import write_evaluation
-from pipeline.evaluation.donors import NOBODY, ThoughtsOfText, derangement, pooled, same_last
+from pipeline.evaluation.donors import ENDED, NOBODY, derangement, ending_together, pooled, random_thoughts, same_last
 from pipeline.evaluation.perplexity.measure import write_perplexity
 from pipeline.params import Evaluate, Perplexity
 from tests.evaluation.chain_of_thought.asking import TOKENIZERS, tasks_folder, tiny_model
 from tests.evaluation.perplexity.made_up import METASPACE, write_spans
 
 GROUPS = st.lists(st.integers(0, 6).map(str), min_size=1, max_size=40)
-THOUGHTS = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=6).map(np.array)
+TOKENS = st.lists(st.integers(0, 9), max_size=3).map(lambda tokens: tokens + [ENDED] * (3 - len(tokens)))
+THOUGHTS = st.lists(TOKENS, min_size=1, max_size=6).map(np.array)
 
 
 @given(GROUPS, st.integers(0, 2**32 - 1))
@@ -46,21 +47,17 @@ def test_a_donor_with_the_same_last_token_is_of_another_group(data: st.DataObjec
         assert donor in others if others else donor == NOBODY
 
 
-@given(st.data(), THOUGHTS, st.integers(1, 9))
-def test_random_thoughts_are_as_long_and_of_the_tokens_that_thoughts_have(data: st.DataObject, ids, count: int):
-    lengths = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(ids), max_size=len(ids))))
-    own = ThoughtsOfText(ids, lengths)
-    tokens = [token for thought in own.tokens() for token in thought]
-    drawn = own.randomized(pooled([own], 10), 1, 2)
-    assert set(drawn.ids[own.kept]) <= set(tokens) and (drawn.ids[~own.kept] == ids[~own.kept]).all()
-    assert drawn.tokens() == own.randomized(pooled([own], 10), 1, 2).tokens()
-    assert own.ending_together(count).tokens() == ([own.tokens()[0]] * count + own.tokens()[1:])[-count:]
-    assert own.starting_together(count).tokens() == (own.tokens() * count)[:count]
+@given(THOUGHTS, st.integers(1, 9))
+def test_random_thoughts_are_as_long_and_of_the_tokens_that_thoughts_have(own: np.ndarray, count: int):
+    drawn, again = (random_thoughts(own, pooled([own], 10), 1, 2) for _ in range(2))
+    assert ((drawn == ENDED) == (own == ENDED)).all() and set(drawn.flat) <= set(own.flat)
+    assert (drawn == again).all()
+    assert ending_together(own, count).tolist() == ([own[0].tolist()] * count + own[1:].tolist())[-count:]
 
 
 def test_random_tokens_are_as_frequent_as_in_all_thoughts():
-    own = ThoughtsOfText(np.array([[1, 1, 1, 4]] * 5000), np.full(5000, 4))
-    counts = np.bincount(own.randomized(pooled([own], 6), 3).ids.flatten(), minlength=6) / 20000
+    own = np.array([[1, 1, 1, 4, ENDED]] * 5000)
+    counts = np.bincount(random_thoughts(own, pooled([own], 6), 3)[:, :4].flatten(), minlength=6) / 20000
     assert np.abs(counts - [0, 0.75, 0, 0, 0.25, 0]).max() < 0.02
 
 

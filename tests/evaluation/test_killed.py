@@ -5,9 +5,10 @@ import shutil
 import signal
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -27,8 +28,7 @@ from tests.evaluation.perplexity.made_up import METASPACE, write_spans
 from tests.local_hub import model_folder
 
 
-@dataclass(frozen=True, eq=False)
-class Stage:
+class Stage(NamedTuple):
     write: Callable[..., None]
     params: object
     inputs: tuple[str, ...]
@@ -48,11 +48,12 @@ STAGES = {
     # the model before training, own thoughts and others'
     "perplexity": Stage(write_perplexity, PERPLEXITY, ("model", "base", "heldout.arrow"), Scratch, "add", 3 * 3, 1),
 }
-EACH = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 
 
-def write(stage: Stage, folder: Path, out: str = "out") -> dict[str, bytes]:
-    stage.write(stage.params, *(folder / name for name in stage.inputs), folder / out)
+def write(name: str, folder: Path, out: str = "out", **changes: object) -> dict[str, bytes]:
+    """Run a stage with ``changes`` of its parameters, and read what it writes."""
+    stage = STAGES[name]
+    stage.write(replace(stage.params, **changes), *(folder / path for path in stage.inputs), folder / out)
     return {path.name: path.read_bytes() for path in (folder / out).rglob("*") if path.is_file()}
 
 
@@ -67,9 +68,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(inputs: Path) -> Callable[[Stage], dict[str, bytes]]:
+def whole(inputs: Path) -> Callable[[str], dict[str, bytes]]:
     """What a stage writes that is not interrupted."""
-    return cache(lambda stage: write(stage, inputs, f"whole {stage.function}"))
+    return cache(lambda name: write(name, inputs, f"whole {name}"))
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +84,11 @@ def folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     torch.set_num_threads(threads)
 
 
-def count_batches(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+def count_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """A list that grows by one with every batch that is computed."""
-    batches, compute = [], getattr(stage.owner, stage.function)
-    monkeypatch.setattr(stage.owner, stage.function, lambda *args: batches.append(None) or compute(*args))
+    batches, (_, _, _, owner, function, _, _) = [], STAGES[name]
+    compute = getattr(owner, function)
+    monkeypatch.setattr(owner, function, lambda *args: batches.append(None) or compute(*args))
     return batches
 
 
@@ -119,40 +121,39 @@ KILLS = [pytest.param(name, adds, marks=pytest.mark.slow) for name in SLOW for a
 def test_killed_and_run_again_it_does_the_rest_to_the_same_bytes(
     name: str, adds: int, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
 ):
-    stage = STAGES[name]
-    expected = whole(stage)
-    kill_after(adds, lambda: write(stage, folder))
+    expected = whole(name)
+    kill_after(adds, lambda: write(name, folder))
     assert not (folder / "out").exists()
-    batches = count_batches(stage, monkeypatch)
-    assert write(stage, folder) == expected
-    assert len(batches) == stage.batches - adds
+    batches = count_batches(name, monkeypatch)
+    assert write(name, folder) == expected
+    assert len(batches) == STAGES[name].batches - adds
     assert not [path for path in (folder / ".resume").rglob("*") if path.is_file()]
 
 
-def fail_at_the_end(stage: Stage, folder: Path) -> Path:
+def fail_at_the_end(name: str, folder: Path) -> Path:
     """A run that computes everything and writes nothing; returns the file with its rows."""
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError):
-        for name in ("write_rows", "write_table", "write_json"):
-            patch.setattr(f"{stage.write.__module__}.{name}", full_disk, raising=False)
-        write(stage, folder)
+        for function in ("write_rows", "write_table", "write_json"):
+            patch.setattr(f"{STAGES[name].write.__module__}.{function}", full_disk, raising=False)
+        write(name, folder)
     (rows,) = (folder / ".resume").rglob("rows.jsonl")
     return rows
 
 
-@EACH
+@pytest.mark.parametrize("name", STAGES)
 def test_a_batch_of_which_rows_are_missing_is_computed_as_a_whole(
-    stage: Stage, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
+    name: str, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
 ):
-    expected, rows = whole(stage), fail_at_the_end(stage, folder)
+    expected, rows, kept = whole(name), fail_at_the_end(name, folder), STAGES[name].rows
     lines = rows.read_bytes().splitlines(keepends=True)
-    rows.write_bytes(b"".join(lines[: stage.rows]) + lines[stage.rows][:20])
-    batches = count_batches(stage, monkeypatch)
-    assert write(stage, folder) == expected
-    assert len(batches) == stage.batches - 1
+    rows.write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+    batches = count_batches(name, monkeypatch)
+    assert write(name, folder) == expected
+    assert len(batches) == STAGES[name].batches - 1
 
 
 def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
@@ -166,24 +167,22 @@ def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tenso
 def test_with_anything_changed_it_starts_afresh(
     name: str, changed: str, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
 ):
-    stage = STAGES[name]
-    fail_at_the_end(stage, folder)
-    if changed == "params":
-        stage = replace(stage, params=replace(stage.params, seed=2))
-    else:
+    fail_at_the_end(name, folder)
+    if changed != "params":
         change_weights(folder / changed / "model.safetensors", lambda _, value: value * 1.5)
-    batches = count_batches(stage, monkeypatch)
-    assert write(stage, folder) != whole(STAGES[name])
-    assert len(batches) == stage.batches
+    batches = count_batches(name, monkeypatch)
+    assert write(name, folder, **({"seed": 2} if changed == "params" else {})) != whole(name)
+    assert len(batches) == STAGES[name].batches
 
 
 @pytest.mark.parametrize("name", ["evaluate", "chain_of_thought"])
 def test_predictions_that_are_not_finite_are_refused_and_not_kept(name: str, folder: Path):
+    """With thoughts; whatever is asked, `AskedModel` predicts it."""
     change_weights(
         folder / "model/model.safetensors", lambda name, value: value * (1e25 if "mixing_head" in name else 1)
     )
     with pytest.raises(UserError, match="the model's predictions are not finite: lower the learning rate"):
-        write(STAGES[name], folder)
+        write(name, folder)
     assert not (folder / "out").exists()
     assert not any(path.read_bytes() for path in (folder / ".resume").rglob("rows.jsonl"))
 
@@ -199,5 +198,5 @@ def test_one_model_is_in_memory_at_a_time(folder: Path, monkeypatch: pytest.Monk
 
     for name in ("load_trained", "load_plain"):
         monkeypatch.setattr(measure, name, partial(load_alone, getattr(measure, name)))
-    write(STAGES["perplexity"], folder)
+    write("perplexity", folder)
     assert len(models) == 2

@@ -40,8 +40,7 @@ def ask(
     predictions are not finite.
 
     A draw depends on the seed, the question, the sample and the position, so the batch size changes votes by rounding
-    only: batch shape changes float32 probabilities by a relative 1e-7, so about one token in a million may differ; none
-    of 53,000 did.
+    only: about one token in a million may differ.
     """
     with TemporaryFile(dir=scratch.folder) as file:
         prompts, lengths = KeptRows(file), []

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.chain_of_thought.samples import ask
-from pipeline.evaluation.prompts import AskedModel
+from pipeline.evaluation.prompts import NO_THOUGHT, THOUGHT, AskedModel
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, difference, mean_interval, totals
 from pipeline.files import write_json, write_rows, write_table
 from pipeline.models.base import read_tokenizer
@@ -117,11 +117,9 @@ def metrics_of(points: Points, samples: int) -> dict[str, dict]:
     for (task, way), values in points.items():
         about = metrics.setdefault(task, {"n": len(values), "samples": samples})
         about[way] = dict(zip(names, values.mean(0).tolist(), strict=True))
-    for task, about in metrics.items():
-        if "thought" in about:
-            thought, no_thought = points[task, "thought"], points[task, "no_thought"]
+        if way == NO_THOUGHT and (task, THOUGHT) in points:
             about["difference"] = {}
-            for name, one, other in zip(names, thought.T, no_thought.T, strict=True):
+            for name, one, other in zip(names, points[task, THOUGHT].T, values.T, strict=True):
                 found = difference(totals(one), totals(other), SHARE_DIFFERENCE)
                 about["difference"][name] = {"mean": found.value, "ci_low": found.low, "ci_high": found.high}
             p_value = float(found.p_value)  # of all samples, the last

@@ -1,4 +1,4 @@
-"""Questions as token ids, kept on the disk: however large the task, memory holds only a few bytes a question."""
+"""Questions as token ids. They stay on the disk: however large the task, memory holds a few bytes a question."""
 
 from array import array
 from collections.abc import Iterable, Sequence
@@ -35,22 +35,17 @@ class EncodedQuestion:
 
 
 class Encodings(Sequence[EncodedQuestion]):
-    """A task's questions as token ids, written to ``file`` and read from there one at a time.
+    """A task's questions, kept in ``file``, of which one is read and encoded at a time.
 
     ``order`` (n,) lists the questions from the shortest to the longest; ``places`` (n,) says where each stands in it.
     Raises UserError if the tokenizer cannot tell answers apart.
     """
 
     def __init__(self, task: Task, questions: Iterable[Question], tokenizer: PreTrainedTokenizerBase, file: BinaryIO):
-        self.task = task
+        self.task, self._tokenizer, self._rows = task, tokenizer, KeptRows(file)
         self._numbers = number_tokens(tokenizer, task.legal) if task.kind == NUMBER else []
-        self._rows, lengths = KeptRows(file), array("q")
-        for index, question in enumerate(questions):
-            encoded = encode(index, question, tokenizer, self._numbers)
-            lengths.append(len(encoded.prompt_ids) + len(encoded.answer_ids))
-            # None stands for all number tokens, which may be thousands
-            legal = [None if ids is self._numbers else ids for ids in encoded.legal]
-            self._rows.extend([vars(encoded) | {"question": vars(question), "legal": legal}])
+        self._rows.extend(map(vars, questions))
+        lengths = array("q", (len(q.prompt_ids) + len(q.answer_ids) for q in self))
         self.longest = max(lengths)
         self.order = np.argsort(lengths, kind="stable")
         self.places = np.argsort(self.order)
@@ -59,9 +54,7 @@ class Encodings(Sequence[EncodedQuestion]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> EncodedQuestion:
-        row = self._rows[index]
-        legal = [self._numbers if ids is None else ids for ids in row["legal"]]
-        return EncodedQuestion(**row | {"question": Question(**row["question"]), "legal": legal})
+        return encode(int(index), Question(**self._rows[index]), self._tokenizer, self._numbers)
 
 
 def encode(index: int, question: Question, tokenizer: PreTrainedTokenizerBase, numbers: list[int]) -> EncodedQuestion:

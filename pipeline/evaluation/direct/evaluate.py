@@ -8,21 +8,21 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from pipeline.data.tasks.questions import read_tasks
-from pipeline.evaluation.direct.controls import ANSWER, Controls, OwnThoughts
 from pipeline.evaluation.direct.encoding import Encodings
 from pipeline.evaluation.direct.score import OWN, score
-from pipeline.evaluation.donors import CONTROLS, ThoughtsOfText
+from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, ByPlace, Controls, controls_of
 from pipeline.evaluation.prompts import MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT, AskedModel
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.trained import base_of, load_trained
 from pipeline.params import Evaluate
-from pipeline.resume import KeptRows, resumable
+from pipeline.resume import KeptRows, Scratch, resumable
 from pipeline.thought.sampler import Sampling
 
 WAYS = (THOUGHT, NO_THOUGHT, SAMPLED, MEAN, *CONTROLS)
@@ -37,7 +37,7 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
 
     Writes a row for each question and way (predictions.parquet), and their means (metrics.json). A task's questions are
     first asked with their own thoughts; where those are sampled, they are then asked once more with other thoughts in
-    their place (`Controls`). After a kill the same call asks only the missing questions and writes the same bytes
+    their place (`controls_of`). After a kill the same call asks only the missing questions and writes the same bytes
     (`pipeline.resume`).
     """
     device = pick_device(params.device)
@@ -46,34 +46,39 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
     with resumable(f"evaluate/{trained.name}", about, inputs, Path(__file__)) as scratch, ExitStack() as stack:
         model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
         asked = AskedModel(model, tokenizer, Sampling(params.thought_temperature, params.seed), params.batch_size)
-        encoded, firsts, first = {}, {}, 0  # firsts: where the rows of a task begin, its own and then the controls'
+        encoded = {}
         for name, (task, questions) in read_tasks(tasks).items():
             file = stack.enter_context(TemporaryFile(dir=scratch.folder))  # noqa: SIM115  (the stack closes it)
             encoded[name] = Encodings(task, islice(questions, params.questions), tokenizer, file)
+        firsts, end = {}, 0  # where a task's rows begin: those of its own thoughts, and of the controls
         for name, questions in encoded.items():
-            firsts[name] = [first]
-            for rows in score(asked, questions, name, len(scratch.rows) - first):
-                scratch.add(rows)
-            first += len(questions)
+            firsts[name] = [end]
+            end = _ask(asked, questions, name, scratch, end)
             if model.samples_thoughts:
                 own = partial(_own, scratch.rows, firsts[name][0], questions)
-                controls = Controls(own, [q.group for q in questions], model.vocabulary, params.seed)
-                firsts[name].append(first)
-                for rows in score(asked, questions, f"{name} (controls)", len(scratch.rows) - first, controls):
-                    scratch.add(rows)
-                first += len(questions)
+                controls = controls_of(own, [q.group for q in questions], model.vocabulary, params.seed)
+                firsts[name].append(end)
+                end = _ask(asked, questions, f"{name} (controls)", scratch, end, controls)
         write_rows(results / "predictions.parquet", _predictions(encoded, firsts, scratch.rows), PREDICTIONS)
         columns = ["task", "group", "way", "correct", "prob"]
         answers = pd.read_parquet(results / "predictions.parquet", columns=columns).groupby("task", sort=False)
-        lengths = [n for row in scratch.rows if OWN in row for n in row[OWN][ANSWER]["lengths"]]
-        cost = cost_of(asked, lengths)
+        thoughts = (thought for row in scratch.rows if OWN in row for thought in row[OWN][ANSWER])
+        cost = cost_of(asked, [len(thought) - thought.count(ENDED) for thought in thoughts])
         write_json(results / "metrics.json", {task: summary(rows) for task, rows in answers} | {"cost": cost})
 
 
-def _own(rows: KeptRows, first: int, questions: Encodings, index: int) -> OwnThoughts:
+def _ask(
+    asked: AskedModel, questions: Encodings, name: str, scratch: Scratch, first: int, controls: Controls | None = None
+) -> int:
+    """Add the questions' rows that ``scratch`` lacks, of which the first is row ``first``; return where they end."""
+    for rows in score(asked, questions, name, len(scratch.rows) - first, controls):
+        scratch.add(rows)
+    return first + len(questions)
+
+
+def _own(rows: KeptRows, first: int, questions: Encodings, index: int) -> ByPlace:
     """The own thoughts of question ``index``; the task's rows begin at ``first``."""
-    own = rows[first + questions.places[index]][OWN]
-    return {place: ThoughtsOfText.from_json(thoughts) for place, thoughts in own.items()}
+    return {place: np.array(ids) for place, ids in rows[first + questions.places[index]][OWN].items()}
 
 
 def _predictions(encoded: dict[str, Encodings], firsts: dict[str, list[int]], rows: KeptRows) -> Iterator[dict]:
@@ -88,12 +93,10 @@ def _predictions(encoded: dict[str, Encodings], firsts: dict[str, list[int]], ro
 
 def summary(answers: pd.DataFrame) -> dict:
     """How many questions and groups a task has, and each way's number of answers, accuracy and mean probability."""
-    by_way = answers.groupby("way", sort=False)
-    means = {
-        way: {"n": len(rows), "accuracy": float(rows["correct"].mean()), "prob": float(rows["prob"].mean())}
-        for way, rows in by_way
-    }
-    return {"n": means[NO_THOUGHT]["n"], "groups": int(answers["group"].nunique())} | means
+    found = {"n": int((answers["way"] == NO_THOUGHT).sum()), "groups": int(answers["group"].nunique())}
+    for way, rows in answers.groupby("way", sort=False):
+        found[way] = {"n": len(rows), "accuracy": float(rows["correct"].mean()), "prob": float(rows["prob"].mean())}
+    return found
 
 
 def cost_of(asked: AskedModel, lengths: list[int]) -> dict[str, float]:

@@ -7,20 +7,18 @@ are exactly those of thoughts at every position.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
 from pipeline.data.tasks.spec import NUMBER, Task
-from pipeline.evaluation.direct.controls import ANSWER, WRITTEN, Controls, OwnThoughts
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
-from pipeline.evaluation.donors import CONTROLS, ThoughtsOfText
-from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop, left_padded
+from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, WRITTEN, ByPlace, Controls, ending_together
+from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop
 from pipeline.models.trained import check_room
 from pipeline.thought.head import ban
 
 ANSWER_TOKENS = 12  # to write a number in; the paper allows as many for a number after a chain of thought
-OWN = "own"  # the thoughts in a row
+OWN = "own"  # the model's own thoughts in a row
 
 
 def score(
@@ -49,91 +47,72 @@ def _score_batch(
     asked: AskedModel, batch: Sequence[EncodedQuestion], task: Task, controls: Controls | None
 ) -> list[dict]:
     rows: dict[int, dict] = {q.index: {"index": q.index} for q in batch}
-    if controls is not None:
-        given = {q.index: controls.of(q.index) for q in batch}
-        for way in CONTROLS:
-            members = [q for q in batch if way in given[q.index]]
-            if members:
-                answers, _ = _answer(asked, members, task, THOUGHT, [given[q.index][way] for q in members])
-                for q, answer in zip(members, answers, strict=True):
-                    rows[q.index][way] = answer
-        return list(rows.values())
-    for way in asked.direct_ways:
-        answers, thoughts = _answer(asked, batch, task, way)
-        for row, answer, own in zip(rows.values(), answers, thoughts, strict=True):
-            row[way] = answer
-            if way == THOUGHT and own is not None:
-                row[OWN] = {name: some.to_json() for name, some in own.items()}
+    given = None if controls is None else {q.index: controls(q.index) for q in batch}
+    for way in asked.direct_ways if given is None else CONTROLS:
+        members = [q for q in batch if given is None or way in given[q.index]]
+        if not members:
+            continue
+        answers = _answers(asked, members, task, way, given and [given[q.index][way] for q in members])
+        for q, answer in zip(members, answers, strict=True):
+            own = answer.pop(OWN)
+            rows[q.index][way] = answer
+            if way == THOUGHT and own:
+                rows[q.index][OWN] = own
     return list(rows.values())
 
 
-def _answer(
-    asked: AskedModel,
-    batch: Sequence[EncodedQuestion],
-    task: Task,
-    way: str,
-    given: Sequence[OwnThoughts] | None = None,
-) -> tuple[list[dict], list[OwnThoughts | None]]:
-    """Each question's answer in one way, and the thoughts it was given after, None where there are none."""
-    ids, mask = left_padded(
-        [q.prompt_ids + q.answer_ids for q in batch], asked.tokenizer.pad_token_id, asked.model.device
-    )
-    keys = torch.tensor([q.index for q in batch], device=ids.device)
+def _answers(
+    asked: AskedModel, batch: Sequence[EncodedQuestion], task: Task, way: str, given: list[ByPlace] | None
+) -> list[dict]:
+    """Each question's answer in one way, and in `OWN` the thoughts before it by place, where there are any."""
+    texts, keys = [q.prompt_ids + q.answer_ids for q in batch], [q.index for q in batch]
     longest = max(len(q.answer_ids) for q in batch)
-    positions = torch.arange(ids.shape[1] - longest - 1, ids.shape[1] - 1, device=ids.device)
-    here = None if given is None else [own[ANSWER].ending_together(longest) for own in given]
-    logits, thoughts = asked.predict(ids, mask, keys, positions, way, here)
+    here = given and [ending_together(some[ANSWER], longest) for some in given]
+    logits, thoughts = asked.predict(texts, keys, range(-longest - 1, -1), way, here)
     if task.kind == NUMBER:
-        texts, written = _write(asked, batch, way, task.stop, given and [own[WRITTEN] for own in given])
-    answers, used = [], []
-    for i, (q, own) in enumerate(zip(batch, logits.cpu(), strict=True)):
-        own, prob = own[-len(q.answer_ids) :], 1.0
+        written, before_written = _write(asked, batch, way, task.stop, given and [some[WRITTEN] for some in given])
+    answers = []
+    for i, (q, after) in enumerate(zip(batch, logits.cpu(), strict=True)):
+        after, prob, own = after[-len(q.answer_ids) :], 1.0, {}
         # the product of the answer tokens' probabilities among the legal ones (paper, section 5)
         for step, (legal, right) in enumerate(zip(q.legal, q.answer_ids, strict=True)):
             if legal:
-                prob *= own[step, legal].double().softmax(-1)[legal.index(right)].item()
+                prob *= after[step, legal].double().softmax(-1)[legal.index(right)].item()
         if task.kind == NUMBER:
-            predicted = number_in(texts[i]) or ""
+            predicted = number_in(written[i]) or ""
         else:
-            predicted = q.question.labels[int(own[-1, q.legal[-1]].argmax())]
-        answer = {"predicted": predicted, "correct": predicted == q.question.answer, "prob": prob, "thought": ""}
-        used.append(None)
+            predicted = q.question.labels[int(after[-1, q.legal[-1]].argmax())]
+        thought = ""
         if thoughts is not None:
-            used[i] = {ANSWER: thoughts[i].ending_together(len(q.answer_ids))}
-            answer["thought"] = asked.tokenizer.decode(used[i][ANSWER].tokens()[0])
+            own[ANSWER] = thoughts[i][-len(q.answer_ids) :].tolist()
+            thought = asked.tokenizer.decode([token for token in own[ANSWER][0] if token != ENDED])
             if task.kind == NUMBER:
-                used[i][WRITTEN] = written[i]
-        answers.append(answer)
-    return answers, used
+                own[WRITTEN] = before_written[i]
+        correct = predicted == q.question.answer
+        answers.append({"predicted": predicted, "correct": correct, "prob": prob, "thought": thought, OWN: own})
+    return answers
 
 
 def _write(
-    asked: AskedModel,
-    batch: Sequence[EncodedQuestion],
-    way: str,
-    stop: Sequence[str],
-    given: Sequence[ThoughtsOfText] | None,
-) -> tuple[list[str], list[ThoughtsOfText | None]]:
-    """What greedy decoding writes after each prompt, and the thought before each token, None where there are none.
+    asked: AskedModel, batch: Sequence[EncodedQuestion], way: str, stop: Sequence[str], given: list[np.ndarray] | None
+) -> tuple[list[str], list[list]]:
+    """What greedy decoding writes after each prompt, and the thoughts before its tokens, if there are any.
 
     It ends with a stop string, the end token or a number that is followed by something else. ``given`` thoughts stand
     before the first, second, ... token, and the last one before any further token.
     """
     new: list[list[int]] = [[] for _ in batch]
-    thoughts: list[list[ThoughtsOfText]] = [[] for _ in batch]
+    thoughts: list[list] = [[] for _ in batch]
     texts, going = [""] * len(batch), list(range(len(batch)))
     for step in range(ANSWER_TOKENS):
-        ids, mask = left_padded(
-            [batch[i].prompt_ids + new[i] for i in going], asked.tokenizer.pad_token_id, asked.model.device
-        )
-        keys, last = torch.tensor([batch[i].index for i in going]).to(ids), torch.tensor([ids.shape[1] - 1]).to(ids)
-        here = None if given is None else [given[i].at([min(step, len(given[i].ids) - 1)]) for i in going]
-        logits, used = asked.predict(ids, mask, keys, last, way, here)
+        prompts, keys = [batch[i].prompt_ids + new[i] for i in going], [batch[i].index for i in going]
+        here = given and [given[i][[min(step, len(given[i]) - 1)]] for i in going]
+        logits, used = asked.predict(prompts, keys, [-1], way, here)
         tokens = ban(logits[:, 0], asked.model.config.banned).argmax(-1).tolist()
         left = []
         for row, (i, token) in enumerate(zip(going, tokens, strict=True)):
             if used is not None:
-                thoughts[i].append(used[row])
+                thoughts[i] += used[row].tolist()
             if token == asked.tokenizer.eos_token_id:
                 continue
             new[i].append(token)
@@ -144,15 +123,10 @@ def _write(
         going = left
         if not going:
             break
-    return texts, [joined(some) if some else None for some in thoughts]
+    return texts, thoughts
 
 
 def has_whole_number(text: str) -> bool:
     """Whether nothing that is written after ``text`` changes the first number in it."""
     found = NUMBER_TEXT.search(text)
     return found is not None and text[found.end() :] not in ("", ".")
-
-
-def joined(thoughts: Sequence[ThoughtsOfText]) -> ThoughtsOfText:
-    """Thoughts at successive positions as one."""
-    return ThoughtsOfText(*(np.concatenate([getattr(some, name) for some in thoughts]) for name in ("ids", "lengths")))

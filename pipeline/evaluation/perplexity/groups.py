@@ -1,10 +1,10 @@
-"""The improvement by group of tokens: by difficulty, kind, position and mixing weight, and its density."""
+"""What the table of tokens says: means, the improvement by group of tokens, and its density."""
 
 import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.perplexity.kinds import KINDS
-from pipeline.evaluation.statistics import Totals, mean_interval
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, mean_interval
 
 # nats: a thought helped or hurt a token if it changed its probability by more than 1 %. Rounding in float32 changes a
 # loss by less than a thousandth of that, and without a threshold every token would count as one or the other.
@@ -81,6 +81,12 @@ def by_weight(tokens: pd.DataFrame) -> pd.Series:
 GROUPINGS = {"deciles": by_decile, "kinds": by_kind, "positions": by_position, "weights": by_weight}
 
 
+def tables_of(tokens: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables of `GROUPINGS` by name, and the density."""
+    tables = {name: group_table(tokens, grouped(tokens)) for name, grouped in GROUPINGS.items()}
+    return tables | {"density": density_table(tokens)}
+
+
 def density_table(tokens: pd.DataFrame) -> pd.DataFrame:
     """Count tokens by base loss and improvement (paper, appendix: distribution of changes): a row for each cell.
 
@@ -99,3 +105,46 @@ def _tenths(values: pd.Series, ties: str) -> pd.Series:
 
 def _labelled(codes: pd.Series, labels: dict[int, str]) -> pd.Series:
     return codes.map(labels).astype(pd.CategoricalDtype(list(labels.values()), ordered=True))
+
+
+def losses_of(tokens: pd.DataFrame) -> dict:
+    """The mean loss (nats) and the perplexity of each way that there is, over all tokens."""
+    loss = {name.removeprefix("nll_"): float(tokens[name].mean()) for name in tokens if name.startswith("nll_")}
+    perplexity = {way: float(np.exp(value)) for way, value in loss.items()}
+    return {"n_texts": int(tokens["text"].nunique()), "n_tokens": len(tokens), "loss": loss, "perplexity": perplexity}
+
+
+def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
+    """What metrics.json says of thoughts: means over all tokens (nats), some with intervals over texts.
+
+    ``tokens`` has improvement, helped and hurt (`with_improvement`); ``deciles`` is the table of deciles.csv.
+    """
+    found = {}
+    for name, kind, bounds in (("improvement", "mean", None), ("helped", "share", SHARE), ("hurt", "share", SHARE)):
+        low, high = interval_over_texts(tokens[name], tokens["text"], bounds)
+        found[name] = {kind: float(tokens[name].mean()), "ci_low": low, "ci_high": high}
+    changed = tokens[tokens["helped"] | tokens["hurt"]]  # the ranks of the other tokens are rounding and noise
+    columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
+    return found | {
+        "threshold": THRESHOLD,
+        "mixing_weight": float(tokens["weight"].mean()),
+        "agreement": {**agreement(changed), "n_tokens": len(changed)},
+        "deciles": deciles.rename(columns={"group": "decile"})[columns].to_dict("records"),
+    }
+
+
+def agreement(tokens: pd.DataFrame) -> dict[str, float | None]:
+    """Does the mixing head trust the thoughts that help? Spearman's correlation of its weight and the improvement.
+
+    All three values are None if one of the two is constant (as with method no_thought): then there is no correlation.
+
+    With z and v the standardized ranks and rho the mean of their products, other texts would change the correlation, to
+    first order, by the mean over their tokens of z v - rho (z^2 + v^2) / 2. So sums over texts are enough.
+    """
+    if min(tokens["weight"].nunique(), tokens["improvement"].nunique()) < 2:
+        return {"spearman": None, "ci_low": None, "ci_high": None}
+    ranks = (tokens[name].rank() for name in ("weight", "improvement"))
+    z, v = ((rank - rank.mean()) / rank.std(ddof=0) for rank in ranks)
+    rho = float((z * v).mean())
+    low, high = interval_over_texts(rho + z * v - rho * (z**2 + v**2) / 2, tokens["text"], SHARE_DIFFERENCE)
+    return {"spearman": rho, "ci_low": low, "ci_high": high}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.evaluation.donors import RANDOM, SWAPPED, ThoughtsOfText, derangement, pooled
+from pipeline.evaluation.donors import ENDED, RANDOM, SWAPPED, as_input, derangement, pooled, random_thoughts, sampled
 from pipeline.evaluation.perplexity.kinds import TokenReader
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
@@ -30,39 +30,39 @@ class Passes:
     """Passes over all spans, a row of ``scratch`` for each batch; the rows that are there are not computed again."""
 
     def __init__(self, params: Perplexity, spans: Spans, scratch: Scratch):
-        self._spans, self._size, self._scratch = spans, params.batch_size, scratch
-        self._batches, self._done = -(-len(spans) // params.batch_size), 0
+        self._spans, self._size, self._scratch, self._first = spans, params.batch_size, scratch, 0
 
-    def run(self, name: str, compute: Callable[[Batch], dict]) -> pd.DataFrame:
-        """The columns that ``compute`` gives for each batch, of all batches."""
-        self._done += self._batches
-        left = range((self._batches - max(0, self._done - len(self._scratch.rows))) * self._size, len(self._spans))
-        loader = DataLoader(Subset(self._spans, left), batch_size=self._size)
-        for batch in tqdm(loader, desc=name, unit=" batches", mininterval=2):
+    def run(self, name: str, compute: Callable[[Batch], dict]) -> tuple[pd.DataFrame, list]:
+        """The columns that ``compute`` gives for each batch, of all batches, and the ``thoughts`` of all texts."""
+        done = self._scratch.rows
+        left = Subset(self._spans, range((len(done) - self._first) * self._size, len(self._spans)))
+        for batch in tqdm(DataLoader(left, batch_size=self._size), desc=name, unit=" batches", mininterval=2):
             self._scratch.add([compute(batch)])
-        return pd.concat([pd.DataFrame(row["columns"]) for row in self.rows()], ignore_index=True)
+        tables, thoughts, first = [], [], self._first
+        self._first += -(-len(self._spans) // self._size)
+        for place in range(first, self._first):
+            row = done[place]
+            tables.append(pd.DataFrame(row["columns"]))
+            thoughts += map(np.array, row.get("thoughts", ()))
+        return pd.concat(tables, ignore_index=True), thoughts
 
-    def rows(self) -> list[dict]:
-        """The last pass's rows."""
-        return [self._scratch.rows[i] for i in range(self._done - self._batches, self._done)]
 
-
-def loss_before(model: QuietStarForCausalLM, passes: Passes) -> pd.Series:
-    """The loss (nats) of each predicted token by the ``model`` before training."""
+def loss_before(model: QuietStarForCausalLM, passes: Passes) -> pd.DataFrame:
+    """The loss (nats) of each predicted token by the ``model`` before training, as column nll_before."""
 
     @torch.no_grad()
     def compute(batch: Batch) -> dict:
         ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
         return {"columns": {"nll_before": _losses(model(ids, mask).base_logits, ids, mask)}}
 
-    return passes.run("before training", compute)["nll_before"]
+    return passes.run("before training", compute)[0]
 
 
 def token_table(
     params: Perplexity,
     model: QuietStarForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    before: pd.Series,
+    before: pd.DataFrame,
     passes: Passes,
 ) -> pd.DataFrame:
     """A row for each predicted token in reading order, which is every token of the spans but the first of each text.
@@ -74,14 +74,14 @@ def token_table(
     (where there are several). Raises UserError if losses are not finite.
     """
     sampling, reader = Sampling(params.thought_temperature, params.seed), TokenReader(tokenizer)
-    tables = [before, passes.run("own thoughts", partial(_own, model, reader, sampling))]
-    if model.samples_thoughts:
-        own = [ThoughtsOfText.from_json(thoughts) for row in passes.rows() for thoughts in row["thoughts"]]
+    columns, own = passes.run("own thoughts", partial(_own, model, reader, sampling))
+    tables = [before, columns]
+    if own:
         donors, pool = derangement(range(len(own)), params.seed), pooled(own, model.vocabulary)
-        given = {RANDOM: [some.randomized(pool, params.seed, text) for text, some in enumerate(own)]}
+        others = {RANDOM: [random_thoughts(ids, pool, params.seed, text) for text, ids in enumerate(own)]}
         if len(own) > 1:
-            given[SWAPPED] = [own[donor] for donor in donors]
-        tables.append(passes.run("other thoughts", partial(_others, model, given)))
+            others[SWAPPED] = [own[donor] for donor in donors]
+        tables.append(passes.run("other thoughts", partial(_others, model, others))[0])
     tokens = pd.concat(tables, axis=1)
     tokens = tokens[[name for name in COLUMNS if name in tokens]]
     if not np.isfinite(tokens.select_dtypes("number").to_numpy()).all():
@@ -111,20 +111,19 @@ def _own(model: QuietStarForCausalLM, reader: TokenReader, sampling: Sampling, b
         columns["weight"] = output.weight[:, :-1][predicted].double().tolist()
         columns["thought"] = [""] * len(row)
     if output.thoughts is not None:
-        pairs = zip(output.thoughts.ids[:, 0].cpu().numpy(), output.thoughts.lengths[:, 0].cpu().numpy(), strict=True)
-        thoughts = [ThoughtsOfText(*pair).at(range(n - 1)) for pair, n in zip(pairs, lengths, strict=True)]
-        columns["thought"] = [reader.decode(tokens) for one in thoughts for tokens in one.tokens()]
-    return {"columns": columns, "thoughts": [one.to_json() for one in thoughts]}
+        thoughts = [one[: n - 1].tolist() for one, n in zip(sampled(output.thoughts), lengths, strict=True)]
+        tokens = ([token for token in thought if token != ENDED] for text in thoughts for thought in text)
+        columns["thought"] = [reader.decode(thought) for thought in tokens]
+    return {"columns": columns, "thoughts": thoughts}
 
 
 @torch.no_grad()
-def _others(model: QuietStarForCausalLM, given: dict[str, list[ThoughtsOfText]], batch: Batch) -> dict:
-    """Losses after ``given`` thoughts, by way: for each of all texts its thoughts, aligned at its start."""
+def _others(model: QuietStarForCausalLM, others: dict[str, list[np.ndarray]], batch: Batch) -> dict:
+    """Losses after others' thoughts by way, aligned at each text's start; where there are fewer, they begin again."""
     ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
-    columns = {}
-    for way, thoughts in given.items():
-        rows = [thoughts[text].starting_together(ids.shape[1]).ids for text in batch["text_keys"].tolist()]
-        thought_ids = torch.tensor(np.stack(rows), device=model.device)[:, None]
+    columns, shape = {}, (ids.shape[1], model.config.thought_tokens)
+    for way, thoughts in others.items():
+        thought_ids = as_input([np.resize(thoughts[text], shape) for text in batch["text_keys"].tolist()], model)
         columns[f"nll_{way}"] = _losses(model(ids, mask, thought_ids=thought_ids).logits, ids, mask)
     return {"columns": columns}
 

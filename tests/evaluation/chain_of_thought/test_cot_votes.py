@@ -1,11 +1,11 @@
 """maj@k equals listing every subset; figures and files are what their names say."""
 
 import json
-from collections import Counter
 from fractions import Fraction
 from itertools import combinations, product
 from math import comb, prod
 from pathlib import Path
+from statistics import multimode
 
 import numpy as np
 import pandas as pd
@@ -18,22 +18,19 @@ from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, difference, 
 from tests.evaluation.chain_of_thought.asking import params, tasks_folder, trained_folder
 
 
-def points(subset: tuple[str, ...], answer: str) -> Fraction:
-    counts = Counter(filter(None, subset))
-    most = max(counts.values(), default=0)
-    best = [one for one, count in counts.items() if count == most]
-    return Fraction(answer in best, max(1, len(best)))
-
-
-def listed(votes: list[str], answer: str) -> list[Fraction]:
-    every = ([points(subset, answer) for subset in combinations(votes, k)] for k in vote.sizes(len(votes)))
-    return [sum(some) / len(some) for some in every]
+def listed(votes: list[str], answer: str) -> list[float]:
+    """The mean point of all subsets of k votes, for each k."""
+    means = []
+    for k in vote.sizes(len(votes)):
+        best = [multimode(filter(None, subset)) for subset in combinations(votes, k)]
+        means.append(float(sum(Fraction(answer in some, max(1, len(some))) for some in best) / len(best)))
+    return means
 
 
 @given(st.lists(st.sampled_from(["", "", "1", "1", "2", "3", "4"]), min_size=1, max_size=9))
 @settings(max_examples=100)
 def test_it_equals_listing_every_subset(votes: list[str]):
-    assert vote.majority(votes, "1") == pytest.approx([float(x) for x in listed(votes, "1")], rel=1e-13, abs=0)
+    assert vote.majority(votes, "1") == pytest.approx(listed(votes, "1"), rel=1e-13, abs=0)
 
 
 def composed(counts: list[int], blank: int) -> list[float]:
@@ -65,35 +62,26 @@ def rows(task: str = "t") -> list[dict]:
     return [{"task": task, "index": i, "way": way, "votes": VOTES[way][i], "answer": "1"} for i, way in places]
 
 
-def expected(way: str) -> np.ndarray:
-    return np.array([[float(x) for x in listed(votes, "1")] for votes in VOTES[way]])
-
-
 def test_figures_of_both_ways_and_their_difference():
-    metrics = vote.metrics_of(vote.points_of(rows()), 4)["t"]
-    names = ["accuracy@1", "maj@2", "maj@4"]
+    expected = {way: np.array([listed(votes, "1") for votes in VOTES[way]]) for way in VOTES}
+    metrics, names = vote.metrics_of(vote.points_of(rows()), 4)["t"], ["accuracy@1", "maj@2", "maj@4"]
     assert list(metrics) == ["n", "samples", "thought", "no_thought", "difference"]
     assert (metrics["n"], metrics["samples"]) == (5, 4)
-    for way in VOTES:
-        assert metrics[way] == pytest.approx(dict(zip(names, expected(way).mean(0), strict=True)))
+    for way, values in expected.items():
+        assert metrics[way] == pytest.approx(dict(zip(names, values.mean(0), strict=True)))
     for i, name in enumerate(names):
-        value, low, high, _ = difference(*(totals(expected(way)[:, i]) for way in VOTES), SHARE_DIFFERENCE)
+        value, low, high, _ = difference(*(totals(values[:, i]) for values in expected.values()), SHARE_DIFFERENCE)
         found = metrics["difference"][name]
         assert [found[x] for x in ("mean", "ci_low", "ci_high")] == pytest.approx([value, low, high])
         assert ("p_value" in found) == (name == "maj@4")
     assert metrics["difference"]["maj@4"]["p_value"] is None  # five questions are too few
 
-
-def test_votes_have_a_row_a_task_way_and_k():
     votes = vote.votes_of(vote.points_of([*rows("t"), *rows("u")]), 4)
     assert list(votes.columns) == ["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"]
-    assert votes[["task", "way", "k"]].values.tolist() == [
-        [task, way, k] for task in "tu" for way in VOTES for k in (1, 2, 4)
-    ]
-    assert votes["accuracy"].tolist() == pytest.approx(
-        [*expected("thought").mean(0), *expected("no_thought").mean(0)] * 2
-    )
-    low, high = mean_interval(totals(expected("thought")[:, 1]), SHARE)
+    places = [list(place) for place in product("tu", VOTES, (1, 2, 4))]
+    assert votes[["task", "way", "k"]].values.tolist() == places
+    assert votes["accuracy"].tolist() == pytest.approx([x for values in expected.values() for x in values.mean(0)] * 2)
+    low, high = mean_interval(totals(expected["thought"][:, 1]), SHARE)
     assert votes.loc[1, ["ci_low", "ci_high", "n"]].tolist() == pytest.approx([low, high, 5])
 
 

@@ -5,14 +5,14 @@ from functools import partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.data.corpus.microworld import documents
 from pipeline.data.tasks.ask import questions
@@ -20,10 +20,9 @@ from pipeline.data.tasks.questions import Question, number_in
 from pipeline.data.tasks.spec import Task, read_task
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
-from pipeline.evaluation.direct.controls import Controls
 from pipeline.evaluation.direct.encoding import Encodings, encode, number_tokens
 from pipeline.evaluation.direct.score import ANSWER_TOKENS, score
-from pipeline.evaluation.donors import ThoughtsOfText
+from pipeline.evaluation.donors import controls_of
 from pipeline.evaluation.prompts import AskedModel
 from pipeline.models.trained import load_plain
 from pipeline.thought.generation import SAMPLES_APART
@@ -98,16 +97,11 @@ def mean_of_16(model: QuietStarForCausalLM, seed: int) -> Predict:
     return predict
 
 
-def plain(decoder: PreTrainedModel) -> Predict:
-    """What follows these tokens, as one of transformers' own decoders has it."""
-    return torch.no_grad()(lambda _, ids: decoder(torch.tensor([ids])).logits[0, -1].double())
-
-
 def without(model: QuietStarForCausalLM) -> Predict:
-    """As `plain`, of this model's weights."""
+    """What follows these tokens, as transformers' own decoder with these weights has it."""
     decoder = AutoModelForCausalLM.from_config(model.config.base_config(), dtype=model.dtype).eval()
     decoder.load_state_dict(model.base.state_dict())
-    return plain(decoder)
+    return torch.no_grad()(lambda _, ids: decoder(torch.tensor([ids])).logits[0, -1].double())
 
 
 def slow_probability(predict: Ours, tokenizer: Tokenizing, question: Question) -> float:
@@ -194,10 +188,10 @@ def test_scores_are_those_of_one_question_at_a_time(method, tokenizer: Tokenizin
 def test_the_model_before_training(tmp_path: Path):
     """It answers as the decoder that transformers reads from the same folder."""
     folder = model_folder(tmp_path / "base", n_positions=512)
-    decoder = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model, decoder = load_plain(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert all(map(torch.equal, model.base.state_dict().values(), decoder.state_dict().values()))
     for task, asked in QUESTIONS.values():
-        rows = scores(load_plain(folder), WORDS, task, asked)
-        check(rows, {"no_thought": plain(decoder)}, WORDS, asked, rel=5e-5)
+        check(scores(model, WORDS, task, asked), {"no_thought": without(model)}, WORDS, asked, rel=5e-5)
 
 
 @TOKENIZERS
@@ -211,14 +205,14 @@ def test_with_its_own_thoughts_given_to_it_a_question_is_answered_as_before(toke
     model, (task, asked) = thinker(tokenizer, thought_tokens=4, **endings), QUESTIONS[kind]
     rows = scores(model, tokenizer, task, asked, sampling=DRAWN)
 
-    def own(index: int) -> dict[str, ThoughtsOfText]:
-        return {place: ThoughtsOfText.from_json(thoughts) for place, thoughts in rows[index]["own"].items()}
+    def own(index: int) -> dict[str, np.ndarray]:
+        return {place: np.array(thoughts) for place, thoughts in rows[index]["own"].items()}
 
-    assert {n for row in rows for n in row["own"]["answer"]["lengths"]} >= {0, 1, 4}
-    itself = SimpleNamespace(of=lambda index: {"swapped": own(index)})
-    for row, again in zip(rows, scores(model, tokenizer, task, asked, controls=itself), strict=True):
+    assert {sum(token >= 0 for token in thought) for row in rows for thought in row["own"]["answer"]} >= {0, 1, 4}
+    itself = scores(model, tokenizer, task, asked, controls=lambda index: {"swapped": own(index)})
+    for row, again in zip(rows, itself, strict=True):
         assert again["swapped"] == row["thought"] | {"prob": pytest.approx(row["thought"]["prob"], rel=1e-4)}
-    controls = Controls(own, list(map(str, range(len(asked)))), model.vocabulary, 1)
+    controls = controls_of(own, list(map(str, range(len(asked)))), model.vocabulary, 1)
     others = scores(model, tokenizer, task, asked, controls=controls)
     for way in ("swapped", "random"):
         assert [row[way]["prob"] for row in others] != pytest.approx([row["thought"]["prob"] for row in rows], rel=0.01)
@@ -244,16 +238,6 @@ def test_real_questions(tokenizer: Tokenizing, name: str):
     assert len({row["thought"]["predicted"] for row in rows}) > 1
 
 
-def test_predictions_that_are_not_finite_are_refused():
-    """Of a choice; tests/evaluation/test_killed.py has a number's."""
-    model = thinker(WORDS)
-    with torch.no_grad():
-        model.mixing_head[0].weight.mul_(1e25)
-        model.mixing_head[-1].weight.mul_(1e25)
-    with pytest.raises(UserError, match="the model's predictions are not finite"):
-        scores(model, WORDS, CHOICE, CHOICES)
-
-
 @TOKENIZERS
 def test_a_task_says_of_what_its_numbers_are_made(tokenizer: Tokenizing):
     bits = encode_all(task_of("number", legal="01"), [Question("A:", "10", [])], tokenizer)[0]
@@ -273,8 +257,8 @@ def writes(tokenizer: Tokenizing, text: str, monkeypatch: pytest.MonkeyPatch, ta
     ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else apart
     model = thinker(tokenizer)
 
-    def predict(self: AskedModel, read: Tensor, mask: Tensor, keys: Tensor, positions: Tensor, *_: object) -> tuple:
-        after = [ids[min(p + 1 - len(prompt), len(ids) - 1)] for p in positions.tolist()]
+    def predict(self: AskedModel, texts: list[list[int]], keys: list[int], places: Sequence[int], *_: object) -> tuple:
+        after = [ids[min(len(texts[0]) + place + 1 - len(prompt), len(ids) - 1)] for place in places]
         return torch.nn.functional.one_hot(torch.tensor([after]), len(tokenizer)).double(), None
 
     ids.append(tokenizer.eos_token_id)

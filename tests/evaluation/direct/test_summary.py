@@ -21,12 +21,10 @@ WAYS = {
     NO_THOUGHT: ["no_thought"],
     "untrained": ["thought", "no_thought", "sampled", "mean16", *CONTROLS],
 }
-COSTS = {  # K is 2: with [start] and [end] 4 more tokens for each one that is predicted
-    QUIET_STAR: {"thought_length": 2.0, "operations": 5.0},
-    PAUSE: {"thought_length": 2.0, "operations": 5.0},
-    NO_THOUGHT: {"thought_length": 0.0, "operations": 1.0},
-    "untrained": {"thought_length": 2.0, "operations": 5.0, "operations_mean16": 65.0},
-}
+# K is 2: with [start] and [end] 4 more tokens for each one that is predicted
+COSTS = dict.fromkeys(WAYS, {"thought_length": 2.0, "operations": 5.0})
+COSTS |= {NO_THOUGHT: {"thought_length": 0.0, "operations": 1.0}}
+COSTS |= {"untrained": COSTS[QUIET_STAR] | {"operations_mean16": 65.0}}
 
 
 @pytest.fixture(scope="module")

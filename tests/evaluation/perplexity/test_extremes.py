@@ -23,20 +23,16 @@ def read_again(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 
 def test_the_largest_gains_and_losses(tmp_path: Path):
-    tokens = random_tokens(40, 9)
-    found = extremes(tokens, tmp_path, [f"{WORDS} {i}" for i in range(40)])
+    tokens = random_tokens(40, 9).rename(columns={"nll_before": "base_loss"})
+    found = extremes(tokens.rename(columns={"base_loss": "nll_before"}), tmp_path, [f"{WORDS} {i}" for i in range(40)])
     assert list(found.columns) == COLUMNS and len(found) == 40
-    columns = ["improvement", "nll_before", "text", "position"]
-    thoughts, passages = list(tokens[columns].itertuples(index=False, name=None)), []
-    for text in range(40):
-        own = [row for row in thoughts if row[2] == text]
-        passages.append((*(sum(row[k] for row in own) / len(own) for k in (0, 1)), text))
-    for side, sign in (("gain", 1), ("loss", -1)):
-        for what, rows in (("passage", passages), ("thought", thoughts)):
+    passages = tokens.groupby("text", as_index=False)[["improvement", "base_loss"]].mean()
+    for what, rows in (("passage", passages), ("thought", tokens)):
+        for side, ascending in (("gain", False), ("loss", True)):
             part = found[(found["what"] == what) & (found["side"] == side)]
-            columns = ["improvement", "base_loss", "text", "position"][: len(rows[0])]
-            best = sorted((row for row in rows if sign * row[0] > 0), key=lambda row: -sign * row[0])[:10]
-            assert part[columns].to_numpy(dtype=float) == pytest.approx(np.array(best))
+            columns = ["improvement", "base_loss", "text", *(["position"] if what == "thought" else [])]
+            best = rows.sort_values("improvement", ascending=ascending)[columns][:10]
+            assert part[columns].to_numpy(dtype=float) == pytest.approx(best.to_numpy(dtype=float))
             assert list(part["rank"]) == list(range(1, 11))
     assert found["position"].isna().equals(found["what"] == "passage")
     assert (found.loc[found["what"] == "passage", ["token", "thought"]] == "").all(axis=None)
@@ -61,24 +57,17 @@ def test_excerpts_are_cut_where_they_are_long(tmp_path: Path):
     assert passage == text[:EXCERPT] + "…" and thought == "…" + before[-EXCERPT:]
 
 
-def test_what_did_not_change_is_no_gain_and_no_loss(tmp_path: Path):
-    tokens = random_tokens(3, 5)
-    tokens["improvement"] = np.where(tokens["text"] == 0, 0.5, -0.25) * (tokens["text"] < 2)
-    found = extremes(tokens, tmp_path, [WORDS] * 3)
-    assert set(found.loc[found["side"] == "gain", "text"]) == {0}
-    assert set(found.loc[found["side"] == "loss", "text"]) == {1}
-    found = read_again(extremes(tokens.assign(improvement=0.0), tmp_path, [WORDS] * 3), tmp_path)
-    assert found.empty and list(found.columns) == COLUMNS
-
-
-def test_equal_gains_come_in_reading_order(tmp_path: Path):
+def test_what_did_not_change_is_neither_and_equal_gains_come_in_reading_order(tmp_path: Path):
     tokens = random_tokens(60, 5)
-    tokens["improvement"] = np.where(tokens["text"] % 3, 0.25, 0.5)
+    tokens["improvement"] = np.select([tokens["text"] == 1, tokens["text"] % 3 == 0], [-0.25, 0.5], 0.0)
     found = extremes(tokens, tmp_path, [WORDS] * 60)
-    assert list(found.loc[found["what"] == "passage", "text"]) == list(range(0, 30, 3))
-    first = found.loc[found["what"] == "thought", ["text", "position"]]
-    largest = tokens.loc[tokens["improvement"] == 0.5, ["text", "position"]].head(10)
-    assert first.to_numpy(dtype=int).tolist() == largest.to_numpy().tolist()
+    gains, losses = (found[found["side"] == side] for side in ("gain", "loss"))
+    assert set(losses["text"]) == {1} and list(gains.loc[gains["what"] == "passage", "text"]) == list(range(0, 30, 3))
+    places = ["text", "position"]
+    first = tokens.loc[tokens["improvement"] == 0.5, places].head(10)
+    assert gains.loc[gains["what"] == "thought", places].to_numpy(dtype=int).tolist() == first.to_numpy().tolist()
+    found = read_again(extremes(tokens.assign(improvement=0.0), tmp_path, [WORDS] * 60), tmp_path)
+    assert found.empty and list(found.columns) == COLUMNS
 
 
 def test_any_text_survives_the_table(tmp_path: Path):

@@ -19,19 +19,19 @@ ANY = st.text("abT 07.'\n\téß日語ह\u093f²🎉…e\u0301", max_size=30)
 
 def slow_kinds(text: str, spans: list[tuple[int, int]]) -> list[str]:
     """The kinds of the tokens at ``spans`` of ``text``, from the characters alone."""
-    kinds = []
+    found = []
     for index, (start, end) in enumerate(spans):
         if index and spans[index - 1][1] > start:  # the next byte of a character
-            kinds.append({START: MIDDLE}.get(kinds[-1], kinds[-1]))
+            found.append({START: MIDDLE}.get(found[-1], found[-1]))
             continue
         letters = [at for at in range(start, end) if is_letter(text, at)]
         if letters:
-            kinds.append(MIDDLE if letters[0] and is_letter(text, letters[0] - 1) else START)
+            found.append(MIDDLE if letters[0] and is_letter(text, letters[0] - 1) else START)
         elif any(unicodedata.category(c)[0] == "N" for c in text[start:end]):
-            kinds.append(DIGIT)
+            found.append(DIGIT)
         else:
-            kinds.append(SPACE if text[start:end].isspace() else PUNCTUATION)
-    return kinds
+            found.append(SPACE if text[start:end].isspace() else PUNCTUATION)
+    return found
 
 
 def is_letter(text: str, at: int) -> bool:
@@ -58,58 +58,47 @@ def test_a_token_says_what_it_adds_to_the_text_before_it(text: str, name: str):
     assert "".join(map(reader.text, ids)) in (text, f" {text}")
 
 
-CASES = {
-    "metaspace": (
-        ["▁What", "▁", "\n", "▁the", "ing", "-", "ing", "s", "▁12", "42", "x", "</s>", "y", "<unk>", "z"],
-        [START, SPACE, SPACE, START, MIDDLE, PUNCTUATION, START, MIDDLE, DIGIT, DIGIT, START, SPECIAL, START, SPECIAL]
-        + [START],
-    ),
-    "byte fallback": (
-        ["▁the", "ing", "▁", "7", "a", "<0xC3>", "<0xA9>", "a", "<0x0A>", "<0xC3>", "<0xA9>", "ing", "<0x2E>", "a"],
-        [START, MIDDLE, SPACE, DIGIT, START, MIDDLE, MIDDLE, MIDDLE, SPACE, START, MIDDLE, MIDDLE, PUNCTUATION, START],
-    ),
-}
+def kinds(codes: str) -> list[str]:
+    """Word start, word middle, digit, punctuation, space and special as single letters."""
+    return [dict(zip("wmdp_s", KINDS, strict=True))[code] for code in codes]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_kinds_by_hand(name: str):
-    tokens, kinds = CASES[name]
-    ids = TOKENIZERS[name].convert_tokens_to_ids(tokens)
-    assert None not in ids and TokenReader(TOKENIZERS[name]).kinds(ids) == kinds
-
-
-# text, after a letter, its kind, whether a letter ends it
-SEVERAL = [("x2", False, START, False), ("x2", True, MIDDLE, False), ("2nd", True, START, True)]
-SEVERAL += [("a b", True, MIDDLE, True), (" a.", True, START, False), ("%5", True, DIGIT, False)]
-SEVERAL += [("½", False, DIGIT, False), (" .\n", True, PUNCTUATION, False), ("\t \r\n", True, SPACE, False)]
-SEVERAL += [("", True, SPACE, True), ("\u0301", True, MIDDLE, True), ("\u0301", False, PUNCTUATION, False)]
-
-
-@pytest.mark.parametrize("text, in_word, kind, ends_in_word", SEVERAL)
-def test_tokens_of_several_things(text: str, in_word: bool, kind: str, ends_in_word: bool):
-    assert kind_of(text, in_word) == (kind, ends_in_word)
-
-
-CUT = [
-    ("é", 0, [START, MIDDLE]),
-    ("語", 0, [START, MIDDLE, MIDDLE]),
-    ("🎉", 0, [PUNCTUATION] * 4),
-    ("²", 0, [DIGIT] * 2),
-    ("\u3000", 0, [SPACE] * 3),
-    ("🎉é", 1, [PUNCTUATION] * 3 + [START, MIDDLE]),  # a text that starts within a character
-    ("éé", 1, [PUNCTUATION, START, MIDDLE]),
-    ("語語", -1, [START, MIDDLE, MIDDLE, PUNCTUATION, PUNCTUATION]),  # one that ends within
-    ("e\u0301é", 0, [START, MIDDLE, MIDDLE, MIDDLE, MIDDLE]),  # an accent goes on with its word
-    ("❤\ufe0f", 0, [PUNCTUATION] * 6),  # a mark that is no accent
-    ("\ufffda", 0, [PUNCTUATION] * 3 + [START]),
+BY_HAND = [
+    ("metaspace", "▁What ▁ \n ▁the ing - ing s ▁12 42 x </s> y <unk> z", "w__wmpwmddwswsw"),
+    ("byte fallback", "▁the ing ▁ 7 a <0xC3> <0xA9> a <0x0A> <0xC3> <0xA9> ing <0x2E> a", "wm_dwmmm_wmmpw"),
 ]
 
 
-@pytest.mark.parametrize("text, cut, kinds", CUT)
-def test_bytes_are_of_their_characters_kind(text: str, cut: int, kinds: list[str]):
+@pytest.mark.parametrize("name, tokens, codes", BY_HAND)
+def test_kinds_by_hand(name: str, tokens: str, codes: str):
+    ids = TOKENIZERS[name].convert_tokens_to_ids(tokens.split(" "))
+    assert None not in ids and TokenReader(TOKENIZERS[name]).kinds(ids) == kinds(codes)
+
+
+# text, after a letter, its kind, whether a letter ends it
+SEVERAL = [("x2", False, "w", False), ("x2", True, "m", False), ("2nd", True, "w", True), ("a b", True, "m", True)]
+SEVERAL += [(" a.", True, "w", False), ("%5", True, "d", False), ("½", False, "d", False), (" .\n", True, "p", False)]
+SEVERAL += [("\t \r\n", True, "_", False), ("", True, "_", True), ("\u0301", True, "m", True)]
+SEVERAL += [("\u0301", False, "p", False)]
+
+
+@pytest.mark.parametrize("text, in_word, code, ends_in_word", SEVERAL)
+def test_tokens_of_several_things(text: str, in_word: bool, code: str, ends_in_word: bool):
+    assert kind_of(text, in_word) == (*kinds(code), ends_in_word)
+
+
+CUT = [("é", 0, "wm"), ("語", 0, "wmm"), ("🎉", 0, "pppp"), ("²", 0, "dd"), ("\u3000", 0, "___")]
+CUT += [("🎉é", 1, "pppwm"), ("éé", 1, "pwm")]  # texts that start within a character
+CUT += [("語語", -1, "wmmpp")]  # one that ends within
+CUT += [("e\u0301é", 0, "wmmmm"), ("❤\ufe0f", 0, "pppppp")]  # an accent goes on with its word, another mark does not
+CUT += [("\ufffda", 0, "pppw")]
+
+
+@pytest.mark.parametrize("text, cut, codes", CUT)
+def test_bytes_are_of_their_characters_kind(text: str, cut: int, codes: str):
     for tokenizer, ids in ((BYTE_FALLBACK, byte_ids(text.encode())), (BYTE_LEVEL, BYTE_LEVEL.encode(text))):
         assert len(ids) == len(text.encode())
-        assert TokenReader(tokenizer).kinds(ids[:cut] if cut < 0 else ids[cut:]) == kinds
+        assert TokenReader(tokenizer).kinds(ids[:cut] if cut < 0 else ids[cut:]) == kinds(codes)
 
 
 def test_a_token_with_the_end_of_a_character_and_a_letter():
@@ -118,7 +107,7 @@ def test_a_token_with_the_end_of_a_character_and_a_letter():
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.decoder = decoders.ByteLevel()
     reader = TokenReader(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
-    assert reader.kinds([4, 0, 1, 4, 0, 2, 3]) == [SPACE, START, MIDDLE, SPACE, START, MIDDLE, MIDDLE]
+    assert reader.kinds([4, 0, 1, 4, 0, 2, 3]) == kinds("_wm_wmm")
     assert reader.kinds([0, 2, 2, 2, 2, 2, 3]) == reader.kinds([0, 2, 2, 2, 2, 2, 3])  # never whole, never stuck
 
 
@@ -127,8 +116,8 @@ def test_any_tokens_have_kinds(data: st.DataObject, name: str):
     tokenizer = TOKENIZERS[name]
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
     reader = TokenReader(tokenizer)
-    kinds = reader.kinds(ids)
-    assert len(kinds) == len(ids) and set(kinds) <= set(KINDS)
-    assert [k == SPECIAL for k in kinds] == [i in tokenizer.all_special_ids for i in ids]
-    assert kinds == TokenReader(tokenizer).kinds(ids)  # what was read before changes nothing
+    found = reader.kinds(ids)
+    assert len(found) == len(ids) and set(found) <= set(KINDS)
+    assert [k == SPECIAL for k in found] == [i in tokenizer.all_special_ids for i in ids]
+    assert found == TokenReader(tokenizer).kinds(ids)  # what was read before changes nothing
     assert all(isinstance(reader.text(i), str) for i in ids)

@@ -7,8 +7,14 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 
-from pipeline.evaluation.perplexity.groups import by_decile, group_table, interval_over_texts
-from pipeline.evaluation.perplexity.measure import agreement, losses_of, summarize
+from pipeline.evaluation.perplexity.groups import (
+    agreement,
+    by_decile,
+    group_table,
+    interval_over_texts,
+    losses_of,
+    summarize,
+)
 from tests.evaluation.perplexity.made_up import any_tokens, random_tokens, slow_interval
 
 
@@ -28,23 +34,16 @@ def slow_spearman(pairs: list[tuple[float, float]]) -> float:
 
 def test_the_figures_are_those_of_all_tokens():
     tokens = random_tokens(20, 30)
-    found = metrics_of(tokens)
-    base, mixed = list(tokens["nll_no_thought"]), list(tokens["nll_thought"])
-    n = len(base)
-    assert (found["n_texts"], found["n_tokens"], found["threshold"]) == (20, n, 0.01)
-    assert found["loss"] == pytest.approx(
-        {"before": tokens["nll_before"].mean(), "no_thought": sum(base) / n, "thought": sum(mixed) / n}
-    )
-    assert found["perplexity"]["thought"] == pytest.approx(np.exp(sum(mixed) / n))
-    assert found["perplexity"]["no_thought"] == pytest.approx(np.exp(sum(base) / n))
-    assert found["improvement"]["mean"] == pytest.approx(sum(base) / n - sum(mixed) / n)
-    assert found["mixing_weight"] == pytest.approx(sum(tokens["weight"]) / n)
-    gains = [b - m for b, m in zip(base, mixed, strict=True)]
-    assert found["helped"]["share"] == pytest.approx(sum(g > 0.01 for g in gains) / n)
-    assert found["hurt"]["share"] == pytest.approx(sum(g < -0.01 for g in gains) / n)
-    for name in ("improvement", "helped", "hurt"):
-        ends = found[name]["ci_low"], found[name]["ci_high"]
-        assert ends == interval_over_texts(tokens[name], tokens["text"], None if name == "improvement" else (0, 1))
+    found, means = metrics_of(tokens), tokens.mean(numeric_only=True)
+    assert (found["n_texts"], found["n_tokens"], found["threshold"]) == (20, len(tokens), 0.01)
+    losses = {way: means[f"nll_{way}"] for way in ("before", "no_thought", "thought")}
+    assert found["loss"] == pytest.approx(losses)
+    assert found["perplexity"] == pytest.approx({way: np.exp(loss) for way, loss in losses.items()})
+    assert found["mixing_weight"] == pytest.approx(means["weight"])
+    gains = tokens["nll_no_thought"] - tokens["nll_thought"]
+    for name, value in {"improvement": gains, "helped": gains > 0.01, "hurt": gains < -0.01}.items():
+        expected = interval_over_texts(value, tokens["text"], None if name == "improvement" else (0, 1))
+        assert list(found[name].values()) == pytest.approx([value.mean(), *expected])
     rows = group_table(tokens, by_decile(tokens)).rename(columns={"group": "decile"})
     columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
     assert found["deciles"] == rows[columns].to_dict("records") and list(rows["decile"]) == list(range(1, 11))

@@ -77,10 +77,8 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
         assert list(rows["nll_no_thought"]) == losses(output.base_logits, ids)
         assert list(rows["nll_thought"]) == losses(output.logits, ids)
         # a donor's thoughts stand at the same positions; those of a shorter text begin again
-        donors = [(other, range(LENGTHS[other] - 1)) for other in range(3) if other != text]
-        given = [
-            outputs[other].thoughts.ids[:, :, [places[i % len(places)] for i in range(n)]] for other, places in donors
-        ]
+        places = {other: [i % (LENGTHS[other] - 1) for i in range(n)] for other in range(3) if other != text}
+        given = [outputs[other].thoughts.ids[:, :, some] for other, some in places.items()]
         swapped = [losses(model(ids[None], thought_ids=some).logits, ids) for some in given]
         assert any(list(rows["nll_swapped"]) == some for some in swapped)
         # tokens that some thought has
