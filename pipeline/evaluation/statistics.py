@@ -15,6 +15,7 @@ LEVEL = 0.95
 SHARE, SHARE_DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # what bounds a mean of shares, and a difference of two
 FEWEST = 6  # groups or seeds that a test needs: five coins that fall alike have p = 0.0625
 FLIPS, FLIPS_AT_ONCE = 10_000, 1_000  # draws of the permutation test: p is at least 0.0001
+SIGNS_AT_ONCE = 1_000_000  # of all groups: 16 MB
 NOTHING = 1e-24  # a variance below this is rounding
 
 
@@ -140,8 +141,9 @@ def _flip_test(sums: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     observed = np.abs(sums.sum(-1))[..., None]
     as_far = np.zeros(sums.shape[:-1])
-    for _ in range(0, FLIPS, FLIPS_AT_ONCE):
-        signs = rng.integers(0, 2, (sums.shape[-1], FLIPS_AT_ONCE)) * 2.0 - 1
+    at_once = max(1, min(FLIPS_AT_ONCE, SIGNS_AT_ONCE // sums.shape[-1]))
+    for start in range(0, FLIPS, at_once):
+        signs = rng.integers(0, 2, (sums.shape[-1], min(at_once, FLIPS - start))) * 2.0 - 1
         # sums that are equal but for rounding count as equal
         as_far += (np.abs(sums @ signs) >= observed - 1e-9 * (1 + observed)).sum(-1)
     return (as_far + 1) / (FLIPS + 1)
