@@ -1,8 +1,9 @@
 """Run every arm with several base models and training seeds: `python -m pipeline.ablations.seeds [BASE:SEED ...]`.
 
-By default ten runs that share nothing (1:1, 2:2, ... 10:10), and training seeds 2 to 5 on base model 1. A run is a DVC
-experiment (`pipeline.ablations.experiments`) of all methods in params.yaml. Its rows go to results/seeds.csv once it is
-done, and what has rows there is not run again: delete the file after a change of the method. Also writes seeds.md.
+By default ten runs with a base model each (1:1, 2:2, ... 10:10), and training seeds 2 to 5 on base model 1. A run is a
+DVC experiment (`pipeline.ablations.experiments`) of all methods in params.yaml. Its rows go to results/seeds.csv once
+it is done, and what has rows there is not run again: delete the file after a change of the method. Also writes
+seeds.md.
 """
 
 import argparse

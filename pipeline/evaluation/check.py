@@ -6,10 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError, run
+from pipeline.evaluation.arms import ACCURACY, BEFORE, LOSS, OFF, SWAPPED
 
 COMPARISONS = Path("results/compare/comparisons.csv")
 RUN = "quiet_star"
-BEATEN = ("no_policy", "before", "untrained", f"{RUN}/swapped")  # in each task; swapped: it is what thoughts say
+BEATEN = ("no_policy", BEFORE, "untrained", f"{RUN}/{SWAPPED}")  # in each task; swapped: it is what thoughts say
 HARM = 0.05  # nats a token that predictions without thoughts may have become worse by
 
 
@@ -22,9 +23,9 @@ def main() -> None:
     claims = []  # and whether each holds
     for row in rows.itertuples():
         interval = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-        if row.measure == "accuracy" and row.arm == RUN and row.against in BEATEN:
+        if row.measure == ACCURACY and row.arm == RUN and row.against in BEATEN:
             claims.append((f"{row.task}: {RUN} is right more often than {row.against}: {interval}", row.low > 0))
-        elif row.measure == "loss" and row.arm == f"{RUN}/thoughts_off" and row.against == "before":
+        elif row.measure == LOSS and row.arm == f"{RUN}/{OFF}" and row.against == BEFORE:
             text = f"{row.task}: without thoughts, {RUN} is at most {HARM} nats worse than before training: {interval}"
             claims.append((text, row.low >= -HARM))
     if not claims:
