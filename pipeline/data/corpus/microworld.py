@@ -113,6 +113,8 @@ class Problem:
 def ring_problem(rng: random.Random, split: str, moves: Moves) -> Problem:
     """Make a running total modulo ten of a number of moves that is drawn from ``moves``.
 
+    A problem with fewer than the most moves ends in zeros, which its working leaves out: so a move is always as far
+    from the place where the working needs it, without which a small model does not learn to write workings.
     A hash of the numbers decides which split may hold them: a tenth each goes to evaluation, held-out text, validation.
     """
     wanted = {TEST: [0], "heldout": [1], VALIDATION: [2]}.get(split, range(3, 10))
@@ -121,7 +123,7 @@ def ring_problem(rng: random.Random, split: str, moves: Moves) -> Problem:
     while not numbers or hashlib.sha256(bytes(numbers)).digest()[0] % 10 not in wanted:
         numbers = [rng.randrange(SEATS)] + [rng.randrange(1, SEATS) for _ in range(count)]
     totals = [sum(numbers[: i + 1]) % SEATS for i in range(len(numbers))]
-    moved = " ".join(map(str, numbers[1:]))
+    moved = " ".join(map(str, numbers[1:] + [0] * (moves[1] - count)))
     question = rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=moved)
     restatement = f"{numbers[0]} {moved}"
     return Problem(question, str(totals[-1]), " ".join(map(str, totals)), restatement, group=restatement)
