@@ -41,7 +41,7 @@ def attend(
     `blocked` and `flex` cannot express left padding, a sliding window shorter than the text, or capped scores; `flex`
     neither a pass of part of a row nor heads smaller than 16. One position alone (generation) has nothing to save.
     """
-    fits = len(rows.positions) > 1 and rows.is_plain(style)
+    fits = rows.positions.shape[-1] > 1 and rows.is_plain(style)
     if path == "flex":
         fits = fits and rows.first == 0 and rows.tokens > 1 and query.shape[-1] >= SMALLEST_HEAD
     return PATHS[path if fits else "reference"](rows, query, key, value, prefix, style)

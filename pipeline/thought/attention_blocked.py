@@ -26,6 +26,7 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 16, 64  # positions
 class Block:
     """Positions ``start .. stop - 1`` of the P: ``far`` text tokens before all of them, the near text up to ``near``.
 
+    Where texts have positions of their own, that is before all of any text's, and up to the last of any.
     ``far`` is 0 without flash attention.
     """
 
@@ -37,7 +38,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """A pass cut into blocks. ``near_bias`` (P, N) and ``own_bias`` (M, S') are 0, or -inf where a row may not look.
+    """A pass cut into blocks. ``near_bias`` (1 or B, P, N) and ``own_bias`` (M, S') are 0, or -inf where a row may not look.
 
     ``rationales``: R. ``tokens``: S. M, the queries of a position, is R*H/G*S.
     """
@@ -61,17 +62,19 @@ def attend(
 def make_plan(rows: Rows, query: Tensor, groups: int, scaling: float) -> Plan:
     """Cut ``query`` (B, H, R*P, S, C) into blocks of about BLOCK_QUERIES query rows a group."""
     at, flash = rows.at, has_flash(query)
-    rationales = query.shape[2] // len(at)
+    positions = len(at[0])
+    rationales = query.shape[2] // positions
     folded = query.shape[1] // groups * rationales  # R*H/G
     size = min(max(BLOCK_QUERIES // (folded * rows.tokens), SMALLEST_BLOCK), LARGEST_BLOCK)
     blocks = []
-    for start in range(0, len(at), size):
-        some = at[start : start + size]
-        blocks.append(Block(start, start + len(some), far=min(some) + 1 if flash else 0, near=max(some) + 1))
+    for start in range(0, positions, size):
+        stop = min(start + size, positions)
+        far, near = min(some[start] for some in at) + 1, max(some[stop - 1] for some in at) + 1
+        blocks.append(Block(start, stop, far if flash else 0, near))
     order = torch.arange(rows.text_position_ids.shape[1], device=query.device)
     near, own = (
         query.new_zeros(mask.shape, dtype=exact_dtype(query)).masked_fill_(~mask, float("-inf"))
-        for mask in (rows.positions[:, None] >= order, rows.own_mask(None))
+        for mask in (rows.by_text.unsqueeze(-1) >= order, rows.own_mask(None))
     )
     return Plan(blocks, scaling, near, own.repeat(folded, 1), rationales, rows.tokens)
 
@@ -92,7 +95,7 @@ class _Blocked(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, plan: Plan, query: Tensor, key: Tensor, value: Tensor, text_key: Tensor, text_value: Tensor
     ) -> Tensor:
-        positions, groups = len(plan.near_bias), text_key.shape[1]
+        positions, groups = plan.near_bias.shape[1], text_key.shape[1]
         query = _fold(query.permute(0, 2, 3, 1, 4), positions, groups)
         key, value = (x.unflatten(2, (-1, positions)).transpose(2, 3).contiguous() for x in (key, value))
         output, lse = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=exact_dtype(query))
@@ -180,7 +183,7 @@ def _local_scores(plan: Plan, block: Block, query: Tensor, key: Tensor, text_key
     """Masked scores (B, G, p, M, near + S') of a block's queries (B, G, p, M, C), in at least float32."""
     scores = _products(block, query, key, text_key).to(exact_dtype(query)).mul_(plan.scaling)
     near = block.near - block.far
-    scores[..., :near] += plan.near_bias[block.start : block.stop, None, block.far : block.near]
+    scores[..., :near] += plan.near_bias[:, None, block.start : block.stop, None, block.far : block.near]
     scores[..., near:] += plan.own_bias
     return scores
 

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .rows import Rows, Style
 
@@ -35,28 +35,50 @@ def attend(
 
 
 @lru_cache(maxsize=64)
-def block_mask(positions: tuple[int, ...], text: int, rows: int, tokens: int, device: torch.device) -> BlockMask:
+def block_mask(
+    positions: tuple[tuple[int, ...], ...], text: int, rows: int, tokens: int, device: torch.device
+) -> BlockMask:
     """The mask of ``rows`` (R*P) rows of ``tokens`` (S) each over ``text`` (N) tokens and the rows' own.
 
-    It is cached by shape, as making it takes a padded queries x keys table of booleans for a moment. Its numbers are
-    held in tensors, as the compiler makes a new kernel for every new Python number, and gives up after eight.
+    ``positions`` are those of each text, or once those of all. Which tiles a tile of queries sees follows from the
+    positions, so no table of queries x keys is made. The numbers are held in tensors, as the compiler makes a new
+    kernel for every new Python number, and gives up after eight.
     """
     own_start, length = _round_up(text), rows * tokens
     query = torch.arange(_round_up(length), device=device)
     key = torch.arange(own_start + _round_up(length), device=device)
     # a padded query sees the first text token, as a softmax over nothing is not a number
-    places = torch.tensor(positions, device=device)
-    position = torch.where(query < length, places[query // tokens % len(positions)], 0)
+    places = torch.tensor(positions, device=device)  # (1 or B, P)
+    position = torch.where(query < length, places[:, query // tokens % places.shape[1]], 0)
     order = torch.where(key < text, key, torch.iinfo(key.dtype).max)
     row = torch.where(query < length, query // tokens, -1)
     own = (key >= own_start) & (key < own_start + length)
     own_row = torch.where(own, (key - own_start) // tokens, -2)
     step, own_step = query % tokens, (key - own_start) % tokens
+    shared = len(places) == 1
 
-    def sees(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (order[k] <= position[q]) | ((own_row[k] == row[q]) & (own_step[k] <= step[q]))
+    def sees(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        here = position[0, q] if shared else position[b, q]
+        return (order[k] <= here) | ((own_row[k] == row[q]) & (own_step[k] <= step[q]))
 
-    return create_block_mask(sees, None, None, len(query), len(key), device=device, BLOCK_SIZE=TILE)
+    by_tile = position.unflatten(1, (-1, TILE))  # (1 or B, tiles of queries, TILE)
+    first, last = by_tile.amin(-1, keepdim=True), by_tile.amax(-1, keepdim=True)
+    starts = key[::TILE]
+    whole = (starts + TILE - 1 <= first) & (starts + TILE <= text)
+    tiles = query[::TILE, None]
+    rows_of = tiles // tokens, (tiles + TILE - 1).clamp(max=length - 1) // tokens  # the first and last row of a tile
+    owns = starts - own_start
+    meets = (owns >= 0) & (owns // tokens <= rows_of[1]) & ((owns + TILE - 1) // tokens >= rows_of[0]) & (owns < length)
+    partly = ((starts <= last) & (starts < text) & ~whole) | meets
+    return BlockMask.from_kv_blocks(
+        *_listed(partly), *_listed(whole), BLOCK_SIZE=TILE, mask_mod=sees, seq_lengths=(len(query), len(key))
+    )
+
+
+def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tiles of keys (B, 1, Q) are marked in ``tiles`` (B, Q, K), and their numbers (B, 1, Q, K) first."""
+    order = (~tiles).int().argsort(dim=-1, stable=True)
+    return tiles.sum(-1, dtype=torch.int32).unsqueeze(1), order.to(torch.int32).unsqueeze(1)
 
 
 @cache

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from .head import IGNORED
 from .no_thought import NoThought
 from .objective import SliceStates
 from .quiet_star import QuietStar
@@ -21,7 +20,7 @@ class ShuffledReward(QuietStar):
     def advantages(self, rewards: Tensor, states: SliceStates) -> Tensor:
         """See `QuietStar.advantages`. They are permuted among the rewarded positions that are computed together."""
         advantages = super().advantages(rewards, states)
-        real = states.targets[:, : rewards.shape[2], 0] != IGNORED
+        real = states.rewarded
         # seeded by the thoughts themselves, so that a resumed run draws the same permutation
         generator = torch.Generator().manual_seed(int(states.ids.sum()))
         order = torch.randperm(int(real.sum()), generator=generator).to(real.device)

@@ -59,12 +59,28 @@ def pads_before_end(attention_mask: Tensor | None) -> bool:
 
 
 def row_position_ids(position_ids: Tensor, positions: Tensor, first: int, count: int) -> Tensor:
-    """Position ids (B, P, S) of row tokens ``first .. first + count - 1`` after the text at ``positions`` (P,).
+    """Position ids (B, P, S) of row tokens ``first .. first + count - 1`` after the text at ``positions``.
 
     A thought pushes the true tokens after it further along: row token s of position i has position id i + 1 + s.
     """
     steps = torch.arange(first, first + count, device=position_ids.device)
-    return position_ids[:, positions].unsqueeze(-1) + 1 + steps
+    return at(position_ids, positions).unsqueeze(-1) + 1 + steps
+
+
+def at(values: Tensor, positions: Tensor) -> Tensor:
+    """``values`` (B, N, ...) at ``positions``, (P,) of every text or (B, P) of each: (B, P, ...)."""
+    if positions.ndim == 1:
+        return values[:, positions]
+    texts = torch.arange(len(values), device=values.device).unsqueeze(1)
+    return values.flatten(0, 1)[texts * values.shape[1] + positions]
+
+
+def ahead_at(values: Tensor, positions: Tensor, steps: int, fill: float | int) -> Tensor:
+    """`ahead` at ``positions``, as in `at`: (B, P, steps, ...). Nothing is computed for other positions."""
+    padding = values.new_full((values.shape[0], steps - 1, *values.shape[2:]), fill)
+    places = positions.unsqueeze(-1) + torch.arange(steps, device=positions.device)
+    found = at(torch.cat([values, padding], dim=1), places.flatten(-2))
+    return found.unflatten(1, (-1, steps))
 
 
 def ahead(values: Tensor, steps: int, fill: float | int) -> Tensor:

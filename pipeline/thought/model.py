@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 
 from .decoder import Decoder, build_decoder, check_decoder
 from .generation import generate
-from .layout import Layout
+from .layout import Layout, at
 from .methods import METHODS, QUIET_STAR
 from .mixing import MixingHead
 from .objective import NOTHING, PAUSES, SAMPLED, Counts, Losses, counts_of
@@ -226,13 +226,15 @@ class QuietStarForCausalLM(PreTrainedModel):
         sampling: Sampling | None = None,
         text_keys: Tensor | None = None,
         positions: Tensor | None = None,
+        thinks: Tensor | None = None,
         counts: Counts | None = None,
         engine: Engine = DEFAULT_ENGINE,
         old: Losses | None = None,
     ) -> QuietStarOutput:
         """Train on ``labels`` (B, N; -100 is ignored), or predict the next token at every position without them.
 
-        ``positions`` (P,): predict after these only; what others think would not matter to them.
+        ``positions``, (P,) or (B, P): predict after these only; what others think would not matter to them. ``thinks``
+        (B, N): think there only when training; None: everywhere. Padding and what has no true token after it never do.
         ``thought_ids`` (B, R, N, K) replaces sampling. ``sampling`` is at temperature 1 when training and greedy
         otherwise, unless given; ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
         ``counts``: what the means of the loss are taken over, where these texts are a micro-batch of a step: the losses
@@ -244,12 +246,15 @@ class QuietStarForCausalLM(PreTrainedModel):
         if thought_ids is not None and not self.samples_thoughts:
             raise ValueError(f"method {self.config.method} has no sampled thoughts to replace by thought_ids")
         sampling = sampling or Sampling(temperature=0.0 if labels is None else 1.0)
+        if labels is not None and attention_mask is not None:  # read no further than the longest text
+            longest = max(attention_mask.any(0).nonzero().flatten().tolist(), default=0) + 1
+            input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
         text = self.thinker.read(input_ids, attention_mask, text_keys, engine.attention)
         if labels is None:
             return self._predict(text, thought_ids, sampling, positions)
         learner = Learner(self.thinker, self.objective, self.config.rationales, list(self.parameters()))
-        counts = counts_of(labels, self.lookahead) if counts is None else counts
-        losses, thoughts = learner.learn(text, labels, counts, sampling, engine, thought_ids, old)
+        counts = counts_of(labels, self.lookahead, thinks) if counts is None else counts
+        losses, thoughts = learner.learn(text, labels, counts, sampling, engine, thinks, thought_ids, old)
         weight = losses.weight if self.has_thoughts else None
         return QuietStarOutput(losses.total, losses, weight=weight, thoughts=thoughts)
 
@@ -259,7 +264,7 @@ class QuietStarForCausalLM(PreTrainedModel):
         """The next token's logits after each of ``positions``, with one thought there and without."""
         if positions is None:
             positions = torch.arange(text.input_ids.shape[1], device=text.input_ids.device)
-        head, hidden, thinker, thoughts = self.decoder.head, text.hidden[:, positions], self.thinker, None
+        head, hidden, thinker, thoughts = self.decoder.head, at(text.hidden, positions), self.thinker, None
         base_logits = head.logits(hidden)
         if not self.has_thoughts:
             weight = hidden.new_zeros(hidden.shape[:2])

@@ -1,7 +1,7 @@
 """What every objective shares: its inputs, what its means are taken over, and its result."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from .head import IGNORED, HeadLosses
+from .head import IGNORED, HeadLosses, exact_dtype
 from .layout import ahead
+from .places import Places, thinking
 
 SAMPLED, PAUSES, NOTHING = "sampled", "pauses", "nothing"  # what the model puts before each prediction
 
@@ -18,24 +19,30 @@ SAMPLED, PAUSES, NOTHING = "sampled", "pauses", "nothing"  # what the model puts
 class Counts(NamedTuple):
     """What a step's means are taken over, as integers; add up those of micro-batches and processes (`sum_counts`).
 
-    ``targets`` (A,): true tokens that are predicted at each distance. ``thoughts`` (): rewarded positions, B * (N-1-A),
-    padding included, not times R. For the log, without padding: ``tokens`` () and rewarded positions, ``rewards`` ().
+    ``tokens`` (): true next tokens. ``targets`` (A,): true tokens that are predicted after a thought, at each distance.
+    ``thoughts`` (): rewarded positions, not times R: B * (N-1-A), padding included, where every position thinks (as in
+    the paper's code). For the log, without padding: positions that think, ``thinking`` (), and are rewarded,
+    ``rewards`` ().
     """
 
+    tokens: Tensor
     targets: Tensor
     thoughts: Tensor
-    tokens: Tensor
+    thinking: Tensor
     rewards: Tensor
 
 
-def counts_of(labels: Tensor, lookahead: int) -> Counts:
-    """The `Counts` of the texts with these ``labels`` (B, N)."""
-    rewarded = labels[:, : rewarded_positions(labels.shape[1], lookahead)]
+def counts_of(labels: Tensor, lookahead: int, thinks: Tensor | None = None) -> Counts:
+    """The `Counts` of the texts with these ``labels`` (B, N), which think where ``thinks`` (B, N); None: everywhere."""
+    targets = lookahead_targets(labels, lookahead)
+    where = thinking(targets, thinks)
+    rewarded = where[:, : rewarded_positions(labels.shape[1], lookahead)]
     return Counts(
-        targets=(lookahead_targets(labels, lookahead) != IGNORED).sum((0, 1)),
-        thoughts=torch.tensor(rewarded.numel(), device=labels.device),
-        tokens=(labels != IGNORED).sum(),
-        rewards=(rewarded != IGNORED).sum(),
+        tokens=(targets[..., 0] != IGNORED).sum(),
+        targets=((targets != IGNORED) & where.unsqueeze(-1)).sum((0, 1)),
+        thoughts=torch.tensor(rewarded.numel(), device=labels.device) if thinks is None else rewarded.sum(),
+        thinking=where.sum(),
+        rewards=rewarded.sum(),
     )
 
 
@@ -57,38 +64,59 @@ def rewarded_positions(tokens: int, lookahead: int) -> int:
 
 @dataclass(frozen=True)
 class SliceStates:
-    """The hidden states of a slice of p positions, q of which are rewarded, and the true tokens that they predict.
+    """What is known of the thoughts at a slice of p positions of each text, and the true tokens after them.
 
-    ``base`` (B, p + A-1, D): states of the text pass at these positions and at the A-1 after them, whose losses the
-    last rewards need (fewer at the end of the text). ``targets`` (B, p + A-1, A): `lookahead_targets` at the same.
-    ``mixed`` (B, R, p, A, D): states after the thoughts, mixed with the text's by the mixing ``weight`` (B, R, p, A).
-    ``thinking`` (B, R, q, K, D): the states that gave the tokens of the thoughts, ``ids`` (B, R, q, K), IGNORED after
-    the one that ended a thought. Pauses have no ids, and without thoughts there is nothing but ``base`` and
-    ``targets``. ``sampled``: whether the model drew the ids itself, now, rather than being given them.
-    ``old_log_probs`` (B, R, q, K): log-probabilities from an earlier pass over the same thoughts, for inner epochs; 0
+    ``base`` (B, p, A, D): states of the text pass at these positions and at the A-1 after each; ``without`` (B, p, A),
+    their cross-entropies. ``targets`` (B, p, A): `lookahead_targets`, IGNORED where a text has no thought in this slot.
+    ``mixed`` (B, R, p, A, D): states after the thoughts, mixed with ``base`` by the mixing ``weight`` (B, R, p, A).
+    ``rewarded`` (B, p): where thoughts are rewarded. ``thinking`` (B, R, p, K, D): the states that gave the tokens of
+    the thoughts, ``ids`` (B, R, p, K), IGNORED after the one that ended a thought and where none is rewarded. Pauses
+    have no ids. ``sampled``: whether the model drew the ids itself, now, rather than being given them.
+    ``old_log_probs`` (B, R, p, K): log-probabilities from an earlier pass over the same thoughts, for inner epochs; 0
     where that pass sampled a thought and gave it no advantage, None in the first pass.
     """
 
     base: Tensor
+    without: Tensor
     targets: Tensor
-    mixed: Tensor | None = None
-    weight: Tensor | None = None
-    thinking: Tensor | None = None
-    ids: Tensor | None = None
-    sampled: bool = False
-    old_log_probs: Tensor | None = None
+    mixed: Tensor
+    weight: Tensor
+    rewarded: Tensor
+    thinking: Tensor
+    ids: Tensor | None
+    sampled: bool
+    old_log_probs: Tensor | None
+
+
+@dataclass(frozen=True)
+class SliceLosses:
+    """What the thoughts of a slice add to the loss: as in `Losses`, by slot (p) where that has positions."""
+
+    parts: dict[str, Tensor]
+    talk: Tensor
+    policy: Tensor
+    talk_nll: Tensor
+    weight: Tensor
+    reward: Tensor
+    advantage: Tensor
+    log_probs: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of a training step, or of a slice of its positions, and what it was made from; in nats.
+    """The loss of a training step and what it was made from, in nats.
 
     ``parts``: the terms of the loss by name, weighted; ``total`` is their sum. Only ``total`` has a gradient, unless
     the parts were asked for apart (`step.Engine`). ``base``, ``talk`` and ``policy``: the means, not weighted.
     By token: ``base_nll`` (B, N) and ``talk_nll`` (B, R, N, A), the cross-entropies without and with the thought, 0 for
-    ignored targets, and ``weight`` (B, R, N, A), the mixing weight. By thought, at the rewarded positions: ``reward``
-    and ``advantage`` (B, R, N-1-A), and the ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 after its end, and
-    where a thought that was sampled now has no advantage. R is 1 for pauses and 0 without thoughts.
+    ignored targets and where nothing thinks, and ``weight`` (B, R, N, A), the mixing weight. ``thinks`` (B, N): where
+    thoughts are. By thought, at the rewarded positions: ``reward`` and ``advantage`` (B, R, N-1-A), and the
+    ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 after its end, and where a thought that was sampled now has no
+    advantage. R is 1 for pauses and 0 without thoughts.
     """
 
     total: Tensor
@@ -99,33 +127,64 @@ class Losses:
     base_nll: Tensor
     talk_nll: Tensor
     weight: Tensor
+    thinks: Tensor
     reward: Tensor
     advantage: Tensor
     log_probs: Tensor
 
 
-def join(slices: Sequence[Losses], total: Tensor, parts: dict[str, Tensor]) -> Losses:
-    """Concatenate the values of a step's slices. ``total`` and ``parts`` are the whole step's, with gradients."""
-    by_token = {f.name: [getattr(one, f.name) for one in slices] for f in fields(Losses)[5:]}
+def join(
+    slices: Sequence[SliceLosses],
+    places: Places,
+    tokens: int,
+    rewarded: int,
+    total: Tensor,
+    parts: dict[str, Tensor],
+    base: Tensor,
+    base_nll: Tensor,
+) -> Losses:
+    """The losses of a step from those of its slices, by position: 0 where nothing thinks. The rest is as in `Losses`.
+
+    ``tokens`` is N, and the first ``rewarded`` positions are rewarded.
+    """
+
+    def by_position(name: str, count: int) -> Tensor:
+        return places.spread(torch.cat([getattr(losses, name) for losses in slices], dim=2), count)
+
     return Losses(
         total=total,
         parts=parts,
-        base=sum(one.base for one in slices),
-        talk=sum(one.talk for one in slices),
-        policy=sum(one.policy for one in slices),
-        **{name: torch.cat(values, dim=1 if name == "base_nll" else 2) for name, values in by_token.items()},
+        base=base,
+        talk=sum(losses.talk for losses in slices),
+        policy=sum(losses.policy for losses in slices),
+        base_nll=base_nll,
+        talk_nll=by_position("talk_nll", tokens),
+        weight=by_position("weight", tokens),
+        thinks=places.spread(places.real.unsqueeze(1), tokens)[:, 0],
+        reward=by_position("reward", rewarded),
+        advantage=by_position("advantage", rewarded),
+        log_probs=by_position("log_probs", rewarded),
     )
 
 
-class Objective(nn.Module):
-    """A loss, computed for a slice of positions. A new one is a file with a subclass, and an entry in `methods`.
+def without_thoughts(total: Tensor, parts: dict[str, Tensor], base: Tensor, base_nll: Tensor) -> Losses:
+    """The losses of a step in which nothing thinks: the talk loss, that of the prediction, is the base loss."""
+    none, nowhere = base_nll.new_zeros(len(base_nll), 0, 0, 0), torch.zeros_like(base_nll, dtype=torch.bool)
+    by_thought = (none.flatten(2), none.flatten(2), none)
+    return Losses(total, parts, base, base, torch.zeros_like(base), base_nll, none, none, nowhere, *by_thought)
 
-    ``thoughts``: SAMPLED thoughts, learned PAUSES or NOTHING before each prediction. ``trains``: False for an arm that
+
+class Objective(nn.Module):
+    """A loss: language modelling on whole texts, and what thoughts add, a slice of positions at a time.
+
+    A new one is a file with a subclass, and an entry in `methods`. ``thoughts``: SAMPLED thoughts, learned PAUSES or
+    NOTHING before each prediction. ``base_share``: the weight of language modelling. ``trains``: False for an arm that
     takes no step. ``mixing``: the mixing weight at the start. Parameters that an objective creates (a learned value,
     say) are trained and saved with the model's.
     """
 
     thoughts = SAMPLED
+    base_share = 1.0
     trains = True
     mixing = 0.0
 
@@ -133,6 +192,17 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> Losses:
-        """The slice's losses. Every mean is over the whole step's ``counts``, so that slices' losses add up."""
+    def language_modelling(
+        self, hidden: Tensor, targets: Tensor, counts: Counts, head: HeadLosses
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted mean cross-entropy of x_{i+1}, the mean, and each (B, N), without thoughts.
+
+        ``hidden`` (B, N, D): states of the text pass, which predict ``targets`` (B, N).
+        """
+        weights = (targets != IGNORED).to(exact_dtype(hidden)) / counts.tokens.clamp(min=1)
+        loss, nll = head.cross_entropy("base", hidden, targets, self.base_share * weights)
+        return loss, (nll * weights).sum(), nll
+
+    def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> SliceLosses:
+        """What the slice's thoughts add. Every mean is over the whole step's ``counts``, so that slices add up."""
         raise NotImplementedError

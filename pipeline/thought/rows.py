@@ -22,8 +22,9 @@ class Style:
 
 @dataclass(frozen=True)
 class Rows:
-    """Thought rows that start after the text at ``positions`` (P,); a pass feeds S tokens of each, from ``first`` on.
+    """Thought rows that start after the text at ``positions``; a pass feeds S tokens of each, from ``first`` on.
 
+    ``positions``: (P,), those of every text, or (B, P), those of each; they do not fall.
     ``position_ids`` (B, P, S): those of the S tokens. ``text_position_ids`` (B, N). ``valid`` (B, N): False for
     padding; None if no text has padding before its end.
     """
@@ -35,9 +36,14 @@ class Rows:
     first: int = 0
 
     @cached_property
-    def at(self) -> tuple[int, ...]:
-        """The positions as numbers, read once a pass, because reading them waits for the device."""
-        return tuple(self.positions.tolist())
+    def at(self) -> tuple[tuple[int, ...], ...]:
+        """The positions as numbers, for each text or once for all: read once a pass, as that waits for the device."""
+        return tuple(map(tuple, self.by_text.tolist()))
+
+    @property
+    def by_text(self) -> Tensor:
+        """The positions (1 or B, P)."""
+        return self.positions if self.positions.ndim == 2 else self.positions.unsqueeze(0)
 
     @property
     def tokens(self) -> int:
@@ -52,7 +58,7 @@ class Rows:
     def prefix_mask(self, window: int | None) -> Tensor:
         """Whether a row token sees a text token: (B or 1, P, S or 1, N)."""
         order = torch.arange(self.text_position_ids.shape[1], device=self.positions.device)
-        mask = (self.positions[:, None] >= order)[None, :, None]
+        mask = (self.by_text.unsqueeze(-1) >= order).unsqueeze(2)
         if window is not None:
             mask = mask & (self.position_ids.unsqueeze(-1) - self.text_position_ids[:, None, None] < window)
         if self.valid is not None:

@@ -4,21 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .head import IGNORED, HeadLosses
-from .layout import ahead
+from .layout import ahead, ahead_at
 from .objective import (
     NOTHING,
     SAMPLED,
     Counts,
     Losses,
     Objective,
+    SliceLosses,
     SliceStates,
     join,
     lookahead_targets,
     rewarded_positions,
+    without_thoughts,
 )
+from .places import Places, places_of
 from .sampler import Sampling, Thoughts
 from .slices import slices_of, sum_over
 from .thinking import Text, Thinker
@@ -43,6 +47,27 @@ DEFAULT_ENGINE = Engine()
 
 
 @dataclass(frozen=True)
+class Slots:
+    """What is known of the P slots of each text before their rows are run: see `SliceStates`, with P for p.
+
+    ``lengths`` (B, R, P): the tokens that thoughts keep; None where all are whole.
+    """
+
+    places: Places
+    targets: Tensor
+    without: Tensor
+    rewarded: Tensor
+    ids: Tensor | None
+    lengths: Tensor | None
+    old_log_probs: Tensor | None
+
+    def __getitem__(self, part: slice) -> "Slots":
+        by_text = [self.places[part], *(values[:, part] for values in (self.targets, self.without, self.rewarded))]
+        by_thought = (self.ids, self.lengths, self.old_log_probs)
+        return Slots(*by_text, *(values if values is None else values[:, :, part] for values in by_thought))
+
+
+@dataclass(frozen=True)
 class Learner:
     """Computes the losses of a training step. ``parameters`` are all that may receive gradients."""
 
@@ -58,62 +83,101 @@ class Learner:
         counts: Counts,
         sampling: Sampling,
         engine: Engine,
+        thinks: Tensor | None = None,
         thought_ids: Tensor | None = None,
         old: Losses | None = None,
     ) -> tuple[Losses, Thoughts | None]:
         """The losses of ``labels`` (B, N) given a ``text``, and the thoughts where they were sampled.
 
-        ``thought_ids`` (B, R, N, K) replaces sampling; ``old``: the losses of an earlier pass over the same thoughts.
-        Raises ValueError for an engine that cannot do what it is asked to.
+        The text may have fewer tokens than there are labels: those left out are padding. ``thinks`` (B, N): where to
+        think; None: everywhere. ``thought_ids`` (B, R, N, K) replaces sampling; ``old``: the losses of an earlier pass
+        over the same thoughts. Raises ValueError for an engine that cannot do what it is asked to.
         """
-        slices = slices_of(labels.shape[1], engine.positions)
+        tokens, read, lookahead = labels.shape[1], text.hidden.shape[1], self.thinker.layout.lookahead
+        head = HeadLosses(self.thinker.decoder.head, engine.apart)
+        targets = lookahead_targets(labels[:, :read], lookahead)
+        loss, base, base_nll = self.objective.language_modelling(text.hidden, targets[..., 0], counts, head)
+        known = {"base": base, "base_nll": F.pad(base_nll, (0, tokens - read))}
+        if self.objective.thoughts == NOTHING:
+            return without_thoughts(*head.attach(loss, {"base": loss}), **known), None
+
+        places = places_of(targets, None if thinks is None else thinks[:, :read])
+        slices = slices_of(places.real.shape[1], engine.positions)
         if engine.apart and len(slices) > 1:
             raise ValueError("the parts of the loss can be kept apart only where all positions think at once")
-        head = HeadLosses(self.thinker.decoder.head, engine.apart)
-        targets = lookahead_targets(labels, self.thinker.layout.lookahead)
-        if self.objective.thoughts == NOTHING:
-            losses = self.objective(SliceStates(text.hidden, targets), counts, head)
-            total, parts = head.attach(losses.total, losses.parts)
-            return replace(losses, total=total, parts=parts), None
-
-        thoughts, places = None, torch.arange(labels.shape[1], device=labels.device)
-        if thought_ids is None and self.objective.thoughts == SAMPLED:
-            some = [self.thinker.sample(text, places[part], self.rationales, sampling) for part in slices]
+        thoughts = None
+        if thought_ids is not None:
+            thought_ids = places.of(thought_ids)
+        elif self.objective.thoughts == SAMPLED:
+            some = [self.thinker.sample(text, places[part].positions, self.rationales, sampling) for part in slices]
             thoughts = Thoughts(*(torch.cat([getattr(t, f.name) for t in some], 2) for f in fields(Thoughts)))
             thought_ids = thoughts.ids
-        layout, lookahead = self.thinker.layout, self.thinker.layout.lookahead
-        rows = self.thinker.embed_rows(text.input_ids, places, thought_ids, layout)
-        lengths = self.thinker.lengths(thought_ids)
-        if lengths is not None:  # a thought's policy term ends with the draw that ended it
-            after = torch.arange(layout.thought_tokens, device=labels.device) > lengths.unsqueeze(-1)
-            thought_ids = thought_ids.masked_fill(after, IGNORED)
+        rewarded = rewarded_positions(tokens, lookahead)
+        slots = self._slots(places, targets, base_nll, rewarded, thought_ids, old)
+        rows = self.thinker.embed_rows(text.input_ids, places.positions, thought_ids, self.thinker.layout)
 
-        def losses_of(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, Losses]:
+        def losses_of(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, SliceLosses]:
             """A slice's losses, from its rows' embeddings and the text's states (B, N, D), keys and values."""
             hidden, *cache = shared
-            rows = self.thinker.decoder.run_rows(rows, text.view.with_tensors(cache), places[part])
-            talking = layout.talking(rows, None if lengths is None else lengths[:, :, part])
-            base = ahead(hidden, lookahead, fill=0.0)[:, part].unsqueeze(1)
-            mixed, weight = self.thinker.mixing_head.mix(base, talking)
-            rewarded = min(part.stop, rewarded_positions(labels.shape[1], lookahead)) - part.start
-            rewarded = slice(0, max(0, rewarded))
-            seen = slice(part.start, part.stop + lookahead - 1)
-            states = SliceStates(
-                base=hidden[:, seen],
-                targets=targets[:, seen],
-                mixed=mixed,
-                weight=weight,
-                thinking=rows[:, :, rewarded, layout.sampling_outputs],
-                ids=None if thought_ids is None else thought_ids[:, :, part][:, :, rewarded],
-                sampled=thoughts is not None,
-                old_log_probs=None if old is None else old.log_probs[:, :, part],
-            )
-            losses = self.objective(states, counts, head)
+            here = replace(text, hidden=hidden, view=text.view.with_tensors(cache))
+            losses = self.objective(self._states(here, slots[part], part, rows, thoughts is not None), counts, head)
             if len(slices) == 1:
                 return losses.total, losses
             parts = {name: loss.detach() for name, loss in losses.parts.items()}  # lets go of the slice's activations
-            return losses.total, replace(losses, total=losses.total.detach(), parts=parts)
+            return losses.total, replace(losses, parts=parts)
 
         total, some = sum_over(slices, losses_of, rows, [text.hidden, *text.view.tensors()], self.parameters)
-        parts = {name: sum(losses.parts[name] for losses in some) for name in some[0].parts}
-        return join(some, *head.attach(total, parts)), thoughts
+        parts = {"base": loss} | {name: sum(losses.parts[name] for losses in some) for name in some[0].parts}
+        losses = join(some, places, tokens, rewarded, *head.attach(loss + total, parts), **known)
+        return losses, thoughts and Thoughts(*(places.spread(getattr(thoughts, f.name), tokens) for f in fields(Thoughts)))
+
+    def _slots(
+        self,
+        places: Places,
+        targets: Tensor,
+        base_nll: Tensor,
+        rewarded: int,
+        thought_ids: Tensor | None,
+        old: Losses | None,
+    ) -> Slots:
+        """The slots of a text with these targets (B, N, A) and base losses (B, N), from ``thought_ids`` (B, R, P, K).
+
+        Its positions before ``rewarded`` have a reward.
+        """
+        gets, lengths, ids = places.real & (places.positions < rewarded), self.thinker.lengths(thought_ids), thought_ids
+        if ids is not None:
+            ids = ids.masked_fill(~gets[:, None, :, None], IGNORED)
+        if lengths is not None:  # a thought's policy term ends with the draw that ended it
+            after = torch.arange(ids.shape[-1], device=ids.device) > lengths.unsqueeze(-1)
+            ids = ids.masked_fill(after, IGNORED)
+        return Slots(
+            places=places,
+            targets=places.of(targets.unsqueeze(1))[:, 0].masked_fill(~places.real.unsqueeze(-1), IGNORED),
+            without=ahead_at(base_nll, places.positions, targets.shape[-1], fill=0.0),
+            rewarded=gets,
+            ids=ids,
+            lengths=lengths,
+            old_log_probs=None if old is None else places.of(F.pad(old.log_probs, (0, 0, 0, targets.shape[1] - rewarded))),
+        )
+
+    def _states(self, text: Text, slots: Slots, part: slice, rows: Tensor, sampled: bool) -> SliceStates:
+        """Run a slice's ``rows``, from their embeddings (B, R, p, T, D)."""
+        layout, here = self.thinker.layout, slots.places.positions
+        rows = self.thinker.decoder.run_rows(rows, text.view, here)
+        if here.ndim == 1:  # positions of all texts are a range, and the gradient of a slice is fast
+            base = ahead(text.hidden, layout.lookahead, fill=0.0)[:, part]
+        else:
+            base = ahead_at(text.hidden, here, layout.lookahead, fill=0.0)
+        mixed, weight = self.thinker.mixing_head.mix(base.unsqueeze(1), layout.talking(rows, slots.lengths))
+        return SliceStates(
+            base=base,
+            without=slots.without,
+            targets=slots.targets,
+            mixed=mixed,
+            weight=weight,
+            rewarded=slots.rewarded,
+            thinking=rows[:, :, :, layout.sampling_outputs],
+            ids=slots.ids,
+            sampled=sampled,
+            old_log_probs=slots.old_log_probs,
+        )

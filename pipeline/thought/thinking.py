@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
-from .layout import Layout, ahead
+from .layout import Layout, ahead_at, at
 from .mixing import MixingHead
 from .sampler import Sampling, Thoughts, sample
 from .views import KeyValueCache, TextView
@@ -61,11 +61,14 @@ class Thinker:
         return Text(input_ids, hidden, view, text_keys)
 
     def sample(self, text: Text, positions: Tensor, rationales: int, sampling: Sampling) -> Thoughts:
-        """Sample ``rationales`` (R) thoughts after the text at each of ``positions`` (P,), one token a pass for all."""
+        """Sample ``rationales`` (R) thoughts after the text at each of ``positions``, one token a pass for all.
+
+        ``positions``, here and below: (P,), those of every text, or (B, P), those of each.
+        """
         return self._think_after(text, positions, rationales, sampling, talk=False)[0]
 
     def sample_and_talk(self, text: Text, positions: Tensor, sampling: Sampling) -> tuple[Thoughts, Tensor]:
-        """A thought after each of ``positions`` (P,), and the states (B, P, D) at its end: K + 1 passes, no more."""
+        """A thought after each of ``positions``, and the states (B, P, D) at its end: K + 1 passes, no more."""
         thoughts, talk = self._think_after(text, positions, 1, sampling, talk=True)
         return thoughts, talk[:, 0]
 
@@ -73,8 +76,8 @@ class Thinker:
     def _think_after(
         self, text: Text, positions: Tensor, rationales: int, sampling: Sampling, talk: bool
     ) -> tuple[Thoughts, Tensor | None]:
-        """`think` after the text at ``positions`` (P,), all R * P thoughts of a text in one pass a token."""
-        places, own = text.view.position_ids[:, positions], KeyValueCache(self.layout.thought_tokens + 2 * talk)
+        """`think` after the text at ``positions``, all R * P thoughts of a text in one pass a token."""
+        places, own = at(text.view.position_ids, positions), KeyValueCache(self.layout.thought_tokens + 2 * talk)
 
         def run(embeddings: Tensor, first: int) -> Tensor:
             return self.decoder.run_rows(embeddings, text.view, positions, first, own)
@@ -82,7 +85,7 @@ class Thinker:
         def chances(step: int) -> Tensor:
             return sampling.chances(text.text_keys, rationales, places, step)
 
-        start = self.start.expand(len(places), rationales, len(positions), 1, -1)
+        start = self.start.expand(len(places), rationales, places.shape[1], 1, -1)
         return self.think(run(start, 0)[..., 0, :], run, chances, sampling, talk)
 
     def think(
@@ -144,7 +147,7 @@ class Thinker:
         ``ids`` (B, R, P, K) are the thoughts' tokens; None: one row of pauses. Past the end of the text id 0 stands in;
         its targets are IGNORED.
         """
-        following = ahead(input_ids, layout.lookahead, fill=0)[:, positions, 1:].unsqueeze(1)  # x_{i+1} .. x_{i+A-1}
+        following = ahead_at(input_ids, positions, layout.lookahead, fill=0)[:, :, 1:].unsqueeze(1)  # x_{i+1} .. x_{i+A-1}
         if ids is None:
             following = self.decoder.embed(following)
             thought = self.pauses.expand(*following.shape[:3], -1, -1)

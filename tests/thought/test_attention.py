@@ -308,11 +308,11 @@ def test_flex_as_written_equals_the_reference(shape):
 
 def test_a_block_mask_is_made_once_in_which_padded_queries_see_the_first_token_only():
     cpu = torch.device("cpu")
-    mask = flex.block_mask((0, 2), 4, 4, 3, cpu)
+    mask = flex.block_mask(((0, 2),), 4, 4, 3, cpu)
     seen = mask.mask_mod(0, 0, torch.arange(12, 128)[:, None], torch.arange(256))
     assert mask.shape == (1, 1, 128, 256) and seen[:, 0].all() and not seen[:, 1:].any()
-    assert flex.block_mask((0, 2), 4, 4, 3, cpu) is mask
-    others = [((0, 3), 4, 4, 3), ((0, 2), 5, 4, 3), ((0, 2), 4, 6, 3), ((0, 2), 4, 4, 2)]
+    assert flex.block_mask(((0, 2),), 4, 4, 3, cpu) is mask
+    others = [(((0, 3),), 4, 4, 3), (((0, 2),), 5, 4, 3), (((0, 2),), 4, 6, 3), (((0, 2),), 4, 4, 2)]
     assert all(flex.block_mask(*other, cpu) is not mask for other in others)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.thought.head import HeadLosses
 from pipeline.thought.methods import METHODS
 from pipeline.thought.model import QuietStarForCausalLM
-from pipeline.thought.objective import Counts, Losses, SliceStates
+from pipeline.thought.objective import Counts, SliceLosses, SliceStates
 from pipeline.thought.quiet_star import QuietStar
 from pipeline.thought.step import Engine
 from tests.thought.tiny import GPT2, LLAMA, error, quiet_star, random_ids
@@ -24,11 +24,11 @@ class Valued(QuietStar):
         super().__init__(config)
         self.value = nn.Linear(16, 1)
 
-    def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> Losses:
+    def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> SliceLosses:
         losses = super().forward(states, counts, head)
-        value = self.value(states.base[:, : losses.reward.shape[2]].detach()).squeeze(-1)
-        part = (value - losses.reward.mean(1)).square().sum() / counts.thoughts
-        return replace(losses, total=losses.total + part, parts=losses.parts | {"value": part})
+        value = self.value(states.base[:, :, 0].detach()).squeeze(-1)
+        part = ((value - losses.reward.mean(1)) * states.rewarded).square().sum() / counts.thoughts
+        return replace(losses, parts=losses.parts | {"value": part})
 
 
 class Weightless:
@@ -44,14 +44,17 @@ class Weightless:
 class Clipped(QuietStar):
     """The policy alone, with the ratio to an earlier pass over the same thoughts, left out where it is above 1.2."""
 
-    def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> Losses:
+    def language_modelling(self, hidden: Tensor, targets: Tensor, counts: Counts, head: HeadLosses) -> tuple:
+        return super().language_modelling(hidden, targets, counts, Weightless(head))
+
+    def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> SliceLosses:
         quiet = super().forward(replace(states, sampled=False), counts, Weightless(head))
         old = quiet.log_probs if states.old_log_probs is None else states.old_log_probs
         ratio = (quiet.log_probs - old).exp()
         weights = ratio.where(ratio < 1.2, 0) * quiet.advantage.unsqueeze(-1) / counts.thoughts
         options = {"temperature": self.config.policy_temperature, "banned": self.config.banned_in_thoughts}
         loss, _ = head.cross_entropy("policy", states.thinking, states.ids, weights, **options)
-        return replace(quiet, total=loss, parts={"policy": loss})
+        return replace(quiet, parts={"policy": loss})
 
 
 @pytest.fixture(autouse=True)

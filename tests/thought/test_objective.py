@@ -58,4 +58,4 @@ def test_texts_of_every_length_train_on_what_follows_from_the_cross_entropies(te
 
 def test_counts_are_of_real_targets():
     labels = torch.tensor([[0, 4, IGNORED, 2], [0, IGNORED, IGNORED, IGNORED]])
-    assert [count.tolist() for count in counts_of(labels, 1)] == [[2], 4, 4, 3]
+    assert [count.tolist() for count in counts_of(labels, 1)] == [2, [2], 4, 2, 1]
