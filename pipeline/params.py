@@ -140,12 +140,20 @@ class Lora:
 
 
 @dataclass
+class Thinking:
+    where: Annotated[str, ("one of", ("every", "random", "entropy", "one", "marker"))] = MISSING
+    share: Annotated[float, ("above", 0), ("at most", 1)] = MISSING
+    marker: str = MISSING
+
+
+@dataclass
 class Train:
     launcher: str = MISSING
     thought_tokens: Size = MISSING
     lookahead: Size = MISSING
     rationales: Size = MISSING
     thoughts_end: bool = MISSING
+    thinking: Thinking = field(default_factory=Thinking)
     meta_token_text: str = MISSING
     meta_token_scale: Positive = MISSING
     policy_weight: NotNegative = MISSING
@@ -278,6 +286,8 @@ def _impossible(params: Params) -> Iterator[str]:
     for name, values in vars(arms).items():
         if not values or len(set(values)) < len(values):
             yield f"arms.{name} is {values}, but must name at least one and none twice"
+    if not train.thinking.marker:
+        yield "train.thinking.marker is empty: it is the text after which a position thinks"
     if not train.meta_token_text:
         yield "train.meta_token_text is empty: the meta-tokens start as the embedding of this text"
     if train.adapt == "whole" and train.saved == "learned":

@@ -55,6 +55,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, (default, text) in SIZES.items():
         parser.add_argument(f"--{name}", type=_size, default=default, help=f"{text} ({default})")
     parser.add_argument("--positions", type=_size, default=None, help="positions that think at a time (all)")
+    parser.add_argument("--share", type=float, default=1.0, help="of the positions that think (1)")
+    parser.add_argument("--choose", choices=["random", "entropy"], default="random", help="which (random)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--attention", choices=["auto", *PATHS], default="auto")
@@ -70,6 +72,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError("--vocab must be at least 3: two tokens are the meta-tokens, which are never sampled")
     if options.tokens < options.lookahead + 2:
         raise UserError("--tokens must be at least --lookahead + 2, or no thought has a reward")
+    if not 0 < options.share <= 1:
+        raise UserError("--share must be above 0 and at most 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but no CUDA GPU is usable here")
     return options

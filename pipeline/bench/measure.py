@@ -20,6 +20,7 @@ from pipeline.plan.shape import shape_of
 from pipeline.plan.work import Step, pass_flops, products
 from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
+from pipeline.thought.places import likeliest
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 
@@ -73,8 +74,17 @@ def measure_training(model: QuietStarForCausalLM, ids: Tensor, options: argparse
     optimizer = torch.optim.AdamW(learned, lr=1e-5, fused=True)
     engine = Engine(options.attention, options.positions)
 
+    def chosen() -> Tensor | None:
+        if options.share == 1:
+            return None
+        scores = model.entropies(ids) if options.choose == "entropy" else torch.rand(ids.shape, device=ids.device)
+        wanted = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) < ids.shape[1] - 1
+        count = round(options.share * ids.shape[1])
+        return likeliest(scores, wanted, torch.full((len(ids),), count, device=ids.device))
+
     def train_step() -> None:
-        model(ids, labels=ids, sampling=Sampling(seed=SEED), engine=engine).loss.backward()
+        sampling = Sampling(seed=SEED)
+        model(ids, labels=ids, sampling=sampling, engine=engine, thinks=chosen()).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -143,7 +153,8 @@ def _product_seconds(shape: tuple[int, int, int], options: argparse.Namespace) -
 
 
 def step_of(options: argparse.Namespace) -> Step:
-    return Step(options.batch, options.tokens, options.rationales, options.thought_tokens, options.lookahead)
+    sizes = (options.tokens, options.rationales, options.thought_tokens, options.lookahead)
+    return Step(options.batch, *sizes, options.share)
 
 
 def times(call: Callable[[], None], repeats: int, device: str) -> list[float]:

@@ -52,7 +52,10 @@ def estimate(params: Params) -> Estimate:
         shape = shape_from(scratch_config(base.scratch, tokenize.vocabulary, end=0))
         pretraining_tokens = base.scratch.steps * base.scratch.batch_size * tokenize.pretrain_span
     shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
-    step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead)
+    # how often a marker follows is not known before the text is read: every position is the most that it can be
+    share = {"random": train.thinking.share, "entropy": train.thinking.share, "one": 1 / tokenize.span}
+    share = share.get(train.thinking.where, 1.0)
+    step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead, share)
     passes, learned = train.steps * train.accumulation, trainable_parameters(shape, train)
     trained = len(params.arms.seeds) * sum(METHODS[method].trains for method in params.arms.methods)
     if train.saved == "learned":  # base model and release are whole
@@ -98,7 +101,10 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
         times = 2 + (train.steps - 1) // train.evaluation_steps if trains else 1
         watched = times * train.evaluation_texts / step.texts
         own = replace(step, rationales=0) if kind == NOTHING else step
-        found = passes * pass_flops(shape, own, rank) + watched * pass_flops(shape, own, backward=False)
+        found = passes * pass_flops(shape, own, rank)
+        found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
+        if train.thinking.where == "entropy" and kind != NOTHING:  # read once more, to choose
+            found += passes * reading_flops(shape, step.positions, step.tokens)
         sampled = own.thoughts * (own.thought_tokens + 1) if kind == PAUSES else 0
         return found - (passes + watched) * reading_flops(shape, sampled, own.tokens)
 
@@ -132,8 +138,9 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     stay until those of thoughts and of the text are summed, whole weights until the next pass (launchers/node.yaml).
     """
     learned, bfloat16 = trainable_parameters(shape, train), train.precision == "bfloat16"
-    thinking = min(train.positions or step.tokens, step.tokens)
-    sums = 1 if thinking == step.tokens else 2  # slices keep gradients beside the parameters' own
+    most = step.thoughts / step.rationales / step.texts  # positions of a text
+    thinking = min(train.positions or most, most)
+    sums = 1 if thinking == most else 2  # slices keep gradients beside the parameters' own
     thoughts = step.texts * thinking * step.rationales
     rows = step.positions + thoughts * step.row_tokens
     size = FLOAT * (AUTOCAST_SHARE if bfloat16 else 1)

@@ -15,13 +15,14 @@ HEAD_ROWS = 512  # that the head works on at a time
 
 @dataclass(frozen=True)
 class Step:
-    """One forward and backward pass: B texts of N tokens, R thoughts of K tokens at each position, lookahead A."""
+    """A forward and backward pass: B texts of N tokens, R thoughts of K tokens at a share of them, lookahead A."""
 
     texts: int
     tokens: int
     rationales: int
     thought_tokens: int
     lookahead: int
+    share: float = 1.0
 
     @property
     def row_tokens(self) -> int:
@@ -34,7 +35,7 @@ class Step:
 
     @property
     def thoughts(self) -> int:
-        return self.positions * self.rationales
+        return round(self.positions * self.share) * self.rationales
 
 
 def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float, float]]:
@@ -54,7 +55,7 @@ def pass_flops(shape: Shape, step: Step, rank: int | None = None, backward: bool
     def linear(some: Shape, gradients: int) -> float:
         return sum(2 * m * i * o * (there + gradients * back) for m, i, o, there, back in products(some, step))
 
-    text, thoughts = step.tokens, step.tokens * step.rationales
+    text, thoughts = step.tokens, step.thoughts / step.texts
     # pairs of a query and a key: of the text with itself, of thoughts with half the text, of thoughts with themselves
     row, sampled = step.row_tokens, step.thought_tokens + 1
     learned = text * text / 2 + thoughts * (row * text / 2 + row * (row + 1) / 2)

@@ -38,7 +38,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """A pass cut into blocks. ``near_bias`` (1 or B, P, N) and ``own_bias`` (M, S') are 0, or -inf where a row may not look.
+    """A pass cut into blocks.
+
+    ``near_bias`` (1 or B, P, N) and ``own_bias`` (M, S') are 0, or -inf where a row may not look.
 
     ``rationales``: R. ``tokens``: S. M, the queries of a position, is R*H/G*S.
     """

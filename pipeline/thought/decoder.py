@@ -43,7 +43,7 @@ class Decoder:
     def run_rows(
         self, embeddings: Tensor, text: TextView, positions: Tensor, first: int = 0, own: KeyValueCache | None = None
     ) -> Tensor:
-        """Hidden states (B, R, P, S, D) of the rows of thoughts after ``positions`` (`Rows`), from their ``embeddings``.
+        """Hidden states (B, R, P, S, D) of the rows of thoughts after ``positions`` (`Rows`), from ``embeddings``.
 
         The embeddings (B, R, P, S, D) are those of row tokens ``first`` on; ``own`` caches the earlier ones.
         """

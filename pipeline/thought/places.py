@@ -53,6 +53,12 @@ def places_of(targets: Tensor, thinks: Tensor | None) -> Places:
     return Places(torch.minimum(positions, (ends - 1).clamp(min=0)), order[:most] < counts)
 
 
+def likeliest(scores: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
+    """Of the ``wanted`` positions (B, N) those with a text's highest ``scores`` (B, N), ``counts`` (B,) of each."""
+    ranks = scores.masked_fill(~wanted, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return wanted & (ranks < counts.unsqueeze(1))
+
+
 def thinking(targets: Tensor, thinks: Tensor | None) -> Tensor:
     """Which positions (B, N) think: those of ``thinks`` that have any of the ``targets`` (B, N, A)."""
     wanted = (targets != IGNORED).any(-1)

@@ -129,7 +129,9 @@ class Learner:
         total, some = sum_over(slices, losses_of, rows, [text.hidden, *text.view.tensors()], self.parameters)
         parts = {"base": loss} | {name: sum(losses.parts[name] for losses in some) for name in some[0].parts}
         losses = join(some, places, tokens, rewarded, *head.attach(loss + total, parts), **known)
-        return losses, thoughts and Thoughts(*(places.spread(getattr(thoughts, f.name), tokens) for f in fields(Thoughts)))
+        if thoughts is not None:
+            thoughts = Thoughts(*(places.spread(getattr(thoughts, f.name), tokens) for f in fields(Thoughts)))
+        return losses, thoughts
 
     def _slots(
         self,
@@ -150,6 +152,8 @@ class Learner:
         if lengths is not None:  # a thought's policy term ends with the draw that ended it
             after = torch.arange(ids.shape[-1], device=ids.device) > lengths.unsqueeze(-1)
             ids = ids.masked_fill(after, IGNORED)
+        if old is not None:
+            log_probs = places.of(F.pad(old.log_probs, (0, 0, 0, targets.shape[1] - rewarded)))
         return Slots(
             places=places,
             targets=places.of(targets.unsqueeze(1))[:, 0].masked_fill(~places.real.unsqueeze(-1), IGNORED),
@@ -157,7 +161,7 @@ class Learner:
             rewarded=gets,
             ids=ids,
             lengths=lengths,
-            old_log_probs=None if old is None else places.of(F.pad(old.log_probs, (0, 0, 0, targets.shape[1] - rewarded))),
+            old_log_probs=None if old is None else log_probs,
         )
 
     def _states(self, text: Text, slots: Slots, part: slice, rows: Tensor, sampled: bool) -> SliceStates:

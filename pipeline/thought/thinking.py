@@ -147,7 +147,8 @@ class Thinker:
         ``ids`` (B, R, P, K) are the thoughts' tokens; None: one row of pauses. Past the end of the text id 0 stands in;
         its targets are IGNORED.
         """
-        following = ahead_at(input_ids, positions, layout.lookahead, fill=0)[:, :, 1:].unsqueeze(1)  # x_{i+1} .. x_{i+A-1}
+        # x_{i+1} .. x_{i+A-1}
+        following = ahead_at(input_ids, positions, layout.lookahead, fill=0)[:, :, 1:].unsqueeze(1)
         if ids is None:
             following = self.decoder.embed(following)
             thought = self.pauses.expand(*following.shape[:3], -1, -1)

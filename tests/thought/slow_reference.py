@@ -121,8 +121,13 @@ class SlowQuietStar:
                 losses.append(cross_entropy(self.logits(mixed), text[position + 1 + k]))
         return losses
 
-    def losses(self, texts: list[list[int]], tokens: int, thoughts: Tensor | None) -> SlowResult:
-        """The loss of ``texts`` (real tokens; padded on the right to ``tokens``) with ``thoughts`` (B, R, N, K)."""
+    def losses(
+        self, texts: list[list[int]], tokens: int, thoughts: Tensor | None, thinks: Tensor | None = None
+    ) -> SlowResult:
+        """The loss of ``texts`` (real tokens; padded on the right to ``tokens``) with ``thoughts`` (B, R, N, K).
+
+        ``thinks`` (B, N): the positions that think; None: all.
+        """
         if thoughts is None:  # pauses have no ids
             thoughts = torch.zeros(len(texts), 1, tokens, 0, dtype=torch.long)
         all_base: list[Tensor] = []
@@ -133,7 +138,7 @@ class SlowQuietStar:
             base_logits = self.base(input_ids=torch.tensor([text]), use_cache=False).logits[0]  # by its own head
             base = [cross_entropy(base_logits[i], text[i + 1]) for i in range(len(text) - 1)]
             all_base += base
-            for i in range(len(text)):
+            for i in range(len(text)) if thinks is None else thinks[b, : len(text) - 1].nonzero().flatten().tolist():
                 for r in range(thoughts.shape[1]):
                     thought = thoughts[b, r, i].tolist()
                     states = self.thought_states(text, i, thought)
@@ -144,22 +149,24 @@ class SlowQuietStar:
                     result.log_probs[b, r, i] = self.log_probabilities(states, thought)
         result.base = mean(all_base)
         result.talk = mean([mean(losses) for losses in all_talk])
-        self.add_policy(result, len(texts), thoughts.shape[1], tokens)
+        last = tokens - 2 - self.config.lookahead
+        rewarded = (
+            len(texts) * (last + 1) if thinks is None else len({(b, i) for b, _, i in result.reward if i <= last})
+        )
+        self.add_policy(result, rewarded, thoughts.shape[1], last)
         result.total = 0.5 * result.base + 0.5 * result.talk + self.config.policy_weight * result.policy
         return result
 
-    def add_policy(self, result: SlowResult, texts: int, rationales: int, tokens: int) -> None:
-        """REINFORCE, from the rewards: positions 0 .. n-2-a, those of padding with reward 0."""
+    def add_policy(self, result: SlowResult, rewarded: int, rationales: int, last: int) -> None:
+        """REINFORCE, from the rewards: ``rewarded`` positions up to ``last``, those of padding with reward 0."""
         terms: list[list[Tensor]] = [[] for _ in range(self.config.thought_tokens)]
-        last = tokens - 2 - self.config.lookahead
         for (b, r, i), reward in result.reward.items():
             siblings = [result.reward[b, other, i] for other in range(rationales)]
             result.advantage[b, r, i] = max(reward - (fmean(siblings) if rationales > 1 else 0.0), 0.0)
             if i <= last:
                 for j, log_prob in enumerate(result.log_probs[b, r, i]):
                     terms[j].append(-result.advantage[b, r, i] * log_prob)
-        count = texts * rationales * (last + 1)
-        result.policy = mean([torch.stack(of_token).sum() / count for of_token in terms])
+        result.policy = mean([torch.stack(of_token).sum() / (rewarded * rationales) for of_token in terms])
 
     def log_probabilities(self, states: Tensor, thought: list[int]) -> list[Tensor]:
         """Of each of a thought's tokens, from the output before it, at REINFORCE's temperature; 0 after its end."""
@@ -179,7 +186,7 @@ class SlowPause(SlowQuietStar):
     def embed_thought(self, thought: list[int]) -> Tensor:
         return self.config.meta_token_scale * self.own["pause_embeddings"]
 
-    def add_policy(self, result: SlowResult, texts: int, rationales: int, tokens: int) -> None:
+    def add_policy(self, result: SlowResult, rewarded: int, rationales: int, last: int) -> None:
         """None: what a pause is worth teaches nothing."""
         result.advantage = {key: max(reward, 0.0) for key, reward in result.reward.items()}
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.thought.decoder import UnsupportedDecoderError, build_decoder, check_decoder
+from pipeline.thought.decoder import Decoder, UnsupportedDecoderError, build_decoder, check_decoder
+from pipeline.thought.head import IGNORED
 from pipeline.thought.methods import PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -25,6 +27,7 @@ from tests.thought.tiny import (
     gradients,
     quiet_star,
     random_ids,
+    rows_of,
     slow,
     texts,
     unpadded,
@@ -35,7 +38,9 @@ ARCHITECTURE_AND_ENGINE = [(name, ENGINES[i % len(ENGINES)]) for i, name in enum
 KINDS_OF_THOUGHTS = pytest.mark.parametrize("kind", [QUIET_STAR, PAUSE, "ending"])
 
 
-def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: float = 1e-5) -> None:
+def check_step(
+    model: QuietStarForCausalLM, engines: list[Engine], tolerance: float = 1e-5, thinks: Tensor | None = None
+) -> None:
     """A training step by each of ``engines`` equals the slow reference, gradients included."""
     ids, mask, labels = texts("right")
     pauses, reference, thoughts = model.config.method == PAUSE, slow(model), None
@@ -45,11 +50,11 @@ def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: fl
         if model.config.thoughts_end:
             kept = {len(reference.kept(thought)) for thought in thoughts.flatten(0, 2).tolist()}
             assert kept == set(range(model.config.thought_tokens + 1))
-    expected = reference.losses(unpadded(ids, mask), TOKENS, thoughts)
+    expected = reference.losses(unpadded(ids, mask), TOKENS, thoughts, thinks)
     expected.total.backward()
     assert all(gradient.any() for gradient in reference.gradients().values())
     for engine in engines:
-        output = model(ids, mask, labels=labels, thought_ids=thoughts, engine=engine)
+        output = model(ids, mask, labels=labels, thought_ids=thoughts, engine=engine, thinks=thinks)
         losses = output.losses
         for name in ("total", "base", "talk", "policy"):
             wanted = getattr(expected, name).item()
@@ -59,7 +64,8 @@ def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: fl
         # every rewarded position of a real token
         rewarded = losses.reward.shape[-1]
         keys = [key for key in expected.reward if key[2] < rewarded]
-        assert len(keys) == rationales * sum(min(length, rewarded) for length in LENGTHS)
+        if thinks is None:
+            assert len(keys) == rationales * sum(min(length, rewarded) for length in LENGTHS)
         index = tuple(torch.tensor(keys).T)
         for name in ("reward", "advantage"):
             wanted = losses.reward.new_tensor([getattr(expected, name)[key] for key in keys])
@@ -71,6 +77,49 @@ def check_step(model: QuietStarForCausalLM, engines: list[Engine], tolerance: fl
             log_probs = torch.stack([torch.stack(expected.log_probs[key]) for key in keys]).detach()
             assert error(losses.log_probs[tuple(torch.tensor(keys).T)], log_probs) < tolerance
         compare_gradients(gradients(model, output.loss), reference.gradients(), tolerance)
+
+
+# of the two texts of `texts`, by what chooses them; the eighth and ninth tokens of the second are padding
+CHOSEN = {
+    "a share": [[0, 2, 3, 6, 7], [1, 2, 5]],
+    "one": [[4], [2]],
+    "after a marker": [[1, 2, 3], [0, 3, 5, 8]],
+    "one text only": [[0, 1, 4, 6], []],
+    "all": [list(range(9)), list(range(9))],
+}
+
+
+def mask_of(chosen: list[list[int]]) -> Tensor:
+    """The positions (2, N) as True in a mask."""
+    return torch.stack([torch.isin(torch.arange(TOKENS), torch.tensor(some, dtype=torch.long)) for some in chosen])
+
+
+@KINDS_OF_THOUGHTS
+@pytest.mark.parametrize("chosen", CHOSEN.values(), ids=CHOSEN.keys())
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_chosen_positions_think_and_no_others(name, chosen, kind):
+    model = quiet_star(ARCHITECTURES[name], **KINDS[kind]).double()
+    check_step(model, ENGINES[::3], tolerance=1e-5, thinks=mask_of(chosen))  # their norms are float32
+
+
+@pytest.mark.parametrize("sampled", [True, False], ids=["sampled", "given"])
+def test_what_does_not_think_costs_nothing(sampled, monkeypatch):
+    """Padding, the last token and what is not chosen; for the text, what is padding in every text."""
+    model = quiet_star(LLAMA)
+    rows, texts_read = rows_of(Decoder, "run_rows", monkeypatch), rows_of(Decoder, "run", monkeypatch)
+    row_tokens, rationales = model.layout.row_tokens, model.config.rationales
+    ids, mask, labels = texts("right", tokens=12)
+    mask[:, 9:], mask[1, 7:] = 0, 0
+    labels = labels.masked_fill(mask == 0, IGNORED)
+    thoughts = None if sampled else random_ids(2, rationales, 12, 3)
+    for thinks, slots in ((None, 8), (mask_of(CHOSEN["a share"]), 5), (mask_of(CHOSEN["one"]), 1)):
+        thinks = thinks if thinks is None else F.pad(thinks, (0, 3), value=True)
+        rows.clear(), texts_read.clear()
+        losses = model(ids, mask, labels=labels, thought_ids=thoughts, thinks=thinks).losses
+        assert rows == [*[2 * rationales * slots] * (3 if sampled else 0), 2 * rationales * slots * row_tokens]
+        assert texts_read[0] == 2 * 9
+        assert losses.thinks.shape == (2, 12) and losses.thinks.sum() == {8: 14, 5: 8, 1: 2}[slots]
+        assert not losses.talk_nll[~losses.thinks.unsqueeze(1).expand(-1, rationales, -1)].any()
 
 
 @KINDS_OF_THOUGHTS

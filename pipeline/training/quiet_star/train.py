@@ -19,6 +19,7 @@ from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
 from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer
+from pipeline.training.quiet_star.where import EVERY, Where
 from pipeline.training.trainer import logged, training_arguments
 
 # the settings of a method that takes no step: all that is measured is held-out text, and the base model is not copied
@@ -94,8 +95,11 @@ def _trainer(
     asked = read_probe(probe, tokenizer, params.rationales) if model.samples_thoughts else None
     if asked is not None:
         check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
+    where = None if params.thinking.where == EVERY else Where(params.thinking, tokenizer)
+    if where is not None:
+        where.check(spans)
     return QuietStarTrainer(
-        params, asked, arguments, folder=folder, model=model, train_dataset=spans, eval_dataset=heldout
+        params, asked, where, arguments, folder=folder, model=model, train_dataset=spans, eval_dataset=heldout
     )
 
 

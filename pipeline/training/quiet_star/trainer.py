@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -11,7 +12,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from pipeline.data.spans import IGNORED
 from pipeline.errors import UserError, optional
 from pipeline.params import Train
 from pipeline.thought.layout import ahead
@@ -21,6 +21,7 @@ from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.processes import is_main
 from pipeline.training.quiet_star.probe import Probe
+from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import CheckedTrainer
 from pipeline.training.warnings import Watch
 
@@ -38,12 +39,15 @@ class QuietStarTrainer(CheckedTrainer):
     """Trains a `QuietStarForCausalLM`. Sampled thoughts depend on the seed, the step and the text's index alone.
 
     A step's losses are means over all of its texts, however they are divided into micro-batches and processes. Held-out
-    texts are the ``eval_dataset``; ``probe`` is None if no workings are known.
+    texts are the ``eval_dataset``; ``probe`` is None if no workings are known, ``where`` if every position thinks.
     """
 
-    def __init__(self, params: Train, probe: Probe | None, args: TrainingArguments, **kwargs: object):
+    def __init__(
+        self, params: Train, probe: Probe | None, where: Where | None, args: TrainingArguments, **kwargs: object
+    ):
         self._params = params
         self._probe = probe
+        self._where = where
         self._parts: list[dict[str, Tensor]] = []  # each micro-batch's share of the next row of the log
         self._engine = Engine(params.attention, params.positions)
         self._watch = Watch()
@@ -67,13 +71,21 @@ class QuietStarTrainer(CheckedTrainer):
     ) -> tuple[list[dict[str, Tensor]], Counts]:
         """This process's micro-batches of a step, and the counts that the step's means divide by."""
         batches = list(islice(epoch_iterator, num_batches))
-        counts = sum_counts(counts_of(batch["labels"], self.model.lookahead) for batch in batches)
-        return batches, self.accelerator.reduce(counts, "sum")
+        if self._where is not None and self.model.has_thoughts:
+            with gathered(self.model), self.accelerator.autocast():
+                batches = [batch | {"thinks": self._where.thinks(self.model, batch, self._seed)} for batch in batches]
+        counts = (counts_of(batch["labels"], self.model.lookahead, batch.get("thinks")) for batch in batches)
+        return batches, self.accelerator.reduce(sum_counts(counts), "sum")
+
+    @property
+    def _seed(self) -> int:
+        """Of the step's draws."""
+        return self.args.seed * SEEDS_APART + self.state.global_step
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        seed = self.args.seed * SEEDS_APART + self.state.global_step
-        output = model(**inputs, sampling=Sampling(seed=seed), counts=num_items_in_batch, engine=self._engine)
-        self._parts.append(_logged_parts(output, inputs["labels"], num_items_in_batch))
+        sampling = Sampling(seed=self._seed)
+        output = model(**inputs, sampling=sampling, counts=num_items_in_batch, engine=self._engine)
+        self._parts.append(_logged_parts(output, num_items_in_batch))
         loss = output.loss * self.args.world_size  # as gradients are averaged over processes, not summed
         return (loss, output) if return_outputs else loss
 
@@ -111,14 +123,9 @@ class QuietStarTrainer(CheckedTrainer):
             for name, loss in _losses(losses, counts).items():
                 metrics[f"eval_{name}"] += loss.item()
         if self._probe is not None:
-            sharded = isinstance(self.model, FSDPModule)  # FSDP2 gathers embeddings and heads in a forward pass only
-            if sharded:
-                self.model.unshard()
-            with self.accelerator.autocast():
+            with gathered(self.model), self.accelerator.autocast():
                 shares = self._probe.shares(self.model, self.args.seed)
             metrics |= {f"eval_{name}": share for name, share in shares.items()}
-            if sharded:
-                self.model.reshard()
         if not math.isfinite(metrics["eval_talk_loss"]):
             raise UserError(
                 f"the held-out loss is {metrics['eval_talk_loss']} after step {self.state.global_step}: lower the "
@@ -128,6 +135,16 @@ class QuietStarTrainer(CheckedTrainer):
         self.model.train()
         self.control.should_evaluate = False  # else the Trainer evaluates a second time after the last step
         return metrics
+
+
+@contextmanager
+def gathered(model: torch.nn.Module) -> Iterator[None]:
+    """Gather the embeddings and heads of a sharded model, which FSDP2 itself does in the model's forward pass only."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    yield
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
@@ -149,37 +166,39 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
 
 
 @torch.no_grad()
-def _logged_parts(output: QuietStarOutput, labels: Tensor, counts: Counts) -> dict[str, Tensor]:
-    """This micro-batch's contribution to the step's logged means, of what its method has; padding is left out."""
-    losses, real = output.losses, labels != IGNORED
+def _logged_parts(output: QuietStarOutput, counts: Counts) -> dict[str, Tensor]:
+    """This micro-batch's contribution to the step's logged means, of what its method has, over positions that think."""
+    losses = output.losses
     parts = _losses(losses, counts)
     if output.weight is None:
         return parts
-    rewarded, rewards = real[:, : losses.reward.shape[2]], losses.reward.transpose(1, 2)
+    rewarded, rewards = losses.thinks[:, : losses.reward.shape[2]], losses.reward.transpose(1, 2)
     parts["reward"] = _part_of_mean(rewards, rewarded, counts.rewards)
-    parts["mixing_weight"] = _part_of_mean(output.weight.transpose(1, 2), real, counts.tokens)
+    parts["mixing_weight"] = _part_of_mean(output.weight.transpose(1, 2), losses.thinks, counts.thinking)
     if output.thoughts is None:
         return parts
     positive = (losses.advantage.transpose(1, 2) > 0).to(rewards.dtype)
     return parts | {
         "policy_loss": losses.policy,
         "positive_advantages": _part_of_mean(positive, rewarded, counts.rewards),
-        "thought_entropy": _part_of_mean(output.thoughts.mean_entropy.transpose(1, 2), real, counts.tokens),
+        "thought_entropy": _part_of_mean(output.thoughts.mean_entropy.transpose(1, 2), losses.thinks, counts.thinking),
     }
 
 
 def _losses(losses: Losses, counts: Counts) -> dict[str, Tensor]:
     """This micro-batch's part of the `LOSSES`; ``base_loss_ahead`` is taken over the targets that talk_loss has.
 
-    Those are x_{i+1+k} for every position i and k < A, so that the difference is what thoughts change: at a mixing
-    weight of 0 the two are equal to the last bit.
+    Those are x_{i+1+k} for every position i that thinks and k < A, so that the difference is what thoughts change.
+    Both are summed in one order: at a mixing weight of 0 they are equal to the last bit.
     """
-    ahead_nll = ahead(losses.base_nll, len(counts.targets), fill=0.0).unsqueeze(1)
-    rationales = max(1, losses.talk_nll.shape[1])
+    rationales, talk_nll = losses.talk_nll.shape[1], losses.talk_nll
+    if not rationales:
+        return {"base_loss": losses.base, "base_loss_ahead": losses.base, "talk_loss": losses.talk}
+    ahead_nll = ahead(losses.base_nll, len(counts.targets), fill=0.0) * losses.thinks.unsqueeze(-1)
     weights = 1 / (ahead_nll.shape[-1] * rationales * counts.targets.to(ahead_nll.dtype).clamp(min=1))
-    # repeated for each thought, as the talk loss's sum is: sums are rounded in one order
-    without = (ahead_nll.repeat(1, rationales, 1, 1) * weights).sum()
-    return {"base_loss": losses.base, "base_loss_ahead": without, "talk_loss": losses.talk}
+    ahead_nll = ahead_nll.unsqueeze(1).expand_as(talk_nll).contiguous()
+    without, talk = ((nll * weights).sum() for nll in (ahead_nll, talk_nll))
+    return {"base_loss": losses.base, "base_loss_ahead": without, "talk_loss": talk}
 
 
 def _part_of_mean(values: Tensor, where: Tensor, count: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from pipeline.thought.objective import counts_of
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.quiet_star.train import trainer_settings, write_trained
 from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer, parameter_groups
+from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import logged, training_arguments
 from pipeline.training.warnings import WINDOW
 from tests.bad_input import spoil
@@ -70,12 +71,16 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> Spans:
 
 
 def trainer(
-    model: QuietStarForCausalLM, spans: Spans, settings: params.Train = TRAIN, seed: int = 1
+    model: QuietStarForCausalLM,
+    spans: Spans,
+    settings: params.Train = TRAIN,
+    seed: int = 1,
+    where: Where | None = None,
 ) -> QuietStarTrainer:
     folder = Path("checkpoints")
     arguments = training_arguments("cpu", seed, folder, eval_on_start=True, **trainer_settings(settings))
     data = {"train_dataset": spans, "eval_dataset": spans}
-    return QuietStarTrainer(settings, None, arguments, folder=folder, model=model, **data)
+    return QuietStarTrainer(settings, None, where, arguments, folder=folder, model=model, **data)
 
 
 def trained(spans: Spans, settings: params.Train = TRAIN, method: str = QUIET_STAR) -> Run:

@@ -1,0 +1,65 @@
+"""Where a training step thinks (`train.thinking`): at which positions of its texts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.data.spans import Spans
+from pipeline.errors import UserError
+from pipeline.params import Thinking
+from pipeline.thought.layout import text_position_ids
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.objective import lookahead_targets
+from pipeline.thought.places import likeliest, thinking
+from pipeline.thought.sampler import uniforms
+
+EVERY = "every"
+LOOKED_AT = 200  # texts
+DRAW = -2  # the step in the draws of positions; those of thoughts are 0 .. K-1, of written text -1
+
+
+@dataclass(frozen=True)
+class Where:
+    """Chooses positions. What it draws depends on the seed and on the text alone, not on the rest of the batch.
+
+    It never looks at the tokens that a position predicts: a choice by the realised loss would have seen the target.
+    """
+
+    params: Thinking
+    tokenizer: PreTrainedTokenizerBase
+
+    def thinks(self, model: QuietStarForCausalLM, batch: dict[str, Tensor], seed: int) -> Tensor:
+        """The positions (B, N) of a batch's texts at which the model thinks; only some that have a true next token."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        wanted = thinking(lookahead_targets(batch["labels"], model.lookahead), None)
+        if self.params.where == "marker":
+            return wanted & self._follow_marker(ids)
+        if self.params.where == "entropy":
+            scores = model.entropies(ids, mask)
+        else:
+            scores = uniforms(seed, batch["text_keys"], 1, text_position_ids(mask, ids), DRAW)[:, 0]
+        possible = wanted.sum(1)
+        counts = possible.clamp(max=1) if self.params.where == "one" else (self.params.share * possible).ceil()
+        return likeliest(scores, wanted, counts)
+
+    def check(self, texts: Spans) -> None:
+        """Raise UserError if the marker is in none of the first ``texts``: nothing would be learned of thinking."""
+        if self.params.where == "marker":
+            some = [texts[i]["input_ids"] for i in range(min(len(texts), LOOKED_AT))]
+            if not self._follow_marker(torch.stack(some)).any():
+                raise UserError(
+                    f"train.thinking.marker is {self.params.marker!r}, but no token of the first {len(some)} training "
+                    "texts ends with it: choose another, or train.thinking.where random"
+                )
+
+    def _follow_marker(self, ids: Tensor) -> Tensor:
+        """Whether the text up to each token (B, N) ends with the marker."""
+        tail = 4 * len(self.params.marker) + 4  # a byte-level token may be one byte of a character's four
+        ends = range(1, ids.shape[1] + 1)
+        before = ([text[max(0, end - tail) : end] for end in ends] for text in ids.tolist())
+        decoded = [self.tokenizer.batch_decode(some) for some in before]
+        return torch.tensor(
+            [[text.endswith(self.params.marker) for text in some] for some in decoded], device=ids.device
+        )

@@ -1,0 +1,104 @@
+"""Where a step thinks: how many positions, which, and that a text's choice is its own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline import params
+from pipeline.data.spans import IGNORED
+from pipeline.errors import UserError
+from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.training.quiet_star.trainer import LOSS_COLUMNS
+from pipeline.training.quiet_star.where import Where
+from tests.thought.tiny import LLAMA, quiet_star, random_ids
+from tests.training.quiet_star.test_trainer import TRAIN, some_spans, trainer
+
+LENGTHS = (12, 9, 2, 12)
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    def batch_decode(self, texts: list[list[int]]) -> list[str]:
+        return ["".join(chr(ord("a") + i) for i in text) for text in texts]
+
+
+def batch_of(rows: list[int]) -> dict[str, Tensor]:
+    ids = random_ids(4, 12)
+    mask = (torch.arange(12) < torch.tensor(LENGTHS)[:, None]).long()
+    every = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
+    return {name: values[rows] for name, values in (every | {"text_keys": torch.arange(4)}).items()}
+
+
+@pytest.fixture(scope="module")
+def model() -> QuietStarForCausalLM:
+    return quiet_star(LLAMA)
+
+
+def where(kind: str, share: float = 0.25, marker: str = "A:") -> Where:
+    return Where(params.Thinking(kind, share, marker), Letters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "counts"),
+    [
+        ("random", 0.25, [3, 2, 1, 3]),
+        ("random", 1.0, [11, 8, 1, 11]),
+        ("entropy", 0.5, [6, 4, 1, 6]),
+        ("one", 1, [1] * 4),
+    ],
+)
+def test_so_many_positions_of_each_text_think_whatever_the_batch(model, kind, share, counts):
+    """A share of the positions that have a true next token, rounded up."""
+    chooser = where(kind, share)
+    chosen = chooser.thinks(model, batch_of([0, 1, 2, 3]), seed=1)
+    assert chosen.sum(1).tolist() == counts
+    assert not (chosen & (torch.arange(12) >= torch.tensor(LENGTHS)[:, None] - 1)).any()
+    for row in range(4):
+        assert torch.equal(chooser.thinks(model, batch_of([row]), seed=1)[0], chosen[row])
+    other = chooser.thinks(model, batch_of([0, 1, 2, 3]), seed=2)
+    assert torch.equal(other, chosen) == (kind == "entropy" or share == 1.0 and kind == "random")
+
+
+def test_by_entropy_the_least_certain_predictions_think(model):
+    batch = batch_of([0, 1])
+    chosen = where("entropy").thinks(model, batch, seed=1)
+    with torch.no_grad():
+        logits = model(batch["input_ids"], batch["attention_mask"]).base_logits
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    for row, length in enumerate(LENGTHS[:2]):
+        inside = torch.arange(12) < length - 1
+        assert entropy[row][chosen[row]].min() > entropy[row][inside & ~chosen[row]].max()
+
+
+def test_after_a_marker_of_several_tokens(model):
+    ids = torch.tensor([[0, 1, 2, 1, 2, 0, 1, 2], [3, 2, 1, 0, 3, 1, 2, 3]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "text_keys": torch.arange(2)}
+    chosen = where("marker", marker="bc").thinks(model, batch, seed=1)
+    assert chosen.nonzero().tolist() == [[0, 2], [0, 4], [1, 6]]  # not the last token, which has no target
+
+
+def test_a_marker_that_no_text_has_is_refused(tmp_path: Path):
+    spans = some_spans(tmp_path / "spans.arrow")
+    where("marker", marker="c").check(spans)
+    with pytest.raises(UserError, match="train.thinking.marker is 'zz', but no token of the first 8 training texts"):
+        where("marker", marker="zz").check(spans)
+
+
+@pytest.mark.parametrize("kind", ["random", "entropy", "one"])
+def test_micro_batches_think_where_the_whole_batch_does(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Their losses are means over the chosen positions of the whole step; held-out losses are over every position."""
+    spans, logs = some_spans(tmp_path / "spans.arrow", last=6), []
+    for parts in (1, 4):
+        settings = replace(TRAIN, steps=2, batch_size=8 // parts, accumulation=parts)
+        (tmp_path / str(parts)).mkdir()
+        monkeypatch.chdir(tmp_path / str(parts))  # for its checkpoints
+        logs.append(trainer(quiet_star(LLAMA), spans, settings, where=where(kind)).run())
+    for row, other in zip(*logs, strict=True):
+        for name in set(row) & {*LOSS_COLUMNS, "eval_talk_loss"}:
+            assert other[name] == pytest.approx(row[name], rel=1e-5, abs=1e-8), name
+    every = trainer(quiet_star(LLAMA), spans, TRAIN).evaluate()
+    assert logs[0][0]["eval_talk_loss"] == pytest.approx(every["eval_talk_loss"], rel=1e-6)
