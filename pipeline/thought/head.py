@@ -44,6 +44,30 @@ def exact_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """States after thoughts: ``talk`` (B, R, p, A, D), and ``mixed`` (B, R, p, A, D) with the text's by ``weight``.
+
+    ``weight`` (B, R, p, A) is the share of ``talk``.
+    """
+
+    mixed: Tensor
+    talk: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class ThoughtLosses:
+    """Cross-entropies in nats, 0 where there is no target: ``nll`` (B, R, p, A) after thoughts, ``without`` (B, p, A).
+
+    ``rounding`` (B, R, p, A): about how far rounding may have moved the difference of the two.
+    """
+
+    nll: Tensor
+    without: Tensor
+    rounding: Tensor
+
+
 class HeadLosses:
     """The cross-entropies of one step, in named parts of its loss.
 
@@ -92,22 +116,63 @@ class HeadLosses:
             learning = (counts != 0) & (needed or self._learns)
             computed = (wanted != IGNORED) & ((counts != 0) | complete)
             for rows in (computed & ~learning).nonzero().squeeze(1).split(size):
-                nll[rows] = self._predict(states[rows], wanted[rows], temperature, banned, space[: len(rows)])[0]
+                logits = self._logits(states[rows], space[: len(rows)])
+                nll[rows] = self._losses(logits, wanted[rows], temperature, banned)[0]
             for rows in (computed & learning).nonzero().squeeze(1).split(size):
-                nll[rows], change = self._predict(states[rows], wanted[rows], temperature, banned, space[: len(rows)])
-                scale = counts[rows, None].to(change.dtype) / temperature
+                logits = self._logits(states[rows], space[: len(rows)])
+                nll[rows], change, _ = self._losses(logits, wanted[rows], temperature, banned)
+                change = self._backward(part, change, states[rows], counts[rows] / temperature)
                 if gradient is not None:
-                    gradient[rows] = (change @ self._weight).mul_(scale).to(gradient.dtype)
-                to_weight, to_bias = self._sums(part)
-                if to_weight is not None and to_weight.dtype == change.dtype:
-                    to_weight.addmm_(change.T, states[rows].to(change.dtype) * scale)
-                elif to_weight is not None:
-                    to_weight.add_(change.T @ (states[rows].to(change.dtype) * scale))
-                if to_bias is not None:
-                    to_bias.add_((change * scale).sum(0))
+                    gradient[rows] = change.to(gradient.dtype)
             nll = nll.view(targets.shape)
             total = (nll * weights).sum()
         return with_gradients(total, [hidden], [gradient if gradient is None else gradient.view(hidden.shape)]), nll
+
+    def with_thoughts(
+        self, part: str, states: "Mixed", text: Tensor, places: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, "ThoughtLosses"]:
+        """The weighted sum of the cross-entropies of ``targets`` (B, p, A) after thoughts, and each of them.
+
+        ``text`` (M, D): states of the text pass; ``places`` (B, p, A): which of them predicts each target without a
+        thought. ``weights`` (A,): what a cross-entropy counts at each distance. The sum is differentiable in the mixed
+        states. Not these but the two predictions' *logits* are mixed here, in at least float32. That is the same, as
+        the head is linear, but the rounding of the text's logits is now the same with a thought and without: it cancels
+        where the two are compared, and a reward is a small difference.
+        """
+        mixed, talk, mixing = states.mixed, states.talk, states.weight.detach()
+        (rationales, _, lookahead), needed = mixed.shape[1:4], mixed.requires_grad and torch.is_grad_enabled()
+        with torch.no_grad(), torch.autocast(mixed.device.type, enabled=False):
+            exact, low = torch.finfo(self._exact).eps, torch.finfo(self._weight.dtype).eps
+            zeros = torch.zeros_like(mixing, dtype=self._exact)
+            losses = ThoughtLosses(zeros, zeros[:, 0].clone(), zeros.clone())
+            gradient = torch.zeros_like(mixed) if needed else None
+            size = max(1, CHUNK_LOGITS // len(self._weight) // ((rationales + 1) * lookahead))
+            some = (targets != IGNORED).any(-1).nonzero()
+            for b, i in (pairs.unbind(1) for pairs in some.split(size) if len(pairs)):
+                rows, here = places[b, i].unique(return_inverse=True)  # of the text: (u,), (m, A)
+                real, wanted = targets[b, i] != IGNORED, targets[b, i].clamp(min=0)
+                target = torch.zeros_like(rows)
+                target[here[real]] = wanted[real]
+                base, weight = self._logits(text[rows]), mixing[b, :, i].to(self._exact).unsqueeze(-1)  # (m, R, A, 1)
+                logits = self._logits(talk[b, :, i].flatten(0, 2))
+                in_full = logits.view(-1, rationales, lookahead, logits.shape[-1])
+                torch.lerp(base[here].unsqueeze(1), in_full, weight, out=in_full)
+                losses.without[b, i] = self._losses(base, target)[0][here] * real
+                nll, change, largest = self._losses(logits, wanted.unsqueeze(1).expand(-1, rationales, -1).flatten())
+                shape, real = weight.shape[:-1], real.unsqueeze(1)
+                losses.nll[b, :, i] = nll = nll.view(shape) * real
+                rounding = exact * (nll + losses.without[b, i].unsqueeze(1)) + low * weight[
+                    ..., 0
+                ].abs() * largest.view(shape)
+                losses.rounding[b, :, i] = rounding * real
+                if needed or self._learns:
+                    change = self._backward(
+                        part, change, mixed[b, :, i].flatten(0, 2), (real * weights).expand(shape).flatten()
+                    )
+                if needed:
+                    gradient[b, :, i] = change.view(*shape, -1).to(gradient.dtype)
+            total = (losses.nll * weights).sum()
+        return with_gradients(total, [mixed], [gradient]), losses
 
     def attach(self, total: Tensor, parts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """``total``, the sum of ``parts``, now differentiable in the head's weight and bias as well, and the parts.
@@ -132,20 +197,24 @@ class HeadLosses:
             self._gradients[part] = [p if p is None else torch.zeros_like(p, dtype=self._exact) for p in self._learned]
         return self._gradients[part]
 
-    def _predict(
-        self, states: Tensor, targets: Tensor, temperature: float, banned: Sequence[int], logits: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropies (m,) of a chunk, and their gradients (m, V) by states @ weight.T, times the temperature.
+    def _logits(self, states: Tensor, space: Tensor | None = None) -> Tensor:
+        """Logits (m, V) of states (m, D) in at least float32, before any cap; in ``space`` (m, V) if given."""
+        if space is None:
+            space = self._weight.new_empty(len(states), len(self._weight), dtype=self._exact)
+        if space.dtype == self._weight.dtype:
+            torch.mm(states.to(space.dtype), self._weight.T, out=space)
+        else:
+            space.copy_(states.to(self._weight.dtype) @ self._weight.T)
+        return space if self._head.bias is None else space.add_(self._head.bias)
 
-        ``logits`` (m, V) is memory to work in.
+    def _losses(
+        self, logits: Tensor, targets: Tensor, temperature: float = 1.0, banned: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropies (m,) of ``logits`` (m, V), which are lost, and their gradients (m, V) times the temperature.
+
+        And the largest logits (m,), for how large their rounding is.
         """
         slope, softcap, targets = 1.0, self._head.softcap, targets.unsqueeze(1)
-        if logits.dtype == self._weight.dtype:
-            torch.mm(states.to(logits.dtype), self._weight.T, out=logits)
-        else:
-            logits.copy_(states.to(self._weight.dtype) @ self._weight.T)
-        if self._head.bias is not None:
-            logits.add_(self._head.bias)
         if softcap is not None:
             logits.div_(softcap).tanh_()
             slope = 1 - logits.square()
@@ -161,7 +230,20 @@ class HeadLosses:
         logits.scatter_add_(1, targets, logits.new_full((len(targets), 1), -1.0))
         if banned:
             logits[:, list(banned)] = 0  # a constant logit has no gradient, even as a target
-        return nll, (logits if softcap is None else logits.mul_(slope)).to(self._weight.dtype)
+        change = (logits if softcap is None else logits.mul_(slope)).to(self._weight.dtype)
+        return nll, change, largest.abs()
+
+    def _backward(self, part: str, change: Tensor, states: Tensor, scale: Tensor) -> Tensor:
+        """Add gradients (m, V) by logits, times ``scale`` (m,), to those of the head; return the states' (m, D)."""
+        scale = scale.unsqueeze(1).to(change.dtype)
+        to_weight, to_bias = self._sums(part)
+        if to_weight is not None and to_weight.dtype == change.dtype:
+            to_weight.addmm_(change.T, states.to(change.dtype) * scale)
+        elif to_weight is not None:
+            to_weight.add_(change.T @ (states.to(change.dtype) * scale))
+        if to_bias is not None:
+            to_bias.add_((change * scale).sum(0))
+        return (change @ self._weight).mul_(scale)
 
 
 def with_gradients(total: Tensor, inputs: Sequence[Tensor | None], gradients: list[Tensor | None]) -> Tensor:

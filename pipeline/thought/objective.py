@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from .head import IGNORED, HeadLosses, exact_dtype
+from .head import IGNORED, HeadLosses, Mixed, exact_dtype
 from .layout import ahead
 from .places import Places, thinking
 
@@ -66,9 +66,9 @@ def rewarded_positions(tokens: int, lookahead: int) -> int:
 class SliceStates:
     """What is known of the thoughts at a slice of p positions of each text, and the true tokens after them.
 
-    ``base`` (B, p, A, D): states of the text pass at these positions and at the A-1 after each; ``without`` (B, p, A),
-    their cross-entropies. ``targets`` (B, p, A): `lookahead_targets`, IGNORED where a text has no thought in this slot.
-    ``mixed`` (B, R, p, A, D): states after the thoughts, mixed with ``base`` by the mixing ``weight`` (B, R, p, A).
+    ``text`` (M, D): states of the text pass, and ``at`` (B, p, A): which of them are at these positions and at the A-1
+    after each. ``targets`` (B, p, A): `lookahead_targets`, IGNORED where a text has no thought in this slot.
+    ``mixed``: the states after the thoughts, by themselves and mixed with the text's.
     ``rewarded`` (B, p): where thoughts are rewarded. ``thinking`` (B, R, p, K, D): the states that gave the tokens of
     the thoughts, ``ids`` (B, R, p, K), IGNORED after the one that ended a thought and where none is rewarded. Pauses
     have no ids. ``sampled``: whether the model drew the ids itself, now, rather than being given them.
@@ -76,11 +76,10 @@ class SliceStates:
     where that pass sampled a thought and gave it no advantage, None in the first pass.
     """
 
-    base: Tensor
-    without: Tensor
+    text: Tensor
+    at: Tensor
     targets: Tensor
-    mixed: Tensor
-    weight: Tensor
+    mixed: Mixed
     rewarded: Tensor
     thinking: Tensor
     ids: Tensor | None
@@ -96,8 +95,10 @@ class SliceLosses:
     talk: Tensor
     policy: Tensor
     talk_nll: Tensor
+    without_nll: Tensor
     weight: Tensor
     reward: Tensor
+    rounding: Tensor
     advantage: Tensor
     log_probs: Tensor
 
@@ -112,11 +113,12 @@ class Losses:
 
     ``parts``: the terms of the loss by name, weighted; ``total`` is their sum. Only ``total`` has a gradient, unless
     the parts were asked for apart (`step.Engine`). ``base``, ``talk`` and ``policy``: the means, not weighted.
-    By token: ``base_nll`` (B, N) and ``talk_nll`` (B, R, N, A), the cross-entropies without and with the thought, 0 for
-    ignored targets and where nothing thinks, and ``weight`` (B, R, N, A), the mixing weight. ``thinks`` (B, N): where
-    thoughts are. By thought, at the rewarded positions: ``reward`` and ``advantage`` (B, R, N-1-A), and the
-    ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 after its end, and where a thought that was sampled now has no
-    advantage. R is 1 for pauses and 0 without thoughts.
+    By token: ``base_nll`` (B, N), the cross-entropies of the next tokens without a thought; ``talk_nll`` (B, R, N, A)
+    and ``without_nll`` (B, 1, N, A), those of the lookahead's with and without, and ``weight`` (B, R, N, A), the mixing
+    weight: 0 for ignored targets and where nothing thinks. ``thinks`` (B, N): where thoughts are. By thought, at the
+    rewarded positions: ``reward`` and ``advantage`` (B, R, N-1-A), ``rounding``, about how far rounding may have moved a
+    reward, and the ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 after its end, and where a thought that was sampled
+    now has no advantage. R is 1 for pauses and 0 without thoughts.
     """
 
     total: Tensor
@@ -126,9 +128,11 @@ class Losses:
     policy: Tensor
     base_nll: Tensor
     talk_nll: Tensor
+    without_nll: Tensor
     weight: Tensor
     thinks: Tensor
     reward: Tensor
+    rounding: Tensor
     advantage: Tensor
     log_probs: Tensor
 
@@ -159,9 +163,11 @@ def join(
         policy=sum(losses.policy for losses in slices),
         base_nll=base_nll,
         talk_nll=by_position("talk_nll", tokens),
+        without_nll=by_position("without_nll", tokens),
         weight=by_position("weight", tokens),
         thinks=places.spread(places.real.unsqueeze(1), tokens)[:, 0],
         reward=by_position("reward", rewarded),
+        rounding=by_position("rounding", rewarded),
         advantage=by_position("advantage", rewarded),
         log_probs=by_position("log_probs", rewarded),
     )
@@ -170,8 +176,8 @@ def join(
 def without_thoughts(total: Tensor, parts: dict[str, Tensor], base: Tensor, base_nll: Tensor) -> Losses:
     """The losses of a step in which nothing thinks: the talk loss, that of the prediction, is the base loss."""
     none, nowhere = base_nll.new_zeros(len(base_nll), 0, 0, 0), torch.zeros_like(base_nll, dtype=torch.bool)
-    by_thought = (none.flatten(2), none.flatten(2), none)
-    return Losses(total, parts, base, base, torch.zeros_like(base), base_nll, none, none, nowhere, *by_thought)
+    by_token, by_thought = (base_nll, none, none, none, nowhere), (*[none.flatten(2)] * 3, none)
+    return Losses(total, parts, base, base, torch.zeros_like(base), *by_token, *by_thought)
 
 
 class Objective(nn.Module):

@@ -15,16 +15,18 @@ class QuietStar(Objective):
 
     def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> SliceLosses:
         """See `Objective.forward`. Gradients flow through all three terms; rewards and advantages are constants."""
-        config, exact = self.config, exact_dtype(states.mixed)
-        rationales, lookahead = states.mixed.shape[1], states.mixed.shape[3]
+        config, exact = self.config, exact_dtype(states.thinking)
+        rationales, lookahead = states.thinking.shape[1], states.targets.shape[-1]
 
         # Talk: the mean over k of the mean cross-entropies of x_{i+1+k} with the thought.
-        targets = states.targets.unsqueeze(1).expand(-1, rationales, -1, -1)
-        talk_weights = (targets != IGNORED).to(exact) / (lookahead * rationales * counts.targets.clamp(min=1))
-        talk_loss, talk_nll = head.cross_entropy("talk", states.mixed, targets, 0.5 * talk_weights)
+        weights = 1 / (lookahead * rationales * counts.targets.to(exact).clamp(min=1))
+        talk_loss, talk = head.with_thoughts(
+            "talk", states.mixed, states.text, states.at, states.targets, 0.5 * weights
+        )
 
         # Reward: how much likelier the thought made the next A tokens than they were without it.
-        reward = (states.without.unsqueeze(1) - talk_nll).sum(-1) * states.rewarded.unsqueeze(1)
+        without = talk.without.unsqueeze(1)
+        reward = (without - talk.nll).sum(-1) * states.rewarded.unsqueeze(1)
         advantage = self.advantages(reward, states)
 
         # Policy: REINFORCE, the mean over thoughts of the sum of -advantage log p(token), over K: a thought that ended
@@ -33,13 +35,13 @@ class QuietStar(Objective):
         log_probs = states.thinking.new_zeros(states.thinking.shape[:-1])
         terms = (counts.thoughts * rationales * config.thought_tokens).double().clamp(min=1)
         if states.ids is not None:
-            weights = (self.policy_weight / terms * advantage).unsqueeze(-1).expand(states.ids.shape)
+            by_token = (self.policy_weight / terms * advantage).unsqueeze(-1).expand(states.ids.shape)
             # of thoughts sampled now, those without an advantage are left out: they add nothing to the loss
             parts["policy"], nll = head.cross_entropy(
                 "policy",
                 states.thinking,
                 states.ids,
-                weights,
+                by_token,
                 temperature=config.policy_temperature,
                 banned=config.banned_in_thoughts,
                 complete=not (states.sampled and self.policy_weight),
@@ -49,11 +51,13 @@ class QuietStar(Objective):
 
         return SliceLosses(
             parts=parts,
-            talk=(talk_nll * talk_weights).sum(),
+            talk=(talk.nll * weights).sum(),
             policy=policy,
-            talk_nll=talk_nll,
-            weight=states.weight.detach(),
+            talk_nll=talk.nll,
+            without_nll=without,
+            weight=states.mixed.weight.detach() * (states.targets != IGNORED).unsqueeze(1),
             reward=reward,
+            rounding=talk.rounding.sum(-1) * states.rewarded.unsqueeze(1),
             advantage=advantage,
             log_probs=log_probs,
         )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .head import IGNORED, HeadLosses
+from .head import IGNORED, HeadLosses, Mixed
 from .layout import ahead, ahead_at
 from .objective import (
     NOTHING,
@@ -48,21 +48,21 @@ DEFAULT_ENGINE = Engine()
 
 @dataclass(frozen=True)
 class Slots:
-    """What is known of the P slots of each text before their rows are run: see `SliceStates`, with P for p.
+    """What is known of the P slots of each text before their rows are run: as in `SliceStates`, with P for p.
 
     ``lengths`` (B, R, P): the tokens that thoughts keep; None where all are whole.
     """
 
     places: Places
+    at: Tensor
     targets: Tensor
-    without: Tensor
     rewarded: Tensor
     ids: Tensor | None
     lengths: Tensor | None
     old_log_probs: Tensor | None
 
     def __getitem__(self, part: slice) -> "Slots":
-        by_text = [self.places[part], *(values[:, part] for values in (self.targets, self.without, self.rewarded))]
+        by_text = [self.places[part], *(values[:, part] for values in (self.at, self.targets, self.rewarded))]
         by_thought = (self.ids, self.lengths, self.old_log_probs)
         return Slots(*by_text, *(values if values is None else values[:, :, part] for values in by_thought))
 
@@ -113,7 +113,7 @@ class Learner:
             thoughts = Thoughts(*(torch.cat([getattr(t, f.name) for t in some], 2) for f in fields(Thoughts)))
             thought_ids = thoughts.ids
         rewarded = rewarded_positions(tokens, lookahead)
-        slots = self._slots(places, targets, base_nll, rewarded, thought_ids, old)
+        slots = self._slots(places, targets, rewarded, thought_ids, old)
         rows = self.thinker.embed_rows(text.input_ids, places.positions, thought_ids, self.thinker.layout)
 
         def losses_of(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, SliceLosses]:
@@ -137,12 +137,11 @@ class Learner:
         self,
         places: Places,
         targets: Tensor,
-        base_nll: Tensor,
         rewarded: int,
         thought_ids: Tensor | None,
         old: Losses | None,
     ) -> Slots:
-        """The slots of a text with these targets (B, N, A) and base losses (B, N), from ``thought_ids`` (B, R, P, K).
+        """The slots of texts with these targets (B, N, A), whose thoughts are ``thought_ids`` (B, R, P, K).
 
         Its positions before ``rewarded`` have a reward.
         """
@@ -152,12 +151,13 @@ class Learner:
         if lengths is not None:  # a thought's policy term ends with the draw that ended it
             after = torch.arange(ids.shape[-1], device=ids.device) > lengths.unsqueeze(-1)
             ids = ids.masked_fill(after, IGNORED)
+        everywhere = torch.arange(targets[..., 0].numel(), device=targets.device).view(targets.shape[:2])
         if old is not None:
             log_probs = places.of(F.pad(old.log_probs, (0, 0, 0, targets.shape[1] - rewarded)))
         return Slots(
             places=places,
+            at=ahead_at(everywhere, places.positions, targets.shape[-1], fill=0),
             targets=places.of(targets.unsqueeze(1))[:, 0].masked_fill(~places.real.unsqueeze(-1), IGNORED),
-            without=ahead_at(base_nll, places.positions, targets.shape[-1], fill=0.0),
             rewarded=gets,
             ids=ids,
             lengths=lengths,
@@ -172,13 +172,13 @@ class Learner:
             base = ahead(text.hidden, layout.lookahead, fill=0.0)[:, part]
         else:
             base = ahead_at(text.hidden, here, layout.lookahead, fill=0.0)
-        mixed, weight = self.thinker.mixing_head.mix(base.unsqueeze(1), layout.talking(rows, slots.lengths))
+        talk = layout.talking(rows, slots.lengths)
+        mixed, weight = self.thinker.mixing_head.mix(base.unsqueeze(1), talk)
         return SliceStates(
-            base=base,
-            without=slots.without,
+            text=text.hidden.flatten(0, 1).detach(),
+            at=slots.at,
             targets=slots.targets,
-            mixed=mixed,
-            weight=weight,
+            mixed=Mixed(mixed, talk.detach(), weight),
             rewarded=slots.rewarded,
             thinking=rows[:, :, :, layout.sampling_outputs],
             ids=slots.ids,

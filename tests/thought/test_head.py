@@ -103,7 +103,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(
     groups = [some_group(*shape, seed=10 * i, dtype=dtype, **options) for i, shape in enumerate(shapes)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
-        counts = rows_of(HeadLosses, "_predict", patch)
+        counts = rows_of(HeadLosses, "_logits", patch)
         actual = results(in_chunks, head, groups, factor)
     assert_close(actual, results(at_once, head, groups, factor), EXACT[dtype])
     assert max(counts, default=0) <= max(1, chunk_logits // VOCABULARY)
@@ -127,7 +127,7 @@ def test_rows_of_weight_0_have_a_forward_pass_only_if_complete(monkeypatch, comp
     head = some_head()
     group = some_group(5, targets=targets, weights=weights, complete=complete)
     nll, gradient = results(at_once, head, [group])[1:3]
-    counts = rows_of(HeadLosses, "_predict", monkeypatch)
+    counts = rows_of(HeadLosses, "_logits", monkeypatch)
     actual = results(in_chunks, head, [group])
     assert sum(counts) == (4 if complete else 2)
     assert actual[1].ne(0).tolist() == [complete, True, complete, False, True]

@@ -26,7 +26,7 @@ class Valued(QuietStar):
 
     def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> SliceLosses:
         losses = super().forward(states, counts, head)
-        value = self.value(states.base[:, :, 0].detach()).squeeze(-1)
+        value = self.value(states.text[states.at[..., 0]]).squeeze(-1)
         part = ((value - losses.reward.mean(1)) * states.rewarded).square().sum() / counts.thoughts
         return replace(losses, parts=losses.parts | {"value": part})
 
@@ -39,6 +39,9 @@ class Weightless:
 
     def cross_entropy(self, part: str, hidden: Tensor, targets: Tensor, weights: Tensor, **options: object) -> tuple:
         return self._head.cross_entropy(part, hidden, targets, torch.zeros_like(weights), **options)
+
+    def with_thoughts(self, part: str, *states: object) -> tuple:
+        return self._head.with_thoughts(part, *states[:-1], torch.zeros_like(states[-1]))
 
 
 class Clipped(QuietStar):

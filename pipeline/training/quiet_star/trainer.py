@@ -14,7 +14,6 @@ from transformers import TrainingArguments
 
 from pipeline.errors import UserError, optional
 from pipeline.params import Train
-from pipeline.thought.layout import ahead
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.objective import Counts, Losses, counts_of, sum_counts
 from pipeline.thought.sampler import Sampling
@@ -27,7 +26,8 @@ from pipeline.training.warnings import Watch
 
 # of the next token without thoughts; of all tokens ahead that the talk loss has, without thoughts and with
 LOSSES = ["base_loss", "base_loss_ahead", "talk_loss"]
-LOSS_COLUMNS = [*LOSSES, "policy_loss", "reward", "positive_advantages", "mixing_weight"]
+# unresolved_rewards: the share that rounding may have made
+LOSS_COLUMNS = [*LOSSES, "policy_loss", "reward", "unresolved_rewards", "positive_advantages", "mixing_weight"]
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
 HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
 SEEDS_APART = 1_000_003  # between the sampling seeds of two runs: more than a run has steps
@@ -174,7 +174,10 @@ def _logged_parts(output: QuietStarOutput, counts: Counts) -> dict[str, Tensor]:
         return parts
     rewarded, rewards = losses.thinks[:, : losses.reward.shape[2]], losses.reward.transpose(1, 2)
     parts["reward"] = _part_of_mean(rewards, rewarded, counts.rewards)
-    parts["mixing_weight"] = _part_of_mean(output.weight.transpose(1, 2), losses.thinks, counts.thinking)
+    parts["unresolved_rewards"] = _part_of_mean(
+        (losses.reward.abs() <= losses.rounding).to(rewards.dtype).transpose(1, 2), rewarded, counts.rewards
+    )
+    parts["mixing_weight"] = output.weight.sum() / (output.weight.shape[1] * counts.targets.sum().clamp(min=1))
     if output.thoughts is None:
         return parts
     positive = (losses.advantage.transpose(1, 2) > 0).to(rewards.dtype)
@@ -194,10 +197,9 @@ def _losses(losses: Losses, counts: Counts) -> dict[str, Tensor]:
     rationales, talk_nll = losses.talk_nll.shape[1], losses.talk_nll
     if not rationales:
         return {"base_loss": losses.base, "base_loss_ahead": losses.base, "talk_loss": losses.talk}
-    ahead_nll = ahead(losses.base_nll, len(counts.targets), fill=0.0) * losses.thinks.unsqueeze(-1)
-    weights = 1 / (ahead_nll.shape[-1] * rationales * counts.targets.to(ahead_nll.dtype).clamp(min=1))
-    ahead_nll = ahead_nll.unsqueeze(1).expand_as(talk_nll).contiguous()
-    without, talk = ((nll * weights).sum() for nll in (ahead_nll, talk_nll))
+    weights = 1 / (len(counts.targets) * rationales * counts.targets.to(talk_nll.dtype).clamp(min=1))
+    both = (losses.without_nll.expand_as(talk_nll), talk_nll)
+    without, talk = ((nll.contiguous() * weights).sum() for nll in both)
     return {"base_loss": losses.base, "base_loss_ahead": without, "talk_loss": talk}
 
 

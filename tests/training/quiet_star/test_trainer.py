@@ -110,7 +110,14 @@ def losses_fall(log: list[dict]) -> None:
 NOT_LOGGED = {
     QUIET_STAR: [],
     PAUSE: ["policy_loss", "positive_advantages", "thought_entropy"],
-    NO_THOUGHT: ["policy_loss", "reward", "positive_advantages", "mixing_weight", "thought_entropy"],
+    NO_THOUGHT: [
+        "policy_loss",
+        "reward",
+        "unresolved_rewards",
+        "positive_advantages",
+        "mixing_weight",
+        "thought_entropy",
+    ],
 }
 
 
