@@ -15,7 +15,16 @@ from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 MILLION = 10**6  # more than any run counts; texts a pass * passes a step * steps still is a length that Python allows
-METHODS = ("quiet_star", "no_policy", "shuffled_reward", "pause", "no_thought", "untrained", "before")
+METHODS = (
+    "quiet_star",
+    "no_policy",
+    "shuffled_reward",
+    "pause",
+    "pause_same_compute",
+    "no_thought",
+    "untrained",
+    "before",
+)
 # whether a value is within a bound, by the words that tell the user of it
 TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "one of": lambda a, b: a in b}
 # types with bounds; a size counts what is gone through or held in memory, an amount may be streamed

@@ -247,6 +247,7 @@ def test_operations_of_arms():
 
     whole, pauses, plain, untrained = (cost("train", m) for m in ("quiet_star", "pause", "no_thought", "untrained"))
     assert whole == cost("train", "no_policy") > pauses > 5 * plain > 0 and whole > 20 * untrained > 0
+    assert cost("train", "pause_same_compute") == pytest.approx(whole, rel=0.1) and pauses < 0.3 * whole
     shape, step = shape_of(quiet_star(LLAMA).base), Step(2, tokens=64, rationales=0, thought_tokens=3, lookahead=2)
     assert pass_flops(shape, step) == pytest.approx(3 * reading_flops(shape, 2 * 64, 64))  # backward is twice forward
     for stage in ("train", "evaluate", "perplexity"):  # arms add up, and each has each seed

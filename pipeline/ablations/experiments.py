@@ -26,9 +26,12 @@ RESUME = ".resume"  # where stages keep unfinished work (pipeline.resume)
 DVC = (sys.executable, "-m", "dvc")
 
 
-def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str, str]:
+def run(
+    arms: Sequence[Arm], jobs: int, tell: Callable[[str], None], done: Callable[[Arm], None] = lambda arm: None
+) -> dict[str, str]:
     """Run the arms that are not done, ``jobs`` at a time; ``tell`` gets a line for each start and end.
 
+    ``done`` gets each arm as soon as it is done, first those that an earlier call has finished.
     Returns {arm name: why it failed}. Ctrl-C kills the arms and their stages. When killed itself, this process leaves
     the arms running; they hold the lock, so that the next call waits for them.
     """
@@ -42,7 +45,12 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
         for clone in filter(Path.is_dir, FOLDER.iterdir()):  # of a killed call: its arm may have finished since
             _fetch(clone)
             shutil.rmtree(clone)
-        missing = [arm for arm in arms if not git("for-each-ref", arm.ref)]
+        missing = []
+        for arm in arms:
+            if git("for-each-ref", arm.ref):
+                done(arm)
+            else:
+                missing.append(arm)
         # `python` is this interpreter, and experiments have an author even if git knows none
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
         for what in ("name", "email"):  # a clone does not inherit what this repository's configuration says
@@ -55,8 +63,10 @@ def run(arms: Sequence[Arm], jobs: int, tell: Callable[[str], None]) -> dict[str
             futures = {pool.submit(_run, arm, cache, environment, lock.fileno(), tell): arm for arm in missing}
             try:
                 for future in as_completed(futures):
-                    name, reason = futures[future].name, future.result()
-                    tell(f"{name}: failed ({reason})" if reason else f"{name}: done")
+                    arm, reason = futures[future], future.result()
+                    tell(f"{arm.name}: failed ({reason})" if reason else f"{arm.name}: done")
+                    if not reason:
+                        done(arm)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 while not all(future.done() for future in futures):  # a thread may start one more process meanwhile

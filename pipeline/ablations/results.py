@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib import colormaps, style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.ablations.grid import Arm, git
@@ -45,7 +46,7 @@ def table(arms: Sequence[Arm], failed: Collection[str]) -> pd.DataFrame:
 
 
 def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
-    """The table as Markdown for GitHub: failed arms first, then for each task a table and a chart."""
+    """The table as Markdown for GitHub: failed arms first, then for each task a table and a chart, then its parts."""
     every = rows.dropna(subset="thought_tokens")
     columns = "lookahead " + rows["lookahead"].astype(str)
     if every["method"].nunique() > 1:
@@ -58,14 +59,13 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
         parts.append(f"**{len(failed)} of {rows['experiment'].nunique()} arms failed:** {', '.join(failed)}.")
     parts.append(f"![Accuracy against thought length]({figure.name})")
     shape = {"index": every["thought_tokens"].sort_values().unique(), "columns": columns[every.index].unique()}
-    for (measure, task), some in rows.dropna(subset="task").groupby(["measure", "task"], sort=True):
+    whole, of_part = _by_part(rows)
+    for (measure, task), some in whole.dropna(subset="task").groupby(["measure", "task"], sort=True):
         parts.append(f"## {MEASURES[measure]}, {task}")
         plain, grid = some[some["thought_tokens"].isna()], some.dropna(subset="thought_tokens")
         if len(every):
             cells = grid.pivot(index="thought_tokens", columns="column", values="cell").reindex(**shape).fillna(FAILED)
-            lines = [["thought tokens", *cells], ["---"] * (1 + len(cells.columns))]
-            lines += [[str(length), *line] for length, line in zip(cells.index, cells.to_numpy(), strict=True)]
-            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+            parts.append(_markdown(cells.reset_index(names="thought tokens")))
         if len(plain):
             parts.append(" · ".join(plain["method"] + " " + plain["cell"]))
         if measure == "accuracy" and len(grid):
@@ -77,44 +77,81 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
             chart.append('  y-axis "accuracy" 0 --> 1')
             chart += [f"  line [{', '.join(f'{mean:.3f}' for mean in means[name])}]" for name in means]
             parts += ["\n".join([*chart, "```"]), f"Lines, in this order: {'; '.join(means)}."]
+    about = rows.drop_duplicates("experiment").set_index("experiment")[["method", "thought_tokens", "lookahead"]]
+    about = about.rename(columns={"thought_tokens": "thought tokens"})
+    for task, some in of_part.groupby("of", sort=True):
+        cells = some.pivot(index="experiment", columns="part", values="cell")
+        cells = cells.reindex(index=about.index, columns=some["part"].unique()).fillna(FAILED)
+        parts += [f"## {MEASURES['accuracy']}, {task} by part", _markdown(about.join(cells))]
     return "\n\n".join(parts) + "\n"
+
+
+def _by_part(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of whole tasks, and those of a task's parts (TASK/PART) with the task (``of``) and the ``part``."""
+    names = rows["task"].astype("string").str.extract("^(?P<of>.*?)/(?P<part>.*)$")
+    found = names["part"].notna()
+    return rows[~found], rows[found].join(names)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """The table's columns in Markdown; a cell without a value is empty."""
+    cells = table.astype(object).where(table.notna(), "").astype(str)
+    lines = [list(table), ["---"] * len(table.columns), *cells.to_numpy()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_figure(rows: pd.DataFrame, path: Path) -> None:
     """Draw accuracy against thought length as SVG, as in the paper's figure, with 95 % intervals.
 
-    A panel per task has one line per method and lookahead; what has no thought length is dashed.
+    A panel per task has one line per method and lookahead; what has no thought length is dashed. Below are the tasks
+    that have parts, a panel per method and lookahead with one line per part.
     """
-    panels = list(rows[rows["measure"] == "accuracy"].groupby("task", sort=True))
-    count = max(1, len(panels))
+    whole, of_part = _by_part(rows[rows["measure"] == "accuracy"])
+    wholes = list(whole.groupby("task", sort=True))
+    by_part = list(of_part.dropna(subset="thought_tokens").groupby(["of", "method", "lookahead"], sort=True))
+    count, height = max(1, len(wholes), len(by_part)), 2 if by_part else 1
     with style.context(["default", STYLE]), replacing(path) as part:
-        figure = Figure(figsize=(WIDTH * count, HEIGHT), layout="constrained", facecolor="white")
-        axes = figure.subplots(1, count, squeeze=False)[0]
-        for axis, (task, some) in zip(axes, panels, strict=False):
+        figure = Figure(figsize=(WIDTH * count, HEIGHT * height), layout="constrained", facecolor="white")
+        axes = figure.subplots(height, count, squeeze=False)
+        for axis, (task, some) in zip(axes[0], wholes, strict=False):
             grid, plain = some.dropna(subset="thought_tokens"), some[some["thought_tokens"].isna()]
             lookaheads = sorted(grid["lookahead"].unique())
-            colours = colormaps["viridis"].resampled(len(lookaheads) + 1).colors
             for (method, lookahead), line in grid.groupby(["method", "lookahead"], sort=True):
-                line, rank = line.sort_values("thought_tokens"), lookaheads.index(lookahead)
-                errors = [line["value"] - line["low"], line["high"] - line["value"]]
-                axis.errorbar(  # a little apart, so that equal lines can be told apart
-                    line["thought_tokens"].astype(int) + 0.09 * (rank - (len(lookaheads) - 1) / 2),
-                    line["value"],
-                    yerr=[error.clip(lower=0) for error in errors],
-                    label=f"{method}, lookahead {lookahead}",
-                    color=colours[rank],
-                    marker="o" if method == "quiet_star" else "s",
-                    linestyle="-" if method == "quiet_star" else ":",
-                    capsize=2,
-                )
+                _draw(axis, line, f"{method}, lookahead {lookahead}", lookaheads.index(lookahead), len(lookaheads))
             for _, row in plain.iterrows():
                 axis.axhline(row["value"], color="0.35", linewidth=1, dashes=DASHES[row["method"]], label=row["method"])
                 axis.axhspan(row["low"], row["high"], color="0.35", alpha=0.06, linewidth=0)
-            axis.set(title=task, xlabel="thought tokens", ylabel="accuracy", ylim=(0, 1.03))
-            axis.set_xticks(sorted(grid["thought_tokens"].astype(int).unique()))
+            axis.set_title(task)
+        for axis, ((task, method, lookahead), some) in zip(axes[-1], by_part, strict=False):
+            names = list(some["part"].unique())
+            for rank, name in enumerate(names):
+                _draw(axis, some[some["part"] == name], name, rank, len(names))
+            axis.set_title(f"{task} by part: {method}, lookahead {lookahead}")
+        for axis in axes.flat:
+            if not axis.has_data():
+                axis.remove()
+                continue
+            axis.set(xlabel="thought tokens", ylabel="accuracy", ylim=(0, 1.03))
+            axis.set_xticks(sorted(rows["thought_tokens"].dropna().astype(int).unique()))
             axis.legend(fontsize=7, frameon=False)
         failed = rows.loc[rows["state"] == FAILED, "experiment"]
         if len(failed):
             names = textwrap.fill(f"failed: {', '.join(failed)}", width=LETTERS * count)
             figure.suptitle(names, color="crimson", fontsize=7)
         figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _draw(axis: Axes, line: pd.DataFrame, label: str, rank: int, count: int) -> None:
+    """Draw accuracies by thought length, the line of ``rank`` among ``count``; controls are dotted."""
+    line, rewarded = line.sort_values("thought_tokens"), line["method"].iloc[0] == "quiet_star"
+    errors = [line["value"] - line["low"], line["high"] - line["value"]]
+    axis.errorbar(  # a little apart, so that equal lines can be told apart
+        line["thought_tokens"].astype(int) + 0.09 * (rank - (count - 1) / 2),
+        line["value"],
+        yerr=[error.clip(lower=0) for error in errors],
+        label=label,
+        color=colormaps["viridis"].resampled(count + 1).colors[rank],
+        marker="o" if rewarded else "s",
+        linestyle="-" if rewarded else ":",
+        capsize=2,
+    )

@@ -1,7 +1,8 @@
 """What the arms answered and lost, as totals by seed and group.
 
 An arm is a method as it answers by itself (``quiet_star``), or the same models with something else in the thought's
-place (``quiet_star/swapped``, ``quiet_star/thoughts_off``).
+place (``quiet_star/swapped``, ``quiet_star/thoughts_off``). A part of a task (``part`` in its file) is named
+TASK/PART.
 """
 
 from itertools import product
@@ -29,15 +30,19 @@ def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[s
     """The totals of each arm by task and measure, from METHOD-SEED/predictions.parquet and METHOD-SEED/tokens.parquet.
 
     Seeds are in the order of ``arms``. A task lacks the arms whose ways it does not have (nothing is swapped where all
-    questions are of one group). Raises UserError where a file is missing or broken, or the arms were not asked the same
-    questions.
+    questions are of one group). Where its questions are of several parts, each part is a task, too, with the accuracies
+    of the methods as they answer by themselves. Raises UserError where a file is missing or broken, or the arms were
+    not asked the same questions.
     """
     answers = pd.concat(_answers(evaluations, *run) for run in product(arms.methods, arms.seeds))
     found: dict[tuple[str, str], dict[str, Totals]] = {}
     for task, rows in answers.groupby("task", sort=False):
         questions = rows.groupby("index")
         groups = questions["group"].first().to_numpy()
-        alike = questions[["prompt", "group"]].nunique().max().max() == 1 and set(arms.methods) <= set(rows["arm"])
+        parts = questions["part"].first().to_numpy()
+        names = sorted(set(parts), key=lambda part: (len(part), part))  # numbers in their order
+        alike = questions[["prompt", "group", "part"]].nunique().max().max() == 1
+        alike &= set(arms.methods) <= set(rows["arm"])
         for measure, column in COLUMNS.items():
             found[task, measure] = {}
             table = rows.pivot(index=["arm", "seed"], columns="index", values=column)
@@ -51,6 +56,9 @@ def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[s
                     raise UserError(f"{task}: the arms were not asked the same questions: run `dvc repro` to ask again")
                 asked = there.any(0)
                 found[task, measure][arm] = totals(values[:, asked], groups[asked])
+                for part in names if len(names) > 1 and measure == ACCURACY and "/" not in arm else ():
+                    own = parts == part
+                    found.setdefault((f"{task}/{part}", measure), {})[arm] = totals(values[:, own], groups[own])
     return found | {(HELDOUT, LOSS): _losses(arms, perplexities)}
 
 
@@ -71,7 +79,7 @@ def _answers(evaluations: Path, method: str, seed: int) -> pd.DataFrame:
     """A run's answers, each with its seed and arm."""
     path = evaluations / f"{method}-{seed}/predictions.parquet"
     try:
-        rows = pd.read_parquet(path, columns=["task", "index", "group", "prompt", "way", *COLUMNS.values()])
+        rows = pd.read_parquet(path, columns=["task", "index", "group", "part", "prompt", "way", *COLUMNS.values()])
     except (OSError, ValueError) as error:
         raise _broken(path) from error
     rare = rows.loc[rows["way"] == SAME_LAST, ["task", "index"]]

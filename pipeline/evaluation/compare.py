@@ -16,7 +16,8 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
     """Compare the arms' answers and losses, which are in METHOD-SEED in ``evaluations`` and ``perplexities``.
 
     Writes each arm's figures (figures.csv), those of each seed (seeds.csv) and differences (comparisons.csv) to the
-    folder ``results``, and the main figures of the run's method, the first, to ``summary``. Losses are in nats a token.
+    folder ``results``, and the main figures of the run's method, the first, to ``summary``. Parts of a task
+    (TASK/PART) are in figures.csv only. Losses are in nats a token.
     n: questions or tokens, the mean over seeds; share: of the gain from an arm's thoughts, what is due to what they
     say. Raises UserError as `read_arms` does.
     """
@@ -29,9 +30,9 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
             sizes[arm]["groups"] = side.sums.shape[-1]
             low, high = mean_interval(side, None if measure == LOSS else SHARE)
             figures.append({**about, "arm": arm, **sizes[arm], "value": mean(side), "low": low, "high": high})
-            each = side.sums.sum(-1) / side.weights.sum(-1)
-            seeds += [{"arm": arm, "seed": s, **about, "value": v} for s, v in zip(arms.seeds, each, strict=True)]
-        for arm, against in pairs(run, list(by_arm)):
+            each = zip(arms.seeds, side.sums.sum(-1) / side.weights.sum(-1), strict=True)
+            seeds += [{"arm": arm, "seed": s, **about, "value": v} for s, v in each if "/" not in task]
+        for arm, against in pairs(run, list(by_arm)) if "/" not in task else ():
             found, share = _better(by_arm[arm], by_arm[against], measure), None
             if against == f"{arm}/{SWAPPED}":
                 gain = _better(by_arm[arm], by_arm[f"{arm}/{OFF}"], measure)
@@ -56,7 +57,8 @@ def _summary(run: str, figures: pd.DataFrame, comparisons: pd.DataFrame, costs: 
     base_harm: how much worse than before training it predicts that text without thoughts. thought_length, cost: tokens
     of a thought, and operations a token in units of the base model's, means of what `evaluate` noted.
     """
-    accuracies = figures[(figures["arm"] == run) & (figures["measure"] == ACCURACY)].set_index("task")["value"]
+    whole = figures[~figures["task"].str.contains("/")]
+    accuracies = whole[(whole["arm"] == run) & (whole["measure"] == ACCURACY)].set_index("task")["value"]
     rows = comparisons.set_index(["task", "measure", "arm", "against"])[["difference", "low"]]
 
     def row(*names: str) -> tuple[float | None, float | None]:

@@ -9,6 +9,7 @@ from pipeline.thought.head import CHUNK_LOGITS
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
+from pipeline.training.quiet_star.train import settings_of
 
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token's text, roughly
@@ -95,12 +96,12 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
     rank = {"whole": None, "lora": train.lora.rank, "frozen": 0}[train.adapt]
 
     def training(method: str) -> float:
-        """Training and its held-out losses: continued pretraining has no thoughts, pauses are not sampled."""
-        kind, trains = METHODS[method].thoughts, METHODS[method].trains
-        passes = train.steps * train.accumulation if trains else 0
-        times = 2 + (train.steps - 1) // train.evaluation_steps if trains else 1
+        """Training and its held-out losses: no thoughts in continued pretraining, a pause a position, not sampled."""
+        kind, steps = METHODS[method].thoughts, settings_of(train, method).steps
+        passes = steps * train.accumulation
+        times = 2 + (steps - 1) // train.evaluation_steps if steps else 1
         watched = times * train.evaluation_texts / step.texts
-        own = replace(step, rationales=0) if kind == NOTHING else step
+        own = replace(step, rationales={NOTHING: 0, PAUSES: 1, SAMPLED: step.rationales}[kind])
         found = passes * pass_flops(shape, own, rank)
         found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
         if train.thinking.where == "entropy" and kind != NOTHING:  # read once more, to choose

@@ -64,6 +64,15 @@ METHODS = {
             writes=False,
         ),
         Method(
+            "pause_same_compute",
+            "pauses, same compute",
+            "A pause of {tokens} after every token of a text, trained for so many more steps that as many tokens pass "
+            "through the model as with Quiet-STaR.",
+            "pause",
+            "pauses",
+            writes=False,
+        ),
+        Method(
             "no_thought",
             "no thoughts",
             "The next token is predicted in the ordinary way: what reading the same text does.",

@@ -102,16 +102,18 @@ class Results:
 
 
 def read_results(folder: Path, method: Method) -> Results:
-    """The files of the stage compare in ``folder``, of whose run's ``method`` the page is."""
+    """The files of the stage compare in ``folder``, of whose run's ``method`` the page is; no parts of tasks."""
     about, ends = ("task", "measure", "arm"), ("low", "high")
     figures = read_csv(folder / "figures.csv", *about, "seeds", "n", "groups", "value", *ends)
     columns = (*about, "against", "seeds", "n", "groups", "difference", *ends, "p_value", "share")
     comparisons = read_csv(folder / "comparisons.csv", *columns)
+    seeds = read_csv(folder / "seeds.csv", *about, "seed", "value")
+    figures = figures[figures["task"].isin(seeds["task"])]  # which has no parts
     return Results(
         method,
         {tuple(row[name] for name in about): row for row in figures.to_dict("records")},
         {tuple(row[name] for name in columns[:4]): row for row in comparisons.to_dict("records")},
-        read_csv(folder / "seeds.csv", *about, "seed", "value"),
+        seeds,
     )
 
 

@@ -6,12 +6,13 @@ from .objective import Objective
 from .pause import Pause
 from .quiet_star import QuietStar
 
-QUIET_STAR, PAUSE, NO_THOUGHT = "quiet_star", "pause", "no_thought"
+QUIET_STAR, PAUSE, PAUSE_SAME_COMPUTE, NO_THOUGHT = "quiet_star", "pause", "pause_same_compute", "no_thought"
 METHODS: dict[str, type[Objective]] = {
     QUIET_STAR: QuietStar,
     "no_policy": NoPolicy,
     "shuffled_reward": ShuffledReward,
     PAUSE: Pause,
+    PAUSE_SAME_COMPUTE: Pause,  # takes more steps: `settings_of` in pipeline/training/quiet_star/train.py
     NO_THOUGHT: NoThought,
     "untrained": Untrained,
     "before": Before,

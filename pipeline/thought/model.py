@@ -27,8 +27,8 @@ class QuietStarConfig(PretrainedConfig):
 
     ``method``: what is learned, one of `methods.METHODS`. quiet_star: thoughts of K sampled tokens; no_policy,
     shuffled_reward and untrained are its controls. pause: K learned tokens in their place, each with its own embedding
-    (Goyal et al. 2023, arXiv 2310.02226). no_thought: the base decoder alone, whose training is continued pretraining
-    (before: no training); it has no use for the settings below.
+    (Goyal et al. 2023, arXiv 2310.02226); pause_same_compute: the same, trained for longer. no_thought: the base
+    decoder alone, whose training is continued pretraining (before: no training); it has no use for the settings below.
     ``thought_tokens`` (K), ``lookahead`` (A), ``rationales`` (R): sizes of the thoughts it trains with.
     ``meta_token_scale``: what the meta-tokens (and pauses) are multiplied by where they are used; it multiplies the
     effective step size of these embeddings (paper, appendix A: 100 at learning rate 1e-6).

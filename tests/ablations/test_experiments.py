@@ -161,8 +161,8 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(project: Project):
     assert project.started == []
 
 
-def seed_runs(*pairs: str) -> pd.DataFrame:
-    sys.argv = ["seeds", *pairs]
+def seed_runs(*words: str) -> pd.DataFrame:
+    sys.argv = ["seeds", *words]
     seeds.main()
     return pd.read_csv("results/seeds.csv")
 
@@ -184,7 +184,32 @@ def test_each_run_is_kept_and_a_run_with_rows_is_not_run_again(project: Project)
     again = seed_runs("2:2", "1:1", "1:2")
     assert len(project.ran) == 4 and len(again) == 18
     page = Path("results/seeds.md").read_text()
-    assert "| pause | 2 | 0.500 [0.500, 0.500]: 0.500, 0.500 |" in page and "## micro: training seeds on one" in page
+    assert "| pause | 2 | 0.500 [0.006, 0.994]: 0.500, 0.500 |" in page and "## micro: training seeds on one" in page
+
+
+def test_runs_of_named_methods_two_at_a_time_keep_what_is_done_when_interrupted(project: Project):
+    project.stage(seconds=LONG, quick_base=2)
+    project.commit()
+    words = ("1:1", "2:2", "3:3", "--methods", "shuffled_reward", "before", "--jobs", "2")
+
+    def interrupt() -> None:
+        wait_for(lambda: Path("results/seeds.csv").exists() and len(project.started) == 3)  # 3:3 has taken 2:2's place
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        seed_runs(*words)
+    kept = pd.read_csv("results/seeds.csv")
+    assert kept[["method", "base_seed"]].to_numpy().tolist() == [["shuffled_reward", 2], ["before", 2]]
+    project.stage()
+    project.commit()
+    found = seed_runs(*words)
+    assert found["base_seed"].tolist() == [1, 1, 2, 2, 3, 3] and len(project.ran) == 3
+    assert found[found["base_seed"] == 2].to_csv(index=False) == kept.to_csv(index=False)
+    with pytest.raises(UserError, match="--jobs is 0, but must be at least 1"):
+        seed_runs("1:1", "--jobs", "0")
+    with pytest.raises(UserError, match=r"arms.methods is \['nothing'\], but must be one of"):
+        seed_runs("1:1", "--methods", "nothing")
 
 
 @pytest.fixture

@@ -25,6 +25,16 @@ def rows(*failed: tuple[int, int]) -> pd.DataFrame:
     return pd.DataFrame(found).reindex(columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64"))
 
 
+def with_parts(some: pd.DataFrame) -> pd.DataFrame:
+    """The same, and of the rings the accuracy by number of moves: 9 (a tenth less) and 10 (a fifth less)."""
+    accuracy = some[some["measure"] == "accuracy"]
+    parts = [
+        accuracy.assign(task=f"rings/{part}", **{name: accuracy[name] - less for name in ("value", "low", "high")})
+        for part, less in (("9", 0.1), ("10", 0.2))
+    ]
+    return pd.concat([some, *parts], ignore_index=True).astype(dict.fromkeys(WHOLE, "Int64"))
+
+
 def words(some: pd.DataFrame) -> list[str]:
     return in_words(some, "about", Path("grid.svg")).splitlines()
 
@@ -71,3 +81,24 @@ def test_a_method_whose_every_arm_failed_does_not_hide_another():
     shown = words(pd.concat([rows(), pauses], ignore_index=True))
     cells = next(line for line in shown if line.startswith("| 5 |")).strip("| ").split(" | ")
     assert cells == ["5", "0.500 [0.450, 0.550]", "0.600 [0.550, 0.650]", "failed", "failed"]
+
+
+def test_a_table_and_a_panel_by_part_below_those_of_whole_tasks(tmp_path: Path):
+    shown, whole = words(with_parts(rows((5, 2)))), words(rows((5, 2)))
+    assert shown[: len(whole)] == whole  # the parts change nothing else
+    table = shown.index("| method | thought tokens | lookahead | 9 | 10 |")
+    assert shown[table - 2] == "## Accuracy, rings by part"
+    assert shown[table + 2 :] == [
+        "| quiet_star | 5 | 1 | 0.400 [0.350, 0.450] | 0.300 [0.250, 0.350] |",
+        "| quiet_star | 5 | 2 | failed | failed |",
+        "| quiet_star | 1 | 1 | 0.000 [-0.050, 0.050] | -0.100 [-0.150, -0.050] |",
+        "| quiet_star | 1 | 2 | 0.100 [0.050, 0.150] | 0.000 [-0.050, 0.050] |",
+        "| before |  |  | -0.050 [-0.100, 0.000] | -0.150 [-0.200, -0.100] |",
+    ]
+    for name, some in (("plain", rows()), ("parts", with_parts(rows()))):
+        write_figure(some, tmp_path / f"{name}.svg")
+    plain, drawn = ((tmp_path / f"{name}.svg").read_text() for name in ("plain", "parts"))
+    for lookahead in ARMS:
+        title = f"rings by part: quiet_star, lookahead {lookahead[1]}"
+        assert title in drawn and title not in plain
+    assert drawn.count(">thought tokens<") == 3 and plain.count(">thought tokens<") == 1

@@ -22,7 +22,7 @@ length, lookahead = train["thought_tokens"], train["lookahead"]
 Path("results/compare").mkdir(parents=True, exist_ok=True)
 with open({log!r}, "a") as log:
     log.write(f"start {{length}} {{lookahead}}\\n")
-time.sleep({seconds})
+time.sleep(0 if base == {quick_base} else {seconds})
 if (length, lookahead) == {broken}:
     sys.exit("error: this one breaks")
 rows = [("micro", "accuracy", method, 1, 10, 5, length / 10 + {shift}, 0.0, 1.0) for method in methods]
@@ -93,8 +93,10 @@ class Project:
     def grid(self, **changes: object) -> None:
         (self.folder / "grid.yaml").write_text(yaml.safe_dump(GRID | changes))
 
-    def stage(self, seconds: float = 0, broken: tuple[int, int] = (0, 0), shift: float = 0) -> None:
-        text = STAGE.format(seconds=seconds, broken=broken, shift=shift, log=str(self.log))
+    def stage(
+        self, seconds: float = 0, broken: tuple[int, int] = (0, 0), shift: float = 0, quick_base: int = 0
+    ) -> None:
+        text = STAGE.format(seconds=seconds, broken=broken, shift=shift, quick_base=quick_base, log=str(self.log))
         (self.folder / "stages/toy.py").write_text(text)
 
     def commit(self) -> None:

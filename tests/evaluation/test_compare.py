@@ -14,6 +14,7 @@ from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, diff
 from pipeline.params import Arms
 
 GROUPS = list("aabbccddeeff")
+PARTS = ["9", "10", "10", "2"] * 3  # of the animals; the rings have one
 COUNTS = [3, 1, 4, 1, 5, 9, 2]  # tokens of each held-out text
 # the share of answers that each way has right, and its loss on held-out text
 SAMPLING = {"thought": 0.9, "no_thought": 0.3, "swapped": 0.4, "random": 0.2, "same_last": 0.5}
@@ -33,6 +34,7 @@ def write_run(folder: Path, method: str, seed: int, tasks: tuple[str, ...] = ("r
     rng = np.random.default_rng([seed, *method.encode()])
     rows = [
         {"task": task, "index": i, "group": group, "prompt": f"{task} {i}", "way": way, "correct": rng.random() < share}
+        | {"part": PARTS[i] if task == "animals" else "1"}
         for task in tasks
         for way, share in WAYS[method].items()
         for i, group in enumerate(GROUPS)
@@ -74,13 +76,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def answers(folder: Path, method: str, way: str, column: str = "correct") -> Totals:
-    """What a way of a method answered of the rings, read anew."""
-    values = []
+def answers(folder: Path, method: str, way: str, column: str = "correct", task: str = "rings") -> Totals:
+    """What a way of a method answered of the rings, or of TASK/PART, read anew."""
+    values, (task, _, part) = [], task.partition("/")
     for seed in SEEDS:
         rows = pd.read_parquet(folder / f"evaluate/{method}-{seed}/predictions.parquet")
-        values.append(rows[(rows["task"] == "rings") & (rows["way"] == way)].sort_values("index")[column])
-    return totals(np.stack(values), GROUPS)
+        rows = rows[(rows["task"] == task) & (rows["way"] == way) & ((rows["part"] == part) | (part == ""))]
+        values.append(rows.sort_values("index")[column])
+    return totals(np.stack(values), rows.sort_values("index")["group"])
 
 
 def losses(folder: Path, method: str, column: str) -> Totals:
@@ -110,8 +113,25 @@ def test_every_arm_has_its_figures(folder: Path):
     value = np.mean(side.sums.sum(1) / sum(COUNTS))
     assert row.to_list() == pytest.approx([2, 25, 7, value, *mean_interval(side, None)])
     each = seeds[(seeds["task"] == "rings") & (seeds["measure"] == "prob") & (seeds["arm"] == "quiet_star")]
-    assert list(each["seed"]) == SEEDS and len(seeds) == 2 * len(found)
+    of_part = found.index.get_level_values("task").str.contains("/")
+    assert list(each["seed"]) == SEEDS and len(seeds) == 2 * (~of_part).sum()
     assert each["value"].mean() == pytest.approx(found.loc["rings", "prob", "quiet_star"]["value"])
+
+
+def test_parts_of_a_task_have_the_accuracy_of_each_method_by_itself_and_no_more(folder: Path):
+    """A task of one part has no such rows. The parts stand in their order, and neither compared nor in the summary."""
+    found, comparisons, seeds, summary = compared(folder, list(WAYS), SEEDS)
+    written = pd.read_csv(folder / "out/figures.csv")["task"]
+    assert [task for task in written.unique() if "/" in task] == [f"animals/{part}" for part in ("2", "9", "10")]
+    for name, n, groups in (("animals/2", 3, 3), ("animals/9", 3, 3), ("animals/10", 6, 6)):
+        rows = found.loc[name]
+        assert set(rows.index) == {("accuracy", method) for method in WAYS}
+        for method, way in (("quiet_star", "thought"), ("no_thought", "no_thought")):
+            side = answers(folder, method, way, task=name)
+            expected = [2, n, groups, np.mean(side.sums.sum(1) / n), *mean_interval(side, SHARE)]
+            assert rows.loc["accuracy", method].to_list() == pytest.approx(expected)
+    for names in (comparisons.index.get_level_values("task"), seeds["task"], summary):
+        assert not any("/" in name for name in names)
 
 
 def test_what_is_compared_with_what(folder: Path):
@@ -190,6 +210,7 @@ def test_arms_that_were_not_asked_the_same_or_are_missing(tmp_path: Path):
         (answered, rows[(rows["index"] > 0) | (rows["way"] != "no_thought")], "not asked the same questions"),
         (answered, rows[rows["task"] == "rings"], "not asked the same questions"),
         (answered, rows.assign(prompt="Well, " + rows["prompt"]), "not asked the same questions"),
+        (answered, rows.assign(part="0" + rows["part"]), "not asked the same questions"),
         (answered, rows.drop(columns="group"), "predictions.parquet is missing or broken"),
         (tokens, pd.read_parquet(tokens).iloc[1:], "held-out texts are not those"),
         (tokens, None, "tokens.parquet is missing or broken"),

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
-from fake_outputs import HOSTILE, HUB_PARAMS, arms, comparisons, write, write_run
+from fake_outputs import HOSTILE, HUB_PARAMS, arms, comparisons, seeds, write, write_run
 
 from pipeline.report.card import model_card, on_the_hub
 from pipeline.report.release import write_release
@@ -94,6 +94,7 @@ def test_without_chain_of_thought_or_comparisons(run: Path):
 def test_what_comes_from_data_is_no_markup(run: Path):
     names = {"gsm8k": "a|b\n---\n# [x](y) <b> `c` *d*", "commonsense_qa": HOSTILE}
     write(run, "compare/figures.csv", arms().replace(names))
+    write(run, "compare/seeds.csv", seeds().replace(names))
     assert r"| arm | a\|b --- \# \[x\](y) \<b\> \`c\` \*d\* |" in card(run)
     assert "<script>" not in card(run)
 

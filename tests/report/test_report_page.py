@@ -59,6 +59,15 @@ def test_verdicts_follow_the_interval(run: Path, low: float, says: str, verdict:
     assert [finding.verdict for finding in said] == [verdict] * 4
 
 
+def test_parts_of_a_task_are_no_tasks_of_the_page(run: Path):
+    arms = fake.arms()
+    before = results.read_results(run / "results/compare", METHODS["quiet_star"])
+    part = arms[(arms["task"] == "gsm8k") & (arms["measure"] == "accuracy")].assign(task="gsm8k/3")
+    write(run, "compare/figures.csv", pd.concat([arms, part]))
+    after = results.read_results(run / "results/compare", METHODS["quiet_star"])
+    assert len(part) and after.figures.keys() == before.figures.keys() and after.tasks == before.tasks
+
+
 def test_every_arm_in_order(page: Page):
     best, few = "90.0% [80.0%, 95.0%]", "50.0% [40.0%, 55.0%], 312 questions"
     assert f"|arm|gsm8k|commonsense_qa|Quiet-STaR|{best}|{best}|Quiet-STaR, swapped|" in page.flat

@@ -24,7 +24,7 @@ PROBE = pa.schema(dict.fromkeys(("task", "prompt", "working"), pa.string()))
 QUESTION = {"question": pa.string(), "group": pa.string()}
 LABELLED = pa.struct({"label": pa.list_(pa.string()), "text": pa.list_(pa.string())})
 QUESTIONS = {
-    "rings": pa.schema(QUESTION | {"answer": pa.string()}),
+    "rings": pa.schema(QUESTION | {"answer": pa.string(), "moves": pa.int64()}),
     "animals": pa.schema(QUESTION | {"choices": LABELLED, "answerKey": pa.string()}),
 }
 LIBRARIES = ("datasets", "pyarrow")  # whose versions a resumed download depends on

@@ -222,13 +222,13 @@ def questions(task: str, split: str, count: int, seed: int, moves: Moves) -> lis
     """Make questions in the columns of GSM8K (rings) or CommonsenseQA (animals), with their group beside them.
 
     GSM8K's are ``question`` and ``answer``, which ends in ``#### 7``; CommonsenseQA's ``question``,
-    ``choices.{label,text}`` and ``answerKey``.
+    ``choices.{label,text}`` and ``answerKey``. Rings also have their number of ``moves``, without the zeros at the end.
     """
     rows = []
     for p in problems(task, split, count, seed, moves):
         if p.choices:
             row = {"choices": {"label": list(CHOICES), "text": list(p.choices)}, "answerKey": p.answer}
         else:
-            row = {"answer": f"{p.working}\n#### {p.answer}"}
+            row = {"answer": f"{p.working}\n#### {p.answer}", "moves": len(p.working.split()) - 1}
         rows.append({"question": p.question, "group": p.group} | row)
     return rows

@@ -19,7 +19,7 @@ from pipeline.params import HubSplit, Tasks
 FOLDER = Path("tasks")
 TEXT = pa.string()
 QUESTIONS = pa.schema(
-    {"prompt": TEXT, "answer": TEXT, "labels": pa.list_(TEXT), "reasoning_prompt": TEXT, "group": TEXT}
+    {"prompt": TEXT, "answer": TEXT, "labels": pa.list_(TEXT), "reasoning_prompt": TEXT, "group": TEXT, "part": TEXT}
 )
 
 
@@ -65,8 +65,8 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
         try:
             question = ask(index, row)
             # UnicodeEncodeError for half of a surrogate pair, which no file can hold
-            texts = (question.prompt, question.answer, question.reasoning_prompt, question.group, *question.labels)
-            "".join(texts).encode()
+            texts = (question.prompt, question.answer, question.reasoning_prompt, question.group, question.part)
+            "".join((*texts, *question.labels)).encode()
             if not question.prompt:
                 raise UserError("the prompt is empty")
         except Exception as error:  # an expression of a task file may raise anything
@@ -80,21 +80,24 @@ def _asker(task: Task) -> Callable[[int, dict], Question]:
     try:
         prompt = ENVIRONMENT.from_string(task.prompt)
         reasoning = ENVIRONMENT.from_string(task.chain_of_thought.prompt if task.chain_of_thought else "")
-        answer, choices, labels, group = (
+        answer, choices, labels, group, part = (
             ENVIRONMENT.compile_expression(e, undefined_to_none=False) if e else None
-            for e in (task.answer, task.choices, task.labels, task.group)
+            for e in (task.answer, task.choices, task.labels, task.group, task.part)
         )
     except (TemplateError, RecursionError) as error:  # RecursionError: hundreds of brackets
         raise UserError(f"task {task.title}: {reason(error)}") from error
 
     def ask(index: int, row: dict) -> Question:
         right = answer(**row)
-        alike = ENVIRONMENT.finalize(group(**row)) if group else index
+        about = {
+            "group": str(ENVIRONMENT.finalize(group(**row)) if group else index),
+            "part": str(ENVIRONMENT.finalize(part(**row))) if part else "",
+        }
         if task.kind == NUMBER:
             text = str(right).strip().lstrip("$")
             if not NUMBER_TEXT.fullmatch(text):
                 raise UserError(f"the answer is {text[:60]!r}, which is not a number")
-            return Question(prompt.render(row), number_in(text), [], reasoning.render(row), str(alike))
+            return Question(prompt.render(row), number_in(text), [], reasoning.render(row), **about)
         texts = [str(text) for text in choices(**row)]
         names = [str(name) for name in labels(**row)] if labels else list(string.ascii_uppercase[: len(texts)])
         lines = "\n".join(f"({name}) {text}" for name, text in zip(names, texts, strict=True))
@@ -103,6 +106,6 @@ def _asker(task: Task) -> Callable[[int, dict], Question]:
             right = names[right]
         if str(right) not in names:
             raise UserError(f"the answer is {str(right)[:60]!r}, which is not among {', '.join(names)}")
-        return Question(prompt.render(row), str(right), names, reasoning.render(row), str(alike))
+        return Question(prompt.render(row), str(right), names, reasoning.render(row), **about)
 
     return ask

@@ -17,7 +17,7 @@ class Question:
     """A prompt and its answer: one of ``labels`` or, if there are none, a number as `number_in` writes it.
 
     ``reasoning_prompt`` asks for visible reasoning; it is "" if the task has no such prompt. ``group``: questions that
-    have it in common are alike.
+    have it in common are alike. ``part``: the part of the task that it belongs to, "" if the task has none.
     """
 
     prompt: str
@@ -25,6 +25,7 @@ class Question:
     labels: list[str]
     reasoning_prompt: str = ""
     group: str = ""
+    part: str = ""
 
 
 def number_in(text: str) -> str | None:

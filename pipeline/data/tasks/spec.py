@@ -38,7 +38,8 @@ class Task:
     ``answer``, ``choices`` and ``labels`` are Jinja expressions of the columns. ``answer`` gives a number, one of the
     labels, or a choice's index. ``choices`` gives the list of the choices' texts, ``labels`` their names (default: A,
     B, ...). ``group`` is an expression too: questions with the same value are alike (they are about one fact), and
-    intervals count them so; default: each question is a group of its own.
+    intervals count them so; default: each question is a group of its own. ``part`` is one more: accuracy is also shown
+    of the questions with each of its values (how many steps they take, say).
     ``legal``: the characters that a number's tokens may consist of; a choice's legal tokens are its labels.
     ``stop``: strings that end a number when it is written out.
     """
@@ -53,6 +54,7 @@ class Task:
     choices: str | None = None
     labels: str | None = None
     group: str | None = None
+    part: str | None = None
     legal: str = "0123456789"
     stop: list[str] = field(default_factory=lambda: ["\n"])
     chain_of_thought: ChainOfThought | None = None

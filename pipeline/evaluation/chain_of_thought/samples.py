@@ -34,8 +34,9 @@ def ask(
     """Sample every question and add the rows to ``scratch``.
 
     Return their indices in ``scratch.rows``, ordered by question, then way (with or without thoughts). A row has task,
-    index, way, the right answer, and each sample's reasoning (texts) and votes. A batch of which ``scratch`` has all
-    rows is skipped; one with some rows missing is sampled as a whole, as rounding depends on the padding in a batch.
+    index, way, the question's group, the right answer, and each sample's reasoning (texts) and votes. A batch of which
+    ``scratch`` has all rows is skipped; one with some rows missing is sampled as a whole, as rounding depends on the
+    padding in a batch.
     Raises UserError for a prompt that is empty or leaves no room for what is to be written, and if the model's
     predictions are not finite.
 
@@ -87,7 +88,8 @@ def _sample(
     rows = []
     for i, row in enumerate(batch):
         own = slice(i * samples, (i + 1) * samples)
-        about = {"index": row["index"], "way": way, "answer": row["question"]["answer"]}
+        group = row["question"]["group"] or str(row["index"])  # without groups, each question is one
+        about = {"index": row["index"], "way": way, "group": group, "answer": row["question"]["answer"]}
         rows.append(about | {"texts": texts[own], "votes": votes[own]})
     return rows
 

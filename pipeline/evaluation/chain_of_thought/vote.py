@@ -10,6 +10,7 @@ from dataclasses import asdict
 from itertools import islice
 from math import comb
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ import pyarrow as pa
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.chain_of_thought.samples import ask
 from pipeline.evaluation.prompts import NO_THOUGHT, THOUGHT, AskedModel
-from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, difference, mean_interval, totals
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, difference, mean, mean_interval, totals
 from pipeline.files import write_json, write_rows, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
@@ -30,7 +31,17 @@ from pipeline.thought.sampler import Sampling
 QUESTION = {"task": pa.string(), "index": pa.int64(), "way": pa.string(), "sample": pa.int64()}
 SAMPLES = pa.schema(QUESTION | dict.fromkeys(("text", "vote", "answer"), pa.string()) | {"correct": pa.bool_()})
 
-Points = dict[tuple[str, str], np.ndarray]  # `majority` of each question (questions, sizes), by task and way
+
+class Points(NamedTuple):
+    """The points of `majority` (questions, sizes), and the questions' groups (questions,)."""
+
+    points: np.ndarray
+    groups: list[str]
+
+    def totals(self) -> Iterator[Totals]:
+        """The totals by group for each of `sizes`."""
+        for column in self.points.T:
+            yield totals(column, self.groups)
 
 
 def write_chain_of_thought(params: ChainOfThought, trained: Path, tasks: Path, results: Path) -> None:
@@ -90,37 +101,42 @@ def majority(votes: Sequence[str], answer: str) -> np.ndarray:
     return np.array([points[k] / comb(len(votes), k) for k in sizes(len(votes))])
 
 
-def points_of(rows: Iterable[dict]) -> Points:
-    """The points of the rows of `samples.ask`."""
-    points: dict[tuple[str, str], list[np.ndarray]] = {}
+def points_of(rows: Iterable[dict]) -> dict[tuple[str, str], Points]:
+    """The points of the rows of `samples.ask`, by task and way."""
+    found: dict[tuple[str, str], Points] = {}
     for row in rows:
-        points.setdefault((row["task"], row["way"]), []).append(majority(row["votes"], row["answer"]))
-    return {key: np.stack(values) for key, values in points.items()}
+        points, groups = found.setdefault((row["task"], row["way"]), Points([], []))
+        points.append(majority(row["votes"], row["answer"]))
+        groups.append(row["group"])
+    return {key: Points(np.stack(points), groups) for key, (points, groups) in found.items()}
 
 
-def votes_of(points: Points, samples: int) -> pd.DataFrame:
-    """A row for each task, way and k: the accuracy with its 95 % interval over the n questions."""
+def votes_of(points: dict[tuple[str, str], Points], samples: int) -> pd.DataFrame:
+    """A row for each task, way and k: the accuracy of n questions with its 95 % interval over their groups."""
     rows = []
-    for (task, way), values in points.items():
-        for k, column in zip(sizes(samples), values.T, strict=True):
-            rows.append((task, way, k, column.mean(), *mean_interval(totals(column), SHARE), len(column)))
-    return pd.DataFrame(rows, columns=["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"])
+    for (task, way), asked in points.items():
+        n, groups = len(asked.groups), len(set(asked.groups))
+        for k, side in zip(sizes(samples), asked.totals(), strict=True):
+            rows.append((task, way, k, mean(side), *mean_interval(side, SHARE), n, groups))
+    return pd.DataFrame(rows, columns=["task", "way", "k", "accuracy", "ci_low", "ci_high", "n", "groups"])
 
 
-def metrics_of(points: Points, samples: int) -> dict[str, dict]:
+def metrics_of(points: dict[tuple[str, str], Points], samples: int) -> dict[str, dict]:
     """By task: accuracy@1 and maj@k of each way and, if there are two, thought minus no thought with its interval.
 
-    The p-value (None for fewer than six questions) compares the majorities of all samples.
+    Intervals are over groups of questions. The p-value (None for fewer than six groups) compares the majorities of all
+    samples.
     """
     metrics: dict[str, dict] = {}
     names = [f"maj@{k}" if k > 1 else "accuracy@1" for k in sizes(samples)]
-    for (task, way), values in points.items():
-        about = metrics.setdefault(task, {"n": len(values), "samples": samples})
-        about[way] = dict(zip(names, values.mean(0).tolist(), strict=True))
+    for (task, way), asked in points.items():
+        counts = {"n": len(asked.groups), "groups": len(set(asked.groups)), "samples": samples}
+        about = metrics.setdefault(task, counts)
+        about[way] = {name: float(mean(side)) for name, side in zip(names, asked.totals(), strict=True)}
         if way == NO_THOUGHT and (task, THOUGHT) in points:
             about["difference"] = {}
-            for name, one, other in zip(names, points[task, THOUGHT].T, values.T, strict=True):
-                found = difference(totals(one), totals(other), SHARE_DIFFERENCE)
+            for name, one, other in zip(names, points[task, THOUGHT].totals(), asked.totals(), strict=True):
+                found = difference(one, other, SHARE_DIFFERENCE)
                 about["difference"][name] = {"mean": found.value, "ci_low": found.low, "ci_high": found.high}
             p_value = float(found.p_value)  # of all samples, the last
             about["difference"][names[-1]]["p_value"] = None if np.isnan(p_value) else p_value

@@ -28,7 +28,7 @@ from pipeline.thought.sampler import Sampling
 WAYS = (THOUGHT, NO_THOUGHT, SAMPLED, MEAN, *CONTROLS)
 QUESTION = {"task": pa.string(), "index": pa.int64()}
 ANSWERED = {"correct": pa.bool_(), "prob": pa.float64(), "thought": pa.string()}
-TEXTS = ("group", "prompt", "answer", "way", "predicted")
+TEXTS = ("group", "part", "prompt", "answer", "way", "predicted")
 PREDICTIONS = pa.schema(QUESTION | dict.fromkeys(TEXTS, pa.string()) | ANSWERED)
 
 
@@ -85,7 +85,7 @@ def _predictions(encoded: dict[str, Encodings], firsts: dict[str, list[int]], ro
     """A row for each task, question and way, in this order; ``rows`` are in order of length (`score`)."""
     for name, questions in encoded.items():
         for q, place in zip(questions, questions.places, strict=True):
-            about = {"task": name, "index": q.index, "group": q.group}
+            about = {"task": name, "index": q.index, "group": q.group, "part": q.question.part}
             about |= {"prompt": q.question.prompt, "answer": q.question.answer}
             answers = {way: answer for first in firsts[name] for way, answer in rows[first + place].items()}
             yield from (about | {"way": way} | answers[way] for way in WAYS if way in answers)

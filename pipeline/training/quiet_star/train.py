@@ -13,7 +13,8 @@ from pipeline.models.base import load_base, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.models.trained import WEIGHTS, check_room, limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.params import Train
-from pipeline.thought.methods import METHODS
+from pipeline.thought.layout import Layout
+from pipeline.thought.methods import METHODS, PAUSE_SAME_COMPUTE
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
@@ -27,8 +28,18 @@ STEPLESS = {"steps": 0, "launcher": SINGLE, "adapt": "frozen", "saved": "learned
 
 
 def settings_of(params: Train, method: str) -> Train:
-    """The settings that ``method`` runs with."""
-    return params if METHODS[method].trains else replace(params, **STEPLESS)
+    """The settings that ``method`` runs with.
+
+    pause_same_compute takes as many steps as make the tokens that pass through the decoder, backward passes counted
+    twice, those of quiet_star: at each position of a text R rows instead of one, and K tokens of each to sample it.
+    """
+    if not METHODS[method].trains:
+        return replace(params, **STEPLESS)
+    if method != PAUSE_SAME_COMPUTE:
+        return params
+    rows, row_tokens = params.rationales, Layout(params.thought_tokens, params.lookahead).row_tokens
+    thinking, pausing = 3 * (1 + rows * row_tokens) + rows * params.thought_tokens, 3 * (1 + row_tokens)
+    return replace(params, steps=round(params.steps * thinking / pausing))
 
 
 def write_trained(

@@ -59,6 +59,7 @@ def test_the_micro_world():
         own, other = (read_task(ROOT / f"tasks/{file}.yaml") for file in (f"microworld/micro_{name}", shape))
         asked, as_other = (list(questions(replace(task, data=own.data), None)) for task in (own, other))
         assert [q.answer for q in asked] == expected
+        assert {q.part for q in asked} == ({str(world.moves.most)} if name == "rings" else {""})
         assert [(q.prompt, q.answer, q.labels) for q in asked] == [(q.prompt, q.answer, q.labels) for q in as_other]
         assert all(q.reasoning_prompt == f"{q.prompt} —" for q in asked)
 

@@ -151,6 +151,8 @@ AFTER_MARK = {"answer": 'answer.rsplit("####", 1)[1]'}
         ({}, CHOICE | {"choices": "options"}, f"'options' is {COLUMNS}"),
         ({}, CHOICE | {"labels": "letters"}, f"'letters' is {COLUMNS}"),
         ({}, {"group": "fact"}, f"'fact' is {COLUMNS}"),
+        ({}, {"part": "hops"}, f"'hops' is {COLUMNS}"),
+        ({"hops": None}, {"part": "hops"}, "a column that is used has no value"),
         ({"question": ""}, {"prompt": "{{ question }}"}, "the prompt is empty"),
         ({"question": None}, {}, "a column that is used has no value"),
         ({}, {"prompt": "{{ '\\ud800' }}"}, "surrogates not allowed"),  # which no file can hold
@@ -189,7 +191,7 @@ INTERNALS = [
 @pytest.mark.parametrize("expression", INTERNALS)
 def test_a_template_that_reaches_for_pythons_internals(expression: str, project: Path):
     template = f"{{{{ {expression} }}}}"
-    places = dict.fromkeys(("answer", "choices", "labels", "group"), expression)
+    places = dict.fromkeys(("answer", "choices", "labels", "group", "part"), expression)
     for place, value in (places | {"prompt": template, "chain_of_thought": reasoning(template)}).items():
         message = refused([ROW], **NAMED | {place: value})
         assert "is unsafe" in message or "sandbox blocks" in message
@@ -221,12 +223,14 @@ def test_task_files_that_are_refused(project: Path):
 
 def test_what_is_written_is_what_is_read_and_replaces_what_was_there(project: Path):
     jsonl(Path("own"), "test", [ROW])
-    file = task_file(**NAMED, group="names[answer]", chain_of_thought=reasoning("{{ choice_lines }} Think:"))
+    file = task_file(
+        **NAMED, group="names[answer]", part="answer + 2", chain_of_thought=reasoning("{{ choice_lines }} Think:")
+    )
     write_tasks(Tasks([task_file("deep/other.yaml"), file]), Path("out"))
     tasks = read_tasks(Path("out"))
     assert list(tasks) == ["other", "own"]
     lines = "(x) red\n(y) blue\n(z) grey"
-    expected = Question(f"Q: Which?\n{lines}\nA:", "y", ["x", "y", "z"], f"{lines} Think:", "y")
+    expected = Question(f"Q: Which?\n{lines}\nA:", "y", ["x", "y", "z"], f"{lines} Think:", "y", "3")
     assert tasks["own"][0] == read_task(Path(file)) and list(tasks["own"][1]) == [expected]
     assert list(tasks["other"][1]) == [Question("Q: Which?\nA:", "1", [], "", "0")]
     write_tasks(Tasks([file]), Path("out"))

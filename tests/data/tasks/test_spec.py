@@ -38,12 +38,12 @@ def refused(path: Path) -> str:
 
 def test_every_field_is_read_and_some_may_be_left_out(tmp_path: Path):
     own = {"version": 3, "legal": "01", "stop": [".", "\n\n"]}
-    own |= {"choices": "choices.text", "labels": "choices.label", "group": "fact"}
+    own |= {"choices": "choices.text", "labels": "choices.label", "group": "fact", "part": "hops"}
     data = {"path": "c/d", "name": "main", "split": "dev", "revision": "refs/convert/parquet"}
     everything = LEAST | own | {"kind": "choice", "data": data, "chain_of_thought": REASONING}
     parts = {"data": Data(**data), "chain_of_thought": ChainOfThought(**REASONING)}
     assert read_task(written(tmp_path, everything)) == Task(**everything | parts)
-    defaults = dict.fromkeys(("choices", "labels", "group", "chain_of_thought"))
+    defaults = dict.fromkeys(("choices", "labels", "group", "part", "chain_of_thought"))
     defaults |= {"legal": "0123456789", "stop": ["\n"]}
     data = Data(path="a/b", name=None, split="test", revision=None)
     assert read_task(written(tmp_path, {})) == Task(**LEAST | {"data": data} | defaults)

@@ -75,7 +75,8 @@ def slow_samples(model: Model, tokenizer: Tokenizing, questions: Questions, how=
     sampling, thoughts = Sampling(about.temperature, about.seed), Sampling(about.thought_temperature, about.seed)
     for index, question in enumerate(questions):
         for way in ("thought", "no_thought"):
-            row = {"task": "t", "index": index, "way": way, "answer": question.answer, "texts": [], "votes": []}
+            row = {"task": "t", "index": index, "way": way, "group": question.group or str(index)}
+            row |= {"answer": question.answer, "texts": [], "votes": []}
             for sample in range(about.samples):
                 key = torch.tensor([index + sample * SAMPLES_APART])
 

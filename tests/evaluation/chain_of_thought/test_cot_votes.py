@@ -57,16 +57,18 @@ VOTES = {  # by way, by question; the right answer is 1
 }
 
 
-def rows(task: str = "t") -> list[dict]:
+def rows(task: str = "t", groups: str = "abcde") -> list[dict]:
+    """The rows of five questions, each of which has a letter of ``groups``."""
+    about = {"task": task, "answer": "1"}
     places = product(range(5), VOTES)
-    return [{"task": task, "index": i, "way": way, "votes": VOTES[way][i], "answer": "1"} for i, way in places]
+    return [about | {"index": i, "way": way, "votes": VOTES[way][i], "group": groups[i]} for i, way in places]
 
 
 def test_figures_of_both_ways_and_their_difference():
     expected = {way: np.array([listed(votes, "1") for votes in VOTES[way]]) for way in VOTES}
     metrics, names = vote.metrics_of(vote.points_of(rows()), 4)["t"], ["accuracy@1", "maj@2", "maj@4"]
-    assert list(metrics) == ["n", "samples", "thought", "no_thought", "difference"]
-    assert (metrics["n"], metrics["samples"]) == (5, 4)
+    assert list(metrics) == ["n", "groups", "samples", "thought", "no_thought", "difference"]
+    assert (metrics["n"], metrics["groups"], metrics["samples"]) == (5, 5, 4)
     for way, values in expected.items():
         assert metrics[way] == pytest.approx(dict(zip(names, values.mean(0), strict=True)))
     for i, name in enumerate(names):
@@ -77,12 +79,26 @@ def test_figures_of_both_ways_and_their_difference():
     assert metrics["difference"]["maj@4"]["p_value"] is None  # five questions are too few
 
     votes = vote.votes_of(vote.points_of([*rows("t"), *rows("u")]), 4)
-    assert list(votes.columns) == ["task", "way", "k", "accuracy", "ci_low", "ci_high", "n"]
+    assert list(votes.columns) == ["task", "way", "k", "accuracy", "ci_low", "ci_high", "n", "groups"]
     places = [list(place) for place in product("tu", VOTES, (1, 2, 4))]
     assert votes[["task", "way", "k"]].values.tolist() == places
     assert votes["accuracy"].tolist() == pytest.approx([x for values in expected.values() for x in values.mean(0)] * 2)
     low, high = mean_interval(totals(expected["thought"][:, 1]), SHARE)
-    assert votes.loc[1, ["ci_low", "ci_high", "n"]].tolist() == pytest.approx([low, high, 5])
+    assert votes.loc[1, ["ci_low", "ci_high", "n", "groups"]].tolist() == pytest.approx([low, high, 5, 5])
+
+
+def test_intervals_are_over_groups_of_questions():
+    """Means are what they were, as no group weighs more than its questions."""
+    groups = "abbcc"
+    points = vote.points_of(rows(groups=groups))
+    votes, metrics = vote.votes_of(points, 4), vote.metrics_of(points, 4)["t"]
+    assert votes["accuracy"].tolist() == pytest.approx(vote.votes_of(vote.points_of(rows()), 4)["accuracy"].tolist())
+    assert (metrics["n"], metrics["groups"], *votes.loc[2, ["n", "groups"]]) == (5, 3, 5, 3)
+    one, other = (totals(np.array([listed(one, "1")[2] for one in VOTES[way]]), list(groups)) for way in VOTES)
+    assert votes.loc[2, ["ci_low", "ci_high"]].tolist() == pytest.approx(mean_interval(one, SHARE).tolist())
+    expected = difference(one, other, SHARE_DIFFERENCE)
+    found = metrics["difference"]["maj@4"]
+    assert [found[x] for x in ("mean", "ci_low", "ci_high")] == pytest.approx(expected[:3])
 
 
 @pytest.fixture
@@ -115,7 +131,7 @@ def test_a_model_without_thoughts_has_no_difference_and_tasks_without_reasoning_
     trained_folder(folder / "model", method="no_thought")
     write(folder, questions=2)
     assert set(pd.read_parquet(folder / "out/samples.parquet")["way"]) == {"no_thought"}
-    assert list(json.loads((folder / "out/metrics.json").read_text())["a"]) == ["n", "samples", "no_thought"]
+    assert list(json.loads((folder / "out/metrics.json").read_text())["a"]) == ["n", "groups", "samples", "no_thought"]
     for name in "ab":
         (folder / f"tasks/{name}.yaml").unlink()
     write(folder)

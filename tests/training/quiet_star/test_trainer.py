@@ -20,11 +20,11 @@ from pipeline import params
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
 from pipeline.files import write_rows
-from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
+from pipeline.thought.methods import NO_THOUGHT, PAUSE, PAUSE_SAME_COMPUTE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import counts_of
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.quiet_star.train import trainer_settings, write_trained
+from pipeline.training.quiet_star.train import settings_of, trainer_settings, write_trained
 from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer, parameter_groups
 from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import logged, training_arguments
@@ -56,6 +56,32 @@ Run = tuple[QuietStarForCausalLM, list[dict]]
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+
+
+def decoder_tokens(method: str, **sizes: int) -> int:
+    """Tokens that pass through the decoder in a training step, counted in its first layer; backward counts twice."""
+    model, passed = quiet_star(LLAMA, method=method, **sizes), []
+    layer = model.base.model.layers[0].mlp
+    layer.register_forward_hook(
+        lambda _, given, __: passed.append(given[0].shape[:-1].numel() * (3 if torch.is_grad_enabled() else 1))
+    )
+    ids = random_ids(2, 12)
+    model(ids, labels=ids)
+    return sum(passed)
+
+
+@pytest.mark.parametrize("tokens, lookahead, rationales", [(5, 2, 4), (3, 1, 2), (1, 4, 2)])
+def test_pauses_of_the_same_compute_put_as_many_tokens_through_the_decoder(
+    tokens: int, lookahead: int, rationales: int
+):
+    sizes = {"thought_tokens": tokens, "lookahead": lookahead, "rationales": rationales}
+    settings = replace(TRAIN, steps=1000, **sizes)
+    steps = {method: settings_of(settings, method).steps for method in (QUIET_STAR, PAUSE, PAUSE_SAME_COMPUTE)}
+    assert steps[PAUSE] == steps[QUIET_STAR] == 1000
+    whole = 1000 * decoder_tokens(QUIET_STAR, **sizes)
+    assert steps[PAUSE_SAME_COMPUTE] * decoder_tokens(PAUSE_SAME_COMPUTE, **sizes) == pytest.approx(whole, rel=0.01)
+    assert 1000 * decoder_tokens(PAUSE, **sizes) < 0.6 * whole
+    assert replace(settings_of(settings, PAUSE_SAME_COMPUTE), steps=1000) == settings  # all else is the same
 
 
 def some_spans(path: Path, last: int = 10) -> Spans:
