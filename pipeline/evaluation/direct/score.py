@@ -37,16 +37,15 @@ def score(
     """
     needed = questions.longest + (ANSWER_TOKENS if questions.task.kind == NUMBER else 0)
     check_room(asked.model, needed + asked.thought_room, f"a question of {name}")
-    total, size, hidden = len(questions), asked.batch_size, not is_main()
+    total, size = len(questions), asked.batch_size
     starts = [start for start in range(0, total, size) if min(start + size, total) > done]
 
     def rows_from(start: int) -> list[dict]:
         batch = [questions[i] for i in questions.order[start : start + size]]
         return _score_batch(asked, batch, questions.task, controls)
 
-    with tqdm(
-        total=total, initial=min(done, total), desc=name, unit=" questions", mininterval=2, disable=hidden
-    ) as progress:
+    left = max(0, total - done)
+    with tqdm(total=left, desc=name, unit=" questions", mininterval=2, disable=not is_main()) as progress:
         for start, rows in zip(starts, in_turns(rows_from, starts), strict=True):
             missing = rows[max(0, done - start) :]
             yield missing

@@ -45,16 +45,10 @@ class Passes:
         def row_from(start: int) -> dict:
             return compute(default_collate([self._spans[text] for text in texts[start : start + self._size]]))
 
-        rows = tqdm(
-            in_turns(row_from, starts),
-            total=len(starts),
-            desc=name,
-            unit=" batches",
-            mininterval=2,
-            disable=not is_main(),
-        )
-        for row in rows:
-            self._scratch.add([row])
+        with tqdm(total=len(starts), desc=name, unit=" batches", mininterval=2, disable=not is_main()) as progress:
+            for row in in_turns(row_from, starts):
+                self._scratch.add([row])
+                progress.update()
         tables, thoughts, first = [], [], self._first
         self._first += -(-len(texts) // self._size)
         for place in range(first, self._first):
