@@ -194,6 +194,7 @@ class Train:
 class Measured:
     """What every stage that asks or reads with a trained model needs."""
 
+    launcher: str = MISSING
     seed: Seed = MISSING
     batch_size: Size = MISSING
     thought_temperature: NotNegative = MISSING

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO, TextIO
 
 import torch
@@ -68,12 +69,16 @@ class KeptRows(Sequence[dict]):
 class Scratch:
     """The ``rows`` that killed runs have finished, and a ``folder`` for files that rows refer to.
 
-    A file in the folder that no row refers to may be half-written.
+    A file in the folder that no row refers to may be half-written. In a ``copy`` the rows of the file ``path`` are the
+    first ones, and what is added ends with the process.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, copy: bool = False):
         self.folder = path.parent
-        self._file = path.open("a+b")
+        self._file = TemporaryFile(dir=self.folder) if copy else path.open("a+b")  # noqa: SIM115  (`close` does)
+        if copy:
+            with path.open("rb") as rows:
+                shutil.copyfileobj(rows, self._file)
         self._file.seek(0)
         self.rows = KeptRows(self._file)
 

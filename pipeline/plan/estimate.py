@@ -11,6 +11,7 @@ from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
 from pipeline.training.quiet_star.train import settings_of
 
+MEASURED = ("evaluate", "perplexity", "chain_of_thought")  # stages with a launcher of their own
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token's text, roughly
 COPIES = 2  # of everything that DVC keeps: in the workspace and in the cache
@@ -35,13 +36,13 @@ class Estimate:
     learned: int  # parameters that training changes, adapters included
     tokens: dict[str, int]  # that are read (padding included) or sampled
     flops: dict[str, float]
+    launched: list[str]  # stages that several devices share
     memory: dict[str, float]  # on each device
     disk: dict[str, float]
 
     def seconds(self, rate: float, devices: int = 1) -> float:
-        """Time of all stages in turn at ``rate`` operations a second per device; only training uses several."""
-        shared = self.flops["train"]
-        return (sum(self.flops.values()) - shared + shared / devices) / rate
+        """Time of all stages in turn at ``rate`` operations a second per device; ``launched`` stages use several."""
+        return sum(flops / (devices if stage in self.launched else 1) for stage, flops in self.flops.items()) / rate
 
 
 def estimate(params: Params) -> Estimate:
@@ -85,6 +86,7 @@ def estimate(params: Params) -> Estimate:
             "thoughts in training": passes * step.thoughts * step.thought_tokens,
         },
         flops=_flops(params, shape, step, pretraining_tokens),
+        launched=["train", *(stage for stage in MEASURED if getattr(params, stage).launcher != "single")],
         memory=training_memory(shape, step, plan.devices, train),
         disk=disk,
     )

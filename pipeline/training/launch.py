@@ -1,4 +1,4 @@
-"""Start a training stage in one process or, as `accelerate launch` does, in several, here and on other machines.
+"""Start a stage in one process or, as `accelerate launch` does, in several, here and on other machines.
 
 A command line (``cmd: ${train.launcher} -m stages.train``) would do, but ends in pages of tracebacks for any error.
 """
@@ -44,7 +44,8 @@ def launch(launcher: str, module: str, stage: Callable[[], None]) -> None:
             get_error_handler().record_exception(error)  # the launcher reports it if no process has a better reason
             sys.exit(LOST)
     else:
-        options = launch_command_parser().parse_args([*_options(launcher), "-m", module, *sys.argv[1:]])
+        name = f"{module.rpartition('.')[2]}.launcher"
+        options = launch_command_parser().parse_args([*_options(launcher, name), "-m", module, *sys.argv[1:]])
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its table of tracebacks
         try:
             launch_command(options)
@@ -69,25 +70,23 @@ def _explain(error: ChildFailedError) -> None:
         message = error.get_first_failure()[1].message
         first = first_line(str(message["message"] if isinstance(message, dict) else message))
         cause = f"the processes lost each other ({first})"
-    raise UserError(f"{cause}: `dvc repro` goes on from the last checkpoint") from error
+    raise UserError(f"{cause}: `dvc repro` resumes the run") from error
 
 
-def _options(launcher: str) -> list[str]:
+def _options(launcher: str, name: str) -> list[str]:
     """`accelerate launch`'s options: the file, and what the file leaves to the environment of each machine.
 
-    Raises UserError for what accelerate would not report in one line.
+    ``name`` is the parameter that names the file. Raises UserError for what accelerate would not report in one line.
     """
     try:
         config = yaml.safe_load(Path(launcher).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"train.launcher is {launcher}, but must be single or a file such as launchers/node.yaml"
-        ) from error
+        raise UserError(f"{name} is {launcher}, but must be single or a file such as launchers/node.yaml") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{launcher} is not readable YAML: {reason(error)}") from error
     kind = config.get("distributed_type") if isinstance(config, dict) else None
     if kind not in SEVERAL:
-        wanted = f"but must have {' or '.join(SEVERAL)}: for one process set train.launcher to single"
+        wanted = f"but must have {' or '.join(SEVERAL)}: for one process set {name} to single"
         raise UserError(f"{launcher} has distributed_type {kind}, {wanted}")
     if config.get("use_cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else accelerate gives each process a GPU all the same
@@ -104,6 +103,6 @@ def _options(launcher: str) -> list[str]:
     if "num_processes" not in config:
         if not torch.cuda.is_available():
             told = f"{launcher} runs a process on each GPU, but no CUDA GPU is usable here"
-            raise UserError(f"{told}: set train.launcher to single")
+            raise UserError(f"{told}: set {name} to single")
         options += ["--num_processes", str(int(machines) * torch.cuda.device_count())]
     return options

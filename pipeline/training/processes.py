@@ -8,7 +8,7 @@ from torch.distributed import DistError
 
 from pipeline.errors import UserError
 
-SINGLE = "single"  # the value of train.launcher for one process
+SINGLE = "single"  # the value of a stage's launcher for one process
 # a launcher sets all of them; some clusters set some of them for every process
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(minutes=30)  # with a process that is late
@@ -27,9 +27,14 @@ def is_launched() -> bool:
     return all(name in os.environ for name in LAUNCHED)
 
 
+def rank() -> int:
+    """This process's number among `processes`, from 0."""
+    return number("RANK") if is_launched() else 0
+
+
 def is_main() -> bool:
     """Whether this is the process that writes: the only one, or rank 0."""
-    return not is_launched() or number("RANK") == 0
+    return rank() == 0
 
 
 def processes() -> int:

@@ -200,6 +200,7 @@ ROWS: list[tuple[str, Spoil, str]] = [
     (TRAIN, each(no_gpu, params(train__attention="flex")), "attention is flex, which needs a CUDA GPU"),
     # launchers
     (TRAIN, params(train__launcher="many"), "train.launcher is many, but must be single or a file"),
+    (EVALUATE, params(evaluate__launcher="many"), "evaluate.launcher is many, but must be single or a file"),
     (TRAIN, params(train__launcher="tasks/gsm8k.yaml"), "tasks/gsm8k.yaml…distributed_type"),
     (TRAIN, launched_by(b"distributed_type: [\n"), "mine.yaml is not readable YAML"),
     (TRAIN, launched_by(CPUS + b"processes: 2\n"), "mine.yaml cannot be launched"),

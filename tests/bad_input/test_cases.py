@@ -91,17 +91,24 @@ def test_a_full_disk(folder: str, stage: str, project: Path):
         ends_with_one_line(project, stage, f"No space left on device: {folder}/", {})
 
 
+LOST = "the processes lost each other (…nowhere…): `dvc repro`"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "accumulation, environment, words",
+    "stage, spoiled, environment, words",
     [
-        (2, {"GLOO_SOCKET_IFNAME": "nowhere"}, "the processes lost each other (…nowhere…): `dvc repro`"),
-        (1, {}, "train.accumulation is 1, but 2 processes share"),
+        (TRAIN, params(train__accumulation=2), {"GLOO_SOCKET_IFNAME": "nowhere"}, LOST),
+        (TRAIN, params(train__accumulation=1), {}, "train.accumulation is 1, but 2 processes share"),
+        (EVALUATE, spoil.gone("data/tasks"), {}, "data/tasks holds no task"),
     ],
 )
-def test_launched_processes_that_fail_alike(accumulation: int, environment: dict[str, str], words: str, project: Path):
-    params(train__launcher="launchers/cpus.yaml", train__accumulation=accumulation)(project)
-    ends_with_one_line(project, TRAIN, words, environment)
+def test_launched_processes_that_fail_alike(
+    stage: str, spoiled: Spoil, environment: dict[str, str], words: str, project: Path
+):
+    params(train__launcher="launchers/cpus.yaml", evaluate__launcher="launchers/cpus.yaml")(project)
+    spoiled(project)
+    ends_with_one_line(project, stage, words, environment)
 
 
 CLUSTER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # as a job of one process has them

@@ -1,4 +1,7 @@
-"""A stage goes on after `kill -9`, batch by batch, to the same bytes; with anything changed it starts afresh."""
+"""A stage goes on after `kill -9`, batch by batch, to the same bytes; with anything changed it starts afresh.
+
+Also in two processes (gloo), which share the batches: the bytes are those of one.
+"""
 
 import os
 import shutil
@@ -12,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
@@ -26,6 +30,7 @@ from pipeline.resume import Scratch
 from tests.evaluation.chain_of_thought.asking import params, tasks_folder, trained_folder
 from tests.evaluation.perplexity.made_up import METASPACE, write_spans
 from tests.local_hub import model_folder
+from tests.training.rank import free_port
 
 
 class Stage(NamedTuple):
@@ -54,7 +59,11 @@ def write(name: str, folder: Path, out: str = "out", **changes: object) -> dict[
     """Run a stage with ``changes`` of its parameters, and read what it writes."""
     stage = STAGES[name]
     stage.write(replace(stage.params, **changes), *(folder / path for path in stage.inputs), folder / out)
-    return {path.name: path.read_bytes() for path in (folder / out).rglob("*") if path.is_file()}
+    return read(folder / out)
+
+
+def read(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -92,25 +101,58 @@ def count_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return batches
 
 
+def die_after(adds: int) -> None:
+    """Have this process killed once it has kept rows ``adds`` times."""
+    add, left = Scratch.add, [adds]
+
+    def add_and_die(self: Scratch, rows: list) -> None:
+        add(self, rows)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Scratch.add = add_and_die
+
+
 def kill_after(adds: int, call: Callable[[], object]) -> None:
     """Call in a fork of this process, which gets SIGKILL once it has kept rows ``adds`` times."""
     child = os.fork()
     if not child:
-        add, left = Scratch.add, [adds]
-
-        def add_and_die(self: Scratch, rows: list) -> None:
-            add(self, rows)
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        Scratch.add = add_and_die
         signal.alarm(100)  # rather than hang
         try:
+            die_after(adds)
             call()
         finally:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def fork_two(call: Callable[[], object], adds: int = 0) -> list[int]:
+    """Call in two processes that are forked, as a launcher starts them. Returns their exit statuses.
+
+    If ``adds``, the main one gets SIGKILL once it has kept rows so many times, and the other one at its end.
+    """
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = []
+    for rank in ("0", "1"):
+        child = os.fork()
+        if not child:
+            code = 1
+            signal.alarm(100)  # rather than hang
+            try:
+                os.environ.update(address | {"RANK": rank, "LOCAL_RANK": rank})
+                AcceleratorState._reset_state(reset_partial_state=True)  # as an earlier test has set it
+                if adds and rank == "0":
+                    die_after(adds)
+                call()
+                code = 0
+            finally:
+                os._exit(code)
+        ranks.append(child)
+    first = os.waitpid(ranks[0], 0)[1]
+    if first:  # as a launcher does
+        os.kill(ranks[1], signal.SIGKILL)
+    return [first, os.waitpid(ranks[1], 0)[1]]
 
 
 SLOW = {"evaluate": (1, 3, 14), "chain_of_thought": (7,), "perplexity": (1, 3, 5, 9)}
@@ -154,6 +196,44 @@ def test_a_batch_of_which_rows_are_missing_is_computed_as_a_whole(
     batches = count_batches(name, monkeypatch)
     assert write(name, folder) == expected
     assert len(batches) == STAGES[name].batches - 1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_another_launcher_goes_on_with_the_same_rows(
+    name: str, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    expected = whole(name)
+    fail_at_the_end(name, folder)
+    batches = count_batches(name, monkeypatch)
+    assert write(name, folder, launcher="launchers/cpus.yaml") == expected
+    assert not batches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGES)
+def test_two_processes_write_the_bytes_of_one(name: str, folder: Path, whole: Callable):
+    expected = whole(name)
+    assert fork_two(lambda: write(name, folder)) == [0, 0]
+    assert read(folder / "out") == expected
+    assert not [path for path in (folder / ".resume").rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [1, 2])
+def test_two_processes_killed_are_resumed_by_any_number(
+    again: int, folder: Path, whole: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed among the own thoughts of the second task, between the batches of a turn."""
+    expected = whole("evaluate")
+    assert fork_two(lambda: write("evaluate", folder), adds=7)[0] == signal.SIGKILL
+    assert not (folder / "out").exists()
+    if again == 1:
+        batches = count_batches("evaluate", monkeypatch)
+        write("evaluate", folder)
+        assert len(batches) == STAGES["evaluate"].batches - 7
+    else:
+        assert fork_two(lambda: write("evaluate", folder)) == [0, 0]
+    assert read(folder / "out") == expected
 
 
 def change_weights(path: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:

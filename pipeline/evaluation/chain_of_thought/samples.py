@@ -12,12 +12,14 @@ from pipeline.data.tasks import spec
 from pipeline.data.tasks.questions import Question, number_in
 from pipeline.errors import UserError
 from pipeline.evaluation.prompts import AskedModel, prompt_ids
+from pipeline.evaluation.shared import in_turns
 from pipeline.files import batches
 from pipeline.models.trained import check_room, known_positions
 from pipeline.params import ChainOfThought
 from pipeline.resume import KeptRows, Scratch
 from pipeline.thought.generation import GREEDY, SAMPLES_APART
 from pipeline.thought.sampler import Sampling
+from pipeline.training.processes import is_main, processes
 
 # the article in "... in trees. A lemur lives ..."
 ARTICLE = re.compile(r"(?:(?<=[.!?]\s)|(?<=\n))A(?=\s+[a-z])")
@@ -36,9 +38,8 @@ def ask(
     Return their indices in ``scratch.rows``, ordered by question, then way (with or without thoughts). A row has task,
     index, way, the question's group, the right answer, and each sample's reasoning (texts) and votes. A batch of which
     ``scratch`` has all rows is skipped; one with some rows missing is sampled as a whole, as rounding depends on the
-    padding in a batch.
-    Raises UserError for a prompt that is empty or leaves no room for what is to be written, and if the model's
-    predictions are not finite.
+    padding in a batch. Several processes take turns at batches, and each adds the rows of all. Raises UserError for a
+    prompt that is empty or leaves no room for what is to be written, and if the model's predictions are not finite.
 
     A draw depends on the seed, the question, the sample and the position, so the batch size changes votes by rounding
     only: about one token in a million may differ.
@@ -56,14 +57,25 @@ def ask(
         check_room(asked.model, needed, f"a question of {task} with its reasoning and its answer")
         room = (known_positions(asked.model) or sys.maxsize) - after
         places = {(row["index"], row["way"]): i for i, row in enumerate(scratch.rows) if row["task"] == task}
-        with tqdm(total=len(prompts) * len(asked.ways), desc=task, unit=" questions", mininterval=2) as progress:
-            for batch in batches(sorted(range(len(prompts)), key=lengths.__getitem__), asked.batch_size):
-                for way in asked.ways:
-                    if not all((index, way) in places for index in batch):
-                        places |= {(index, way): len(scratch.rows) + i for i, index in enumerate(batch)}
-                        rows = _sample(asked, params, [prompts[index] for index in batch], how, room, way)
-                        scratch.add([{"task": task} | row for row in rows])
-                    progress.update(len(batch))
+        by_length = batches(sorted(range(len(prompts)), key=lengths.__getitem__), asked.batch_size)
+        missing = [
+            (batch, way)
+            for turn in batches(by_length, processes())  # of one way, as one that thinks takes longer
+            for way in asked.ways
+            for batch in turn
+            if not all((index, way) in places for index in batch)
+        ]
+
+        def rows_of(item: tuple[list[int], str]) -> list[dict]:
+            batch, way = item
+            return _sample(asked, params, [prompts[index] for index in batch], how, room, way)
+
+        left = sum(len(batch) for batch, _ in missing)
+        with tqdm(total=left, desc=task, unit=" questions", mininterval=2, disable=not is_main()) as progress:
+            for (batch, way), rows in zip(missing, in_turns(rows_of, missing), strict=True):
+                places |= {(index, way): len(scratch.rows) + i for i, index in enumerate(batch)}
+                scratch.add([{"task": task} | row for row in rows])
+                progress.update(len(batch))
     return [places[index, way] for index in range(len(lengths)) for way in asked.ways]
 
 

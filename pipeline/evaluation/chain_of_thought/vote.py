@@ -6,7 +6,6 @@ Zelikman et al. 2024 (arXiv 2403.09629), section 5; the vote is self-consistency
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from itertools import islice
 from math import comb
 from pathlib import Path
@@ -19,14 +18,15 @@ import pyarrow as pa
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.chain_of_thought.samples import ask
 from pipeline.evaluation.prompts import NO_THOUGHT, THOUGHT, AskedModel
+from pipeline.evaluation.shared import shared_scratch
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, difference, mean, mean_interval, totals
 from pipeline.files import write_json, write_rows, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.trained import base_of, load_trained
 from pipeline.params import ChainOfThought
-from pipeline.resume import resumable
 from pipeline.thought.sampler import Sampling
+from pipeline.training.processes import is_main
 
 QUESTION = {"task": pa.string(), "index": pa.int64(), "way": pa.string(), "sample": pa.int64()}
 SAMPLES = pa.schema(QUESTION | dict.fromkeys(("text", "vote", "answer"), pa.string()) | {"correct": pa.bool_()})
@@ -47,17 +47,20 @@ class Points(NamedTuple):
 def write_chain_of_thought(params: ChainOfThought, trained: Path, tasks: Path, results: Path) -> None:
     """Ask the model in ``trained`` to reason, then answer; write samples.parquet, votes.csv and metrics.json.
 
-    Only the tasks in ``tasks`` with a chain_of_thought section are asked. After a kill the same call samples only what
-    is missing and writes the same bytes (`pipeline.resume`).
+    Only the tasks in ``tasks`` with a chain_of_thought section are asked. Several processes, which all call this, share
+    the batches, and the main one writes. After a kill the same call samples only what is missing and writes the same
+    bytes (`pipeline.resume`).
     """
     device = pick_device(params.device)
     inputs = [path for path in (trained, base_of(trained), tasks) if path is not None]
-    with resumable("chain_of_thought", asdict(params) | {"device": device}, inputs, Path(__file__)) as scratch:
+    with shared_scratch("chain_of_thought", params, device, inputs, Path(__file__)) as scratch:
         model, sampling = load_trained(trained).to(device), Sampling(params.thought_temperature, params.seed)
         asked, places = AskedModel(model, read_tokenizer(trained), sampling, params.batch_size), []
         for name, (task, questions) in read_tasks(tasks).items():
             if task.chain_of_thought is not None:
                 places += ask(asked, params, name, task.chain_of_thought, islice(questions, params.questions), scratch)
+        if not is_main():
+            return
         write_rows(results / "samples.parquet", samples_of(scratch.rows[place] for place in places), SAMPLES)
         points = points_of(scratch.rows[place] for place in places)
         write_table(results / "votes.csv", votes_of(points, params.samples))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,13 +16,15 @@ from pipeline.evaluation.direct.encoding import Encodings
 from pipeline.evaluation.direct.score import OWN, score
 from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, ByPlace, Controls, controls_of
 from pipeline.evaluation.prompts import MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT, AskedModel
+from pipeline.evaluation.shared import shared_scratch
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.trained import base_of, load_trained
 from pipeline.params import Evaluate
-from pipeline.resume import KeptRows, Scratch, resumable
+from pipeline.resume import KeptRows, Scratch
 from pipeline.thought.sampler import Sampling
+from pipeline.training.processes import is_main
 
 WAYS = (THOUGHT, NO_THOUGHT, SAMPLED, MEAN, *CONTROLS)
 QUESTION = {"task": pa.string(), "index": pa.int64()}
@@ -37,13 +38,15 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
 
     Writes a row for each question and way (predictions.parquet), and their means (metrics.json). A task's questions are
     first asked with their own thoughts; where those are sampled, they are then asked once more with other thoughts in
-    their place (`controls_of`). After a kill the same call asks only the missing questions and writes the same bytes
-    (`pipeline.resume`).
+    their place (`controls_of`). Several processes, which all call this, share the questions, and the main one writes.
+    After a kill the same call asks only the missing questions and writes the same bytes (`pipeline.resume`).
     """
     device = pick_device(params.device)
     inputs = [path for path in (trained, base_of(trained), tasks) if path is not None]
-    about = asdict(params) | {"device": device}
-    with resumable(f"evaluate/{trained.name}", about, inputs, Path(__file__)) as scratch, ExitStack() as stack:
+    with (
+        shared_scratch(f"evaluate/{trained.name}", params, device, inputs, Path(__file__)) as scratch,
+        ExitStack() as stack,
+    ):
         model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
         asked = AskedModel(model, tokenizer, Sampling(params.thought_temperature, params.seed), params.batch_size)
         encoded = {}
@@ -59,6 +62,8 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
                 controls = controls_of(own, [q.group for q in questions], model.vocabulary, params.seed)
                 firsts[name].append(end)
                 end = _ask(asked, questions, f"{name} (controls)", scratch, end, controls)
+        if not is_main():
+            return
         write_rows(results / "predictions.parquet", _predictions(encoded, firsts, scratch.rows), PREDICTIONS)
         columns = ["task", "group", "way", "correct", "prob"]
         answers = pd.read_parquet(results / "predictions.parquet", columns=columns).groupby("task", sort=False)

@@ -14,8 +14,10 @@ from pipeline.data.tasks.spec import NUMBER, Task
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
 from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, WRITTEN, ByPlace, Controls, ending_together
 from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop
+from pipeline.evaluation.shared import in_turns
 from pipeline.models.trained import check_room
 from pipeline.thought.head import ban
+from pipeline.training.processes import is_main
 
 ANSWER_TOKENS = 12  # to write a number in; the paper allows as many for a number after a chain of thought
 OWN = "own"  # the model's own thoughts in a row
@@ -29,18 +31,25 @@ def score(
     A row has index and, for each way, predicted, correct, prob and thought (the text of the one before the answer). The
     model answers a choice with the likeliest label and a number with the first that greedy decoding writes. The ways
     are the model's, and `OWN` has the thoughts that it sampled; with ``controls`` the ways are those instead. A batch
-    with some rows missing is computed as a whole, as rounding depends on the padding in a batch. Raises UserError if a
-    question has no room in the model, or predictions are not finite.
+    with some rows missing is computed as a whole, as rounding depends on the padding in a batch. Several processes take
+    turns at batches and yield the same. Raises UserError if a question has no room in the model, or predictions are not
+    finite.
     """
     needed = questions.longest + (ANSWER_TOKENS if questions.task.kind == NUMBER else 0)
     check_room(asked.model, needed + asked.thought_room, f"a question of {name}")
-    with tqdm(total=len(questions), desc=name, unit=" questions", mininterval=2) as progress:
-        for start in range(0, len(questions), asked.batch_size):
-            batch = questions.order[start : start + asked.batch_size]
-            if start + len(batch) > done:
-                rows = _score_batch(asked, [questions[i] for i in batch], questions.task, controls)
-                yield rows[max(0, done - start) :]
-            progress.update(len(batch))
+    total, size = len(questions), asked.batch_size
+    starts = [start for start in range(0, total, size) if min(start + size, total) > done]
+
+    def rows_from(start: int) -> list[dict]:
+        batch = [questions[i] for i in questions.order[start : start + size]]
+        return _score_batch(asked, batch, questions.task, controls)
+
+    left = max(0, total - done)
+    with tqdm(total=left, desc=name, unit=" questions", mininterval=2, disable=not is_main()) as progress:
+        for start, rows in zip(starts, in_turns(rows_from, starts), strict=True):
+            missing = rows[max(0, done - start) :]
+            yield missing
+            progress.update(len(missing))
 
 
 def _score_batch(

@@ -1,18 +1,18 @@
 """Where does thinking help? Measure the loss of every token of held-out text, with thoughts and without."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.data.spans import Spans
 from pipeline.evaluation.perplexity.extremes import extremes_table
 from pipeline.evaluation.perplexity.groups import losses_of, summarize, tables_of, with_improvement
 from pipeline.evaluation.perplexity.tokens import Passes, loss_before, token_table
+from pipeline.evaluation.shared import shared_scratch
 from pipeline.files import replacing, write_json, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.trained import check_trained, load_plain, load_trained
 from pipeline.params import Perplexity
-from pipeline.resume import resumable
+from pipeline.training.processes import is_main
 
 
 def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Path, results: Path) -> None:
@@ -21,18 +21,21 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
     metrics.json: means and intervals. If the method has thoughts, also deciles, kinds, positions and weights.csv (the
     improvement by loss before training, kind of token, position and mixing weight), density.csv (loss before training
     against improvement) and extremes.csv (where thoughts changed most). ``base``: the model before training.
-    After a kill the same call computes only the missing batches and writes the same bytes (`pipeline.resume`).
+    Several processes, which all call this, share the batches, and the main one writes. After a kill the same call
+    computes only the missing batches and writes the same bytes (`pipeline.resume`).
     """
-    about, inputs = asdict(params) | {"device": pick_device(params.device)}, [trained, base, heldout]
-    with resumable(f"perplexity/{trained.name}", about, inputs, Path(__file__)) as scratch:
+    device, inputs = pick_device(params.device), [trained, base, heldout]
+    with shared_scratch(f"perplexity/{trained.name}", params, device, inputs, Path(__file__)) as scratch:
         tokenizer = read_tokenizer(trained)
         check_trained(trained)  # before the base model reads, which may take long
-        model = load_plain(base).to(about["device"])
+        model = load_plain(base).to(device)
         spans = Spans(heldout, model.vocabulary, params.texts)
         passes = Passes(params, spans, scratch)
         before = loss_before(model, passes)
         del model  # so that one model is in memory at a time
-        tokens = token_table(params, load_trained(trained).to(about["device"]), tokenizer, before, passes)
+        tokens = token_table(params, load_trained(trained).to(device), tokenizer, before, passes)
+        if not is_main():
+            return
         write_table(results / "tokens.parquet", tokens)
         with replacing(results / "tables") as folder:
             folder.mkdir()

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import default_collate
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -16,10 +16,12 @@ from pipeline.data.spans import Spans
 from pipeline.errors import UserError
 from pipeline.evaluation.donors import ENDED, RANDOM, SWAPPED, as_input, derangement, pooled, random_thoughts, sampled
 from pipeline.evaluation.perplexity.kinds import TokenReader
+from pipeline.evaluation.shared import in_turns
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
+from pipeline.training.processes import is_main
 
 Batch = dict[str, Tensor]
 LOSSES = [f"nll_{way}" for way in ("before", "no_thought", "thought", SWAPPED, RANDOM)]
@@ -27,19 +29,28 @@ COLUMNS = ["text", "position", "token", "kind", *LOSSES, "weight", "thought"]
 
 
 class Passes:
-    """Passes over all spans, a row of ``scratch`` for each batch; the rows that are there are not computed again."""
+    """Passes over all spans, a row of ``scratch`` for each batch; the rows that are there are not computed again.
+
+    Several processes take turns at batches, and each has the rows of all.
+    """
 
     def __init__(self, params: Perplexity, spans: Spans, scratch: Scratch):
         self._spans, self._size, self._scratch, self._first = spans, params.batch_size, scratch, 0
 
     def run(self, name: str, compute: Callable[[Batch], dict]) -> tuple[pd.DataFrame, list]:
         """The columns that ``compute`` gives for each batch, of all batches, and the ``thoughts`` of all texts."""
-        done = self._scratch.rows
-        left = Subset(self._spans, range((len(done) - self._first) * self._size, len(self._spans)))
-        for batch in tqdm(DataLoader(left, batch_size=self._size), desc=name, unit=" batches", mininterval=2):
-            self._scratch.add([compute(batch)])
+        done, texts = self._scratch.rows, range(len(self._spans))
+        starts = texts[(len(done) - self._first) * self._size :: self._size]
+
+        def row_from(start: int) -> dict:
+            return compute(default_collate([self._spans[text] for text in texts[start : start + self._size]]))
+
+        with tqdm(total=len(starts), desc=name, unit=" batches", mininterval=2, disable=not is_main()) as progress:
+            for row in in_turns(row_from, starts):
+                self._scratch.add([row])
+                progress.update()
         tables, thoughts, first = [], [], self._first
-        self._first += -(-len(self._spans) // self._size)
+        self._first += -(-len(texts) // self._size)
         for place in range(first, self._first):
             row = done[place]
             tables.append(pd.DataFrame(row["columns"]))
