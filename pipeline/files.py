@@ -1,15 +1,18 @@
 """Reading and writing files. An output is whole or absent: nothing half-written is left behind."""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 import pyarrow as pa
@@ -26,20 +29,54 @@ RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokeniz
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; if the block succeeds, flush it to disk and rename it to ``path``.
 
-    Both take files and folders. Not even a power cut leaves half of an output at ``path``.
+    Both take files and folders. Not even a power cut leaves half of an output at ``path``. Raises UserError while
+    another process is writing it, as two would write into one part.
     """
     part = path.with_name(f"{path.name}.part")
-    _remove(part)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with named(path):
+    with named(path), locked(path.with_name(f"{part.name}.lock"), f"writing {path}"):
+        _remove(part)  # of a process that was killed
+        try:
             yield part
             sync(part)
             _remove(path)
             part.rename(path)
             sync(path.parent, inside=False)
-    finally:
-        _remove(part)
+        finally:
+            _remove(part)
+
+
+@contextmanager
+def locked(path: Path, work: str) -> Iterator[None]:
+    """Hold a lock: a file ``path`` with this process's number, which is removed at the end and may outlive a kill.
+
+    Raises UserError if another process holds it, which then is ``work``.
+    """
+    with _lock(path, work) as file:
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+        finally:
+            with suppress(FileNotFoundError):  # the lock may have gone with its folder, and another have its name
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    path.unlink()
+
+
+def _lock(path: Path, work: str) -> TextIO:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # try again if the process that had the lock removes it just now
+        with suppress(FileNotFoundError), ExitStack() as opened:
+            file = opened.enter_context(path.open("a", encoding="utf-8"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = f"process {path.read_text(encoding='utf-8')}"
+                raise UserError(f"{holder} is {work}: wait until it ends, or end it") from None
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                opened.pop_all()
+                return file
 
 
 @contextmanager
@@ -155,9 +192,17 @@ def digests(path: Path, pattern: str = "*") -> dict[str, str]:
     """SHA-256 digests by relative path: of a file, or of every file in a folder whose name matches ``pattern``."""
     found = {}
     for one in [path] if path.is_file() else filter(Path.is_file, path.rglob(pattern)):
-        with one.open("rb") as file:
-            found[one.relative_to(path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        now = one.stat()
+        version = now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+        found[one.relative_to(path).as_posix()] = _digest(one, version)
     return found
+
+
+@cache
+def _digest(path: Path, version: tuple[int, ...]) -> str:
+    """A file's digest. What is written or replaced has another ``version``, so this process reads no bytes twice."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def batches(rows: Iterable, size: int) -> Iterator[list]:

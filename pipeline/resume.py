@@ -5,7 +5,6 @@ whose name is a fingerprint of everything that could change them: `.resume/STAGE
 """
 
 import ast
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,16 +13,16 @@ import shutil
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 import torch
 
 from pipeline.errors import UserError
-from pipeline.files import digests, named
+from pipeline.files import digests, locked, named
 
 log = logging.getLogger(__name__)
 
@@ -98,15 +97,14 @@ def resumable(
     """Open the scratch folder of a ``stage``'s run; a run with the same fingerprint gets the same folder and rows.
 
     When the block succeeds, the folder is removed, with those unused for a week: outputs must be written inside the
-    block. Raises UserError while another process does the same work: outside Linux a stage outlives a killed `dvc`.
+    block. Raises UserError while another process does the same work (outside Linux a stage outlives a killed `dvc`), or
+    runs this stage on other parameters or inputs in the current folder: it would write the same outputs.
     """
     folder = Path(os.environ.get("DVC_ROOT", ".")) / FOLDER / stage / fingerprint(params, inputs, code, libraries)
-    with named(folder), _locked(folder) as lock:
+    here = folder.with_name(f"{hashlib.sha256(os.fsencode(Path.cwd())).hexdigest()[:16]}.lock")
+    with named(folder), locked(folder / LOCK, f"at the same work, in {folder}"):
         try:
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            with closing(Scratch(folder / ROWS)) as scratch:
+            with locked(here, f"running {stage} in this folder"), closing(Scratch(folder / ROWS)) as scratch:
                 if scratch.rows:
                     log.info("going on from %d rows in %s", len(scratch.rows), folder)
                 yield scratch
@@ -141,24 +139,6 @@ def fingerprint(params: Mapping, inputs: Sequence[Path], code: Path, libraries: 
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _locked(folder: Path) -> TextIO:
-    """The folder's lock file, locked while it is open. Raises UserError if another process has the lock."""
-    path = folder / LOCK
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        # try again if the process that had the lock removes the folder just now
-        with suppress(FileNotFoundError), ExitStack() as opened:
-            file = opened.enter_context(path.open("a"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = f"process {path.read_text()}"
-                raise UserError(f"{holder} is at the same work, in {folder}: wait until it ends, or end it") from None
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                opened.pop_all()
-                return file
-
-
 def _remove(folder: Path) -> None:
     """Remove a folder whose lock this process has. It is renamed first, so that its name is free at once."""
     gone = folder.with_name(f"{folder.name}{GONE}")
@@ -176,8 +156,13 @@ def _prune(stage: Path) -> None:
         with suppress(OSError, UserError):  # removed meanwhile, another process's, or another user's
             last_used = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
             if last_used < time.time() - KEPT:
-                with _locked(folder):
+                with locked(folder / LOCK, "at work"):
                     _remove(folder)
+    for lock in stage.glob("*.lock"):  # of killed runs in folders that nobody has used for a week
+        with suppress(OSError, UserError):
+            if lock.stat().st_mtime < time.time() - KEPT:
+                with locked(lock, "at work"):
+                    pass
     left = sum(folder.is_dir() for folder in stage.iterdir())
     if left:
         log.info("%d other runs in %s are unfinished: what they have done is kept for a week", left, stage)

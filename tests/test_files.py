@@ -1,8 +1,10 @@
 """Outputs are whole or absent."""
 
 import errno
+import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.files import BATCH_ROWS, arrow_table, checked_table, read_rows, replacing, write_rows
+from pipeline.files import BATCH_ROWS, arrow_table, checked_table, digests, read_rows, replacing, write_rows
 
 SCHEMA = pa.schema({"n": pa.int64()})
 
@@ -30,15 +32,52 @@ def test_a_failure_leaves_what_was_there_and_nothing_new(tmp_path: Path):
 
 
 def test_a_folder_takes_the_place_of_a_folder_when_it_is_on_the_disk(tmp_path: Path, on_disk: list[str]):
-    for name in ("folder", "folder.part"):  # the part is left over from a killed run
+    for name in ("folder", "folder.part"):  # the part and its lock are left over from a killed run
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").write_text("x")
+    (tmp_path / "folder.part.lock").write_text("1")
     with replacing(tmp_path / "folder") as folder:
         folder.mkdir()
         (folder / "new").write_text("y")
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["folder", "folder/new"]
     assert on_disk[0] == "remove folder.part" and sorted(on_disk[1:3]) == ["sync folder.part", "sync folder.part/new"]
     assert on_disk[3:] == ["remove folder", "rename folder.part folder", "sync ."]
+
+
+def test_while_one_process_writes_an_output_no_other_can(tmp_path: Path):
+    """Not even as it leaves: the lock of the first is not removed by the one that was refused."""
+    with replacing(tmp_path / "out") as part:
+        part.write_text("one")
+        for _ in range(2):
+            told = f"^process {os.getpid()} is writing {tmp_path / 'out'}: wait until it ends, or end it$"
+            with pytest.raises(UserError, match=told), replacing(tmp_path / "out") as other:
+                other.write_text("another")
+        with replacing(tmp_path / "out2") as other:
+            other.write_text("2")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"out": "one", "out2": "2"}
+
+
+def test_a_file_is_hashed_again_only_where_it_was_written_or_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hashed, file_digest = [], hashlib.file_digest
+
+    def note(file, how):
+        hashed.append(Path(file.name).name)
+        return file_digest(file, how)
+
+    monkeypatch.setattr(hashlib, "file_digest", note)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    found = [digests(tmp_path), digests(tmp_path), digests(tmp_path, "b")]
+    assert sorted(hashed) == ["a", "b"] and found[0] == found[1] and found[2] == {"b": found[0]["b"]}
+    kept = (tmp_path / "a").stat()
+    time.sleep(0.02)  # times of files are as coarse as the system's clock
+    (tmp_path / "a").write_text("A")  # in place, of the same size, and made to look as old
+    os.utime(tmp_path / "a", ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    (tmp_path / "new").write_text("c")
+    (tmp_path / "new").rename(tmp_path / "b")
+    again = digests(tmp_path)
+    assert sorted(hashed) == ["a", "a", "b", "b"]
+    assert again == {name: hashlib.sha256(text).hexdigest() for name, text in {"a": b"A", "b": b"c"}.items()}
 
 
 def test_a_full_disk_without_a_name(tmp_path: Path):

@@ -144,23 +144,48 @@ def test_a_second_run_is_refused_until_the_first_has_ended():
     leave([])
 
 
-def test_a_run_that_succeeds_removes_what_was_unused_for_a_week(root: Path, caplog: pytest.LogCaptureFixture):
+def test_a_run_on_other_parameters_is_refused_where_it_would_write_the_same_outputs(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In another folder, as an experiment's, it has outputs of its own; so has another stage."""
+    with resumable("s", {"seed": 1}, [], CODE):
+        for _ in range(2):
+            told = f"^process {os.getpid()} is running s in this folder: wait until it ends, or end it$"
+            with pytest.raises(UserError, match=told), resumable("s", {"seed": 2}, [], CODE):
+                pytest.fail("two runs write the same outputs")
+        assert folders(root) == 2  # the first run's folder and lock
+        leave([], stage="t")
+        (root / "elsewhere").mkdir()
+        monkeypatch.chdir(root / "elsewhere")
+        leave(ROWS, seed=2)
+    assert kept(seed=2) == ROWS and folders(root) == 0
+
+
+def test_a_run_that_succeeds_removes_what_was_unused_for_a_week(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     """Other runs of the stage, killed together with it, still find their own rows when they resume."""
     caplog.set_level("INFO")
     with resumable("s", {"seed": 1}, [], CODE) as working:
         working.add(ROWS[:1])
+        (held,) = (root / ".resume/s").glob("*.lock")
+        monkeypatch.chdir(root)
         for seed in (2, 3, 4):
             leave(ROWS, seed)
-            newest = max((root / ".resume/s").iterdir(), key=lambda folder: folder.stat().st_mtime)
+            newest = max(filter(Path.is_dir, (root / ".resume/s").iterdir()), key=lambda path: path.stat().st_mtime)
             for folder in (newest, working.folder):  # make them look unused for so many seconds
                 age = resume.KEPT + (60 if seed == 3 or folder == working.folder else -60)
                 for path in (*folder.iterdir(), folder):
                     os.utime(path, (time.time() - age,) * 2)
         (root / ".resume/s/.nfs1").touch()
         (root / ".resume/s/half.gone").mkdir()
+        for lock in (held, root / ".resume/s/0.lock"):  # one of seed 1, and one of a killed run in another folder
+            lock.touch()
+            os.utime(lock, (time.time() - resume.KEPT - 60,) * 2)
         with resumable("s", {"seed": 2}, [], CODE):
-            assert folders(root) == 6  # nothing has succeeded yet
-        assert folders(root) == 3  # of seed 1, which is at work, seed 4, and the file that is no folder
+            assert folders(root) == 9  # nothing has succeeded yet
+        # of seed 1, which is at work, with its lock, seed 4, and the file that is no folder
+        assert folders(root) == 4 and held.exists()
         assert caplog.messages[-1].startswith("2 other runs in ") and caplog.messages[-1].endswith("kept for a week")
         assert list(working.rows) == ROWS[:1]
     assert kept(seed=4) == ROWS and kept(seed=3) == []
@@ -181,4 +206,4 @@ def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(busy: boo
 
     monkeypatch.setattr(fcntl, "flock", flock)
     leave(ROWS)
-    assert len(calls) == 2 and kept() == ROWS
+    assert len(calls) == 3 and kept() == ROWS  # two for the folder, one for the stage

@@ -1,4 +1,4 @@
-"""How fast a model of a given shape thinks: ``python -m pipeline.bench train`` or ``generate``, one JSON line each.
+"""How fast a model of a given shape thinks, and how exactly: ``python -m pipeline.bench WHAT``, one JSON line each.
 
 The model has random weights, so nothing is read or downloaded; only torch and transformers are needed.
 ``gemm_fraction`` is the useful work (`pipeline.plan.work`) per second over the rate of plain matrix products of the
@@ -19,6 +19,11 @@ from pipeline.models.device import keep_memory
 from pipeline.thought.attention import PATHS, pick
 
 LARGEST = 10**6  # of any size
+WHAT = {
+    "train": measure.measure_training,
+    "generate": measure.measure_generation,
+    "precision": measure.measure_precision,
+}
 SIZES = yaml.safe_load(Path(__file__).with_name("sizes.yaml").read_text(encoding="utf-8"))
 
 
@@ -29,17 +34,19 @@ def main(arguments: list[str] | None = None) -> None:
     keep_memory()
     torch.manual_seed(measure.SEED)
     before = measure.peak_memory(options.device)
-    model = measure.build(options)
-    # all but the two meta-tokens
-    ids = torch.randint(0, options.vocab - 2, (options.batch, options.tokens), device=options.device)
-    work = {"train": measure.measure_training, "generate": measure.measure_generation}[options.what]
-    measured = work(model, ids, options)
+    if options.model:
+        model, ids = measure.read(options)
+    else:
+        model = measure.build(options)
+        # all but the two meta-tokens
+        ids = torch.randint(0, options.vocab - 2, (options.batch, options.tokens), device=options.device)
+    measured = WHAT[options.what](model, ids, options)
     record = {
         "what": options.what,
         **measured,
         "peak_memory_bytes": measure.peak_memory(options.device) - before,
         "peak_process_bytes": measure.peak_memory("cpu"),
-        **measure.gemm_rates(model, options, measured),
+        **({} if options.what == "precision" else measure.gemm_rates(model, options, measured)),
         "parameters": sum(p.numel() for p in model.parameters()),
         **vars(options),
         "seed": measure.SEED,
@@ -51,12 +58,14 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the options. Raises UserError if they contradict each other, or ask for a GPU and there is none."""
     parser = argparse.ArgumentParser("python -m pipeline.bench", description=__doc__.splitlines()[0].replace("``", ""))
-    parser.add_argument("what", choices=["train", "generate"])
+    parser.add_argument("what", choices=list(WHAT))
     for name, (default, text) in SIZES.items():
         parser.add_argument(f"--{name}", type=_size, default=default, help=f"{text} ({default})")
     parser.add_argument("--positions", type=_size, default=None, help="positions that think at a time (all)")
     parser.add_argument("--share", type=float, default=1.0, help="of the positions that think (1)")
     parser.add_argument("--choose", choices=["random", "entropy"], default="random", help="which (random)")
+    parser.add_argument("--model", help="precision of a model's folder, in place of random weights")
+    parser.add_argument("--text", help="a file with the text that it reads")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--attention", choices=["auto", *PATHS], default="auto")
@@ -72,6 +81,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         raise UserError("--vocab must be at least 3: two tokens are the meta-tokens, which are never sampled")
     if options.tokens < options.lookahead + 2:
         raise UserError("--tokens must be at least --lookahead + 2, or no thought has a reward")
+    if bool(options.model) != bool(options.text) or options.model and options.what != "precision":
+        raise UserError("--model and --text go together, with precision")
+    if options.what == "precision" and options.rationales < 2:
+        raise UserError("--rationales must be at least 2: an advantage compares thoughts at one position")
     if not 0 < options.share <= 1:
         raise UserError("--share must be above 0 and at most 1")
     if options.device == "cuda" and not torch.cuda.is_available():

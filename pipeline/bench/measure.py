@@ -14,19 +14,22 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from pipeline.errors import UserError
 from pipeline.plan.shape import shape_of
 from pipeline.plan.work import Step, pass_flops, products
 from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.places import likeliest
+from pipeline.thought.quiet_star import SIGNED
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 
 SEED = 0
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
 # dense bfloat16 operations a second from the datasheets, by a part of the device's name
+MIXING_WEIGHTS = (0.001, 0.01, 0.1)
 DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
@@ -55,7 +58,9 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
         end_token_id=options.vocab - 2,
     )
     with torch.device(options.device):
-        model = QuietStarForCausalLM._from_config(config, dtype=getattr(torch, options.dtype))
+        # precision compares autocast with float32 weights
+        dtype = "float32" if options.what == "precision" else options.dtype
+        model = QuietStarForCausalLM._from_config(config, dtype=getattr(torch, dtype))
     torch.nn.init.normal_(model.mixing_head[-1].weight, std=0.02)
     if options.freeze_base:
         model.base.requires_grad_(False)
@@ -65,6 +70,19 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
         for layer in model.base.model.layers:
             layer.compile()
     return model
+
+
+def read(options: argparse.Namespace) -> tuple[QuietStarForCausalLM, Tensor]:
+    """A model on the base in the folder ``options.model``, and the first tokens of the text file ``options.text``."""
+    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+    ids = tokenizer(Path(options.text).read_text(encoding="utf-8"))["input_ids"][: options.batch * options.tokens]
+    if len(ids) < options.batch * options.tokens:
+        raise UserError(f"{options.text} has {len(ids)} tokens, fewer than --batch times --tokens")
+    meta = tokenizer("---", add_special_tokens=False)["input_ids"]
+    sizes = {"thought_tokens": options.thought_tokens, "lookahead": options.lookahead, "rationales": options.rationales}
+    model = QuietStarForCausalLM.from_base(base, meta, meta_token_scale=1.0, policy_weight=1.0, **sizes)
+    return model.to(options.device), torch.tensor(ids, device=options.device).view(options.batch, -1)
 
 
 def measure_training(model: QuietStarForCausalLM, ids: Tensor, options: argparse.Namespace) -> dict:
@@ -121,6 +139,26 @@ def measure_generation(model: QuietStarForCausalLM, ids: Tensor, options: argpar
         "seconds_per_token_recomputed": slow,
         "equal_to_recomputed": torch.equal(written[:, :common], recomputed[:, :common]),
     }
+
+
+def measure_precision(model: QuietStarForCausalLM, ids: Tensor, options: argparse.Namespace) -> dict:
+    """Correlate the advantages of one set of thoughts under bfloat16 autocast with those in float32, by mixing weight.
+
+    ``unresolved``: the share of rewards in bfloat16 that rounding may have made. A weight is the same for all states.
+    """
+    model.config.advantage = SIGNED
+    found: dict[str, dict[str, float]] = {"advantage_correlation": {}, "unresolved": {}}
+    with torch.no_grad():
+        for weight in MIXING_WEIGHTS:
+            model.mixing_head.start_at(weight)
+            model.mixing_head[0].bias.zero_()
+            exact = model(ids, labels=ids, sampling=Sampling(seed=SEED))
+            with torch.autocast(options.device, getattr(torch, options.dtype), enabled=options.dtype != "float32"):
+                losses = model(ids, labels=ids, thought_ids=exact.thoughts.ids).losses
+            both = torch.stack([exact.losses.advantage, losses.advantage]).double().flatten(1)
+            found["advantage_correlation"][str(weight)] = torch.corrcoef(both)[0, 1].item()
+            found["unresolved"][str(weight)] = (losses.reward.abs() <= losses.rounding).double().mean().item()
+    return found
 
 
 def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measured: dict) -> dict:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.evaluation.arms import ACCURACY, BEFORE, HELDOUT, LOSS, OFF, SWAPPED, pairs, read_arms
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Difference, Totals, difference, mean, mean_interval
-from pipeline.files import write_json, write_table
+from pipeline.files import replacing, write_json, write_table
 from pipeline.params import Arms
 
 
@@ -40,10 +40,11 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
             row = {**about, "arm": arm, "against": against, **sizes[arm], "difference": found.value}
             comparisons.append(row | {"low": found.low, "high": found.high, "p_value": found.p_value, "share": share})
     figures, seeds, comparisons = map(pd.DataFrame, (figures, seeds, comparisons))
-    for name, table in {"figures": figures, "seeds": seeds, "comparisons": comparisons}.items():
-        write_table(results / f"{name}.csv", table)
     noted = [(evaluations / f"{run}-{seed}/metrics.json").read_text(encoding="utf-8") for seed in arms.seeds]
-    write_json(summary, _summary(run, figures, comparisons, [json.loads(text)["cost"] for text in noted]))
+    with replacing(results) as folder:
+        for name, table in {"figures": figures, "seeds": seeds, "comparisons": comparisons}.items():
+            write_table(folder / f"{name}.csv", table)
+        write_json(summary, _summary(run, figures, comparisons, [json.loads(text)["cost"] for text in noted]))
 
 
 def _better(one: Totals, other: Totals, measure: str) -> Difference:

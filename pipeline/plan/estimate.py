@@ -153,7 +153,7 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     kept = rows * size * shape.hidden if train.checkpointing else layer
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4  # what the mixing head reads
     cache = 2 * shape.keys * shape.layers * size * (step.positions + thoughts * (step.thought_tokens + 1))
-    head = shape.hidden * shape.vocab
+    head, logits = shape.hidden * shape.vocab, CHUNK_LOGITS.get(train.device, CHUNK_LOGITS["cpu"])
     matrices = shape.body if shape.tied else shape.body + head
     rounded = matrices if bfloat16 and train.adapt != "whole" else 0  # frozen weights, in bfloat16
     copied = head if rounded and shape.tied else 0  # of the frozen embeddings, for the losses
@@ -166,7 +166,7 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
         # whole weights and gradients, beside the device's shards
         "gathered": (2 if bfloat16 else FLOAT) * (shape.parameters + learned) if devices > 1 else 0,
         "activations": shape.layers * kept + WORKSPACE[train.checkpointing] * layer + mixing + cache + cast,
-        "head": (HEAD_COPIES * CHUNK_LOGITS + (head if train.adapt == "whole" else 0)) * FLOAT,
+        "head": (HEAD_COPIES * logits + (head if train.adapt == "whole" else 0)) * FLOAT,
     }
 
 

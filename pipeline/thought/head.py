@@ -14,7 +14,15 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 IGNORED = -100
 BANNED_LOGIT = -1e10
-CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB in float32
+CHUNK_LOGITS = {
+    "cpu": 2**23,
+    "cuda": 2**27,
+}  # logits held at once: 32 MiB in float32, and 512 MiB where kernels are wide
+
+
+def chunk_rows(weight: Tensor) -> int:
+    """How many rows of logits are held at once, by a head with this weight (V, D)."""
+    return max(1, CHUNK_LOGITS.get(weight.device.type, CHUNK_LOGITS["cpu"]) // len(weight))
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class HeadLosses:
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             states, wanted, counts = hidden.flatten(0, -2), targets.flatten(), weights.flatten()  # (M, D), (M,), (M,)
             nll = torch.zeros_like(wanted, dtype=self._exact)
-            size = max(1, CHUNK_LOGITS // len(self._weight))
+            size = chunk_rows(self._weight)
             space = self._weight.new_empty(size, len(self._weight), dtype=self._exact)
             gradient = torch.zeros_like(states) if needed else None
             learning = (counts != 0) & (needed or self._learns)
@@ -146,7 +154,7 @@ class HeadLosses:
             zeros = torch.zeros_like(mixing, dtype=self._exact)
             losses = ThoughtLosses(zeros, zeros[:, 0].clone(), zeros.clone())
             gradient = torch.zeros_like(mixed) if needed else None
-            size = max(1, CHUNK_LOGITS // len(self._weight) // ((rationales + 1) * lookahead))
+            size = max(1, chunk_rows(self._weight) // ((rationales + 1) * lookahead))
             some = (targets != IGNORED).any(-1).nonzero()
             for b, i in (pairs.unbind(1) for pairs in some.split(size) if len(pairs)):
                 rows, here = places[b, i].unique(return_inverse=True)  # of the text: (u,), (m, A)

@@ -17,6 +17,7 @@ from .quiet_star import ADVANTAGES, POSITIVE
 from .sampler import Sampling, Thoughts, sample
 from .step import DEFAULT_ENGINE, Engine, Learner
 from .thinking import Text, Thinker
+from .views import NAME
 
 # not kept of the base's configuration: the path that it was read from, and the dtype, which is the whole model's
 NOT_KEPT = ("_name_or_path", "dtype", "torch_dtype")
@@ -138,9 +139,11 @@ class QuietStarForCausalLM(PreTrainedModel):
     base_model_prefix = "base"
     supports_gradient_checkpointing = True
     _supports_attention_backend = True
-    _supports_sdpa = True
 
     def __init__(self, config: QuietStarConfig):
+        if config._attn_implementation is not None:  # from_pretrained's option, or another model's configuration
+            self.set_attn_implementation(config._attn_implementation)
+        config._attn_implementation = NAME
         super().__init__(config)
         self.base = build_decoder(config.base_config())
         hidden_size = self.base.get_input_embeddings().embedding_dim
@@ -217,6 +220,12 @@ class QuietStarForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.base.get_output_embeddings()
 
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
+        """Raise ValueError for any attention but the one registered here: with another, predictions would be wrong."""
+        if attn_implementation != NAME:
+            told = f"attn_implementation is {attn_implementation!r}, but thoughts see their text through {NAME!r} only"
+            raise ValueError(f"{told}: leave it out (an Engine chooses how that is computed)")
+
     def forward(
         self,
         input_ids: Tensor,
@@ -236,7 +245,8 @@ class QuietStarForCausalLM(PreTrainedModel):
         ``positions``, (P,) or (B, P): predict after these only; what others think would not matter to them. ``thinks``
         (B, N): think there only when training; None: everywhere. Padding and what has no true token after it never do.
         ``thought_ids`` (B, R, N, K) replaces sampling. ``sampling`` is at temperature 1 when training and greedy
-        otherwise, unless given; ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
+        otherwise, unless given; its seed is then drawn from torch's generator where there are gradients, so that every
+        step has new thoughts, and 0 elsewhere. ``text_keys`` (B,) name the texts in its draws (0 .. B-1 unless given).
         ``counts``: what the means of the loss are taken over, where these texts are a micro-batch of a step: the losses
         of all micro-batches then add up to the step's. Unless given, the texts' own (`counts_of`).
         ``engine``: how it is computed, which changes speed and memory and nothing else.
@@ -245,7 +255,9 @@ class QuietStarForCausalLM(PreTrainedModel):
         """
         if thought_ids is not None and not self.samples_thoughts:
             raise ValueError(f"method {self.config.method} has no sampled thoughts to replace by thought_ids")
-        sampling = sampling or Sampling(temperature=0.0 if labels is None else 1.0)
+        if sampling is None:
+            learns = labels is not None and torch.is_grad_enabled()
+            sampling = Sampling(0.0 if labels is None else 1.0, _new_seed() if learns else 0)
         if labels is not None and attention_mask is not None:  # read no further than the longest text
             longest = max(attention_mask.any(0).nonzero().flatten().tolist(), default=0) + 1
             input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
@@ -288,6 +300,12 @@ class QuietStarForCausalLM(PreTrainedModel):
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: object) -> Tensor:
         """Continue texts with a thought before each token: see `generation.generate`."""
         return generate(self.thinker, input_ids, attention_mask, **settings)
+
+
+def _new_seed() -> int:
+    """A seed from torch's generator; each process has its own, also where generators agree, as the HF Trainer's do."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return int(torch.randint(2**62, (), device="cpu")) + rank
 
 
 AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)

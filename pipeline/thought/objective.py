@@ -116,8 +116,8 @@ class Losses:
     By token: ``base_nll`` (B, N), the cross-entropies of the next tokens without a thought; ``talk_nll`` (B, R, N, A)
     and ``without_nll`` (B, 1, N, A), those of the lookahead's with and without, and ``weight`` (B, R, N, A), the mixing
     weight: 0 for ignored targets and where nothing thinks. ``thinks`` (B, N): where thoughts are. By thought, at the
-    rewarded positions: ``reward`` and ``advantage`` (B, R, N-1-A), ``rounding``, about how far rounding may have moved a
-    reward, and the ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 after its end, and where a thought that was sampled
+    rewarded positions: ``reward`` and ``advantage`` (B, R, N-1-A); ``rounding``, about how far rounding may have moved
+    a reward; and ``log_probs`` (B, R, N-1-A, K) of its tokens, 0 after its end, and where a thought that was sampled
     now has no advantage. R is 1 for pauses and 0 without thoughts.
     """
 

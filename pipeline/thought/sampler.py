@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .head import CHUNK_LOGITS, Head, ban
+from .head import Head, ban, chunk_rows
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def sample(
 
     It works in chunks, so that the logits of all rows never exist at once.
     """
-    size = max(1, CHUNK_LOGITS // head.weight.shape[0])
+    size = chunk_rows(head.weight)
     drawn, entropies = [], []
     for rows, chances in zip(hidden.flatten(0, -2).split(size), uniform.flatten().split(size), strict=True):
         logits = ban(head.logits(rows), banned)

@@ -48,7 +48,7 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
         with replacing(out) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
-        write_table(log, rows)
+            write_table(log, rows)  # before the model has its name: two runs do not mix the two
 
 
 def _pretrain(

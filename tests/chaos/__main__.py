@@ -131,7 +131,7 @@ def differences(project: Path, reference: Path) -> Iterator[str]:
     if changed != expected:
         yield f"changed are {changed.split()}, not {expected.split()}"
     over = [file for file in (project / ".resume").rglob("*") if file.is_file()]
-    over += [part for part in project.rglob("*.part") if ".dvc" not in part.parts]
+    over += [part for part in sorted(project.rglob("*.part*")) if ".dvc" not in part.parts]
     untracked = (call(folder, "git", "ls-files", "-o", "--exclude-standard").split() for folder in (project, reference))
     over += [project / name for name in sorted(set.difference(*map(set, untracked)))]
     yield from (f"{path.relative_to(project)} is left over" for path in over)

@@ -40,8 +40,8 @@ def test_every_difference_is_named(tmp_path: Path):
     reference = shutil.copytree(ended, tmp_path / "reference")
     assert list(differences(ended, reference)) == []
     made(ended / "dvc.lock", b"stages: {train: {outs: [{md5: 2}]}}")
-    rest = [".resume/train/quiet_star/1/rows.jsonl", "models/base.part", "new.txt"]
-    for name in (rest[0], f"{rest[1]}/config.json", rest[2]):
+    rest = [".resume/train/quiet_star/1/rows.jsonl", "models/base.part", "models/base.part.lock", "new.txt"]
+    for name in (rest[0], f"{rest[1]}/config.json", *rest[2:]):
         made(ended / name)
     made(ended / ".gitignore", b".resume\nmodels\n.gitignore\n")
     assert list(differences(ended, reference)) == [

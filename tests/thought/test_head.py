@@ -102,7 +102,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(
     head = some_head(bias, softcap, dtype)
     groups = [some_group(*shape, seed=10 * i, dtype=dtype, **options) for i, shape in enumerate(shapes)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head_module, "CHUNK_LOGITS", chunk_logits)
+        patch.setitem(head_module.CHUNK_LOGITS, "cpu", chunk_logits)
         counts = rows_of(HeadLosses, "_logits", patch)
         actual = results(in_chunks, head, groups, factor)
     assert_close(actual, results(at_once, head, groups, factor), EXACT[dtype])
@@ -112,7 +112,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(
 @HEADS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_never_exceed_a_chunk(monkeypatch, options, dtype):
-    monkeypatch.setattr(head_module, "CHUNK_LOGITS", 6 * VOCABULARY)
+    monkeypatch.setitem(head_module.CHUNK_LOGITS, "cpu", 6 * VOCABULARY)
     head, groups = some_head(**options, dtype=dtype), [some_group(4, 10, dtype=dtype, banned=[6])]
     for losses, rows in ((in_chunks, 6), (at_once, 40)):
         with Largest(VOCABULARY) as largest:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import pipeline.thought
+from pipeline.thought.decoder import check_decoder
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
-from pipeline.thought.views import TextView
+from pipeline.thought.views import NAME, TextView
 from tests.thought.tiny import (
     ALL_METHODS,
     ARCHITECTURES,
@@ -197,10 +198,10 @@ RANDOM = {
 @pytest.mark.parametrize("base", RANDOM.values(), ids=RANDOM.keys())
 def test_training_mode_adds_no_noise(base):
     model, ids = quiet_star(base).train(), random_ids(2, 6)
-    first, second = (model(ids, labels=ids) for _ in range(2))
+    first, second = (model(ids, labels=ids, sampling=Sampling()) for _ in range(2))
     assert torch.equal(first.thoughts.ids, second.thoughts.ids)
     assert torch.equal(first.loss, second.loss)
-    assert torch.equal(first.loss, model.eval()(ids, labels=ids).loss)
+    assert torch.equal(first.loss, model.eval()(ids, labels=ids, sampling=Sampling()).loss)
 
 
 def test_training_samples_and_prediction_is_greedy_unless_thoughts_are_given():
@@ -216,6 +217,62 @@ def test_training_samples_and_prediction_is_greedy_unless_thoughts_are_given():
     torch.testing.assert_close(given.logits, prediction.logits, atol=1e-5, rtol=1e-5)
     assert given.thoughts is None
     assert error(other, prediction.logits) > 1e-3
+
+
+def test_an_ordinary_training_loop_draws_new_thoughts_at_every_step(monkeypatch):
+    """Which torch.manual_seed repeats, and which differ between processes of one seed. Measuring draws from nothing."""
+    model, ids = quiet_star(LLAMA), random_ids(2, 6)
+
+    def steps(count: int = 2) -> list[torch.Tensor]:
+        torch.manual_seed(7)
+        return [model(ids, labels=ids).thoughts.ids for _ in range(count)]
+
+    (first, second), again = steps(), steps()
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        model(ids, labels=ids)
+    model(ids)
+    model(ids, labels=ids, sampling=Sampling(seed=3))
+    assert torch.equal(state, torch.get_rng_state())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert not torch.equal(first, steps(1)[0])
+
+
+def test_the_hf_trainer_resumes_with_the_thoughts_of_an_uninterrupted_run(tmp_path: Path):
+    data = [{"input_ids": text, "labels": text} for text in random_ids(8, 6)]
+    options = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 0.01}
+    arguments = TrainingArguments(tmp_path, **options, use_cpu=True, report_to=[], disable_tqdm=True)
+    found = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-2")):
+        trainer = Trainer(quiet_star(LLAMA), arguments, train_dataset=data)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        found.append(trainer.model.state_dict())
+    whole, resumed = found
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", {"": "sdpa"}])
+def test_attention_that_would_break_thoughts_is_refused(attention, tmp_path):
+    """However it is asked for; the model stays as it is. A second model of the configuration can be made."""
+    model, ids = quiet_star(LLAMA).eval(), random_ids(2, 6)
+    model.save_pretrained(tmp_path)
+    before = model(ids).logits
+    for ask in (
+        model.set_attn_implementation,
+        lambda other: AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=other),
+        lambda other: QuietStarForCausalLM.from_base(base_model(LLAMA), [3], attn_implementation=other),
+    ):
+        with pytest.raises(ValueError, match=r"^attn_implementation is [^\n]* through 'quiet_star' only: leave it out"):
+            ask(attention)
+    assert torch.equal(model(ids).logits, before)
+    model.set_attn_implementation(NAME)
+    check_decoder(model.base)
+    again = AutoModelForCausalLM.from_config(model.config)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(ids).logits, before)
 
 
 FOLDER = Path(pipeline.thought.__file__).parent

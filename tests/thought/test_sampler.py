@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.thought import sampler
-from pipeline.thought.head import Head, ban
+from pipeline.thought.head import CHUNK_LOGITS, Head, ban
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, Thoughts, draw, entropy, invert, sample, truncate, uniforms
 from tests.thought.tiny import ARCHITECTURES, ENDING, FOUR_BASES, quiet_star, random_ids, rows_of, slow
@@ -225,7 +224,7 @@ def test_samples_do_not_depend_on_the_chunks(chunk_logits):
     head, hidden, numbers = some_rows()
     expected, certain = sample(head, hidden, [3, 4], SAMPLED, numbers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "CHUNK_LOGITS", chunk_logits)
+        patch.setitem(CHUNK_LOGITS, "cpu", chunk_logits)
         counts = rows_of(Head, "logits", patch)
         ids, entropies = sample(head, hidden, [3, 4], SAMPLED, numbers)
     assert torch.equal(ids, expected)

@@ -1,9 +1,13 @@
 """Quiet-STaR training on a tiny model: what it optimises, logs, refuses and writes."""
 
 import contextlib
+import hashlib
+import json
 import math
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +20,12 @@ from torch.distributed import DistError
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM, Trainer
 
-from pipeline import params
+from pipeline import files, params
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
 from pipeline.files import write_rows
+from pipeline.models.trained import base_of, load_trained
+from pipeline.resume import fingerprint
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, PAUSE_SAME_COMPUTE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import counts_of
@@ -480,6 +486,27 @@ def test_bfloat16_keeps_only_matrices_that_do_not_learn_in_it(settings: params.T
     if settings is ROUNDED:  # weights that do not learn are written as they were read
         base, out = (load_file(folder / f"{name}/model.safetensors") for name in ("base", "out"))
         assert all(torch.equal(out[f"base.{name}"], value) for name, value in base.items())
+
+
+def test_the_base_model_is_hashed_once(write: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the run that trains on it, and by one that reads what was trained (its fingerprint has the bytes, too)."""
+    read, file_digest = Counter(), hashlib.file_digest
+
+    def count(file, how):
+        read[Path(file.name)] += os.fstat(file.fileno()).st_size
+        return file_digest(file, how)
+
+    monkeypatch.setattr(hashlib, "file_digest", count)
+    sizes = {path: path.stat().st_size for path in (folder / "base").iterdir()}
+    write(LEARNED, lambda _: None)
+    assert {path: size for path, size in read.items() if path in sizes} == sizes
+    about = json.loads((folder / "out/learned.json").read_text())
+    assert about["digests"].keys() == {path.name for path in sizes if path.suffix == ".safetensors"}
+    files._digest.cache_clear()  # another process
+    read.clear()
+    fingerprint({}, [folder / "out", base_of(folder / "out")], Path(files.__file__), ())
+    load_trained(folder / "out")
+    assert {path: size for path, size in read.items() if path in sizes} == sizes
 
 
 @pytest.mark.parametrize("settings", [ROUNDED, LEARNED], ids=["rounded", "learned"])
