@@ -35,7 +35,8 @@ class Step:
 
     @property
     def thoughts(self) -> int:
-        return round(self.positions * self.share) * self.rationales
+        """At a share of the tokens that have a next one."""
+        return round(self.texts * (self.tokens - 1) * self.share) * self.rationales
 
 
 def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float, float]]:

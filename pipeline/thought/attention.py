@@ -14,6 +14,7 @@ from torch import Tensor
 from .attention_blocked import attend as blocked
 from .attention_flex import SMALLEST_HEAD
 from .attention_flex import attend as flex
+from .attention_flex import fails as flex_fails
 from .attention_reference import attend as reference
 from .rows import Attend, Rows, Style
 
@@ -29,6 +30,9 @@ def pick(name: str, device: torch.device) -> str:
     path = BY_DEVICE.get(device.type, "reference") if name == "auto" else name
     if path not in PATHS:
         raise ValueError(f"attention is {name!r}, but must be one of auto, {', '.join(PATHS)}")
+    if name == "auto" and path == "flex" and (why := flex_fails(device)):
+        path = "reference"
+        log.warning("FlexAttention does not run here, so every score is in memory at once: %s", why)
     log.info("thought attention: %s (%s)", path, device.type)
     return path
 

@@ -1,6 +1,6 @@
 """Thought attention for CUDA GPUs: one FlexAttention kernel over the text and the rows' own tokens.
 
-The keys are the text, padded to a multiple of 128, followed by every row's own tokens. The block mask skips what a row
+The keys are the text, padded, followed by every row's own tokens. The block mask skips what a row
 does not see, and no tensor of rows x keys scores ever exists (FlexAttention: Dong et al. 2024). Lengths are padded
 because PyTorch has had wrong gradients for lengths that are no multiple of 128 (pytorch issues 153799 and 158212).
 """
@@ -16,6 +16,9 @@ from .rows import Rows, Style
 
 TILE = 128
 SMALLEST_HEAD = 16  # that the compiled kernel accepts
+# compiled for as many shapes at most; beyond the compiler's own limit of 8 it would go on uncompiled, with every score
+# in memory at once, and only warn
+KERNELS = 256
 
 
 def attend(
@@ -28,9 +31,10 @@ def attend(
         torch.cat([_padded(text), _padded(own.flatten(2, 3))], dim=2)
         for text, own in zip(prefix, (key, value), strict=True)
     )
-    output = _kernel(query.device.type)(
-        _padded(query.flatten(2, 3)), key, value, block_mask=mask, scale=style.scaling, enable_gqa=True
-    )
+    with torch._dynamo.config.patch(recompile_limit=KERNELS, fail_on_recompile_limit_hit=True):
+        output = _kernel(query.device.type)(
+            _padded(query.flatten(2, 3)), key, value, block_mask=mask, scale=style.scaling, enable_gqa=True
+        )
     return output[:, :, : shape[2] * shape[3]].reshape(shape)
 
 
@@ -66,9 +70,11 @@ def block_mask(
     starts = key[::TILE]
     whole = (starts + TILE - 1 <= first) & (starts + TILE <= text)
     tiles = query[::TILE, None]
-    rows_of = tiles // tokens, (tiles + TILE - 1).clamp(max=length - 1) // tokens  # the first and last row of a tile
+    first_row, last_row = tiles // tokens, (tiles + TILE - 1).clamp(max=length - 1) // tokens  # of a tile of queries
     owns = starts - own_start
-    meets = (owns >= 0) & (owns // tokens <= rows_of[1]) & ((owns + TILE - 1) // tokens >= rows_of[0]) & (owns < length)
+    # a row that crosses into the next tile is not seen there by its earlier tokens
+    meets = (owns >= 0) & (owns <= tiles) & (owns < length) & (tiles < length)
+    meets &= (owns // tokens <= last_row) & ((owns + TILE - 1) // tokens >= first_row)
     partly = ((starts <= last) & (starts < text) & ~whole) | meets
     return BlockMask.from_kv_blocks(
         *_listed(partly), *_listed(whole), BLOCK_SIZE=TILE, mask_mod=sees, seq_lengths=(len(query), len(key))
@@ -87,10 +93,24 @@ def _kernel(device: str):
     return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
 
 
+def fails(device: torch.device) -> str | None:
+    """Why a small pass and its backward pass cannot be compiled and run on ``device``; None if they can."""
+    try:
+        query, key = (torch.zeros(1, 1, TILE, SMALLEST_HEAD, device=device, requires_grad=True) for _ in range(2))
+        mask = block_mask(((0, 1),), 2, 2, 2, device)
+        padded = torch.cat([key, key], dim=2)
+        _kernel(device.type)(query, padded, padded, block_mask=mask).sum().backward()
+    except Exception as error:  # the compiler's, triton's and the driver's are of many types
+        return str(error).strip().split("\n")[0] or type(error).__name__
+    return None
+
+
 def _round_up(length: int) -> int:
-    return -(-length // TILE) * TILE
+    """A multiple of TILE, and of a quarter of the power of two below: so few lengths that few kernels are compiled."""
+    step = max(TILE, 2 ** (length.bit_length() - 3))
+    return -(-length // step) * step
 
 
 def _padded(x: Tensor) -> Tensor:
-    """Pad (..., L, C) with zeros at the end of L, up to a multiple of TILE."""
+    """Pad (..., L, C) with zeros at the end of L, up to `_round_up`."""
     return F.pad(x, (0, 0, 0, _round_up(x.shape[-2]) - x.shape[-2]))

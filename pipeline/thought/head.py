@@ -14,10 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 IGNORED = -100
 BANNED_LOGIT = -1e10
-CHUNK_LOGITS = {
-    "cpu": 2**23,
-    "cuda": 2**27,
-}  # logits held at once: 32 MiB in float32, and 512 MiB where kernels are wide
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # held at once: 32 MiB in float32, 256 MiB where kernels are wide
 
 
 def chunk_rows(weight: Tensor) -> int:
@@ -137,8 +134,8 @@ class HeadLosses:
         return with_gradients(total, [hidden], [gradient if gradient is None else gradient.view(hidden.shape)]), nll
 
     def with_thoughts(
-        self, part: str, states: "Mixed", text: Tensor, places: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, "ThoughtLosses"]:
+        self, part: str, states: Mixed, text: Tensor, places: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, ThoughtLosses]:
         """The weighted sum of the cross-entropies of ``targets`` (B, p, A) after thoughts, and each of them.
 
         ``text`` (M, D): states of the text pass; ``places`` (B, p, A): which of them predicts each target without a
@@ -161,24 +158,21 @@ class HeadLosses:
                 real, wanted = targets[b, i] != IGNORED, targets[b, i].clamp(min=0)
                 target = torch.zeros_like(rows)
                 target[here[real]] = wanted[real]
-                base, weight = self._logits(text[rows]), mixing[b, :, i].to(self._exact).unsqueeze(-1)  # (m, R, A, 1)
+                base, weight = self._logits(text[rows]), mixing[b, :, i].to(self._exact)  # (u, V), (m, R, A)
                 logits = self._logits(talk[b, :, i].flatten(0, 2))
-                in_full = logits.view(-1, rationales, lookahead, logits.shape[-1])
-                torch.lerp(base[here].unsqueeze(1), in_full, weight, out=in_full)
-                losses.without[b, i] = self._losses(base, target)[0][here] * real
-                nll, change, largest = self._losses(logits, wanted.unsqueeze(1).expand(-1, rationales, -1).flatten())
-                shape, real = weight.shape[:-1], real.unsqueeze(1)
-                losses.nll[b, :, i] = nll = nll.view(shape) * real
-                rounding = exact * (nll + losses.without[b, i].unsqueeze(1)) + low * weight[
-                    ..., 0
-                ].abs() * largest.view(shape)
+                in_full = logits.view(*weight.shape, -1)
+                torch.lerp(base[here].unsqueeze(1), in_full, weight.unsqueeze(-1), out=in_full)
+                losses.without[b, i] = without = self._losses(base, target)[0][here] * real
+                nll, change, largest = self._losses(logits, wanted.unsqueeze(1).expand(weight.shape).flatten())
+                real = real.unsqueeze(1)
+                losses.nll[b, :, i] = nll = nll.view(weight.shape) * real
+                rounding = exact * (nll + without.unsqueeze(1)) + low * weight.abs() * largest.view(weight.shape)
                 losses.rounding[b, :, i] = rounding * real
                 if needed or self._learns:
-                    change = self._backward(
-                        part, change, mixed[b, :, i].flatten(0, 2), (real * weights).expand(shape).flatten()
-                    )
+                    scale = (real * weights).expand(weight.shape).flatten()
+                    change = self._backward(part, change, mixed[b, :, i].flatten(0, 2), scale)
                 if needed:
-                    gradient[b, :, i] = change.view(*shape, -1).to(gradient.dtype)
+                    gradient[b, :, i] = change.view(*weight.shape, -1).to(gradient.dtype)
             total = (losses.nll * weights).sum()
         return with_gradients(total, [mixed], [gradient]), losses
 

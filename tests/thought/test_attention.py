@@ -261,7 +261,29 @@ def test_what_a_path_cannot_express_is_left_to_the_reference(shape, paths):
     assert [taken(path, shape) for path in EVERY] == [path if path in paths else "reference" for path in EVERY]
 
 
-def test_paths_are_picked_by_name_or_device_and_logged_once(caplog):
+def test_where_flex_does_not_run_the_reference_does_and_one_line_says_so(caplog, monkeypatch):
+    """The reason is the compiler's first line; what was asked for by name is not replaced."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no triton here\nand much more")
+
+    assert flex.fails(torch.device("cpu")) is None or "backward" in flex.fails(torch.device("cpu"))
+    monkeypatch.setattr(flex, "_kernel", lambda _: broken)
+    assert flex.fails(torch.device("cpu")) == "no triton here"
+    monkeypatch.setattr(pick, "flex_fails", lambda _: flex.fails(torch.device("cpu")))
+    pick.pick.cache_clear()
+    with caplog.at_level(logging.WARNING, logger=pick.__name__):
+        assert [pick.pick(name, torch.device("cuda")) for name in ("auto", "auto", "flex")] == ["reference"] * 2 + [
+            "flex"
+        ]
+    pick.pick.cache_clear()
+    (record,) = caplog.records
+    assert record.message == ("FlexAttention does not run here, so every score is in memory at once: no triton here")
+
+
+def test_paths_are_picked_by_name_or_device_and_logged_once(caplog, monkeypatch):
+    monkeypatch.setattr(pick, "flex_fails", lambda _: None)
+    pick.pick.cache_clear()
     by_device = [pick.pick("auto", torch.device(device)) for device in ("cpu", "cuda", "mps")]
     assert by_device == ["blocked", "flex", "reference"]
     assert all(pick.pick(path, torch.device(device)) == path for path in pick.PATHS for device in ("cpu", "cuda"))
@@ -314,6 +336,53 @@ def test_a_block_mask_is_made_once_in_which_padded_queries_see_the_first_token_o
     assert flex.block_mask(((0, 2),), 4, 4, 3, cpu) is mask
     others = [(((0, 3),), 4, 4, 3), (((0, 2),), 5, 4, 3), (((0, 2),), 4, 6, 3), (((0, 2),), 4, 4, 2)]
     assert all(flex.block_mask(*other, cpu) is not mask for other in others)
+
+
+@pytest.mark.usefixtures("dynamo")
+def test_more_shapes_than_the_compilers_limit_are_all_compiled(monkeypatch):
+    """Nothing falls back to every score at once; beyond our own limit there is an error."""
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        compiled.append(graph)
+        return graph
+
+    kernel = torch.compile(flex_attention, dynamic=False, backend=backend)
+    monkeypatch.setattr(flex, "_kernel", lambda _: kernel)
+    with torch.no_grad():
+        for tiles in range(1, 11):
+            call = make(Shape(positions=(0, 100 * tiles), tokens=128 * tiles, size=16, texts=1), torch.float32)
+            assert error(call.run(flex.attend), call.run(reference.attend)) < 1e-6
+    shapes = {flex._round_up(128 * tiles) for tiles in range(1, 11)}
+    assert len(compiled) == len(shapes) > 8
+    monkeypatch.setattr(flex, "KERNELS", len(shapes))
+    with pytest.raises(Exception, match="recompile_limit"):
+        make(Shape(positions=(0, 1), tokens=5000, size=16, texts=1), torch.float32).run(flex.attend)
+
+
+@pytest.mark.usefixtures("dynamo")
+@pytest.mark.parametrize("texts", [1, 3])
+def test_the_tiles_of_a_block_mask_are_those_that_its_rule_sees(texts: int):
+    """Every tile that any of its queries sees is listed, no other, and the whole ones as whole."""
+    generator = torch.Generator().manual_seed(0)
+    for tokens, count, rationales, new in ((300, 40, 2, 7), (128, 9, 1, 3), (513, 130, 3, 1), (40, 40, 2, 8)):
+        positions = torch.randint(tokens, (texts, count), generator=generator).sort(1).values
+        at, cpu = tuple(map(tuple, positions.tolist())), torch.device("cpu")
+        mask = flex.block_mask(at, tokens, rationales * count, new, cpu)
+        queries, keys = mask.seq_lengths
+        every = [
+            mask.mask_mod(torch.tensor(b), 0, torch.arange(queries)[:, None], torch.arange(keys)) for b in range(texts)
+        ]
+        tiles = torch.stack(every).unflatten(2, (-1, flex.TILE)).unflatten(1, (-1, flex.TILE))
+        seen, whole = tiles.any(4).any(2), tiles.all(4).all(2)
+        for listed, counts, expected in (
+            (mask.full_kv_indices, mask.full_kv_num_blocks, whole),
+            (mask.kv_indices, mask.kv_num_blocks, seen & ~whole),
+        ):
+            found = torch.zeros_like(expected)
+            for b, q in torch.cartesian_prod(torch.arange(texts), torch.arange(expected.shape[1])).tolist():
+                found[b, q, listed[b, 0, q, : counts[b, 0, q]].long()] = True
+            assert torch.equal(found, expected)
 
 
 @pytest.mark.usefixtures("dynamo")

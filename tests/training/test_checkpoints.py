@@ -109,7 +109,7 @@ def take_outputs(folder: Path, stage: str) -> dict[str, bytes]:
 
 
 def scratches(folder: Path) -> list[Path]:
-    return [lock.parent for lock in (folder / ".resume").rglob("lock")]
+    return [rows.parent for rows in (folder / ".resume").rglob("rows.jsonl")]
 
 
 def killed(folder: Path, stage: str, place: Place, call: int) -> Path:
