@@ -12,6 +12,9 @@ from pipeline.bench.measure import build, step_of
 from pipeline.errors import UserError
 from pipeline.plan.shape import shape_of
 from pipeline.plan.work import products
+from pipeline.thought.decoder import Decoder
+from tests.test_harness import byte_tokenizer
+from tests.thought.tiny import LLAMA, base_model, rows_of
 
 TINY = "--hidden 16 --layers 2 --heads 4 --kv-heads 2 --ffn 24 --vocab 50 --tokens 8 --repeats 1 --new-tokens 3"
 EVERY = {"device_name", "torch", "transformers", "peak_memory_bytes", "peak_process_bytes", "attention", "seed"}
@@ -45,6 +48,32 @@ def test_generate_prints_one_line_and_equals_recomputation(count: int, capsys: p
     assert record["equal_to_recomputed"] is True
 
 
+@pytest.mark.parametrize("choose", ["random", "entropy"])
+def test_a_share_of_the_positions_thinks(choose: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """As many rows are run as the useful work counts."""
+    rows = rows_of(Decoder, "run_rows", monkeypatch)
+    record = printed(f"train {TINY} --tokens 41 --share 0.25 --choose {choose}", capsys)
+    assert set(rows) == {2 * 10, 2 * 10 * 14} and record["share"] == 0.25
+    every = printed(f"train {TINY} --tokens 41", capsys)
+    assert 0.25 < record["useful_flops"] / every["useful_flops"] < 0.3
+
+
+def test_precision_prints_how_advantages_in_bfloat16_correlate(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Of random weights, and of a model's folder and a text."""
+    record = printed(f"precision {TINY} --dtype bfloat16 --tokens 24", capsys)
+    assert record.keys() >= EVERY - {"gemm_2048_flops_per_second"}
+    assert list(record["advantage_correlation"]) == list(record["unresolved"]) == ["0.001", "0.01", "0.1"]
+    assert all(0.99 < value < 1 - 1e-9 for value in record["advantage_correlation"].values())
+    assert all(0 <= value < 0.6 for value in record["unresolved"].values())
+    byte_tokenizer().save_pretrained(tmp_path)
+    base_model(LLAMA | {"vocab_size": 300}).save_pretrained(tmp_path)
+    (tmp_path / "text").write_text("a text of some length, which is read " * 9)
+    words = f"precision {TINY} --dtype float32 --tokens 24 --model {tmp_path} --text {tmp_path / 'text'}"
+    assert set(printed(words, capsys)["advantage_correlation"].values()) == {pytest.approx(1, abs=1e-6)}
+    with pytest.raises(UserError, match="fewer than --batch times --tokens"):
+        main(words.replace("--tokens 24", "--tokens 999").split())
+
+
 @pytest.mark.slow
 def test_it_needs_no_dvc_hydra_or_datasets():
     program = (
@@ -56,22 +85,23 @@ def test_it_needs_no_dvc_hydra_or_datasets():
     assert done.returncode == 0, done.stderr
 
 
-def test_products_are_the_steps_rows():
-    """T = 2 + 2 + 1 = 5 tokens a row, K + 1 = 3 passes to sample, counted by hand."""
-    options = parse(f"train {TINY} --batch 3 --rationales 2 --thought-tokens 2 --lookahead 2".split())
+@pytest.mark.parametrize(("share", "think"), [(1, 7), (0.43, 3)])
+def test_products_are_the_steps_rows(share: float, think: int):
+    """T = 2 + 2 + 1 = 5 tokens a row, K = 2 passes to sample, 7 of 8 tokens that think, or 3: counted by hand."""
+    options = parse(f"train {TINY} --batch 3 --rationales 2 --thought-tokens 2 --lookahead 2 --share {share}".split())
     model = build(options)
     found = list(products(shape_of(model.base), step_of(options)))
     body, head = found[:-1], found[-1]
     assert len(body) == 3 * 7 * options.layers
     weights = sum(m.in_features * m.out_features for m in model.base.model.modules() if hasattr(m, "in_features"))
     learned = sum(rows * i * o * back for rows, i, o, _, back in body)
-    assert learned == 3 * 8 * (1 + 2 * 5) * weights
+    assert learned == 3 * (8 + think * 2 * 5) * weights
     sampled = sum(rows * i * o * (forward - back) for rows, i, o, forward, back in body)
-    assert sampled == 3 * 8 * 2 * 3 * weights
+    assert sampled == 3 * think * 2 * 2 * weights
     rows, inputs, outputs, forward, backward = head
     assert (inputs, outputs) == (16, 50)
-    assert rows * backward == pytest.approx(3 * 8 * (1 + 2 * (2 + 2)))
-    assert rows * forward == pytest.approx(3 * 8 * (1 + 2 * (2 + 2)) + 3 * 8 * 2 * 2)
+    assert rows * backward == pytest.approx(3 * (8 + think * 2 * (2 + 2)))
+    assert rows * forward == pytest.approx(3 * (8 + think * 2 * (2 + 2)) + 3 * think * 2 * 2)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +112,10 @@ def test_products_are_the_steps_rows():
         ("train --hidden 9 --heads 3 --kv-heads 3", "--hidden over --heads must be even"),
         ("generate --vocab 1", "--vocab must be at least 3"),
         ("train --tokens 4 --lookahead 4", "--tokens must be at least --lookahead"),
+        ("train --share 0", "--share must be above 0"),
+        ("train --model folder --text text", "--model and --text go together, with precision"),
+        ("precision --model folder", "--model and --text go together, with precision"),
+        ("precision --rationales 1", "--rationales must be at least 2"),
         (f"train --vocab {2**63 - 1}", f"{2**63 - 1} is not between 1 and 1000000"),
     ],
 )

@@ -1,8 +1,9 @@
 """Run a grid of experiments and put their figures side by side: `python -m pipeline.ablations [GRID] [--jobs N]`.
 
 GRID (default: ablations.yaml) lists thought lengths, lookaheads, methods and seeds. The arms share corpus, tokens and
-base model through DVC's cache, and an arm that an earlier call has finished is not run again. Writes results/GRID.csv,
-.md and .svg. If arms failed, all three files name them and the exit code is 1.
+base model through DVC's cache. Writes results/GRID.csv, after each arm, and .md and .svg. An arm that has rows in
+results/GRID.csv with the same settings is not run again, whatever the code: delete the file after a change of the
+method. If arms failed, all three files name them and the exit code is 1.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from pipeline import errors
 from pipeline.ablations import experiments, results
-from pipeline.ablations.grid import arms, read_grid
+from pipeline.ablations.grid import Arm, arms, read_grid
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
 
@@ -25,12 +26,19 @@ def main() -> None:
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}, but must be at least 1")
     grid = read_grid(options.grid)
-    every = arms(grid)
-    print(f"{len(every)} arms", flush=True)
-    failed = experiments.run(every, options.jobs, tell=lambda line: print(line, flush=True))
+    every, stem = arms(grid), Path("results") / options.grid.stem
+    kept = results.kept(stem.with_suffix(".csv"), every)
+    missing = [arm for arm in every if arm.settings not in set(kept["settings"])]
+    print(f"{len(every)} arms, {len(every) - len(missing)} of which {stem}.csv has", flush=True)
+    done: set[str] = set()
 
-    stem = Path("results") / options.grid.stem
-    rows = results.table(every, failed)
+    def add(arm: Arm) -> None:
+        """Write the table now, as the next arm takes long."""
+        done.add(arm.name)
+        write_table(stem.with_suffix(".csv"), results.table(every, kept, done, failed={}))
+
+    failed = experiments.run(missing, options.jobs, tell=lambda line: print(line, flush=True), done=add)
+    rows = results.table(every, kept, done, failed)
     seeds = f"seed {grid.seeds[0]}" if len(grid.seeds) == 1 else f"seeds {', '.join(map(str, grid.seeds))}"
     about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}, {seeds}. "
     write_table(stem.with_suffix(".csv"), rows)

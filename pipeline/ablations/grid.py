@@ -34,6 +34,7 @@ class Arm:
     name: str
     about: Mapping[str, object]
     params: dict[str, object]  # by dotted name
+    settings: str  # a digest of all parameters, whatever the code
     baseline: str  # the commit that the experiment starts from
     snapshot: str  # a commit of the workspace's tracked files; the baseline itself if nothing has changed
 
@@ -69,9 +70,13 @@ class Workspace:
         Raises UserError for parameters that no run can have.
         """
         changes = preset.options(options)
-        identity = f"{self.baseline}\n{self._hashes}\n{params.load(changes=changes)}"
-        name = f"{label}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-        return Arm(name, about, changes, self.baseline, self.snapshot)
+        settings = str(params.load(changes=changes))
+        name = f"{label}-{_digest(self.baseline, self._hashes, settings)}"
+        return Arm(name, about, changes, _digest(settings), self.baseline, self.snapshot)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
 
 
 def read_grid(path: Path) -> Grid:

@@ -16,7 +16,19 @@ from pipeline.files import replacing
 FIGURES = "results/compare/figures.csv"
 DONE, FAILED = "done", "failed"
 MEASURES = {"accuracy": "Accuracy", "prob": "Probability of the right answer", "loss": "Loss, nats a token"}
-COLUMNS = ["experiment", "state", "method", "thought_tokens", "lookahead", "task", "measure", "seeds", "n", "groups"]
+COLUMNS = [
+    "experiment",
+    "settings",
+    "state",
+    "method",
+    "thought_tokens",
+    "lookahead",
+    "task",
+    "measure",
+    "seeds",
+    "n",
+    "groups",
+]
 COLUMNS += ["value", "low", "high"]
 WHOLE = ("thought_tokens", "lookahead", "seeds", "n", "groups")  # integers, or empty
 
@@ -31,16 +43,28 @@ def figures_of(arm: Arm) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(git("show", f"{arm.ref}:{FIGURES}")))
 
 
-def table(arms: Sequence[Arm], failed: Collection[str]) -> pd.DataFrame:
-    """A row for each arm, task and measure; an arm that failed has one row without figures."""
+def kept(path: Path, arms: Sequence[Arm]) -> pd.DataFrame:
+    """The rows in the table at ``path`` of arms with the settings of ``arms`` that are done, whatever their code."""
+    rows = pd.read_csv(path).reindex(columns=COLUMNS) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    wanted = {arm.settings for arm in arms}
+    return rows[rows["settings"].isin(wanted) & (rows["state"] == DONE)]
+
+
+def table(arms: Sequence[Arm], kept: pd.DataFrame, done: Collection[str], failed: Collection[str]) -> pd.DataFrame:
+    """A row for each arm, task and measure: ``kept`` ones, and those of the arms named by ``done``.
+
+    An arm that ``failed`` has one row without figures, and one that has not been run has none.
+    """
     parts = []
     for arm in arms:
-        about = {"experiment": arm.name, **arm.about}
+        about = {"experiment": arm.name, "settings": arm.settings, **arm.about}
         if arm.name in failed:
             parts.append(pd.DataFrame([about | {"state": FAILED}], dtype=object))
-        else:
+        elif arm.name in done:
             figures = figures_of(arm)
             parts.append(figures[figures["arm"] == arm.about["method"]].assign(state=DONE, **about))
+        else:
+            parts.append(kept[kept["settings"] == arm.settings])
     rows = pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
     return rows.astype(dict.fromkeys(WHOLE, "Int64"))
 

@@ -108,7 +108,7 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
         found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
         if train.thinking.where == "entropy" and kind != NOTHING:  # read once more, to choose
             found += passes * reading_flops(shape, step.positions, step.tokens)
-        sampled = own.thoughts * (own.thought_tokens + 1) if kind == PAUSES else 0
+        sampled = own.thoughts * own.thought_tokens if kind == PAUSES else 0
         return found - (passes + watched) * reading_flops(shape, sampled, own.tokens)
 
     def asked(questions: int | None) -> int:
@@ -152,7 +152,7 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     layer = rows * size * (6 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 4 * shape.ffn)
     kept = rows * size * shape.hidden if train.checkpointing else layer
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4  # what the mixing head reads
-    cache = 2 * shape.keys * shape.layers * size * (step.positions + thoughts * (step.thought_tokens + 1))
+    cache = 2 * shape.keys * shape.layers * size * (step.positions + thoughts * step.thought_tokens)
     head, logits = shape.hidden * shape.vocab, CHUNK_LOGITS.get(train.device, CHUNK_LOGITS["cpu"])
     matrices = shape.body if shape.tied else shape.body + head
     rounded = matrices if bfloat16 and train.adapt != "whole" else 0  # frozen weights, in bfloat16

@@ -44,7 +44,7 @@ def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float,
     for inputs, outputs in shape.linears:
         yield step.thoughts * step.row_tokens, inputs, outputs, 1, 1
         yield step.positions, inputs, outputs, 1, 1
-        yield step.thoughts, inputs, outputs, step.thought_tokens + 1, 0  # sampling
+        yield step.thoughts, inputs, outputs, step.thought_tokens, 0  # sampling
     learned = step.positions + step.thoughts * (step.thought_tokens + step.lookahead)
     chunks, sampled = learned / HEAD_ROWS, step.thoughts * step.thought_tokens / HEAD_ROWS
     yield HEAD_ROWS, shape.hidden, shape.vocab, chunks + sampled, chunks
@@ -58,7 +58,7 @@ def pass_flops(shape: Shape, step: Step, rank: int | None = None, backward: bool
 
     text, thoughts = step.tokens, step.thoughts / step.texts
     # pairs of a query and a key: of the text with itself, of thoughts with half the text, of thoughts with themselves
-    row, sampled = step.row_tokens, step.thought_tokens + 1
+    row, sampled = step.row_tokens, step.thought_tokens
     learned = text * text / 2 + thoughts * (row * text / 2 + row * (row + 1) / 2)
     only_forward = thoughts * (sampled * text / 2 + sampled * (sampled + 1) / 2)
     attention = 4 * shape.queries * shape.layers * step.texts * ((3 if backward else 1) * learned + only_forward)

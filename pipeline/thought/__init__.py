@@ -2,8 +2,9 @@
 
 Read in this order: `layout` (the tokens of a thought row), `attention` (what a row attends to, and three ways to
 compute that), `views` (how a decoder's layers are made to do so), `decoder` (any transformers decoder), `sampler` and
-`thinking` (think and talk), `mixing`, `head` (losses without logits), `objective` and `quiet_star` (the loss), `slices`
-and `step` (one training step), `model` (all of it as a `PreTrainedModel`), `generation` (one thought at a time).
+`thinking` (think and talk), `mixing`, `head` (losses without logits), `objective` and `quiet_star` (the loss),
+`places`, `slices` and `step` (one training step), `model` (all of it as a `PreTrainedModel`), `generation` (one thought
+at a time).
 
 Imports are `from .x import y`, as transformers' trust_remote_code loader follows only these, and within one folder.
 
@@ -12,9 +13,10 @@ Shapes, everywhere in this package:
     B  texts                          K  sampled tokens of a thought
     N  positions (tokens) of a text   A  lookahead: true tokens predicted after a thought
     R  thoughts at a position         T  tokens of a thought row: K + 2 + (A - 1)
-    P  positions that think in one pass: all N or a slice (training), the answer's (evaluation), the newest (generation)
+    P  positions of each text that think in one pass: all that may or some (training), the answer's (evaluation), the
+       newest (generation)
     S  tokens of each row that one pass feeds: T, 1 while sampling, 2 to end a thought
-    L  tokens so far  M  newest tokens, or flattened rows  p, q  positions of a slice, and those of them with a reward
+    L  tokens so far  M  newest tokens, or flattened rows  p  positions of a slice
     D  hidden size   V  vocabulary    H  query heads   G  key-value heads   C  size of a head
 
 Where thought rows are flattened into one axis, their order is (R, P, S).

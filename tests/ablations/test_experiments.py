@@ -62,6 +62,24 @@ def test_every_arm_is_an_experiment_and_nothing_is_run_twice(project: Project, c
     assert len(project.ran) == 5 and {path: path.read_bytes() for path in Path("results").glob("grid.*")} == files
 
 
+def test_an_arm_with_rows_of_the_same_settings_is_not_run_again_whatever_the_code(project: Project):
+    """So what takes hours is run in several sittings, and its table is in git."""
+    project.grid(lookaheads=[1])
+    ablations()
+    assert project.ran == ["1 1", "3 1"]
+    rows = project.table
+    project.stage(shift=0.4)
+    project.call("git", "commit", "--quiet", "--all", "--message", "other code")
+    project.grid(lookaheads=[1, 2])
+    ablations()
+    assert sorted(project.ran[2:]) == ["1 2", "3 2"]
+    found = project.table
+    pd.testing.assert_frame_equal(found[found["lookahead"] == 1].reset_index(drop=True), rows)
+    Path("results/grid.csv").unlink()
+    ablations()
+    assert sorted(project.ran[4:]) == ["1 1", "3 1"]
+
+
 def test_an_arm_that_fails_is_named_and_shown_and_run_again_once_mended(project: Project):
     project.stage(broken=(3, 1))
     project.commit()

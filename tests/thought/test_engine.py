@@ -230,6 +230,35 @@ def test_autocast_is_close_to_float32(base, engine):
     compare_autocast(quiet_star(base).train(), engine, texts(), given_thoughts())
 
 
+@pytest.mark.parametrize("base", [LLAMA, GEMMA2], ids=["llama", "capped logits"])
+@pytest.mark.parametrize("weight", [1e-3, 1e-2, 1e-1])
+def test_advantages_survive_bfloat16(weight: float, base: dict):
+    """However small the mixing weight: mixed *states* would be rounded to within one part in 256 of the text's."""
+    model = quiet_star(base, rationales=4, advantage="signed")
+    model.mixing_head.start_at(weight)
+    model.mixing_head[0].weight.data.zero_()
+    batch, thoughts = texts(tokens=24), given_thoughts(rationales=4, tokens=24)
+    exact = run(model, PLAIN, batch, thoughts).losses
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(model, PLAIN, batch, thoughts).losses
+    both = torch.stack([exact.advantage, found.advantage]).flatten(1)
+    assert torch.corrcoef(both)[0, 1] > 0.99
+    off = (found.reward - exact.reward).abs()
+    assert (off <= 4 * found.rounding + 0.02 * exact.reward.abs()).float().mean() > 0.95
+    assert 0 < (found.reward.abs() <= found.rounding).float().mean() < 0.5
+
+
+def test_at_a_mixing_weight_of_0_every_reward_is_0():
+    """In bfloat16 too, to the last bit, and rounding says that none can be told from 0."""
+    model = quiet_star(LLAMA)
+    model.mixing_head.start_at(0.0)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = run(model, PLAIN, texts("right")).losses
+        assert not losses.reward.any() and not losses.advantage.any()
+        assert torch.equal(losses.talk_nll, losses.without_nll.expand_as(losses.talk_nll)) and losses.talk_nll.any()
+
+
 TRAINED = {
     "mixing head and meta-tokens": ("mixing_head", "start_embedding", "end_embedding"),
     "mixing head": ("mixing_head",),
