@@ -291,7 +291,7 @@ def test_with_dvc_killed_alone_killed_with_all_and_stopped_by_hand(real: Project
     wait_for(lambda: len(real.started) == 3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=LONG)
-    assert process.returncode == 130 and err == "" and not (real.folder / "results/grid.csv").exists()
+    assert process.returncode == 130 and err == "" and not (real.folder / "results/grid.md").exists()
     out, err = (process := begin(real)).communicate(timeout=LONG)
     assert process.returncode == 0, (out, err)
     assert real.started == ["1 1", "3 1", "3 1", "3 1", "4 1"] and real.ran == ["1 1", "3 1", "4 1"]
