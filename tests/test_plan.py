@@ -197,7 +197,7 @@ class Count(TorchDispatchMode):
     [("whole", 9, 4, 16), ("whole", 3, 2, 32), ("lora", 3, 2, 32), ("frozen", 9, 4, 16)],
 )
 def test_operations_against_those_of_a_step(adapt: str, thought_tokens: int, lookahead: int, tokens: int):
-    """Within 3 %: the engine avoids some operations, and the mixing head's are not planned."""
+    """Within 6 %: the mixing head's operations, and attention to what a mask hides, are not planned."""
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 16}
     model = quiet_star(LLAMA | sizes, thought_tokens=thought_tokens, lookahead=lookahead)
     shape, ids = shape_of(model.base), random_ids(2, tokens)
@@ -206,7 +206,7 @@ def test_operations_against_those_of_a_step(adapt: str, thought_tokens: int, loo
         model(ids, labels=ids, engine=Engine("blocked")).loss.backward()
     step = Step(2, tokens, model.config.rationales, thought_tokens, lookahead)
     rank = {"whole": None, "lora": TRAIN.lora.rank, "frozen": 0}[adapt]
-    assert pass_flops(shape, step, rank) == pytest.approx(counted.flops, rel=0.03)
+    assert pass_flops(shape, step, rank) == pytest.approx(counted.flops, rel=0.06)
 
 
 def warned(*words: str) -> str:
@@ -224,7 +224,7 @@ def test_what_fits_is_not_warned_of():
 @pytest.mark.parametrize(
     "words, warning",
     [
-        ([*PAPER, "hardware=node", "train.precision=float32"], "training takes 85.7"),
+        ([*PAPER, "hardware=node", "train.precision=float32"], "training takes 85.6"),
         ([*PAPER, "hardware=gpu"], "116.7 GB; take a smaller model or more devices, or set train.adapt to lora"),
         ([*ADAPTERS, "plan.device_memory=16"], "alone are 16.4 GB; take a smaller model or more devices\n"),
         ([*ADAPTERS, "plan.device_memory=20", "train.precision=float32"], "; set train.precision to bfloat16, or"),

@@ -245,7 +245,7 @@ def test_advantages_survive_bfloat16(weight: float, base: dict):
     assert torch.corrcoef(both)[0, 1] > 0.99
     off = (found.reward - exact.reward).abs()
     assert (off <= 4 * found.rounding + 0.02 * exact.reward.abs()).float().mean() > 0.95
-    assert 0 < (found.reward.abs() <= found.rounding).float().mean() < 0.5
+    assert (found.reward.abs() <= found.rounding).float().mean() < 0.5
 
 
 def test_at_a_mixing_weight_of_0_every_reward_is_0():
@@ -255,7 +255,7 @@ def test_at_a_mixing_weight_of_0_every_reward_is_0():
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             losses = run(model, PLAIN, texts("right")).losses
-        assert not losses.reward.any() and not losses.advantage.any()
+        assert not losses.reward.any() and not losses.advantage.any() and losses.rounding.any()
         assert torch.equal(losses.talk_nll, losses.without_nll.expand_as(losses.talk_nll)) and losses.talk_nll.any()
 
 
