@@ -9,6 +9,8 @@ method. If arms failed, all three files name them and the exit code is 1.
 import argparse
 from pathlib import Path
 
+from pandas import DataFrame
+
 from pipeline import errors
 from pipeline.ablations import experiments, results
 from pipeline.ablations.grid import Arm, arms, read_grid
@@ -30,11 +32,11 @@ def main() -> None:
     kept = results.kept(stem.with_suffix(".csv"), every)
     missing = [arm for arm in every if arm.settings not in set(kept["settings"])]
     print(f"{len(every)} arms, {len(every) - len(missing)} of which {stem}.csv has", flush=True)
-    done: set[str] = set()
+    done: dict[str, DataFrame] = {}
 
     def add(arm: Arm) -> None:
         """Write the table now, as the next arm takes long."""
-        done.add(arm.name)
+        done[arm.name] = results.figures_of(arm)
         write_table(stem.with_suffix(".csv"), results.table(every, kept, done, failed={}))
 
     failed = experiments.run(missing, options.jobs, tell=lambda line: print(line, flush=True), done=add)

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,20 +16,8 @@ from pipeline.files import replacing
 FIGURES = "results/compare/figures.csv"
 DONE, FAILED = "done", "failed"
 MEASURES = {"accuracy": "Accuracy", "prob": "Probability of the right answer", "loss": "Loss, nats a token"}
-COLUMNS = [
-    "experiment",
-    "settings",
-    "state",
-    "method",
-    "thought_tokens",
-    "lookahead",
-    "task",
-    "measure",
-    "seeds",
-    "n",
-    "groups",
-]
-COLUMNS += ["value", "low", "high"]
+COLUMNS = ["experiment", "settings", "state", "method", "thought_tokens", "lookahead", "task", "measure"]
+COLUMNS += ["seeds", "n", "groups", "value", "low", "high"]
 WHOLE = ("thought_tokens", "lookahead", "seeds", "n", "groups")  # integers, or empty
 
 WIDTH, HEIGHT, LETTERS = 4.2, 3.2, 70  # of a panel: inches, and letters that fit across
@@ -50,8 +38,10 @@ def kept(path: Path, arms: Sequence[Arm]) -> pd.DataFrame:
     return rows[rows["settings"].isin(wanted) & (rows["state"] == DONE)]
 
 
-def table(arms: Sequence[Arm], kept: pd.DataFrame, done: Collection[str], failed: Collection[str]) -> pd.DataFrame:
-    """A row for each arm, task and measure: ``kept`` ones, and those of the arms named by ``done``.
+def table(
+    arms: Sequence[Arm], kept: pd.DataFrame, done: Mapping[str, pd.DataFrame], failed: Collection[str]
+) -> pd.DataFrame:
+    """A row for each arm, task and measure: ``kept`` ones, and those in the figures of the arms that ``done`` names.
 
     An arm that ``failed`` has one row without figures, and one that has not been run has none.
     """
@@ -61,7 +51,7 @@ def table(arms: Sequence[Arm], kept: pd.DataFrame, done: Collection[str], failed
         if arm.name in failed:
             parts.append(pd.DataFrame([about | {"state": FAILED}], dtype=object))
         elif arm.name in done:
-            figures = figures_of(arm)
+            figures = done[arm.name]
             parts.append(figures[figures["arm"] == arm.about["method"]].assign(state=DONE, **about))
         else:
             parts.append(kept[kept["settings"] == arm.settings])
@@ -89,7 +79,7 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
         plain, grid = some[some["thought_tokens"].isna()], some.dropna(subset="thought_tokens")
         if len(every):
             cells = grid.pivot(index="thought_tokens", columns="column", values="cell").reindex(**shape).fillna(FAILED)
-            parts.append(_markdown(cells.reset_index(names="thought tokens")))
+            parts.append(markdown(cells.reset_index(names="thought tokens")))
         if len(plain):
             parts.append(" · ".join(plain["method"] + " " + plain["cell"]))
         if measure == "accuracy" and len(grid):
@@ -106,7 +96,7 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
     for task, some in of_part.groupby("of", sort=True):
         cells = some.pivot(index="experiment", columns="part", values="cell")
         cells = cells.reindex(index=about.index, columns=some["part"].unique()).fillna(FAILED)
-        parts += [f"## {MEASURES['accuracy']}, {task} by part", _markdown(about.join(cells))]
+        parts += [f"## {MEASURES['accuracy']}, {task} by part", markdown(about.join(cells))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -117,7 +107,7 @@ def _by_part(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows[~found], rows[found].join(names)
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
     """The table's columns in Markdown; a cell without a value is empty."""
     cells = table.astype(object).where(table.notna(), "").astype(str)
     lines = [list(table), ["---"] * len(table.columns), *cells.to_numpy()]

@@ -16,7 +16,7 @@ import pandas as pd
 from pipeline import errors, params
 from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace
-from pipeline.ablations.results import figures_of
+from pipeline.ablations.results import figures_of, markdown
 from pipeline.errors import UserError
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, mean_interval, totals
 from pipeline.files import replacing, write_table
@@ -97,11 +97,12 @@ def in_words(rows: pd.DataFrame) -> str:
     own, one = rows[rows["base_seed"] == rows["seed"]], rows[rows["base_seed"] == rows["base_seed"].min()]
     kinds = {"each run with its own base model and training seed": own, "training seeds on one base model": one}
     for task, (kind, chosen) in product(rows["task"].unique(), kinds.items()):
-        lines = [["arm", "runs", "accuracy", "content effect"], ["---"] * 4]
+        lines = []
         for method, group in chosen[chosen["task"] == task].groupby("method", sort=False):
             cells = [_mean(group["accuracy"], SHARE), _mean(group["content_effect"], SHARE_DIFFERENCE)]
-            lines.append([method, str(len(group)), *cells])
-        parts += [f"## {task}: {kind}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+            lines.append([method, len(group), *cells])
+        table = pd.DataFrame(lines, columns=["arm", "runs", "accuracy", "content effect"])
+        parts += [f"## {task}: {kind}", markdown(table)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -21,7 +21,8 @@ from pipeline.plan.shape import shape_of
 from pipeline.plan.work import Step, pass_flops, products
 from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
-from pipeline.thought.places import likeliest
+from pipeline.thought.objective import lookahead_targets
+from pipeline.thought.places import likeliest, thinking
 from pipeline.thought.quiet_star import SIGNED
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
@@ -96,7 +97,7 @@ def measure_training(model: QuietStarForCausalLM, ids: Tensor, options: argparse
         if options.share == 1:
             return None
         scores = model.entropies(ids) if options.choose == "entropy" else torch.rand(ids.shape, device=ids.device)
-        wanted = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) < ids.shape[1] - 1
+        wanted = thinking(lookahead_targets(ids, options.lookahead), None)
         count = round(options.share * ids.shape[1])
         return likeliest(scores, wanted, torch.full((len(ids),), count, device=ids.device))
 

@@ -316,6 +316,20 @@ def dynamo() -> None:
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def compiled(dynamo: None, monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """What FlexAttention is compiled to from now on, a graph a version; the graphs run as they are."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph
+
+    kernel = torch.compile(flex_attention, dynamic=False, backend=backend)
+    monkeypatch.setattr(flex, "_kernel", lambda _: kernel)
+    return graphs
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.usefixtures("dynamo")
 @torch.no_grad()
@@ -338,17 +352,8 @@ def test_a_block_mask_is_made_once_in_which_padded_queries_see_the_first_token_o
     assert all(flex.block_mask(*other, cpu) is not mask for other in others)
 
 
-@pytest.mark.usefixtures("dynamo")
-def test_more_shapes_than_the_compilers_limit_are_all_compiled(monkeypatch):
+def test_more_shapes_than_the_compilers_limit_are_all_compiled(compiled, monkeypatch):
     """Nothing falls back to every score at once; beyond our own limit there is an error."""
-    compiled = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
-        compiled.append(graph)
-        return graph
-
-    kernel = torch.compile(flex_attention, dynamic=False, backend=backend)
-    monkeypatch.setattr(flex, "_kernel", lambda _: kernel)
     with torch.no_grad():
         for tiles in range(1, 11):
             call = make(Shape(positions=(0, 100 * tiles), tokens=128 * tiles, size=16, texts=1), torch.float32)
@@ -385,18 +390,9 @@ def test_the_tiles_of_a_block_mask_are_those_that_its_rule_sees(texts: int):
             assert torch.equal(found, expected)
 
 
-@pytest.mark.usefixtures("dynamo")
-def test_flex_is_compiled_once_for_lengths_that_pad_to_one():
+def test_flex_is_compiled_once_for_lengths_that_pad_to_one(compiled):
     """Past eight versions of a function, torch.compile runs it as written: every score at once, on any device."""
-    compiled = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
-        compiled.append(graph)
-        return graph
-
-    kernel = torch.compile(flex_attention, dynamic=False, backend=backend)
-    with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
-        monkeypatch.setattr(flex, "_kernel", lambda _: kernel)
+    with torch.no_grad():
         for tokens in (4, 5, 6, 7):
             call = make(Shape(positions=tuple(range(tokens)), tokens=tokens, size=16), torch.float32)
             assert error(call.run(flex.attend), call.run(reference.attend)) < 1e-6
