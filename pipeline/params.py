@@ -19,6 +19,7 @@ METHODS = (
     "quiet_star",
     "no_policy",
     "shuffled_reward",
+    "trained_swapped",
     "pause",
     "pause_same_compute",
     "no_thought",
@@ -176,6 +177,7 @@ class Train:
     warmup_steps: SizeOrZero = MISSING
     weight_decay: NotNegative = MISSING
     gradient_clip: Positive = MISSING
+    clip: Annotated[str, ("one of", ("together", "apart"))] = MISSING
     log_steps: Size = MISSING
     evaluation_steps: Size = MISSING
     evaluation_texts: Size = MISSING
@@ -308,6 +310,10 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
     if train.advantage == "signed" and train.rationales < 2:
         yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
+    if "trained_swapped" in arms.methods and train.batch_size < 2:
+        yield "arms.methods has trained_swapped, which reads another text's thoughts: make train.batch_size at least 2"
+    if train.clip == "apart" and train.positions is not None:
+        yield "train.clip is apart, which needs all positions at once: make train.positions null"
     if train.lookahead > (most := params.tokenize.span - 2):
         yield f"train.lookahead is {train.lookahead}, but must be at most {most}, two less than tokenize.span"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:

@@ -66,6 +66,7 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.saved", "learned", "train.saved is learned, but with train.adapt whole"),
         ("train.advantage", "negative", "train.advantage is negative, but must be one of positive, signed"),
         ("train.lookahead", 47, "train.lookahead is 47, but must be at most 46, two less than tokenize.span"),
+        ("train.clip", "never", "train.clip is never, but must be one of together, apart"),
         ("base_model.scratch.heads", 3, HEADS),
         ("base_model.scratch.key_value_heads", 3, HEADS),
         ("base_model.scratch.hidden_size", 12, "base_model.scratch: hidden_size divided by heads must be even"),
@@ -143,6 +144,12 @@ def test_the_longest_run_has_a_length():
     [
         ({"train.adapt": "frozen"}, {"arms.methods": ["pause", "before"]}, "arms.methods has no_thought"),
         ({"train.adapt": "frozen"}, {"train.adapt": "lora"}, "arms.methods has no_thought"),
+        ({"train.clip": "apart", "train.positions": 8}, {"train.positions": None}, "train.clip is apart, which needs"),
+        (
+            {"arms.methods": ["trained_swapped"], "train.batch_size": 1},
+            {"train.batch_size": 2},
+            "arms.methods has trained_swapped, which reads another text's thoughts: make train.batch_size at least 2",
+        ),
         ({"train.advantage": "signed", "train.rationales": 1}, {"train.rationales": 2}, "train.advantage is signed"),
     ],
 )

@@ -7,11 +7,11 @@ import pandas as pd
 
 from pipeline.errors import UserError, run
 from pipeline.evaluation.arms import ACCURACY, BEFORE, LOSS, OFF, SWAPPED
+from pipeline.training.warnings import HARM
 
 COMPARISONS = Path("results/compare/comparisons.csv")
 RUN = "quiet_star"
 BEATEN = ("no_policy", BEFORE, "untrained", f"{RUN}/{SWAPPED}")  # in each task; swapped: it is what thoughts say
-HARM = 0.05  # nats a token that predictions without thoughts may have become worse by
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pipeline.report.results import (
     content_table,
     counts_sentence,
     differences_table,
+    harm_findings,
     heldout_findings,
     heldout_table,
     read_results,
@@ -57,7 +58,7 @@ def model_card(params_file: Path, results: Path) -> str:
         about=escaped(training_sentence(train, given, method)),
         facts=_table(("", ""), training_facts(train, read_json(results / "summary.json"), given, method)),
         settings=_table(("setting", "value"), ((name, repr(value)) for name, value in vars(given.train).items())),
-        claims=[escaped(finding.text) for finding in [*claims(found), *heldout_findings(found)]],
+        claims=[escaped(finding.text) for finding in [*claims(found), *harm_findings(found), *heldout_findings(found)]],
         counts=escaped(counts_sentence(found)),
         tables=[
             f"{escaped(table.title)}:\n\n{_table(table.header, ([cell.text for cell in row] for row in table.rows))}"

@@ -54,7 +54,9 @@ def training_curves(results: Path, run: str, method: Method) -> list[Plot]:
 
 def step_warnings(results: Path, run: str) -> list[str]:
     """What the rules of `pipeline.training.warnings` say about the training log."""
-    return list(warnings(read_csv(results / "train" / run / "steps.csv", "step", *WATCHED)))
+    log = results / "train" / run
+    steps = read_csv(log / "steps.csv", "step", *WATCHED)
+    return list(warnings(steps, read_csv(log / "heldout.csv", "step", "base_loss")))
 
 
 def _curve(log: Path, name: str, title: str, unit: str, *lines: Line) -> Plot | None:

@@ -56,6 +56,12 @@ METHODS = {
             "the update does whatever a thought was worth.",
         ),
         Method(
+            "trained_swapped",
+            "trained on swapped thoughts",
+            "Thoughts of {tokens} that nobody rewards. In training each text reads those of another text: what is "
+            "learned is what a second pass and a mixing head tell of the text itself.",
+        ),
+        Method(
             "pause",
             "pauses",
             "A pause of {tokens} after every token of a text. Its tokens are learned and always the same.",

@@ -73,6 +73,7 @@ def _arms(folder: Path, method: Method) -> dict:
     plots = [figures.seeds(number, task, found) for number, task in enumerate([*found.tasks, HELDOUT], start=1)]
     return {
         "claims": results.claims(found),
+        "harm": results.harm_findings(found),
         "counts": results.counts_sentence(found),
         "arms": {measure: results.arms_table(found, measure) for measure in ("accuracy", "prob")},
         "differences": {measure: results.differences_table(found, measure) for measure in ("accuracy", "prob")},

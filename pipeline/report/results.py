@@ -29,6 +29,7 @@ from pipeline.report.estimates import (
 )
 from pipeline.report.method import METHODS, Method, arm_name, arm_order
 from pipeline.report.reading import read_csv, read_json
+from pipeline.training.warnings import HARM
 
 HELDOUT, LOSS, BEFORE = "heldout", "loss", "before"
 # what the run must be better than: arms without the cause, and its own model with another's thoughts
@@ -138,22 +139,30 @@ def claims(results: Results) -> list[Finding]:
     return found
 
 
+def harm_findings(results: Results) -> list[Finding]:
+    """Whether training harmed the predictions without thoughts on held-out text: at most `HARM` is allowed."""
+    method = results.method
+    without = f"{method.key}/thoughts_off" if method.thinks else method.key
+    better = results.better(HELDOUT, LOSS, without, BEFORE)
+    if better is None:
+        return []
+    harm = Estimate(*(0.0 - value for value in (better.mean, better.high, better.low)))
+    verdict = ABOVE if harm.high <= HARM else BELOW if harm.low > 0 else UNDECIDED
+    words = {ABOVE: "did no harm", BELOW: "harmed the model", UNDECIDED: "is not shown to be harmless"}[verdict]
+    text = (
+        f"Training {words}: without thoughts the loss on held-out text changed by {interval(harm, nats)} nats a token, "
+    )
+    return [Finding(f"{text}so the harm is at most {nats(harm.high)} ({nats(HARM)} is allowed).", verdict)]
+
+
 def heldout_findings(results: Results) -> list[Finding]:
-    """What thoughts gain on held-out text against the model before training, and whether training harmed the rest."""
+    """What thoughts gain on held-out text against the model before training."""
     method, found = results.method, []
     gain = results.better(HELDOUT, LOSS, method.key, BEFORE)
     if method.thinks and gain is not None:
         words = {ABOVE: "lower than", BELOW: "higher than", UNDECIDED: "not shown to differ from"}[gain.verdict]
         text = f"With {method.many} the loss is {words} that of the model before training: the gain is "
         found.append(Finding(f"{text}{interval(gain, nats)} nats a token.", gain.verdict))
-    without = f"{method.key}/thoughts_off" if method.thinks else method.key
-    better = results.better(HELDOUT, LOSS, without, BEFORE)
-    if better is not None:
-        harm = Estimate(*(0.0 - value for value in (better.mean, better.high, better.low)))
-        words = {ABOVE: "did not harm", BELOW: "harmed", UNDECIDED: "is not shown to have harmed"}[better.verdict]
-        text = f"Training {words} the model’s predictions without thoughts: their loss changed by "
-        text += f"{interval(harm, nats)} nats a token, so the harm is at most {nats(harm.high)}."
-        found.append(Finding(text, better.verdict))
     return found
 
 

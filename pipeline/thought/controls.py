@@ -29,6 +29,26 @@ class ShuffledReward(QuietStar):
         return by_position.transpose(1, 2)
 
 
+class TrainedSwapped(NoPolicy):
+    """Each text's rows read the thoughts of another text: what a second pass and a mixing head learn about the text.
+
+    Nobody rewards thoughts: a reward would be for what a text's thought does to another text.
+    """
+
+    def exchange(self, ids: Tensor, real: Tensor) -> Tensor:
+        """See `Objective.exchange`. The donor is the text before in the batch, at the same slot or its last one.
+
+        A text alone (as in a last batch of held-out texts) gets thoughts of its own other slots.
+        """
+        if len(ids) == 1:
+            return ids.roll(max(1, ids.shape[2] // 2), 2)
+        donors = torch.arange(len(ids), device=ids.device).roll(1)
+        slots = torch.arange(ids.shape[2], device=ids.device)
+        last = (real.sum(1) - 1).clamp(min=0)[donors]
+        slots = torch.minimum(slots, last.unsqueeze(1))[:, None, :, None]  # (B, 1, P, 1)
+        return ids[donors].take_along_dim(slots, 2)
+
+
 class Untrained(QuietStar):
     """Thoughts as they are at the start, trusted wholly: what the base model could think before it learned anything."""
 

@@ -1,6 +1,6 @@
 """The methods by the names that a configuration gives them: each is an objective and what a thought is to it."""
 
-from .controls import Before, NoPolicy, ShuffledReward, Untrained
+from .controls import Before, NoPolicy, ShuffledReward, TrainedSwapped, Untrained
 from .no_thought import NoThought
 from .objective import Objective
 from .pause import Pause
@@ -11,6 +11,7 @@ METHODS: dict[str, type[Objective]] = {
     QUIET_STAR: QuietStar,
     "no_policy": NoPolicy,
     "shuffled_reward": ShuffledReward,
+    "trained_swapped": TrainedSwapped,
     PAUSE: Pause,
     PAUSE_SAME_COMPUTE: Pause,  # takes more steps: `settings_of` in pipeline/training/quiet_star/train.py
     NO_THOUGHT: NoThought,

@@ -209,6 +209,13 @@ class Objective(nn.Module):
         loss, nll = head.cross_entropy("base", hidden, targets, self.base_share * weights)
         return loss, (nll * weights).sum(), nll
 
+    def exchange(self, ids: Tensor, real: Tensor) -> Tensor:
+        """The thoughts (B, R, P, K) that the rows of each text read, from those ``ids`` (B, R, P, K) sampled after it.
+
+        ``real`` (B, P): the slots that think. Here each text reads its own.
+        """
+        return ids
+
     def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> SliceLosses:
         """What the slice's thoughts add. Every mean is over the whole step's ``counts``, so that slices add up."""
         raise NotImplementedError

@@ -111,7 +111,7 @@ class Learner:
         elif self.objective.thoughts == SAMPLED:
             some = [self.thinker.sample(text, places[part].positions, self.rationales, sampling) for part in slices]
             thoughts = Thoughts(*(torch.cat([getattr(t, f.name) for t in some], 2) for f in fields(Thoughts)))
-            thought_ids = thoughts.ids
+            thought_ids = self.objective.exchange(thoughts.ids, places.real)
         rewarded = rewarded_positions(tokens, lookahead)
         slots = self._slots(places, targets, rewarded, thought_ids, old)
         rows = self.thinker.embed_rows(text.input_ids, places.positions, thought_ids, self.thinker.layout)

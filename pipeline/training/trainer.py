@@ -166,7 +166,7 @@ class CheckedTrainer(Trainer):
 
         Raises UserError in every process if any process has a loss or gradient that is not finite.
         """
-        norm = super()._clip_grad_norm(model)
+        norm = self.clip(model)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = torch.stack(self._finite).all() & norm.isfinite().to(self.args.device)
         texts = torch.cat(self._texts)
@@ -181,6 +181,10 @@ class CheckedTrainer(Trainer):
                 "meta-token scale, or check the base model"
             )
         return norm
+
+    def clip(self, model: torch.nn.Module) -> Tensor:
+        """Clip the gradient, as the HF Trainer does, and return the norm that it had."""
+        return super()._clip_grad_norm(model)
 
     def _check_weights(self) -> None:
         """Raise UserError if a finite step was so large that weights are no longer finite."""

@@ -1,6 +1,7 @@
 """Warnings of what long Quiet-STaR training is known to drift into, while there is time to stop it.
 
-Each rule compares the means over the last `WINDOW` logged steps with those over the first ones.
+Each rule compares the means over the last `WINDOW` logged steps with those over the first ones. The exception is harm:
+the held-out loss without thoughts is compared with what it was before the first step.
 """
 
 import math
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 WINDOW = 20  # logged steps
+HELDOUT_LOSS = "eval_base_loss"  # in the Trainer's log: held-out, without thoughts, nats a token
+HARM = 0.005  # nats a token that predictions without thoughts may lose through training
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,20 @@ class Watch:
         self._last: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
         self._start: dict[str, float] = {}
         self._reported: set[Rule] = set()
+        self._before: float | None = None
+        self._harmed = False
 
     def add(self, row: Mapping[str, float]) -> Iterator[str]:
-        """The new warnings after the next logged row; a column that is missing or blank breaks no rule."""
+        """The new warnings after the next logged row, of a step or of held-out text; a blank column breaks no rule."""
+        if HELDOUT_LOSS in row:
+            self._before = row[HELDOUT_LOSS] if self._before is None else self._before
+            if not self._harmed and row[HELDOUT_LOSS] > self._before + HARM:
+                self._harmed = True
+                yield (
+                    f"step {int(row['step'])}: training harms the model: held-out loss without thoughts "
+                    f"{row[HELDOUT_LOSS]:.4f}, {self._before:.4f} before training"
+                )
+            return
         self._last.append(row)
         if len(self._last) < WINDOW:
             return
@@ -57,8 +71,8 @@ class Watch:
                 )
 
 
-def warnings(steps: pd.DataFrame) -> Iterator[str]:
-    """The warnings of a whole training log, a row a logged step."""
-    watch = Watch()
-    for row in steps.to_dict("records"):
+def warnings(steps: pd.DataFrame, heldout: pd.DataFrame) -> Iterator[str]:
+    """The warnings of a whole training log: a row a logged step, and a row a measurement of held-out text."""
+    watch, measured = Watch(), heldout[["step", "base_loss"]].rename(columns={"base_loss": HELDOUT_LOSS})
+    for row in steps.to_dict("records") + measured.to_dict("records"):
         yield from watch.add(row)

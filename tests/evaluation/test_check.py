@@ -13,7 +13,7 @@ ROWS = [
     ("rings", "accuracy", "quiet_star", "quiet_star/swapped", 0.7, 0.6),
     ("rings", "accuracy", "quiet_star", "quiet_star/thoughts_off", -0.1, -0.2),  # no claim
     ("rings", "prob", "quiet_star", "before", -0.1, -0.2),  # neither
-    ("heldout", "loss", "quiet_star/thoughts_off", "before", -0.02, -0.04),
+    ("heldout", "loss", "quiet_star/thoughts_off", "before", -0.002, -0.004),
 ]
 COLUMNS = ["task", "measure", "arm", "against", "difference", "low"]
 
@@ -28,7 +28,7 @@ def outcome(folder: Path, rows: list[tuple], monkeypatch: pytest.MonkeyPatch, ca
     return ended.value.code, [line.split()[0] for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("failing, low", [(None, 0), (0, -0.1), (1, 0.0), (4, -0.06)])
+@pytest.mark.parametrize("failing, low", [(None, 0), (0, -0.1), (1, 0.0), (4, -0.006)])
 def test_a_claim_that_fails_is_told(failing: int | None, low: float, tmp_path: Path, monkeypatch, capsys):
     rows = [(*row[:-1], low) if i == failing else row for i, row in enumerate(ROWS)]
     words = ["FAILS" if i == failing else "holds" for i in (0, 1, 4)]

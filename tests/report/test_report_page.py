@@ -93,8 +93,8 @@ def test_content_and_harm(page: Page):
     total = len(fake.comparisons()) + 3 + sum(map(len, GROUPS.values()))
     assert f"Many comparisons. {total} differences here have an interval." in page.text
     assert "With thoughts the loss is lower than that of the model before training: the gain is +0.400" in page.text
-    harm = "their loss changed by +0.010 [−0.010, +0.030] nats a token, so the harm is at most +0.030."
-    assert f"Training is not shown to have harmed the model’s predictions without thoughts: {harm}" in page.text
+    harm = "the loss on held-out text changed by +0.010 [−0.010, +0.030] nats a token, so the harm is at most +0.030"
+    assert f"Training is not shown to be harmless: without thoughts {harm} (+0.005 is allowed)." in page.text
     assert "|Quiet-STaR, thoughts off|1.300 [1.200, 1.350]|−0.010 [−0.030, +0.010]|" in page.flat
 
 
@@ -293,7 +293,7 @@ def test_a_run_without_thoughts_claims_nothing_about_them(pages: dict[str, Page]
     page = pages["no_thought"]
     assert "This run is a control" in page.text and "the claim" not in page.text
     assert "with thoughts" not in page.text.lower() and "thoughts add" not in page.text
-    assert "Training did not harm the model’s predictions without thoughts" in page.text
+    assert "Training did no harm: without thoughts the loss" in page.text
     assert "This run was trained without thoughts (method no_thought)" in page.text
     assert page.ids("figure")[3:] == ["heldout-losses", "losses", "base-model", "votes-1-gsm8k"]
     assert page.cells == [] and "<script" not in page.html

@@ -24,7 +24,9 @@ from tests.thought.tiny import (
     gradients,
     quiet_star,
     random_ids,
+    slow,
     texts,
+    unpadded,
 )
 
 
@@ -137,6 +139,41 @@ def test_shuffled_rewards_are_the_same_advantages_elsewhere():
     assert rows[0] == rows[1] and not torch.equal(one, other)
     assert torch.equal(one[~real], other[~real])
     torch.testing.assert_close(own.losses.reward, shuffled.losses.reward)
+
+
+@pytest.mark.parametrize(
+    "thinks", [None, torch.tensor([[1, 0, 1, 1, 0, 1, 0, 1, 0], [0, 1, 0, 0, 1, 0, 1, 0, 0]]).bool()]
+)
+def test_trained_swapped_reads_the_thoughts_of_the_text_before(thinks: Tensor | None):
+    """The loss and gradients of the slow reference with them: the k-th place of a text has the k-th thought of another.
+
+    A text with more places than its donor takes the donor's last thought. The rewards teach nothing.
+    """
+    model, (ids, mask, labels) = quiet_star(LLAMA, method="trained_swapped"), texts("right")
+    output = model(ids, mask, labels=labels, sampling=Sampling(1.0, 7), thinks=thinks)
+    sampled, foreign = output.thoughts.ids, torch.zeros(2, 2, TOKENS, 3, dtype=torch.long)
+    assert torch.equal(
+        quiet_star(LLAMA)(ids, mask, labels=labels, sampling=Sampling(1.0, 7), thinks=thinks).thoughts.ids, sampled
+    )
+    places = [where.nonzero().flatten().tolist() for where in output.losses.thinks]
+    for b, here in enumerate(places):
+        for k, position in enumerate(here):
+            donors = places[1 - b]
+            foreign[b, :, position] = sampled[1 - b, :, donors[min(k, len(donors) - 1)]]
+    reference = slow(model)
+    expected = reference.losses(unpadded(ids, mask), TOKENS, foreign, thinks)
+    total = 0.5 * expected.base + 0.5 * expected.talk
+    total.backward()
+    assert output.losses.talk.item() == pytest.approx(expected.talk.item(), rel=1e-5)
+    compare_gradients(gradients(model, output.loss), reference.gradients(), 1e-4)
+
+
+def test_a_text_alone_reads_its_own_other_thoughts():
+    model, ids = quiet_star(LLAMA, method="trained_swapped"), random_ids(1, 9)
+    own = torch.arange(9 * 3).view(1, 1, 9, 3)
+    swapped = model.objective.exchange(own, torch.ones(1, 9).bool())
+    assert (swapped != own).any(-1).all() and torch.equal(swapped.flatten().sort().values, own.flatten())
+    assert model(ids, labels=ids).loss.isfinite()
 
 
 @torch.no_grad()

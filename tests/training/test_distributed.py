@@ -97,6 +97,7 @@ def same_gradients(one: Path, other: Path) -> None:
 
 LEARNED = {"train.saved": "learned", "arms.methods": ["quiet_star"]}
 MORE = [("train pause 1", {}), ("train no_thought 1", {})]
+CLIPPED_APART = {"train.clip": "apart", "train.gradient_clip": 0.1}
 MORE += [(STAGE, LEARNED | {"train.adapt": "lora"}), (STAGE, LEARNED | {"train.adapt": "frozen"})]
 
 
@@ -108,6 +109,11 @@ def test_two_processes_train_as_one(stage: str, changes: dict, way: str, project
     assert steps_of(alone)["base_loss"].nunique() == 20
     same_model(alone, two)
     assert outputs(two, stage).keys() == outputs(alone, stage).keys() and scratches(two) == []
+
+
+@slow
+def test_two_processes_clip_apart_as_one(project: Path, one: Callable, tmp_path: Path):
+    same_model(one(CLIPPED_APART), trained(project, tmp_path / "two", 2, {}, CLIPPED_APART, STAGE))
 
 
 @slow

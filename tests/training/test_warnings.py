@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.training.warnings import WINDOW, warnings
+from pipeline.training.warnings import HARM, WINDOW, warnings
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60
@@ -28,15 +28,22 @@ def log(column: str | None = None, value: float = 0.0, since: int = 30) -> pd.Da
     return table
 
 
+def heldout(*losses: float) -> pd.DataFrame:
+    return pd.DataFrame({"step": range(0, 30 * len(losses), 30), "base_loss": losses})
+
+
+GOOD = heldout(3.0, 2.9)
+
+
 def test_nothing_is_told_of_training_that_goes_well_but_for_one_step():
     table = log()
     table.loc[40, ["reward", "mixing_weight"]] = -0.5
-    assert list(warnings(table)) == []
+    assert list(warnings(table, GOOD)) == []
 
 
 @pytest.mark.parametrize("column, value, told", WRONG)
 def test_what_goes_wrong_is_told_once(column: str, value: float, told: str):
-    (warning,) = warnings(log(column, value))
+    (warning,) = warnings(log(column, value), GOOD)
     assert told in warning and column.replace("_", " ") in warning
     step = int(warning.split(":")[0].removeprefix("step "))
     assert 30 <= step < 30 + WINDOW
@@ -47,9 +54,17 @@ def test_what_goes_wrong_is_told_once(column: str, value: float, told: str):
 def test_a_method_without_a_column_is_not_judged_by_it():
     table = log("reward", -1.0)
     table["thought_entropy"] = math.nan  # as pandas reads a blank column
-    assert len(list(warnings(table))) == 1
+    assert len(list(warnings(table, GOOD))) == 1
+
+
+def test_harm_is_told_once_where_it_is_more_than_is_allowed():
+    """Against the model before training, whatever was gained meanwhile."""
+    assert list(warnings(log(), heldout(3.0, 2.5, 2.9, 3.0 + HARM))) == []
+    (warning,) = warnings(log(), heldout(3.0, 2.9, 3.0061, 3.2))
+    assert warning.startswith("step 60: training harms the model") and "3.0061, 3.0000 before" in warning
 
 
 @pytest.mark.parametrize("run", ["quiet_star-1", "pause-1", "no_thought-1"])
 def test_the_default_run_is_without_warnings(run: str):
-    assert list(warnings(pd.read_csv(ROOT / "results/train" / run / "steps.csv"))) == []
+    folder = ROOT / "results/train" / run
+    assert list(warnings(*(pd.read_csv(folder / name) for name in ("steps.csv", "heldout.csv")))) == []

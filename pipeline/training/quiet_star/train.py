@@ -19,7 +19,14 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
-from pipeline.training.quiet_star.trainer import HELDOUT_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer
+from pipeline.training.quiet_star.trainer import (
+    APART,
+    CLIP_COLUMNS,
+    HELDOUT_COLUMNS,
+    LOSSES,
+    STEP_COLUMNS,
+    QuietStarTrainer,
+)
 from pipeline.training.quiet_star.where import EVERY, Where
 from pipeline.training.trainer import logged, training_arguments
 
@@ -85,6 +92,8 @@ def _check_device_settings(params: Train, device: str) -> None:
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
     if params.positions is not None and is_sharded():
         raise UserError("train.positions is set, but FSDP-sharded weights need all positions at once: make it null")
+    if params.clip == APART and is_sharded():
+        raise UserError("train.clip is apart, which FSDP-sharded weights cannot do: set it to together")
     if params.optimizer == "adamw_8bit" and is_sharded():
         raise UserError("train.optimizer is adamw_8bit, which cannot change FSDP-sharded weights: set it to adamw")
 
@@ -195,7 +204,8 @@ def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, tex
     step_tokens = params.accumulation * params.batch_size * text_tokens
     speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
     speed["tokens_per_second"] = (speed.pop("steps_per_second") * step_tokens).round(1)
-    write_table(results / "steps.csv", logged(rows, STEP_COLUMNS, needed="base_loss"))
+    columns = STEP_COLUMNS + (CLIP_COLUMNS if params.clip == APART else [])
+    write_table(results / "steps.csv", logged(rows, columns, needed="base_loss"))
     write_table(results / "heldout.csv", heldout)
     write_table(results.parent.with_name("speed") / f"{results.name}.csv", speed)
     ends = {"first": heldout.iloc[0], "last": heldout.iloc[-1]}

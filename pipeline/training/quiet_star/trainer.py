@@ -22,14 +22,16 @@ from pipeline.training.processes import is_main
 from pipeline.training.quiet_star.probe import Probe
 from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import CheckedTrainer
-from pipeline.training.warnings import Watch
+from pipeline.training.warnings import HELDOUT_LOSS, Watch
 
 # of the next token without thoughts; of all tokens ahead that the talk loss has, without thoughts and with
 LOSSES = ["base_loss", "base_loss_ahead", "talk_loss"]
 # unresolved_rewards: the share that rounding may have made
 LOSS_COLUMNS = [*LOSSES, "policy_loss", "reward", "unresolved_rewards", "positive_advantages", "mixing_weight"]
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
+CLIP_COLUMNS = ["language_grad_norm", "policy_grad_norm"]  # before clipping, where they are clipped apart
 HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
+APART, POLICY = "apart", "policy"  # `train.clip`, and the part of the loss
 SEEDS_APART = 1_000_003  # between the sampling seeds of two runs: more than a run has steps
 
 log = logging.getLogger(__name__)
@@ -49,10 +51,13 @@ class QuietStarTrainer(CheckedTrainer):
         self._probe = probe
         self._where = where
         self._parts: list[dict[str, Tensor]] = []  # each micro-batch's share of the next row of the log
-        self._engine = Engine(params.attention, params.positions)
+        self._policy: dict[Tensor, Tensor] = {}  # the step's gradient of the policy part, by parameter
+        self._norms: dict[str, float] = {}  # of the last step's gradients
         self._watch = Watch()
         self._watched = 0  # how many rows of the log the watch has read
         super().__init__(args, **kwargs)
+        self._apart = params.clip == APART and has_policy(self.model)
+        self._engine = Engine(params.attention, params.positions, self._apart)
         self.model_accepts_loss_kwargs = True  # keeps the Trainer from dividing our loss by the micro-batches
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -86,8 +91,46 @@ class QuietStarTrainer(CheckedTrainer):
         sampling = Sampling(seed=self._seed)
         output = model(**inputs, sampling=sampling, counts=num_items_in_batch, engine=self._engine)
         self._parts.append(_logged_parts(output, num_items_in_batch))
-        loss = output.loss * self.args.world_size  # as gradients are averaged over processes, not summed
+        loss = self._set_policy_aside(output.losses) if self._apart else output.loss
+        loss = loss * self.args.world_size  # as gradients are averaged over processes, not summed
         return (loss, output) if return_outputs else loss
+
+    def _set_policy_aside(self, losses: Losses) -> Tensor:
+        """Add the policy part's gradient to that of the step's other micro-batches; return the loss without it.
+
+        The value is still that of the whole loss: the Trainer logs it.
+        """
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        policy = losses.parts[POLICY]
+        with torch.autocast(policy.device.type, enabled=False):
+            found = torch.autograd.grad(policy, learned, retain_graph=True, allow_unused=True)
+        for parameter, gradient in zip(learned, found, strict=True):
+            if gradient is not None:
+                known = self._policy.get(parameter)
+                self._policy[parameter] = gradient.clone() if known is None else known.add_(gradient)
+        return sum(loss for name, loss in losses.parts.items() if name != POLICY) + policy.detach()
+
+    def clip(self, model: torch.nn.Module) -> Tensor:
+        """Clip the gradient of the whole loss or, apart, those of its two parts, and add them up.
+
+        Clipped together, the larger part is all that is left of the other's direction. Returns the norm before clipping
+        or, apart, that of the sum.
+        """
+        if not self._apart:
+            return super().clip(model)
+        policy, self._policy = self._policy, {}
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norms, language = [super().clip(model)], [parameter.grad for parameter in learned]
+        for parameter in learned:  # in every process all of them, as they are summed over processes
+            gradient = policy.get(parameter)
+            gradient = torch.zeros_like(parameter) if gradient is None else gradient
+            parameter.grad = self.accelerator.reduce(gradient, "sum")
+        norms.append(super().clip(model))
+        for parameter, gradient in zip(learned, language, strict=True):
+            if gradient is not None:
+                parameter.grad.add_(gradient)
+        self._norms = dict(zip(CLIP_COLUMNS, (float(norm) for norm in norms), strict=True))
+        return torch.nn.utils.get_total_norm([parameter.grad for parameter in learned])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a row. To a row about training steps add their means over all processes, and warn of bad signs in it."""
@@ -97,7 +140,7 @@ class QuietStarTrainer(CheckedTrainer):
         steps = len(self._parts) // self.args.gradient_accumulation_steps
         sums = torch.stack([torch.stack(list(part.values())) for part in self._parts]).sum(0)
         means = self.accelerator.reduce(sums, "sum") / steps
-        super().log({**logs, **dict(zip(self._parts[0], means.tolist(), strict=True))}, start_time)
+        super().log({**logs, **self._norms, **dict(zip(self._parts[0], means.tolist(), strict=True))}, start_time)
         self._parts = []
         if is_main():
             self._warn()
@@ -107,7 +150,7 @@ class QuietStarTrainer(CheckedTrainer):
         rows = self.state.log_history[self._watched :]
         self._watched += len(rows)
         for row in rows:
-            for warning in self._watch.add(row) if "base_loss" in row else ():
+            for warning in self._watch.add(row) if row.keys() & {"base_loss", HELDOUT_LOSS} else ():
                 log.warning(warning)
 
     @torch.no_grad()
@@ -132,6 +175,8 @@ class QuietStarTrainer(CheckedTrainer):
                 "learning rate or the meta-token scale, or check the base model"
             )
         self.log(metrics)
+        if is_main():
+            self._warn()
         self.model.train()
         self.control.should_evaluate = False  # else the Trainer evaluates a second time after the last step
         return metrics
@@ -145,6 +190,11 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
     yield
     if isinstance(model, FSDPModule):
         model.reshard()
+
+
+def has_policy(model: QuietStarForCausalLM) -> bool:
+    """Whether the model's loss has a policy part that counts."""
+    return model.samples_thoughts and getattr(model.objective, "policy_weight", 0.0) > 0
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:

@@ -29,9 +29,18 @@ from pipeline.resume import fingerprint
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, PAUSE_SAME_COMPUTE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.objective import counts_of
+from pipeline.thought.sampler import Sampling
+from pipeline.thought.step import Engine
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.quiet_star.train import settings_of, trainer_settings, write_trained
-from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, LOSSES, STEP_COLUMNS, QuietStarTrainer, parameter_groups
+from pipeline.training.quiet_star.trainer import (
+    LOSS_COLUMNS,
+    LOSSES,
+    STEP_COLUMNS,
+    QuietStarTrainer,
+    has_policy,
+    parameter_groups,
+)
 from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import logged, training_arguments
 from pipeline.training.warnings import WINDOW
@@ -296,6 +305,59 @@ def test_at_a_mixing_weight_of_0_the_losses_with_and_without_thoughts_are_equal(
     assert losses[1] == pytest.approx(torch.stack(means).mean().item(), rel=1e-5)
 
 
+APART = replace(TRAIN, clip="apart", steps=1, gradient_clip=0.05)
+
+
+def gradients_of_a_step(settings: params.Train, spans: Spans) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """The gradients with which the optimizer takes the only step, by parameter, and the log."""
+    one, found = trainer(quiet_star(LLAMA, policy_weight=settings.policy_weight), spans, settings), {}
+    clip = one.clip
+
+    def spy(model: torch.nn.Module) -> torch.Tensor:
+        norm = clip(model)
+        found.update({name: p.grad.clone() for name, p in one.model.named_parameters()})
+        return norm
+
+    one.clip = spy
+    return found, one.run()
+
+
+@pytest.mark.parametrize("engine", [{}, {"accumulation": 2, "batch_size": 2}, {"checkpointing": True}], ids=str)
+def test_language_modelling_and_policy_are_clipped_apart(engine: dict, spans: Spans):
+    """Each by hand: the gradient of its terms of the whole step's loss, cut to the norm; then added up."""
+    found, log = gradients_of_a_step(replace(APART, **engine), spans)
+    one, model = trainer(quiet_star(LLAMA, policy_weight=5.0), spans, APART), quiet_star(LLAMA, policy_weight=5.0)
+    (batch,) = list(one.get_train_dataloader())
+    losses = model(**batch, sampling=Sampling(seed=one._seed), engine=Engine(apart=True)).losses
+    norms, total = [], {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for loss in (losses.parts["base"] + losses.parts["talk"], losses.parts["policy"]):
+        gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+        norms.append(torch.cat([g.flatten() for g in gradients if g is not None]).norm().item())
+        for gradient, sums in zip(gradients, total.values(), strict=True):
+            if gradient is not None:
+                sums += gradient * 0.05 / norms[-1]
+    assert min(norms) > 0.05  # so that both are clipped
+    assert column(log, "language_grad_norm") == pytest.approx(norms[:1], rel=1e-4)
+    assert column(log, "policy_grad_norm") == pytest.approx(norms[1:], rel=1e-4)
+    assert column(log, "loss") == pytest.approx([sum(losses.parts.values()).item()], rel=1e-4)
+    for name, gradient in total.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+    whole = torch.cat([gradient.flatten() for gradient in total.values()]).norm().item()
+    assert column(log, "grad_norm") == pytest.approx([whole], rel=1e-4)
+
+
+def test_clipped_apart_below_the_norm_is_not_clipped(spans: Spans):
+    """Nor does a method without a policy have anything apart."""
+    found, _ = gradients_of_a_step(replace(APART, gradient_clip=1e4), spans)
+    expected, log = gradients_of_a_step(replace(TRAIN, steps=1, gradient_clip=1e4), spans)
+    assert not any("policy_grad_norm" in row for row in log)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    for method in ("no_policy", PAUSE, NO_THOUGHT):
+        assert not has_policy(quiet_star(LLAMA, method=method))
+    assert has_policy(quiet_star(LLAMA)) and not has_policy(quiet_star(LLAMA, policy_weight=0.0))
+
+
 SLICED = {"positions": 3, "checkpointing": True}
 
 
@@ -446,6 +508,10 @@ def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: py
         told += [(step, record.message) for record in caplog.records]
     (first, second) = told
     assert first[0] == WINDOW - 1 and "predictions without thoughts no longer count" in first[1]
+    harmful = [{"step": 0, "eval_base_loss": 1.0}, {"step": 9, "eval_base_loss": 1.1, "eval_runtime": 1.0}]
+    one.state.log_history += harmful
+    one._warn()
+    assert "step 9: training harms the model" in caplog.records[-1].message
     assert 30 < second[0] < 50 and "thoughts make the text after them less likely" in second[1]
 
 
