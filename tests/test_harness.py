@@ -51,6 +51,15 @@ CHOICE_TASK = DATA | {
     "target_delimiter": " ",
     "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
 }
+TEXT_TASK = CHOICE_TASK | {
+    "task": "texts",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_choice": "{{choices.text}}",
+    "doc_to_target": "{{choices.label.index(answerKey)}}",
+    "metric_list": [
+        {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm", "acc_bytes")
+    ],
+}
 NUMBER = [{"function": "regex", "regex_pattern": "(-?[0-9]+)"}, {"function": "take_first"}]
 NUMBER_TASK = DATA | {
     "task": "numbers",
@@ -187,6 +196,34 @@ def test_choices_are_those_of_the_slow_reference_and_of_our_own_evaluation(token
     assert ["ABCDE"[row.index(max(row))] for row in log_probs] == predicted
     right = sum(row["answerKey"] == answer for row, answer in zip(rows, predicted, strict=True))
     assert metrics["acc,none"] == right / len(rows) and 0 < right < len(rows)
+
+
+@WAYS
+def test_texts_are_those_of_our_own_evaluation(tokenizer: Callable, think, tmp_path: Path):
+    """acc, and acc_bytes, which is acc_norm but for texts whose characters are not all of one byte."""
+    folder, rows = saved(tmp_path / "model", tokenizer), commonsense_qa_rows(20)
+    for i, row in enumerate(rows):
+        row["choices"] = row["choices"] | {"text": ["trees", "in the water", f"pönd {i}", "a cliff of 3", "wood?"]}
+    written_task(tmp_path, TEXT_TASK, rows)
+    metrics, samples = evaluated(folder, tmp_path, "texts", think=think)
+    prompts = [f"Question: {row['question']}\nAnswer:" for row in rows]
+    texts = [row["choices"]["text"] for row in rows]
+    asked = [
+        Question(prompt, some["ABCDE".index(row["answerKey"])], some)
+        for prompt, some, row in zip(prompts, texts, rows, strict=True)
+    ]
+    about = read_task(ROOT / "tasks/text/commonsense_qa_text.yaml")
+    answers = [
+        row["thought" if think else "no_thought"]
+        for row in scores(load_trained(folder), read_tokenizer(folder), about, asked, batch_size=3)
+    ]
+    assert metrics["acc,none"] == sum(answer["correct"] for answer in answers) / len(rows)
+    assert metrics["acc_bytes,none"] == sum(answer["correct_norm"] for answer in answers) / len(rows)
+    assert 0 < metrics["acc,none"] < 1 and 0 < metrics["acc_bytes,none"] < 1
+    for sample, answer, question in zip(samples, answers, asked, strict=True):
+        sums = torch.tensor([response[0][0] for response in sample["resps"]])
+        assert question.labels[int(sums.argmax())] == answer["predicted"]
+        assert answer["prob"] == pytest.approx(sums.softmax(0)[question.labels.index(question.answer)].item(), rel=1e-3)
 
 
 @WAYS

@@ -15,7 +15,12 @@ from pipeline.files import replacing
 
 FIGURES = "results/compare/figures.csv"
 DONE, FAILED = "done", "failed"
-MEASURES = {"accuracy": "Accuracy", "prob": "Probability of the right answer", "loss": "Loss, nats a token"}
+MEASURES = {
+    "accuracy": "Accuracy",
+    "accuracy_norm": "Accuracy by byte",
+    "prob": "Probability of the right answer",
+    "loss": "Loss, nats a token",
+}
 COLUMNS = ["experiment", "settings", "state", "method", "thought_tokens", "lookahead", "task", "measure"]
 COLUMNS += ["seeds", "n", "groups", "value", "low", "high"]
 WHOLE = ("thought_tokens", "lookahead", "seeds", "n", "groups")  # integers, or empty

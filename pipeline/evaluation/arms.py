@@ -16,8 +16,9 @@ from pipeline.errors import UserError
 from pipeline.evaluation.statistics import Totals, totals
 from pipeline.params import Arms
 
-ACCURACY, PROB, LOSS = "accuracy", "prob", "loss"  # measures; a loss is in nats a token
-COLUMNS = {ACCURACY: "correct", PROB: "prob"}  # of predictions.parquet
+# measures; NORM: accuracy by log-probabilities a byte, of tasks of kind text; a loss is in nats a token
+ACCURACY, NORM, PROB, LOSS = "accuracy", "accuracy_norm", "prob", "loss"
+COLUMNS = {ACCURACY: "correct", PROB: "prob", NORM: "correct_norm"}  # of predictions.parquet
 HELDOUT = "heldout"  # the held-out text, beside the tasks
 BEFORE = "before"  # the model before training, as a method and as an arm
 OFF, SWAPPED, RANDOM = "thoughts_off", "swapped", "random"
@@ -44,6 +45,8 @@ def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[s
         alike = questions[["prompt", "group", "part"]].nunique().max().max() == 1
         alike &= set(arms.methods) <= set(rows["arm"])
         for measure, column in COLUMNS.items():
+            if measure == NORM and rows[column].isna().all():
+                continue
             found[task, measure] = {}
             table = rows.pivot(index=["arm", "seed"], columns="index", values=column)
             for arm in rows["arm"].unique():

@@ -18,8 +18,9 @@ SWAPPED, RANDOM, SAME_LAST = CONTROLS = "swapped", "random", "same_last"
 ENDED = -1
 NOBODY = -1  # in the place of a donor
 SWAPS = 4  # random exchanges of donors for each member
-# where a question's thoughts stand: before each token of the right answer, and of the number that the model writes
-ANSWER, WRITTEN = PLACES = ("answer", "written")
+# where a question's thoughts stand: before each token of the right answer, and of the number that the model writes; or
+# before each token of the first choice's text (ANSWER), of the second's, ...
+ANSWER, WRITTEN = "answer", "written"
 ByPlace = dict[str, np.ndarray]  # a question's thoughts
 Controls = Callable[[int], dict[str, ByPlace]]  # from a question's index: what stands in the place of its own, by way
 
@@ -39,6 +40,11 @@ def as_input(thoughts: Sequence[np.ndarray], model: QuietStarForCausalLM) -> Ten
 def ending_together(thoughts: np.ndarray, count: int) -> np.ndarray:
     """Thoughts for ``count`` positions, aligned at the last one; where there are fewer, the first is repeated."""
     return thoughts[np.maximum(0, len(thoughts) - count + np.arange(count))]
+
+
+def beginning_together(thoughts: np.ndarray, count: int) -> np.ndarray:
+    """Thoughts for ``count`` positions, aligned at the first one; where there are fewer, the last is repeated."""
+    return thoughts[np.minimum(np.arange(count), len(thoughts) - 1)]
 
 
 def pooled(thoughts: Iterable[np.ndarray], vocabulary: int) -> np.ndarray:
@@ -85,11 +91,18 @@ def same_last(lasts: Sequence[int], groups: Sequence, seed: int) -> np.ndarray:
     return donors
 
 
-def controls_of(own: Callable[[int], ByPlace], groups: Sequence[str], vocabulary: int, seed: int) -> Controls:
+def controls_of(
+    own: Callable[[int], ByPlace],
+    groups: Sequence[str],
+    vocabulary: int,
+    seed: int,
+    align: Callable[[np.ndarray, int], np.ndarray] = ending_together,
+) -> Controls:
     """The controls of each question: random tokens, and its donors' thoughts where it has donors.
 
     ``own`` gives a question's own thoughts by its index, ``groups`` (n,) names each question's group; tokens are below
-    ``vocabulary``. Controls stand at as many positions as the own thoughts, and are aligned at the last one.
+    ``vocabulary``. Controls stand at as many positions as the own thoughts; ``align`` says which goes where. A donor
+    that has no thoughts at a place (as it has fewer choices) gives those of its first.
     """
     indices = range(len(groups))
     firsts = [own(i)[ANSWER][0] for i in indices]
@@ -99,12 +112,12 @@ def controls_of(own: Callable[[int], ByPlace], groups: Sequence[str], vocabulary
 
     def controls(index: int) -> dict[str, ByPlace]:
         mine, found = own(index), {RANDOM: {}}
-        for place, ids in mine.items():
-            found[RANDOM][place] = random_thoughts(ids, pool, seed, index, PLACES.index(place))
+        for number, (place, ids) in enumerate(mine.items()):
+            found[RANDOM][place] = random_thoughts(ids, pool, seed, index, number)
         for way, donor in ((way, int(of[index])) for way, of in donors.items()):
             if donor != NOBODY:
                 theirs = own(donor)
-                found[way] = {place: ending_together(theirs[place], len(ids)) for place, ids in mine.items()}
+                found[way] = {place: align(theirs.get(place, theirs[ANSWER]), len(ids)) for place, ids in mine.items()}
         return found
 
     return controls

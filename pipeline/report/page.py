@@ -12,7 +12,7 @@ from pipeline.report import curves, estimates, facts, figures, quotes, results, 
 from pipeline.report.drawing import csv_link
 from pipeline.report.method import METHODS, WAYS, Method
 from pipeline.report.reading import read_csv, read_json, read_parquet
-from pipeline.report.results import HELDOUT, Cell, Table
+from pipeline.report.results import HELDOUT, NORM, Cell, Table
 
 PLAN = "\nplan:"  # the last section of params.yaml; no stage depends on it, so the page leaves it out
 PACKAGES = ("torch", "transformers", "datasets", "dvc", "hydra-core", "pandas")
@@ -71,12 +71,13 @@ def _arms(folder: Path, method: Method) -> dict:
             vote_plots.append(figures.votes(number, task, votes[votes["task"] == task], method))
     reasoning_table = results.reasoning_table(reasoning, method)
     plots = [figures.seeds(number, task, found) for number, task in enumerate([*found.tasks, HELDOUT], start=1)]
+    measures = ["accuracy", "prob", *([NORM] if any(measure == NORM for _, measure, _ in found.figures) else [])]
     return {
         "claims": results.claims(found),
         "harm": results.harm_findings(found),
         "counts": results.counts_sentence(found),
-        "arms": {measure: results.arms_table(found, measure) for measure in ("accuracy", "prob")},
-        "differences": {measure: results.differences_table(found, measure) for measure in ("accuracy", "prob")},
+        "arms": {measure: results.arms_table(found, measure) for measure in measures},
+        "differences": {measure: results.differences_table(found, measure) for measure in measures},
         "content": results.content_table(found),
         "heldout": results.heldout_table(found),
         "heldout_findings": results.heldout_findings(found),

@@ -31,7 +31,7 @@ from pipeline.report.method import METHODS, Method, arm_name, arm_order
 from pipeline.report.reading import read_csv, read_json
 from pipeline.training.warnings import HARM
 
-HELDOUT, LOSS, BEFORE = "heldout", "loss", "before"
+HELDOUT, LOSS, BEFORE, NORM = "heldout", "loss", "before", "accuracy_norm"
 # what the run must be better than: arms without the cause, and its own model with another's thoughts
 RIVALS = {
     "no_policy": "training without the policy loss",
@@ -59,6 +59,7 @@ class Measure(NamedTuple):
 
 MEASURES = {
     "accuracy": Measure("Accuracy", percent, points, "points"),
+    NORM: Measure("Accuracy by log-probabilities a byte", percent, points, "points"),
     "prob": Measure("Probability of the right answer", percent, points, "points"),
     LOSS: Measure("Loss", decimal, nats, "nats a token"),
 }

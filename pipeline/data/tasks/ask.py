@@ -11,16 +11,15 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from pipeline.data.corpus.hub import rows
 from pipeline.data.tasks.questions import NUMBER_TEXT, Question, number_in
-from pipeline.data.tasks.spec import NUMBER, Task, read_task
+from pipeline.data.tasks.spec import NUMBER, TEXT, Task, read_task
 from pipeline.errors import UserError, reason
 from pipeline.files import looks_local, replacing, write_rows
 from pipeline.params import HubSplit, Tasks
 
 FOLDER = Path("tasks")
-TEXT = pa.string()
-QUESTIONS = pa.schema(
-    {"prompt": TEXT, "answer": TEXT, "labels": pa.list_(TEXT), "reasoning_prompt": TEXT, "group": TEXT, "part": TEXT}
-)
+TEXTS = ("reasoning_prompt", "group", "part")
+QUESTIONS = {"prompt": pa.string(), "answer": pa.string(), "labels": pa.list_(pa.string())}
+QUESTIONS = pa.schema(QUESTIONS | dict.fromkeys(TEXTS, pa.string()))
 
 
 def _present(value: object) -> object:
@@ -106,6 +105,10 @@ def _asker(task: Task) -> Callable[[int, dict], Question]:
             right = names[right]
         if str(right) not in names:
             raise UserError(f"the answer is {str(right)[:60]!r}, which is not among {', '.join(names)}")
+        if task.kind == TEXT:
+            if not all(map(str.strip, texts)):
+                raise UserError("the text of a choice is empty")
+            return Question(prompt.render(row), texts[names.index(str(right))], texts, **about)
         return Question(prompt.render(row), str(right), names, reasoning.render(row), **about)
 
     return ask

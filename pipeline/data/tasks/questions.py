@@ -16,6 +16,7 @@ NUMBER_TEXT = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+", re.ASCII)
 class Question:
     """A prompt and its answer: one of ``labels`` or, if there are none, a number as `number_in` writes it.
 
+    Where a task is of kind text, ``labels`` are the choices' texts.
     ``reasoning_prompt`` asks for visible reasoning; it is "" if the task has no such prompt. ``group``: questions that
     have it in common are alike. ``part``: the part of the task that it belongs to, "" if the task has none.
     """

@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from pipeline import typed_yaml
 from pipeline.errors import UserError
 
-NUMBER, CHOICE = KINDS = ("number", "choice")
+NUMBER, CHOICE, TEXT = KINDS = ("number", "choice", "text")
 
 
 @dataclass
@@ -34,7 +34,8 @@ class ChainOfThought:
 class Task:
     """A task file. ``title``, ``source`` (paper) and ``version`` are for readers.
 
-    ``prompt`` is a Jinja template of a row's columns and, for kind choice, of ``choice_lines``: one "(A) text" each.
+    ``kind``: the answer is a number, a choice's label, or a choice's own text.
+    ``prompt`` is a Jinja template of a row's columns and, with choices, of ``choice_lines``: one "(A) text" each.
     ``answer``, ``choices`` and ``labels`` are Jinja expressions of the columns. ``answer`` gives a number, one of the
     labels, or a choice's index. ``choices`` gives the list of the choices' texts, ``labels`` their names (default: A,
     B, ...). ``group`` is an expression too: questions with the same value are alike (they are about one fact), and
@@ -73,7 +74,8 @@ def read_task(path: Path) -> Task:
         "data.path is empty: name a hub data set or a local folder": not task.data.path,
         "chain_of_thought.prompt is empty": reasoning and not reasoning.prompt,
         f"kind is {task.kind}, but must be {' or '.join(KINDS)}": task.kind not in KINDS,
-        "choices belong to kind choice, and kind choice needs them": (task.kind == CHOICE) != bool(task.choices),
+        "choices belong to kinds choice and text, which need them": (task.kind != NUMBER) != bool(task.choices),
+        "chain_of_thought asks for a number or a label, so kind text has none": reasoning and task.kind == TEXT,
         "labels are what choices are called, but there are no choices": task.labels and not task.choices,
         "legal is empty: name the characters of a number's tokens": not task.legal,
         "a stop string is empty": "" in task.stop + (reasoning.stop if reasoning else []),

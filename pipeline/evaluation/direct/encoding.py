@@ -2,14 +2,14 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.tasks.questions import Question
-from pipeline.data.tasks.spec import NUMBER, Task
+from pipeline.data.tasks.spec import NUMBER, TEXT, Task
 from pipeline.errors import UserError
 from pipeline.evaluation.prompts import prompt_ids
 from pipeline.resume import KeptRows
@@ -20,6 +20,7 @@ class EncodedQuestion:
     """A question as token ids. ``legal``: for each answer token, the ids from which the model chooses there.
 
     An answer token that is not of a legal kind (a sign, a lone space) has none: it is given to the model.
+    ``choices``: the ids of each choice's text, where the task is of kind text.
     """
 
     index: int
@@ -27,6 +28,12 @@ class EncodedQuestion:
     prompt_ids: list[int]
     answer_ids: list[int]
     legal: list[list[int]]
+    choices: list[list[int]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """The tokens of the prompt with the answer or, of kind text, with the longest choice."""
+        return len(self.prompt_ids) + max(map(len, (self.answer_ids, *self.choices)))
 
     @property
     def group(self) -> str:
@@ -45,7 +52,7 @@ class Encodings(Sequence[EncodedQuestion]):
         self.task, self._tokenizer, self._rows = task, tokenizer, KeptRows(file)
         self._numbers = number_tokens(tokenizer, task.legal) if task.kind == NUMBER else []
         self._rows.extend(map(vars, questions))
-        lengths = array("q", (len(q.prompt_ids) + len(q.answer_ids) for q in self))
+        lengths = array("q", (q.length for q in self))
         self.longest = max(lengths)
         self.order = np.argsort(lengths, kind="stable")
         self.places = np.argsort(self.order)
@@ -54,11 +61,14 @@ class Encodings(Sequence[EncodedQuestion]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> EncodedQuestion:
-        return encode(int(index), Question(**self._rows[index]), self._tokenizer, self._numbers)
+        question = Question(**self._rows[index])
+        return encode(int(index), question, self._tokenizer, self._numbers, self.task.kind)
 
 
-def encode(index: int, question: Question, tokenizer: PreTrainedTokenizerBase, numbers: list[int]) -> EncodedQuestion:
-    """Encode a question; ``numbers`` are the tokens of which a number may be made (`number_tokens`)."""
+def encode(
+    index: int, question: Question, tokenizer: PreTrainedTokenizerBase, numbers: list[int], kind: str
+) -> EncodedQuestion:
+    """Encode a question of this ``kind``; ``numbers``: the tokens of which a number may be made (`number_tokens`)."""
     prompt = prompt_ids(tokenizer, question.prompt)
 
     def added(answer: str) -> list[int]:
@@ -69,6 +79,8 @@ def encode(index: int, question: Question, tokenizer: PreTrainedTokenizerBase, n
         return tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]  # a token spans the end of the prompt
 
     answer = added(question.answer)
+    if kind == TEXT:
+        return EncodedQuestion(index, question, prompt, answer, [], list(map(added, question.labels)))
     if question.labels:
         labels = [added(label) for label in question.labels]
         if len({tuple(label[:-1]) for label in labels}) > 1 or len({label[-1] for label in labels}) < len(labels):

@@ -12,9 +12,19 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.data.tasks.questions import read_tasks
+from pipeline.data.tasks.spec import TEXT
 from pipeline.evaluation.direct.encoding import Encodings
 from pipeline.evaluation.direct.score import OWN, score
-from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, ByPlace, Controls, controls_of
+from pipeline.evaluation.donors import (
+    ANSWER,
+    CONTROLS,
+    ENDED,
+    ByPlace,
+    Controls,
+    beginning_together,
+    controls_of,
+    ending_together,
+)
 from pipeline.evaluation.prompts import MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT, AskedModel
 from pipeline.evaluation.shared import shared_scratch
 from pipeline.files import write_json, write_rows
@@ -28,7 +38,8 @@ from pipeline.training.processes import is_main
 
 WAYS = (THOUGHT, NO_THOUGHT, SAMPLED, MEAN, *CONTROLS)
 QUESTION = {"task": pa.string(), "index": pa.int64()}
-ANSWERED = {"correct": pa.bool_(), "prob": pa.float64(), "thought": pa.string()}
+# correct_norm: by the sum of log-probabilities a byte, of tasks of kind text alone
+ANSWERED = {"correct": pa.bool_(), "correct_norm": pa.bool_(), "prob": pa.float64(), "thought": pa.string()}
 TEXTS = ("group", "part", "prompt", "answer", "way", "predicted")
 PREDICTIONS = pa.schema(QUESTION | dict.fromkeys(TEXTS, pa.string()) | ANSWERED)
 
@@ -59,13 +70,15 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
             end = _ask(asked, questions, name, scratch, end)
             if model.samples_thoughts:
                 own = partial(_own, scratch.rows, firsts[name][0], questions)
-                controls = controls_of(own, [q.group for q in questions], model.vocabulary, params.seed)
+                align = beginning_together if questions.task.kind == TEXT else ending_together
+                groups = [q.group for q in questions]
+                controls = controls_of(own, groups, model.vocabulary, params.seed, align)
                 firsts[name].append(end)
                 end = _ask(asked, questions, f"{name} (controls)", scratch, end, controls)
         if not is_main():
             return
         write_rows(results / "predictions.parquet", _predictions(encoded, firsts, scratch.rows), PREDICTIONS)
-        columns = ["task", "group", "way", "correct", "prob"]
+        columns = ["task", "group", "way", "correct", "correct_norm", "prob"]
         answers = pd.read_parquet(results / "predictions.parquet", columns=columns).groupby("task", sort=False)
         thoughts = (thought for row in scratch.rows if OWN in row for thought in row[OWN][ANSWER])
         cost = cost_of(asked, [len(thought) - thought.count(ENDED) for thought in thoughts])
@@ -97,10 +110,13 @@ def _predictions(encoded: dict[str, Encodings], firsts: dict[str, list[int]], ro
 
 
 def summary(answers: pd.DataFrame) -> dict:
-    """How many questions and groups a task has, and each way's number of answers, accuracy and mean probability."""
+    """How many questions and groups a task has, and each way's number of answers, accuracies and mean probability."""
     found = {"n": int((answers["way"] == NO_THOUGHT).sum()), "groups": int(answers["group"].nunique())}
     for way, rows in answers.groupby("way", sort=False):
-        found[way] = {"n": len(rows), "accuracy": float(rows["correct"].mean()), "prob": float(rows["prob"].mean())}
+        found[way] = {"n": len(rows), "accuracy": float(rows["correct"].mean())}
+        if rows["correct_norm"].notna().all():
+            found[way]["accuracy_norm"] = float(rows["correct_norm"].mean())
+        found[way]["prob"] = float(rows["prob"].mean())
     return found
 
 

@@ -10,15 +10,17 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
-from pipeline.data.tasks.spec import NUMBER, Task
+from pipeline.data.tasks.spec import NUMBER, TEXT, Task
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
 from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, WRITTEN, ByPlace, Controls, ending_together
 from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop
 from pipeline.evaluation.shared import in_turns
+from pipeline.files import batches
 from pipeline.models.trained import check_room
-from pipeline.thought.head import ban
+from pipeline.thought.head import ban, exact_dtype
 from pipeline.training.processes import is_main
 
+HELD_LOGITS = 2**25  # in memory at once where texts are scored: 128 MiB in float32
 ANSWER_TOKENS = 12  # to write a number in; the paper allows as many for a number after a chain of thought
 OWN = "own"  # the model's own thoughts in a row
 
@@ -29,7 +31,8 @@ def score(
     """Yield a list of rows for each batch, the shortest questions first, without the first ``done`` rows.
 
     A row has index and, for each way, predicted, correct, prob and thought (the text of the one before the answer). The
-    model answers a choice with the likeliest label and a number with the first that greedy decoding writes. The ways
+    model answers a choice with the likeliest label, a number with the first that greedy decoding writes, and a text as
+    `_choose` says. The ways
     are the model's, and `OWN` has the thoughts that it sampled; with ``controls`` the ways are those instead. A batch
     with some rows missing is computed as a whole, as rounding depends on the padding in a batch. Several processes take
     turns at batches and yield the same. Raises UserError if a question has no room in the model, or predictions are not
@@ -61,7 +64,8 @@ def _score_batch(
         members = [q for q in batch if given is None or way in given[q.index]]
         if not members:
             continue
-        answers = _answers(asked, members, task, way, given and [given[q.index][way] for q in members])
+        here = given and [given[q.index][way] for q in members]
+        answers = (_choose if task.kind == TEXT else _answers)(asked, members, task, way, here)
         for q, answer in zip(members, answers, strict=True):
             own = answer.pop(OWN)
             rows[q.index][way] = answer
@@ -100,6 +104,46 @@ def _answers(
         correct = predicted == q.question.answer
         answers.append({"predicted": predicted, "correct": correct, "prob": prob, "thought": thought, OWN: own})
     return answers
+
+
+def _choose(
+    asked: AskedModel, batch: Sequence[EncodedQuestion], task: Task, way: str, given: list[ByPlace] | None
+) -> list[dict]:
+    """As `_answers`, where the choices' texts are scored, with a thought before each token of each.
+
+    predicted: the text with the largest sum of log-probabilities; correct_norm: whether the largest sum a byte (UTF-8)
+    is the right one's; prob: the right one's share of the texts' probabilities.
+    """
+    answers = [{"predicted": "", "correct": False, "prob": 0.0, "thought": "", OWN: {}} for _ in batch]
+    sums: list[list[float]] = [[] for _ in batch]
+    options = [(i, choice) for i, q in enumerate(batch) for choice in range(len(q.choices))]
+    longest = max(len(ids) for q in batch for ids in q.choices)
+    for some in batches(options, max(1, HELD_LOGITS // (longest * asked.model.vocabulary))):
+        wanted = [batch[i].choices[choice] for i, choice in some]
+        texts = [batch[i].prompt_ids + ids for (i, _), ids in zip(some, wanted, strict=True)]
+        count = max(map(len, wanted))
+        here = given and [ending_together(given[i][_place(choice)], count) for i, choice in some]
+        logits, thoughts = asked.predict(texts, [batch[i].index for i, _ in some], range(-count - 1, -1), way, here)
+        for row, ((i, choice), ids) in enumerate(zip(some, wanted, strict=True)):
+            log_probs = logits[row, -len(ids) :].to(exact_dtype(logits)).log_softmax(-1).cpu()
+            sums[i].append(log_probs[range(len(ids)), ids].double().sum().item())
+            if thoughts is not None:
+                answers[i][OWN][_place(choice)] = thoughts[row][-len(ids) :].tolist()
+    for q, scores, answer in zip(batch, sums, answers, strict=True):
+        by_byte = [score / len(text.encode()) for score, text in zip(scores, q.question.labels, strict=True)]
+        right = q.question.labels.index(q.question.answer)
+        answer["predicted"] = q.question.labels[int(np.argmax(scores))]
+        answer["correct"] = answer["predicted"] == q.question.answer
+        answer["correct_norm"] = q.question.labels[int(np.argmax(by_byte))] == q.question.answer
+        answer["prob"] = float(np.exp(scores[right] - np.logaddexp.reduce(scores)))
+        if answer[OWN]:
+            answer["thought"] = asked.tokenizer.decode([token for token in answer[OWN][ANSWER][0] if token != ENDED])
+    return answers
+
+
+def _place(choice: int) -> str:
+    """The name of the thoughts before the tokens of a choice's text."""
+    return ANSWER if choice == 0 else f"choice {choice + 1}"
 
 
 def _write(

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import asdict
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,33 @@ EXPECTED = {
     "piqa": [(PIQA | {"label": i}, (lettered("To dry", "Hang them.", "Wet them."), "AB"[i], "AB")) for i in (0, 1)],
     "siqa": [(SIQA | {"label": "123"[i]}, (SIQA_PROMPT, "ABC"[i], "ABC")) for i in range(3)],
 }
+
+
+def unlettered(question: str, answer: str, *choices: str, start: str = "Question: ", end: str = "Answer:") -> Question:
+    return Question(f"{start}{question}\n{end}", answer, list(choices), group="0")
+
+
+SIQA_TEXTS = partial(unlettered, "Ann fell. How is Ann?", start="Q: ", end="A:")
+# of the tasks whose choices' texts are scored: a row as the hub has it, and its question
+TEXTS = {
+    "commonsense_qa_text": (commonsense_qa_rows(2)[1], unlettered("Where is number 1?", "water", *PLACES)),
+    "arc_easy_text": (arc("1234", "2", *"abcd")[0], unlettered("Which?", "b", *"abcd")),
+    "arc_challenge_text": (arc("ABC", "C", *"abc")[0], unlettered("Which?", "c", *"abc")),
+    "piqa_text": (PIQA | {"label": 1}, unlettered("To dry", "Wet them.", "Hang them.", "Wet them.")),
+    "siqa_text": (SIQA | {"label": "3"}, SIQA_TEXTS("full", "sad", "proud", "full")),
+}
+
+
+def test_every_task_of_texts(project: Path):
+    assert set(TEXTS) == {path.stem for path in Path("tasks/text").glob("*.yaml")}
+    files = {name: f"tasks/text/{name}.yaml" for name in TEXTS}
+    for name, (row, _) in TEXTS.items():
+        data = read_task(Path(files[name])).data
+        configured(Path("hub") / data.path, data.name, data.split, [row])
+    write_tasks(Tasks(list(files.values()), root=str(Path("hub").resolve())), Path("out"))
+    for name, (own, found) in read_tasks(Path("out")).items():
+        assert own.kind == "text" and list(found) == [TEXTS[name][1]]
+    assert "the text of a choice is empty" in refused([ROW | {"texts": ["a", " "]}], **CHOICE | {"kind": "text"})
 
 
 def test_every_task_of_the_project(project: Path):

@@ -22,7 +22,7 @@ from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
 from pipeline.evaluation.direct.encoding import Encodings, encode, number_tokens
 from pipeline.evaluation.direct.score import ANSWER_TOKENS, score
-from pipeline.evaluation.donors import controls_of
+from pipeline.evaluation.donors import beginning_together, controls_of, derangement
 from pipeline.evaluation.prompts import AskedModel
 from pipeline.models.trained import load_plain
 from pipeline.thought.generation import SAMPLES_APART
@@ -59,7 +59,7 @@ def task_of(kind: str, **changes: object) -> Task:
     return Task(**values | changes)
 
 
-NUMBER, CHOICE = task_of("number"), task_of("choice", choices="c")
+NUMBER, CHOICE, TEXT = task_of("number"), task_of("choice", choices="c"), task_of("text", choices="c")
 ANSWERS = ["7", "42", "-5", "1207", "0.5", "90", "3", "18"]
 NUMBERS = [
     *(Question(f"Q: Which is it{'?' * n}\nA:", answer, []) for n, answer in enumerate(ANSWERS)),
@@ -71,6 +71,12 @@ CHOICES = [
     Question("Q: Is it?\n(A) yes\n(B) no\nA:", "B", list("AB")),
     Question("Q: Which one of these?\n(1) a\n(2) b\n(3) c\n(4) d\nA:", "3", list("1234")),
     Question("Q: In brackets?\n(A) a\n(B) b\n(C) c\nA:", "(C", ["(A", "(B", "(C"]),  # the bracket is given
+]
+TEXTS = [
+    Question("Q: Where is it?\nA:", "in the water", ["trees", "in the water", "ponds and cliffs", "wood"]),
+    Question("Q: Is it the one that is by far the longest question of all?\nA:", "yes", ["yes", "no, it is nöt"]),
+    Question("Q: Who?\nA:", "Ana has 3 apples and buys 4 more.", ["Ana", "Ana has 3 apples and buys 4 more."]),
+    *(Question(f"Q: Which{'?' * n}\nA:", "b c", ["a", "b c", "d e f"]) for n in range(1, 4)),
 ]
 QUESTIONS = {"number": (NUMBER, NUMBERS), "choice": (CHOICE, CHOICES)}
 Predict = Callable[[int, list[int]], Tensor]  # from a question's index and some tokens: the logits (V,) after them
@@ -218,6 +224,68 @@ def test_with_its_own_thoughts_given_to_it_a_question_is_answered_as_before(toke
         assert [row[way]["prob"] for row in others] != pytest.approx([row["thought"]["prob"] for row in rows], rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "method, tokenizer, base, sampling",
+    [
+        (QUIET_STAR, BYTES, LLAMA, DRAWN),
+        (QUIET_STAR, WORDS, GPT2, GREEDY),
+        (PAUSE, WORDS, LLAMA, GREEDY),
+        (NO_THOUGHT, BYTES, GPT2, GREEDY),
+        ("untrained", WORDS, LLAMA, GREEDY),
+    ],
+)
+def test_texts_are_scored_as_one_at_a_time(method, tokenizer: Tokenizing, base: dict, sampling, monkeypatch):
+    """A thought before each token of each choice; sums of log-probabilities, also a byte. Few logits are held."""
+    model = thinker(tokenizer, base, method=method)
+    monkeypatch.setattr("pipeline.evaluation.direct.score.HELD_LOGITS", 40 * len(tokenizer))
+    rows = scores(model, tokenizer, TEXT, TEXTS, sampling=sampling)
+    ways = {"no_thought": without(model)} | ({"thought": thoughtful(model, sampling)} if method != NO_THOUGHT else {})
+    if method == "untrained":
+        ways |= {"sampled": thoughtful(model, Sampling(1.0, sampling.seed)), "mean16": mean_of_16(model, sampling.seed)}
+    for index, (row, question) in enumerate(zip(rows, TEXTS, strict=True)):
+        assert set(row) - {"own"} == {"index", *ways}
+        for way, predict in ways.items():
+            sums = []
+            for text in question.labels:
+                before, whole = (tokenizer(t)["input_ids"] for t in (question.prompt, f"{question.prompt} {text}"))
+                places = range(len(before), len(whole))
+                sums.append(sum(predict(index, whole[:i]).log_softmax(-1)[whole[i]].item() for i in places))
+            best = question.labels[max(range(len(sums)), key=sums.__getitem__)]
+            by_byte = [score / len(text.encode()) for score, text in zip(sums, question.labels, strict=True)]
+            right = question.labels.index(question.answer)
+            assert row[way]["predicted"] == best and row[way]["correct"] == (best == question.answer)
+            assert row[way]["correct_norm"] == (max(by_byte) == by_byte[right])
+            assert row[way]["prob"] == pytest.approx(torch.tensor(sums).softmax(0)[right].item(), rel=1e-3)
+    assert len({row[way][name] for row in rows for way in ways for name in ("correct", "correct_norm")}) == 2
+
+
+def test_texts_with_thoughts_given_to_them():
+    """Its own: the same scores. A donor's stand before the same token of its own choice, the last one repeated."""
+    model = thinker(WORDS, thought_tokens=4)
+    rows = scores(model, WORDS, TEXT, TEXTS)
+
+    def own(index: int) -> dict[str, np.ndarray]:
+        return {place: np.array(thoughts) for place, thoughts in rows[index]["own"].items()}
+
+    assert [list(own(i)) for i in (0, 1)] == [["answer", "choice 2", "choice 3", "choice 4"], ["answer", "choice 2"]]
+    itself = scores(model, WORDS, TEXT, TEXTS, controls=lambda index: {"swapped": own(index)})
+    for row, again in zip(rows, itself, strict=True):
+        assert again["swapped"] == row["thought"] | {"prob": pytest.approx(row["thought"]["prob"], rel=1e-4)}
+    controls = controls_of(own, list("aabbcc"), model.vocabulary, 1, beginning_together)
+    donors = derangement(list("aabbcc"), 1)
+    for index, donor in enumerate(donors):
+        theirs = own(donor)
+        for place, ids in own(index).items():
+            given = controls(index)["swapped"][place]
+            expected = theirs.get(place, theirs["answer"])
+            assert [thought.tolist() for thought in given] == [
+                expected[min(j, len(expected) - 1)].tolist() for j in range(len(ids))
+            ]
+    others = scores(model, WORDS, TEXT, TEXTS, controls=controls)
+    for way in ("swapped", "random"):
+        assert [row[way]["prob"] for row in others] != pytest.approx([row["thought"]["prob"] for row in rows], rel=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real data at {SHARED}")
 @TOKENIZERS
@@ -283,7 +351,7 @@ def test_the_answer_is_the_first_number_of_what_is_written_before_a_stop(
 def test_choices_that_one_token_does_not_tell_apart(tokenizer: Tokenizing):
     for labels in (["yes", "no!"], ["a", "a"]):
         with pytest.raises(UserError, match="apart"):
-            encode(0, Question("Q: What?\nA:", labels[0], labels), tokenizer, [])
+            encode(0, Question("Q: What?\nA:", labels[0], labels), tokenizer, [], "choice")
 
 
 def test_questions_that_the_model_has_no_positions_for():
@@ -315,6 +383,6 @@ def test_an_answer_that_merges_with_its_prompt():
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
     assert whole.convert_ids_to_tokens(whole("A: 42")["input_ids"]) == ["▁A", ":▁4", "2"]
-    one = encode(0, Question("A:", "42", []), whole, number_tokens(whole, "0123456789"))
+    one = encode(0, Question("A:", "42", []), whole, number_tokens(whole, "0123456789"), "number")
     assert whole.convert_ids_to_tokens(one.prompt_ids) == ["▁A", ":"]
     assert whole.convert_ids_to_tokens(one.answer_ids) == ["▁42"]
