@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from itertools import chain
@@ -42,7 +43,7 @@ Method = Annotated[str, ("one of", METHODS)]
 
 @dataclass
 class HubSplit:
-    """Rows of a data set: a hub name or a local folder in the hub's layout, and how many of them."""
+    """Rows of a data set: a hub name or a local folder in the hub's layout, which of them, and how many."""
 
     path: str = MISSING
     name: str | None = None
@@ -50,6 +51,13 @@ class HubSplit:
     revision: str | None = None
     columns: str | None = None
     rows: Amount | None = None
+    part: str | None = None
+
+    @property
+    def in_part(self) -> tuple[str, int, int] | None:
+        """The column, the part and the number of parts; None where all rows are taken, or ``part`` is malformed."""
+        found = re.fullmatch(r"(\w+):(\d{1,6})/(\d{1,6})", self.part or "")
+        return found and (found[1], int(found[2]), int(found[3]))
 
 
 @dataclass
@@ -293,6 +301,8 @@ def _impossible(params: Params) -> Iterator[str]:
     for split, source in vars(params.corpus.hub).items():
         if not source.path:
             yield f"corpus.hub.{split}.path is empty: name a hub data set or a local folder"
+        if source.part is not None and not (source.in_part and 1 <= source.in_part[1] <= source.in_part[2]):
+            yield f"corpus.hub.{split}.part is {source.part}, but must be COLUMN:I/N, such as module:1/2, or null"
         if source.columns and source.columns.count("+") > 1:
             yield f"corpus.hub.{split}.columns is {source.columns}, but must name one column, or two with a + between"
     for name, values in vars(arms).items():

@@ -40,7 +40,7 @@ def planned(*words: str) -> Params:
 
 def test_a_presets_model_is_known_without_a_network_and_has_its_published_size():
     published = {
-        "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+        "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
         "Qwen/Qwen2.5-0.5B": 494_032_768,
         "Qwen/Qwen2.5-7B": 7_615_616_512,
         "mistralai/Mistral-7B-v0.1": 7_241_732_096,

@@ -1,5 +1,7 @@
 """What was trained: the method, the model and the text, as facts and as a sentence."""
 
+from pathlib import Path
+
 from pipeline.params import Params
 from pipeline.report.estimates import counted, percent, whole
 from pipeline.report.method import Method
@@ -10,15 +12,17 @@ def training_facts(train: dict, summary: dict, params: Params, method: Method) -
     given, scratch = params.base_model, params.base_model.scratch
     base_model = f"{scratch.architecture} of {counted(scratch.layers, 'layer')}, from scratch"
     if given.source == "hub":
-        base_model = f"{given.path} at {given.revision}" if given.revision else str(given.path)
+        pinned = given.revision and not Path(given.path).exists()  # a folder has no revisions
+        base_model = f"{given.path} at {given.revision}" if pinned else str(given.path)
     text = f"micro-world, seed {params.corpus.seed}"
     if params.corpus.source == "hub":
         split = params.corpus.hub.train
         rows = None if split.rows is None else f"{split.rows:,} rows"
-        text = ", ".join(filter(None, (split.path, split.name, split.split, rows)))
+        text = ", ".join(filter(None, (split.path, split.name, split.split, split.part, rows)))
     facts = [
         ("method", method.name),
         ("base model", base_model),
+        ("base model's weights, SHA-256", train["base_weights"]),
         ("parameters", whole(train["parameters"])),
         ("text", text),
         ("tokens of text read", whole(train["text_tokens"])),

@@ -155,7 +155,13 @@ def perplexity() -> dict:
 
 def train(method: str = "quiet_star") -> dict:
     share = {"first": 0.4, "last": 0.95} if method == "quiet_star" else None
-    return {"working_share": share, "steps": STEPS, "text_tokens": 983040, "parameters": 1234567}
+    return {
+        "working_share": share,
+        "steps": STEPS,
+        "text_tokens": 983040,
+        "base_weights": "0123456789ab",
+        "parameters": 1234567,
+    }
 
 
 def train_steps() -> pd.DataFrame:

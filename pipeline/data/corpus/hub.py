@@ -5,6 +5,7 @@ Data sets are streamed: only what is used is downloaded, and a corpus may be lar
 
 import logging
 import random
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -35,7 +36,7 @@ def rows(source: HubSplit) -> Iterator[dict]:
 def blocks(source: HubSplit, seed: int, state: dict = START) -> Iterator[tuple[list[str], dict]]:
     """Read a text split, a block of rows at a time: its documents, without blank ones, and a state (JSON values).
 
-    With ``source.rows``, that many rows are chosen by ``seed``: files come in a random order, ten at a time, and each
+    Only rows of ``source.part`` count. With ``source.rows``, that many rows are chosen by ``seed``: files come in a random order, ten at a time, and each
     block of ``BLOCK`` rows is shuffled; the last block is cut to fit. Without, all rows come in order.
     With the ``state`` of an earlier block, reading resumes behind it: the blocks that follow are the same.
     Raises UserError where a row cannot be read or has no text (`document`).
@@ -47,13 +48,23 @@ def blocks(source: HubSplit, seed: int, state: dict = START) -> Iterator[tuple[l
             stream = stream.shuffle(seed=seed, buffer_size=1)  # files only: a larger buffer's rows cannot be resumed
         if state["stream"] is not None:
             stream.load_state_dict(state["stream"])
-        documents = (document(row, source) for row in stream)
+        documents = (document(row, source) for row in stream if in_part(row, source))
         while (source.rows is None or taken < source.rows) and (block := list(islice(documents, BLOCK))):
             if source.rows is not None:
                 random.Random(f"{seed}/{taken}").shuffle(block)
                 block = block[: source.rows - taken]
             taken += len(block)
             yield [text for text in block if text.strip()], {"rows": taken, "stream": stream.state_dict()}
+
+
+def in_part(row: dict, source: HubSplit) -> bool:
+    """Whether a row is in ``source.part``: by a hash of a column, whatever the order of rows. Raises UserError."""
+    if source.in_part is None:
+        return True
+    column, part, parts = source.in_part
+    if column not in row:
+        raise UserError(f"{describe(source)} has no column {column!r}; its columns are {', '.join(row)}")
+    return zlib.crc32(str(row[column]).encode()) % parts == part - 1
 
 
 def document(row: dict, source: HubSplit) -> str:
@@ -72,7 +83,8 @@ def document(row: dict, source: HubSplit) -> str:
 
 def describe(source: HubSplit) -> str:
     name = f", {source.name}" if source.name else ""
-    return f"data set {source.path}{name}, split {source.split}"
+    part = f", part {source.part}" if source.part else ""
+    return f"data set {source.path}{name}, split {source.split}{part}"
 
 
 def _open(source: HubSplit) -> IterableDataset:

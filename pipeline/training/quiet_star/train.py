@@ -1,5 +1,6 @@
 """Quiet-STaR training: from a base model and spans of text to a model that thinks."""
 
+import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def write_trained(
             with replacing(out) as part:
                 save_trained(model, params, base, base_digests, part)
                 read_tokenizer(base).save_pretrained(part)
-            _write_log(params, rows, model, trainer.train_dataset.mean_length, results)
+            _write_log(params, rows, model, trainer.train_dataset.mean_length, digest_of(base_digests), results)
         trainer.accelerator.wait_for_everyone()
 
 
@@ -194,10 +195,20 @@ def _whole_model(trained: QuietStarForCausalLM, params: Train, base: Path) -> Qu
     return model
 
 
-def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, text_tokens: float, results: Path) -> None:
+def digest_of(digests: dict[str, str]) -> str:
+    """The first twelve digits of the SHA-256 of a file, from its digest by name, or of the names and digests of several."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))[:12]
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+def _write_log(
+    params: Train, rows: list[dict], model: QuietStarForCausalLM, text_tokens: float, weights: str, results: Path
+) -> None:
     """Write steps.csv, heldout.csv and metrics.json, and the speed elsewhere, as it is no output: it always differs.
 
-    ``text_tokens``: mean tokens per text.
+    ``text_tokens``: mean tokens per text. ``weights`` names those of the base model (`digest_of`).
     """
     heldout = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
     heldout = heldout.rename(columns=lambda name: name.removeprefix("eval_"))
@@ -212,6 +223,7 @@ def _write_log(params: Train, rows: list[dict], model: QuietStarForCausalLM, tex
     has_share = heldout["working_share"].notna().all()
     metrics = {
         "method": model.config.method,
+        "base_weights": weights,
         "steps": params.steps,
         "text_tokens": round(params.steps * step_tokens),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -72,6 +72,21 @@ def test_reading_resumes_behind_any_block(form: str, count: int | None, tmp_path
             assert [texts for texts, _ in after(second)] == found[i + j + 2 :]
 
 
+def test_parts_share_out_the_rows_by_a_column(tmp_path: Path):
+    """What has a value in common is in one part; a part is the same whatever the order, and may be cut to some rows."""
+    rows = [{"text": f"{i}", "module": f"m{i // 3}"} for i in range(30)]
+    folder = local_hub.jsonl(tmp_path / "set", "train", rows)
+    parts = [texts(source(folder, part=f"module:{i}/3")) for i in (1, 2, 3)]
+    assert sorted(map(int, sum(parts, []))) == list(range(30)) and all(parts)
+    assert all(len({rows[int(text)]["module"] for text in part}) * 3 == len(part) for part in parts)
+    local_hub.jsonl(tmp_path / "other", "train", rows[::-1])
+    assert texts(source(tmp_path / "other", part="module:2/3")) == parts[1][::-1]
+    some = texts(source(folder, part="module:2/3", rows=2))
+    assert len(some) == 2 and set(some) < set(parts[1])
+    with pytest.raises(UserError, match="part chapter:1/2 has no column 'chapter'; its columns are text, module"):
+        texts(source(folder, part="chapter:1/2"))
+
+
 def test_blank_documents_are_left_out_and_rows_without_text_refused(tmp_path: Path):
     folder = local_hub.jsonl(tmp_path / "set", "train", [{"text": "a"}, {"text": " \n"}, {"text": "b"}])
     assert texts(source(folder)) == ["a", "b"]

@@ -21,10 +21,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM, Trainer
 
 from pipeline import files, params
+from pipeline.data.corpus.build import PROBE
 from pipeline.data.spans import SPANS, Spans
+from pipeline.data.tokens.tokenizer import pretrained_tokenizer
 from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.models.trained import base_of, load_trained
+from pipeline.preset import options as preset
 from pipeline.resume import fingerprint
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, PAUSE_SAME_COMPUTE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
@@ -32,6 +35,7 @@ from pipeline.thought.objective import counts_of
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.pretrain import write_base_model
 from pipeline.training.quiet_star.train import settings_of, trainer_settings, write_trained
 from pipeline.training.quiet_star.trainer import (
     LOSS_COLUMNS,
@@ -540,6 +544,33 @@ def write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         write_trained(settings, "pause", 1, *places)  # pauses read no probe
 
     return call
+
+
+# architectures that no other test names, with what their defaults make too large
+OTHERS = {
+    "olmo2": {},
+    "phi3": {"pad_token_id": 1, "intermediate_size": 24},
+    "stablelm": {"intermediate_size": 24},
+    "granite": {"intermediate_size": 24},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_decoder_learns_by_the_path_of_its_folder_alone(name: str, tmp_path: Path):
+    """With the preset of the real model: a share of the positions, clipped apart, in bfloat16."""
+    changes = preset.options(["model=smollm2-135m", f"base_model.path={tmp_path}/{name}", "train.steps=2"])
+    given = params.load(SHIPPED, changes)
+    model_folder(tmp_path / name, name, num_attention_heads=2, num_key_value_heads=2, **OTHERS[name])
+    pretrained_tokenizer(given.base_model).save_pretrained(tmp_path / "tokenizer")
+    for split in ("train", "heldout"):
+        some_spans(tmp_path / f"{split}.arrow")
+    write_base_model(given.base_model, True, tmp_path, tmp_path / "base", tmp_path / "log.csv")
+    write_rows(tmp_path / "probe.parquet", [], PROBE)
+    places = (tmp_path / place for place in ("base", "", "probe.parquet", "out", "results/train/out"))
+    write_trained(replace(given.train, device="cpu", evaluation_texts=4), QUIET_STAR, 1, *places)
+    steps = pd.read_csv(tmp_path / "results/train/out/steps.csv")
+    assert steps[["language_grad_norm", "policy_grad_norm", "talk_loss"]].notna().all().all()
+    assert load_trained(tmp_path / "out").config.base["model_type"] == name
 
 
 @pytest.mark.parametrize("settings", [ROUNDED, LEARNED, TRAIN], ids=["rounded", "learned", "whole"])
