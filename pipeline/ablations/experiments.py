@@ -95,7 +95,7 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     (clone / ".git/info/exclude").write_text(f"{RESUME}\n")
     subprocess.run([*DVC, "config", "--local", "cache.dir", str(cache)], cwd=clone, env=environment, check=True)
     changes = [part for word in preset.words(arm.params) for part in ("-S", word)]
-    words = [*DVC, "exp", "run", "--name", arm.name, "compare", *changes]  # and all that it needs, but no report
+    words = [*DVC, "exp", "run", "--name", arm.name, arm.target, *changes]
     with log.open("wb") as file:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         code = subprocess.run(words, cwd=clone, env=environment, pass_fds=[lock], check=False, **pipes).returncode

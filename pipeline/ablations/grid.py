@@ -37,6 +37,7 @@ class Arm:
     settings: str  # a digest of all parameters, whatever the code
     baseline: str  # the commit that the experiment starts from
     snapshot: str  # a commit of the workspace's tracked files; the baseline itself if nothing has changed
+    target: str = "compare"  # the stage that it runs, with all that this needs
 
     @property
     def ref(self) -> str:
@@ -63,7 +64,7 @@ class Workspace:
         code = sorted(dep for dep in deps if dep.startswith(("stages/", "pipeline/", "tasks")))
         self._hashes = git("ls-tree", "-r", self.snapshot, "--", "dvc.yaml", *code)
 
-    def arm(self, label: str, about: Mapping[str, object], options: list[str]) -> Arm:
+    def arm(self, label: str, about: Mapping[str, object], options: list[str], target: str = "compare") -> Arm:
         """The arm with these options, as for `python -m pipeline.preset`.
 
         Its name ends in eight digits for commit, code and parameters: arms of one name have the same results.
@@ -72,7 +73,7 @@ class Workspace:
         changes = preset.options(options)
         settings = str(params.load(changes=changes))
         name = f"{label}-{_digest(self.baseline, self._hashes, settings)}"
-        return Arm(name, about, changes, _digest(settings), self.baseline, self.snapshot)
+        return Arm(name, about, changes, _digest(settings), self.baseline, self.snapshot, target)
 
 
 def _digest(*texts: str) -> str:

@@ -33,9 +33,9 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
             each = zip(arms.seeds, side.sums.sum(-1) / side.weights.sum(-1), strict=True)
             seeds += [{"arm": arm, "seed": s, **about, "value": v} for s, v in each if "/" not in task]
         for arm, against in pairs(run, list(by_arm)) if "/" not in task else ():
-            found, share = _better(by_arm[arm], by_arm[against], measure), None
+            found, share = better(by_arm[arm], by_arm[against], measure), None
             if against == f"{arm}/{SWAPPED}":
-                gain = _better(by_arm[arm], by_arm[f"{arm}/{OFF}"], measure)
+                gain = better(by_arm[arm], by_arm[f"{arm}/{OFF}"], measure)
                 share = found.value / gain.value if gain.low > 0 else None
             row = {**about, "arm": arm, "against": against, **sizes[arm], "difference": found.value}
             comparisons.append(row | {"low": found.low, "high": found.high, "p_value": found.p_value, "share": share})
@@ -47,7 +47,7 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
         write_json(summary, _summary(run, figures, comparisons, [json.loads(text)["cost"] for text in noted]))
 
 
-def _better(one: Totals, other: Totals, measure: str) -> Difference:
+def better(one: Totals, other: Totals, measure: str) -> Difference:
     """How much better ``one`` is than ``other``: right more often, or with a lower loss."""
     return difference(other, one, None) if measure == LOSS else difference(one, other, SHARE_DIFFERENCE)
 

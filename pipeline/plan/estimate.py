@@ -144,6 +144,7 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     most = step.thoughts / step.rationales / step.texts  # positions of a text
     thinking = min(train.positions or most, most)
     sums = 1 if thinking == most else 2  # slices keep gradients beside the parameters' own
+    sums += train.clip == "apart"  # those of the policy
     thoughts = step.texts * thinking * step.rationales
     rows = step.positions + thoughts * step.row_tokens
     size = FLOAT * (AUTOCAST_SHARE if bfloat16 else 1)

@@ -36,9 +36,9 @@ def rows(source: HubSplit) -> Iterator[dict]:
 def blocks(source: HubSplit, seed: int, state: dict = START) -> Iterator[tuple[list[str], dict]]:
     """Read a text split, a block of rows at a time: its documents, without blank ones, and a state (JSON values).
 
-    Only rows of ``source.part`` count. With ``source.rows``, that many rows are chosen by ``seed``: files come in a random order, ten at a time, and each
-    block of ``BLOCK`` rows is shuffled; the last block is cut to fit. Without, all rows come in order.
-    With the ``state`` of an earlier block, reading resumes behind it: the blocks that follow are the same.
+    Only rows of ``source.part`` count. With ``source.rows``, that many of them are chosen by ``seed``: files come in a
+    random order, ten at a time, and each block of ``BLOCK`` rows is shuffled; the last block is cut to fit. Without,
+    all rows come in order. With the ``state`` of an earlier block, reading resumes behind it and gives the same blocks.
     Raises UserError where a row cannot be read or has no text (`document`).
     """
     taken = state["rows"]

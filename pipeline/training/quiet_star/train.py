@@ -196,7 +196,7 @@ def _whole_model(trained: QuietStarForCausalLM, params: Train, base: Path) -> Qu
 
 
 def digest_of(digests: dict[str, str]) -> str:
-    """The first twelve digits of the SHA-256 of a file, from its digest by name, or of the names and digests of several."""
+    """The first twelve digits of the SHA-256 of the one file of these, or of the names and digests of several."""
     if len(digests) == 1:
         return next(iter(digests.values()))[:12]
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))

@@ -558,7 +558,8 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_decoder_learns_by_the_path_of_its_folder_alone(name: str, tmp_path: Path):
     """With the preset of the real model: a share of the positions, clipped apart, in bfloat16."""
-    changes = preset.options(["model=smollm2-135m", f"base_model.path={tmp_path}/{name}", "train.steps=2"])
+    with contextlib.chdir(SHIPPED.parent):
+        changes = preset.options(["model=smollm2-135m", f"base_model.path={tmp_path}/{name}", "train.steps=2"])
     given = params.load(SHIPPED, changes)
     model_folder(tmp_path / name, name, num_attention_heads=2, num_key_value_heads=2, **OTHERS[name])
     pretrained_tokenizer(given.base_model).save_pretrained(tmp_path / "tokenizer")

@@ -1,0 +1,56 @@
+"""A run on a real model and real text: `python -m pipeline.ablations.real [--model FOLDER] [--root FOLDER] [WORD ...]`.
+
+FOLDER of --model is a base model (default: the preset's, from the hub), of --root data sets in the hub's layout; a WORD
+is one of `python -m pipeline.preset` (default: data=textbooks). Quiet-STaR, the same without rewards and continued
+pretraining, with thoughts exchanged. The run is a DVC experiment: the workspace stays as it is. Writes
+results/real/report.html, summary.json and compare/.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from dvc.api import DVCFileSystem
+
+from pipeline import errors
+from pipeline.ablations import experiments
+from pipeline.ablations.grid import Workspace, git
+from pipeline.errors import UserError
+from pipeline.files import replacing
+from pipeline.preset import options as preset
+
+OUT = Path("results/real")
+FILES = {"report.html": "results/report/index.html", "summary.json": "results/summary.json"}
+FILES |= {f"compare/{name}.csv": f"results/compare/{name}.csv" for name in ("figures", "comparisons", "seeds")}
+METHODS = ("quiet_star", "no_policy", "no_thought", "before")
+WORDS = ("model=smollm2-135m", "scale=study")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.ablations.real",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", default=["data=textbooks"], metavar="WORD")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--root", type=Path)
+    given = parser.parse_args()
+    words = [*WORDS, f"arms.methods=[{','.join(METHODS)}]", "arms.seeds=[1]", *given.words]
+    if given.model is not None:
+        words.append(f"base_model.path={given.model.resolve()}")
+    values = preset.options(words, None if given.root is None else str(given.root.resolve()))
+    arm = Workspace().arm("real", {}, preset.words(values), target="report")
+    failed = experiments.run([arm], 1, lambda line: print(line, flush=True))
+    if failed:
+        raise UserError(f"the run failed: {failed[arm.name]}. Put it right and run this again: it resumes")
+    files = DVCFileSystem(rev=git("rev-parse", arm.ref))
+    for name, source in FILES.items():
+        with replacing(OUT / name) as part:
+            files.get_file(source, str(part))
+    print(pd.read_csv(OUT / "compare/comparisons.csv").to_string(index=False))
+    print(f"the report is {OUT / 'report.html'}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,159 @@
+"""Rungs: arms on a real model whose question is whether what is thought matters, and the table that compares them.
+
+A rung is a file of `ladder/`. Each of its arms is a DVC experiment of one method and one seed. What the comparison
+needs of a finished arm is kept in git (results/real/RUNG/METHOD-SEED), so that nobody has to train it again.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from dvc.api import DVCFileSystem
+
+from pipeline import typed_yaml
+from pipeline.ablations.grid import Arm, git
+from pipeline.errors import UserError
+from pipeline.evaluation.arms import BEFORE, LOSS, pairs, read_arms
+from pipeline.evaluation.compare import better
+from pipeline.evaluation.statistics import SHARE, Totals, mean, mean_interval
+from pipeline.files import replacing, write_json, write_table
+from pipeline.params import METHODS, Arms
+from pipeline.report.reading import read_json
+
+RUN = "quiet_star"
+REFERENCES = ("no_thought",)  # that every method is compared with, beside those of `pairs`
+TOTALS, ABOUT = "totals.parquet", "about.json"
+# copies of an arm's tables, for readers: the training log, held-out losses, and what its thoughts said
+COPIES = ("train/{run}/steps.csv", "train/{run}/heldout.csv", "perplexity/{run}/tables/extremes.csv")
+COLUMNS = ["rung", "method", "seed", "measure", "n", "value", "difference_to", "difference", "low", "high", "weights"]
+EVERY = "all"  # seeds
+PLACES = (
+    "base_model.path",
+    "tasks.root",
+    "corpus.hub.pretrain.path",
+    "corpus.hub.train.path",
+    "corpus.hub.heldout.path",
+)
+
+
+@dataclass
+class Rung:
+    """``arms``: METHOD-SEED, in the order in which they are run. ``options``: words for `python -m pipeline.preset`.
+
+    ``base``: RUNG/METHOD-SEED, an arm of an earlier rung on whose trained model (without thoughts) this one begins.
+    """
+
+    arms: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    base: str | None = None
+
+
+def read_rung(path: Path) -> Rung:
+    """Read a rung's file. Raises UserError if it is missing or malformed, or names arms that cannot be."""
+    try:
+        rung = typed_yaml.load(path, Rung)
+    except FileNotFoundError as error:
+        raise UserError(f"the rung {path} is missing") from error
+    if not rung.arms or len(set(rung.arms)) < len(rung.arms):
+        raise UserError(f"{path}: arms is {rung.arms}, but must name at least one and none twice")
+    for arm in rung.arms:
+        method, _, seed = arm.rpartition("-")
+        if method not in METHODS or not seed.isdecimal():
+            raise UserError(f"{path}: {arm} is no arm: write METHOD-SEED, such as {RUN}-1")
+    return rung
+
+
+def settings_of(arm: Arm, base: str | None) -> str:
+    """A digest of the arm's options and base, wherever its model and data are: the weights have a name of their own."""
+    words = [f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in PLACES]
+    return hashlib.sha256("\n".join([*words, str(base)]).encode()).hexdigest()[:8]
+
+
+def keep(arm: Arm, run: str, settings: str, out: Path) -> None:
+    """Write what the comparison needs of a finished arm, ``run`` (METHOD-SEED), and its tables to ``out``."""
+    files = DVCFileSystem(rev=git("rev-parse", arm.ref))
+    method, _, seed = run.rpartition("-")
+    with tempfile.TemporaryDirectory() as scratch, replacing(out) as folder:
+        here = Path(scratch)
+        for stage, name in (("evaluate", "predictions.parquet"), ("perplexity", "tokens.parquet")):
+            (here / stage / run).mkdir(parents=True)
+            files.get_file(f"results/{stage}/{run}/{name}", str(here / stage / run / name))
+        folder.mkdir()
+        for pattern in COPIES:
+            source = f"results/{pattern.format(run=run)}"
+            if files.exists(source):
+                files.get_file(source, str(folder / Path(source).name))
+        files.get_file(f"results/train/{run}/metrics.json", str(here / "metrics.json"))
+        found = read_arms(Arms([method], [int(seed)]), here / "evaluate", here / "perplexity")
+        tables = [
+            pd.DataFrame(
+                {"task": task, "measure": measure, "arm": name, "sum": side.sums[0], "weight": side.weights[0]}
+            )
+            for (task, measure), by_arm in found.items()
+            for name, side in by_arm.items()
+        ]
+        write_table(folder / TOTALS, pd.concat(tables, ignore_index=True))
+        weights = read_json(here / "metrics.json")["base_weights"]
+        write_json(folder / ABOUT, {"settings": settings, "weights": weights, "commit": arm.baseline})
+
+
+def kept(folder: Path, settings: Mapping[str, str]) -> list[str]:
+    """The arms METHOD-SEED in ``folder`` that were kept with the ``settings`` that they have now."""
+    there = (run for run in settings if (folder / run / ABOUT).exists())
+    return [run for run in there if read_json(folder / run / ABOUT)["settings"] == settings[run]]
+
+
+def comparison(rung: str, folder: Path, runs: Sequence[str]) -> pd.DataFrame:
+    """The rows (`COLUMNS`) of a rung whose finished arms, METHOD-SEED, are ``runs`` in ``folder``.
+
+    An arm is a method by itself, or with something else in its thoughts' place (METHOD/WAY). A row has its value and,
+    against another arm, by how much it is better, of each seed that both have and of all of these (`EVERY`). low and
+    high: the 95 % interval of the difference, or of the value where there is none. Raises UserError for arms that
+    were not asked the same questions.
+    """
+    sides: dict[tuple[str, str], dict[str, dict[int, Totals]]] = {}
+    weights = set()
+    for run in runs:
+        seed = int(run.rpartition("-")[2])
+        weights.add(read_json(folder / run / ABOUT)["weights"])
+        table = pd.read_parquet(folder / run / TOTALS)
+        for (task, measure, arm), rows in table.groupby(["task", "measure", "arm"], sort=False):
+            side = Totals(rows["sum"].to_numpy()[None], rows["weight"].to_numpy()[None])
+            sides.setdefault((task, measure), {}).setdefault(arm, {})[seed] = side
+    if len(weights) > 1:
+        raise UserError(f"{folder}: arms of {len(weights)} base models: remove the folders of one of them")
+    rows = []
+    for (task, measure), by_arm in sides.items():
+        mains = [arm for arm in by_arm if "/" not in arm]
+        wanted = [*pairs(RUN, list(by_arm)), *((arm, other) for arm in mains for other in REFERENCES)]
+        wanted = [pair for pair in dict.fromkeys(wanted) if pair[0] != pair[1] and {*pair} <= {*by_arm}]
+        alone = [(arm, None) for arm in by_arm if arm not in {one for one, _ in wanted}]
+        for arm, other in [*wanted, *alone]:
+            one, two = by_arm[arm], by_arm.get(other)
+            if other == BEFORE:  # it has no seeds
+                two = dict.fromkeys(one, next(iter(two.values())))
+            seeds = [seed for seed in one if two is None or seed in two]
+            for name, some in [*((seed, [seed]) for seed in seeds), *([(EVERY, seeds)] if len(seeds) > 1 else [])]:
+                mine = _joined(one, some)
+                row = {"rung": rung, "method": arm, "seed": name, "measure": f"{task} {measure}"}
+                row |= {"n": round(mine.weights.sum(-1).mean()), "value": mean(mine)}
+                if two is None:
+                    low, high = mean_interval(mine, None if measure == LOSS else SHARE)
+                else:
+                    theirs = _joined(two, some)
+                    if theirs.weights.shape != mine.weights.shape or (theirs.weights != mine.weights).any():
+                        raise UserError(f"{folder}: {arm} and {other} were not asked the same of {task}: remove one")
+                    found = better(mine, theirs, measure)
+                    low, high = found.low, found.high
+                    row |= {"difference_to": other, "difference": found.value}
+                rows.append(row | {"low": low, "high": high, "weights": next(iter(weights))})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _joined(by_seed: Mapping[int, Totals], seeds: Sequence[int]) -> Totals:
+    """The totals (S, G) of these seeds."""
+    return Totals(*(np.concatenate(parts) for parts in zip(*(by_seed[seed] for seed in seeds), strict=True)))

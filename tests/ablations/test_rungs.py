@@ -1,0 +1,152 @@
+"""Rungs: what is kept of an arm, and the table that compares those that are finished."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from pipeline.ablations import ladder, rungs
+from pipeline.ablations.grid import Arm, Workspace
+from pipeline.errors import UserError
+from pipeline.evaluation.statistics import Totals, difference
+from pipeline.preset import options as preset
+
+ROOT = Path(__file__).parents[2]
+TEXTS = 20
+WAYS = {"quiet_star": ("", "/swapped", "/random", "/thoughts_off"), "no_thought": ("",), "before": ()}
+
+
+def losses(run: str, way: str) -> np.ndarray:
+    """Of each text, in nats, the sum over ten tokens."""
+    return np.random.default_rng([len(run), len(way), int(run[-1])]).normal(30 - len(way), 1, TEXTS)
+
+
+def keep(folder: Path, run: str, weights: str = "abc", tokens: float = 10.0) -> None:
+    method = run.rpartition("-")[0]
+    arms = {f"{method}{way}": losses(run, way) for way in WAYS[method]} | {"before": np.full(TEXTS, 31.0)}
+    tables = [
+        pd.DataFrame({"task": "heldout", "measure": "loss", "arm": arm, "sum": sums, "weight": tokens})
+        for arm, sums in arms.items()
+    ]
+    right = pd.DataFrame({"task": "csqa", "measure": "accuracy", "arm": method, "sum": [1.0, 0, 1, 1], "weight": 1.0})
+    (folder / run).mkdir(parents=True)
+    pd.concat([*tables, right]).to_parquet(folder / run / rungs.TOTALS)
+    (folder / run / rungs.ABOUT).write_text(json.dumps({"settings": "s", "weights": weights}))
+
+
+def test_differences_are_paired_by_seed_and_text(tmp_path: Path):
+    runs = ["quiet_star-1", "quiet_star-2", "quiet_star-3", "no_thought-1", "no_thought-2", "before-1"]
+    for run in runs:
+        keep(tmp_path, run)
+    table = rungs.comparison("a", tmp_path, runs)
+    assert list(table.columns) == rungs.COLUMNS and set(table["rung"]) == {"a"} and set(table["weights"]) == {"abc"}
+    found = table.set_index(["measure", "method", "difference_to", "seed"])
+    for against, other, seeds in (
+        ("no_thought", lambda seed: losses(f"no_thought-{seed}", ""), (1, 2)),
+        ("quiet_star/swapped", lambda seed: losses(f"quiet_star-{seed}", "/swapped"), (1, 2, 3)),
+        ("before", lambda _: np.full(TEXTS, 31.0), (1, 2, 3)),  # which has no seeds
+    ):
+        rows = found.loc["heldout loss", "quiet_star", against]
+        assert list(rows.index) == [*seeds, "all"]
+        own, theirs = (
+            np.stack([of(seed) for seed in seeds]) for of in (lambda s: losses(f"quiet_star-{s}", ""), other)
+        )
+        expected = difference(*(Totals(sums, np.full(sums.shape, 10.0)) for sums in (theirs, own)), None)
+        assert rows.loc["all", ["difference", "low", "high"]].to_list() == pytest.approx(expected[:3])
+        assert rows.loc["all", "value"] == pytest.approx(own.mean() / 10) and rows.loc["all", "n"] == 10 * TEXTS
+        by_seed = (theirs - own).mean(1) / 10
+        assert rows["difference"].to_list()[:-1] == pytest.approx(by_seed.tolist())
+    assert ("heldout loss", "quiet_star/thoughts_off", "before", "all") in found.index  # the harm
+    assert ("heldout loss", "quiet_star", "quiet_star/random", "all") in found.index
+    accuracy = found.loc["csqa accuracy", "quiet_star", "no_thought"].loc["all"]
+    assert accuracy["value"] == 0.75 and accuracy["difference"] == 0 and accuracy["low"] < 0 < accuracy["high"]
+    alone = rungs.comparison("a", tmp_path, ["before-1"])
+    assert alone["difference"].isna().all() and alone["value"].to_list() == pytest.approx([3.1, 0.75])
+
+
+def test_arms_that_cannot_be_compared(tmp_path: Path):
+    keep(tmp_path, "quiet_star-1")
+    keep(tmp_path, "no_thought-1", tokens=11.0)
+    with pytest.raises(UserError, match="quiet_star and no_thought were not asked the same of heldout"):
+        rungs.comparison("a", tmp_path, ["quiet_star-1", "no_thought-1"])
+    keep(tmp_path, "no_thought-2", weights="other")
+    with pytest.raises(UserError, match="arms of 2 base models: remove the folders of one"):
+        rungs.comparison("a", tmp_path, ["quiet_star-1", "no_thought-2"])
+
+
+def test_an_arm_is_kept_while_its_options_are_the_same(tmp_path: Path):
+    keep(tmp_path, "quiet_star-1")
+    assert rungs.kept(tmp_path, {"quiet_star-1": "s", "quiet_star-2": "s"}) == ["quiet_star-1"]
+    assert rungs.kept(tmp_path, {"quiet_star-1": "t"}) == []
+
+    def settings(*words: str) -> str:
+        return rungs.settings_of(Arm("", {}, preset.options(list(words)), "", "", ""), None)
+
+    one = settings("model=smollm2-135m", "base_model.path=/here/model")
+    assert one == settings("model=smollm2-135m", "base_model.path=/there/model")  # wherever the model is
+    assert one != settings("model=smollm2-135m", "train.steps=7")
+
+
+def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tmp_path: Path, monkeypatch):
+    """One arm fails, is named, and is tried again alone; other rungs' rows stay."""
+    ran, broken = [], {"no_thought-1"}
+
+    def run(arms: list[Arm], jobs: int, tell: object, done: object) -> dict[str, str]:
+        ran.extend(arm.about["run"] for arm in arms)
+        for arm in arms:
+            if arm.about["run"] not in broken:
+                done(arm)
+        return {arm.name: "it breaks" for arm in arms if arm.about["run"] in broken}
+
+    def made(arm: Arm, name: str, settings: str, out: Path) -> None:
+        keep(out.parent, name)
+        (out / rungs.ABOUT).write_text(json.dumps({"settings": settings, "weights": "abc"}))
+
+    monkeypatch.setattr(ladder.experiments, "run", run)
+    monkeypatch.setattr(rungs, "keep", made)
+    monkeypatch.setattr(Workspace, "__init__", lambda self: vars(self).update(baseline="b", snapshot="b", _hashes=""))
+    monkeypatch.setattr(ladder, "OUT", tmp_path / "real")
+    files = []
+    for name, arms in (("one", ["quiet_star-1", "no_thought-1"]), ("two", ["quiet_star-2"])):
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump({"arms": arms, "options": ["model=smollm2-135m", "data=textbooks"]}))
+    monkeypatch.setattr("sys.argv", ["ladder", *map(str, files), "--root", str(tmp_path)])
+    with pytest.raises(UserError, match="1 of 3 arms failed: one-no_thought-1-.* .it breaks.. Put it right"):
+        ladder.main()
+    table = pd.read_csv(tmp_path / "real/comparison.csv")
+    assert ran == ["quiet_star-1", "no_thought-1", "quiet_star-2"] and set(table["rung"]) == {"one", "two"}
+    assert "no_thought" not in set(table["method"])
+    broken.clear()
+    ladder.main()
+    again = pd.read_csv(tmp_path / "real/comparison.csv")
+    assert ran[3:] == ["no_thought-1"] and "no_thought" in set(again["difference_to"]) and len(again) > len(table)
+    ladder.main()
+    assert len(ran) == 4 and pd.read_csv(tmp_path / "real/comparison.csv").equals(again)
+
+
+@pytest.mark.parametrize(
+    "rung, told",
+    [
+        ({"arms": []}, "must name at least one"),
+        ({"arms": ["pause-1", "pause-1"]}, "none twice"),
+        ({"arms": ["pauses-1"]}, "pauses-1 is no arm: write METHOD-SEED"),
+        ({"arms": ["pause"]}, "pause is no arm"),
+        ({"arm": ["pause-1"]}, "there is no key arm"),
+    ],
+)
+def test_a_file_that_is_no_rung(rung: dict, told: str, tmp_path: Path):
+    with pytest.raises(UserError, match="is missing"):
+        rungs.read_rung(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(rung))
+    with pytest.raises(UserError, match=told):
+        rungs.read_rung(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ladder").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_rungs_are_runs(path: Path):
+    rung = rungs.read_rung(path)
+    values = preset.options(rung.options, "/data")
+    assert values["train.clip"] == "apart" and values["corpus.hub.train.path"].endswith("college_textbooks")
