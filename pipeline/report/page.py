@@ -106,7 +106,7 @@ def _where(folder: Path, run: str, passages: int, method: Method) -> dict:
         groups.append({"plot": plot, "table": table, "sentence": sentence})
     text = read_json(tables / "metrics.json")
     texts = ("what", "side", "token", "thought", "excerpt")
-    extremes = read_csv(tables / "extremes.csv", *texts, "rank", "text", "base_loss", "improvement")
+    extremes = read_csv(tables / "extremes.csv", *texts, "rank", "text", "base_loss", "improvement", "content")
     columns = ("text", "position", "token", "thought", "nll_no_thought", "nll_thought", "weight")
     tokens = read_parquet(perplexity / "tokens.parquet", *columns)
     return {
@@ -114,8 +114,8 @@ def _where(folder: Path, run: str, passages: int, method: Method) -> dict:
         "groups": groups,
         "agreement": where.agreement_sentence(text),
         "density": figures.density(read_csv(tables / "density.csv", "base_loss", "improvement", "tokens")),
-        "passages": {side: quotes.extremes(extremes, "passage", side) for side in ("gain", "loss")},
-        "thoughts": {side: quotes.extremes(extremes, "thought", side) for side in ("gain", "loss")},
+        "passages": {side: quotes.extremes(extremes, "passage", side) for side in quotes.SIDES},
+        "thoughts": {side: quotes.extremes(extremes, "thought", side) for side in quotes.SIDES},
         "extremes_data": csv_link(extremes),
         "map": quotes.heat_map(tokens, passages),
         "examples": quotes.examples(predictions, method),

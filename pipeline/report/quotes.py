@@ -4,6 +4,7 @@ import pandas as pd
 
 from pipeline.report.method import Method
 
+SIDES = ("gain", "loss", "content")
 EXTREMES = 5  # shown of each kind and side
 EXCERPT = 220  # characters of an extreme's text
 CLEAREST = 0.95  # the quantile of the improvement's size that gets the full colour: outliers would fade the rest
@@ -42,7 +43,7 @@ def examples(predictions: pd.DataFrame, method: Method) -> list[dict]:
 
 
 def extremes(table: pd.DataFrame, what: str, side: str) -> list[dict]:
-    """The passages or thoughts (``what``) with the largest gain or loss (``side``), the largest first.
+    """The passages or thoughts (``what``) with the largest gain, loss or content effect (``side``), largest first.
 
     Of a passage the start is shown; of the text before a thought, the end.
     """

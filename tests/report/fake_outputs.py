@@ -133,13 +133,16 @@ def extremes() -> pd.DataFrame:
     """Eight of a kind and side, the first two alike, the last ones first."""
     rows = []
     for what in ("passage", "thought"):
-        for side, sign in (("gain", 1), ("loss", -1)):
+        for side, sign in (("gain", 1), ("loss", -1), ("content", 1)):
             for rank in range(8, 0, -1):
                 name = f"{side} {max(rank, 2)}"
                 token, thought = ("", "") if what == "passage" else (" NA", f"thought {name} {HOSTILE}")
                 excerpt = f"{what} {name}\n{HOSTILE}" + " long" * 100
-                rows.append((what, side, rank, rank, token, thought, 3.0, sign * (3 - 0.25 * rank), excerpt))
-    columns = ["what", "side", "rank", "text", "token", "thought", "base_loss", "improvement", "excerpt"]
+                rows.append(
+                    (what, side, rank, rank, token, thought, 3.0, sign * (3 - 0.25 * rank), 1 - rank / 10, excerpt)
+                )
+    columns = ["what", "side", "rank", "text", "token", "thought", "base_loss"]
+    columns += ["improvement", "content", "excerpt"]
     return pd.DataFrame(rows, columns=columns)
 
 

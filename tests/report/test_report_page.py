@@ -191,7 +191,9 @@ def test_extremes_are_the_first_ranks_once(page: Page):
     assert '<b class="help"> NA</b>' in gains
     lost = flat(page.part("Passages that lost most</h4>", "</ol>"))
     assert "|passage loss 2⏎ &lt;script&gt;" in lost and "|−2.750 nats per token |" in lost
-    assert len(page.csv("extremes")) == 32
+    said = flat(page.part("Tokens with the largest content effect</h4>", "</ol>"))
+    assert said.startswith("Tokens with the largest content effect|+0.900 nats |improvement +2.750|…")
+    assert len(page.csv("extremes")) == 48
 
 
 def test_examples_are_the_extremes_and_the_median(page: Page):

@@ -38,6 +38,20 @@ def test_the_largest_gains_and_losses(tmp_path: Path):
     assert (found.loc[found["what"] == "passage", ["token", "thought"]] == "").all(axis=None)
 
 
+def test_the_largest_content_effects(tmp_path: Path):
+    """What another text's thought loses, whatever is gained over no thought."""
+    tokens = random_tokens(40, 9)
+    content = np.random.default_rng(3).normal(size=len(tokens))
+    tokens = tokens.assign(nll_swapped=tokens["nll_thought"] + content)
+    found = extremes(tokens, tmp_path, [f"{WORDS} {i}" for i in range(40)])
+    found = found[found["side"] == "content"]
+    best = tokens.assign(content=content).sort_values("content", ascending=False)[["text", "position", "content"]][:10]
+    shown = found.loc[found["what"] == "thought", ["text", "position", "content"]]
+    assert shown.to_numpy(float) == pytest.approx(best.to_numpy(float))
+    means = pd.Series(content).groupby(tokens["text"]).mean().sort_values(ascending=False)[:10]
+    assert found.loc[found["what"] == "passage", "content"].to_numpy() == pytest.approx(means.to_numpy())
+
+
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE], ids=["byte-level", "metaspace"])
 def test_excerpts_are_the_text_before_the_token_and_the_passage(tokenizer, tmp_path: Path):
     texts = [f"{WORDS} {i}" for i in range(6)]
