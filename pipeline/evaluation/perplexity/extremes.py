@@ -15,9 +15,10 @@ COLUMNS += ["improvement", "content", "excerpt"]
 def extremes_table(tokens: pd.DataFrame, spans: Spans, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     """Up to `EACH` passages and thoughts for each side, the largest change first.
 
-    side: gain and loss by the improvement; content by the loss after another text's thought less that after its own, where
-    thoughts are sampled. what: passage (a text, with means over its tokens) or thought (a token and the thought before it); excerpt: the text
-    before the token, or the passage's beginning. Line ends become "\\n": a lone carriage return would end a CSV row.
+    what: passage (a text, with means over its tokens) or thought (a token and the thought before it). side: gain and
+    loss by the improvement; content, where thoughts are sampled, by the loss after another text's thought less that
+    after its own. excerpt: the text before the token, or the passage's beginning. Line ends become "\\n": a lone
+    carriage return would end a CSV row.
     """
     tokens = tokens.assign(content=tokens["nll_swapped"] - tokens["nll_thought"] if "nll_swapped" in tokens else np.nan)
     means = tokens.groupby("text")[["nll_before", "improvement", "content"]].mean().reset_index()
