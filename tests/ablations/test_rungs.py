@@ -148,5 +148,6 @@ def test_a_file_that_is_no_rung(rung: dict, told: str, tmp_path: Path):
 @pytest.mark.parametrize("path", sorted((ROOT / "ladder").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_rungs_are_runs(path: Path):
     rung = rungs.read_rung(path)
-    values = preset.options(rung.options, "/data")
-    assert values["train.clip"] == "apart" and values["corpus.hub.train.path"].endswith("college_textbooks")
+    values = preset.options([*rung.options, "base_model.path=/model"], "/data")
+    assert values["train.clip"] == "apart" and preset.words(values)
+    assert rung.base is None or (ROOT / "ladder" / f"{rung.base.partition('/')[0]}.yaml").exists()

@@ -550,7 +550,6 @@ def write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 OTHERS = {
     "olmo2": {},
     "phi3": {"pad_token_id": 1, "intermediate_size": 24},
-    "stablelm": {"intermediate_size": 24},
     "granite": {"intermediate_size": 24},
 }
 
