@@ -7,6 +7,7 @@ results/real/comparison.csv after each arm. If arms failed, their reasons are to
 """
 
 import argparse
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -98,7 +99,8 @@ def _base(arm: str) -> Path:
     commit = git("rev-parse", found[-1])
     out = (BASES / f"{label}{commit[:8]}").resolve()
     if not out.exists():
-        with replacing(out) as folder, replacing(BASES / "trained") as trained:
+        with replacing(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+            trained = Path(scratch) / run
             DVCFileSystem(rev=commit).get(f"models/trained/{run}", str(trained), recursive=True)
             load_trained(trained).base.save_pretrained(folder)
             read_tokenizer(trained).save_pretrained(folder)
