@@ -571,6 +571,8 @@ def test_another_decoder_learns_by_the_path_of_its_folder_alone(name: str, tmp_p
     steps = pd.read_csv(tmp_path / "results/train/out/steps.csv")
     assert steps[["language_grad_norm", "policy_grad_norm", "talk_loss"]].notna().all().all()
     assert load_trained(tmp_path / "out").config.base["model_type"] == name
+    digest = hashlib.sha256((tmp_path / "base/model.safetensors").read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "results/train/out/metrics.json").read_text())["base_weights"] == digest[:12]
 
 
 @pytest.mark.parametrize("settings", [ROUNDED, LEARNED, TRAIN], ids=["rounded", "learned", "whole"])
