@@ -67,6 +67,7 @@ PAPER = {
     "train.batch_size": (8, "batch size 8 texts (gradient accumulation keeps it fixed)"),
     "train.accumulation": (1, "batch size 8 texts (gradient accumulation keeps it fixed)"),
     "train.gradient_clip": (1.0, "gradient-norm clip 1.0"),
+    "train.clip": ("together", "gradient-norm clip 1.0"),
     "train.steps": (100, "100 optimizer steps"),
     "evaluate.questions": (None, "averaged over questions"),
     "evaluate.thought_temperature": (0.0, "evaluation is meant to be greedy"),

@@ -153,7 +153,7 @@ def harm_findings(results: Results) -> list[Finding]:
     text = (
         f"Training {words}: without thoughts the loss on held-out text changed by {interval(harm, nats)} nats a token, "
     )
-    return [Finding(f"{text}so the harm is at most {nats(harm.high)} ({nats(HARM)} is allowed).", verdict)]
+    return [Finding(f"{text}so the harm is at most {nats(harm.high)} ({HARM} is allowed).", verdict)]
 
 
 def heldout_findings(results: Results) -> list[Finding]:

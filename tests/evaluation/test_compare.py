@@ -41,6 +41,7 @@ def write_run(folder: Path, method: str, seed: int, tasks: tuple[str, ...] = ("r
         if way != "same_last" or i % 3 == seed % 2
     ]
     answers = pd.DataFrame(rows).assign(prob=rng.random(len(rows)))
+    answers["correct_norm"] = (~answers["correct"]).where(answers["task"] == "rings", None)  # as if rings were of texts
     tokens = pd.DataFrame({"text": np.repeat(np.arange(len(COUNTS)), COUNTS)}).assign(
         token="a", nll_before=2 + np.random.default_rng(seed).random(sum(COUNTS))
     )
@@ -116,6 +117,21 @@ def test_every_arm_has_its_figures(folder: Path):
     of_part = found.index.get_level_values("task").str.contains("/")
     assert list(each["seed"]) == SEEDS and len(seeds) == 2 * (~of_part).sum()
     assert each["value"].mean() == pytest.approx(found.loc["rings", "prob", "quiet_star"]["value"])
+
+
+def test_a_task_of_texts_has_its_accuracy_by_byte_too(folder: Path):
+    found, comparisons, _, summary = compared(folder, list(WAYS), SEEDS)
+    assert "accuracy_norm" not in found.loc["animals"].index
+    side, row = (
+        answers(folder, "quiet_star", "thought", "correct_norm"),
+        found.loc["rings", "accuracy_norm", "quiet_star"],
+    )
+    assert row.to_list() == pytest.approx([2, 12, 6, np.mean(side.sums.sum(1) / 12), *mean_interval(side, SHARE)])
+    key = ("quiet_star", "quiet_star/swapped")
+    assert comparisons.loc[("rings", "accuracy_norm", *key)]["difference"] == pytest.approx(
+        -comparisons.loc[("rings", "accuracy", *key)]["difference"]
+    )
+    assert summary["rings"] == pytest.approx(found.loc["rings", "accuracy", "quiet_star"]["value"])
 
 
 def test_parts_of_a_task_have_the_accuracy_of_each_method_by_itself_and_no_more(folder: Path):

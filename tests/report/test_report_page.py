@@ -51,12 +51,14 @@ def test_the_claim_holds_only_where_every_interval_is_above_zero(page: Page):
     + [(low, "fails: Quiet-STaR is not shown to differ from", "undecided") for low in (-0.03, -0.02, 0.0)],
 )
 def test_verdicts_follow_the_interval(run: Path, low: float, says: str, verdict: str):
-    """The same rows of held-out text: what is better than before training did no harm."""
+    """The same rows of held-out text, of which harm is allowed up to 0.005 nats."""
     write(run, "compare/comparisons.csv", fake.comparisons().assign(low=low, high=low + 0.03))
     found = results.read_results(run / "results/compare", METHODS["quiet_star"])
     assert says in results.claims(found)[0].text
     said = [*results.claims(found), *results.heldout_findings(found)]
-    assert [finding.verdict for finding in said] == [verdict] * 4
+    assert [finding.verdict for finding in said] == [verdict] * 3
+    (harm,) = results.harm_findings(found)
+    assert harm.verdict == {0.001: "above", 0.0: "above", -0.04: "below"}.get(low, "undecided")
 
 
 def test_parts_of_a_task_are_no_tasks_of_the_page(run: Path):
@@ -94,7 +96,7 @@ def test_content_and_harm(page: Page):
     assert f"Many comparisons. {total} differences here have an interval." in page.text
     assert "With thoughts the loss is lower than that of the model before training: the gain is +0.400" in page.text
     harm = "the loss on held-out text changed by +0.010 [−0.010, +0.030] nats a token, so the harm is at most +0.030"
-    assert f"Training is not shown to be harmless: without thoughts {harm} (+0.005 is allowed)." in page.text
+    assert f"Training is not shown to be harmless: without thoughts {harm} (0.005 is allowed)." in page.text
     assert "|Quiet-STaR, thoughts off|1.300 [1.200, 1.350]|−0.010 [−0.030, +0.010]|" in page.flat
 
 
@@ -114,7 +116,9 @@ def test_without_a_mixing_weight_every_gain_is_zero(run: Path):
     shown = re.sub("<svg.*?</svg>", "", page.part('id="claim"', 'id="setting"'), flags=re.DOTALL)
     assert set(re.findall(r"[+−]\d[\d.]*", shown)) == {"−0.5"}, "which is a mixing weight"
     assert "|0.000 [0.000, 0.000]|" in page.flat and "|0.0 [0.0, 0.0], p &lt; 0.001|" in page.flat
-    assert not re.search('class="(number )?(above|below)"', page.html) and page.text.count("the claim fails") == 2
+    coloured = re.findall('class="(?:number )?(?:above|below)"', page.html)
+    assert coloured == ['class="above"'] and "Training did no harm" in page.text
+    assert page.text.count("the claim fails") == 2
     assert {(cell["data-improvement"], cell["style"]) for cell in page.cells} == {("0.000", "--s:0.00")}
     for name in ("heldout-losses", "losses"):
         assert page.csv(name)["talk_loss"].tolist() == page.csv(name)["base_loss_ahead"].tolist()
