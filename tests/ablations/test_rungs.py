@@ -1,6 +1,7 @@
 """Rungs: what is kept of an arm, and the table that compares those that are finished."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,12 @@ import yaml
 from pipeline.ablations import ladder, rungs
 from pipeline.ablations.grid import Arm, Workspace
 from pipeline.errors import UserError
+from pipeline.evaluation.arms import read_arms
 from pipeline.evaluation.statistics import Totals, difference
+from pipeline.params import Arms
 from pipeline.preset import options as preset
+from tests.chaos.kills import call
+from tests.evaluation.test_compare import write_run
 
 ROOT = Path(__file__).parents[2]
 TEXTS = 20
@@ -75,6 +80,38 @@ def test_arms_that_cannot_be_compared(tmp_path: Path):
     keep(tmp_path, "no_thought-2", weights="other")
     with pytest.raises(UserError, match="arms of 2 base models: remove the folders of one"):
         rungs.comparison("a", tmp_path, ["quiet_star-1", "no_thought-2"])
+
+
+@pytest.mark.slow
+def test_what_is_kept_of_an_arm_is_read_from_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not from the workspace, where other arms have run since. Each arm's losses are those of `compare`."""
+    monkeypatch.chdir(tmp_path)
+    call(tmp_path, "git", "init", "-q")
+    call(tmp_path, "dvc", "init", "-q")
+    for seed in (2, 1):  # the other arm's, of which nothing is asked
+        write_run(Path("results"), "quiet_star", seed)
+        log = Path(f"results/train/quiet_star-{seed}")
+        log.mkdir(parents=True)
+        (log / "metrics.json").write_text('{"base_weights": "abc"}')
+        (log / "steps.csv").write_text("step\n1\n")
+    call(tmp_path, "git", "add", "-A", "-f")
+    call(tmp_path, "git", "commit", "-q", "-m", "an experiment")
+    call(tmp_path, "git", "update-ref", "refs/exps/aa/bb/arm", "HEAD")
+    shutil.rmtree("results")
+    call(tmp_path, "git", "add", "-A")
+    call(tmp_path, "git", "commit", "-q", "-m", "nothing is left")
+    rungs.keep(Arm("arm", {}, {}, "", "aabb", "aabb"), "quiet_star-1", "s", Path("kept"))
+    assert sorted(path.name for path in Path("kept").iterdir()) == ["about.json", "steps.csv", "totals.parquet"]
+    assert json.loads(Path("kept/about.json").read_text()) == {"settings": "s", "weights": "abc", "commit": "aabb"}
+    write_run(Path("again"), "quiet_star", 1)
+    found = read_arms(Arms(["quiet_star"], [1]), Path("again/evaluate"), Path("again/perplexity"))
+    table = pd.read_parquet("kept/totals.parquet").set_index(["task", "measure", "arm"])
+    for (task, measure), by_arm in found.items():
+        for arm, side in by_arm.items():
+            rows = table.loc[task, measure, arm]
+            assert (
+                rows["sum"].to_list() == side.sums[0].tolist() and rows["weight"].to_list() == side.weights[0].tolist()
+            )
 
 
 def test_an_arm_is_kept_while_its_options_are_the_same(tmp_path: Path):
