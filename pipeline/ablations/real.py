@@ -23,7 +23,9 @@ OUT = Path("results/real")
 FILES = {"report.html": "results/report/index.html", "summary.json": "results/summary.json"}
 FILES |= {f"compare/{name}.csv": f"results/compare/{name}.csv" for name in ("figures", "comparisons", "seeds")}
 METHODS = ("quiet_star", "no_policy", "no_thought", "before")
-WORDS = ("model=smollm2-135m", "scale=study")
+WORDS = ("model=smollm2-135m", "scale=study", "train.evaluation_steps=100")
+# half the evaluation of the ladder's arms, so that it takes about an hour on two cores
+SMALL = ("tasks.files=[tasks/text/commonsense_qa_text.yaml]", "evaluate.questions=50", "perplexity.texts=48")
 
 
 def main() -> None:
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--root", type=Path)
     given = parser.parse_args()
-    words = [*WORDS, f"arms.methods=[{','.join(METHODS)}]", "arms.seeds=[1]", *given.words]
+    words = [*WORDS, *SMALL, f"arms.methods=[{','.join(METHODS)}]", "arms.seeds=[1]", *given.words]
     if given.model is not None:
         words.append(f"base_model.path={given.model.resolve()}")
     values = preset.options(words, None if given.root is None else str(given.root.resolve()))

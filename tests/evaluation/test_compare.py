@@ -210,7 +210,7 @@ def test_a_task_of_one_group_has_nothing_swapped(folder: Path, tmp_path: Path):
         rows[(rows["task"] != "rings") | (rows["way"] != "swapped")].to_parquet(path)
     figures, comparisons, _, summary = compared(tmp_path, ["quiet_star", "no_policy"], SEEDS)
     gone = [key for key in whole.index if key[0] == "rings" and key[2].endswith("/swapped")]
-    assert len(gone) == 4 and figures.equals(whole.drop(gone))
+    assert len(gone) == 6 and figures.equals(whole.drop(gone))
     assert not any(pair[3].endswith("/swapped") for pair in comparisons.index if pair[0] == "rings")
     assert summary["content_rings"] is None and summary["content_animals"] is not None
 
