@@ -58,7 +58,9 @@ def loading(tmp_path: Path, *words: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, **pipes)
 
 
-@pytest.mark.parametrize("words", ["-m stages.train", "-u -m stages.train", "-m pipeline.plan", "-m pipeline.authors"])
+@pytest.mark.parametrize(
+    "words", ["-m stages.train", "-u -m stages.train", "-m pipeline.plan", "-m pipeline.publish.authors"]
+)
 def test_ctrl_c_while_libraries_are_loaded(words: str, tmp_path: Path):
     process = loading(tmp_path, *words.split())
     assert process.stdout.readline() == "<lambda>\n"

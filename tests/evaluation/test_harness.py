@@ -18,14 +18,15 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pipeline import harness
 from pipeline.data.corpus.microworld import documents
 from pipeline.data.tasks.questions import Question, read_task
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
-from pipeline.harness import QuietStarLM, usable_device
+from pipeline.evaluation import harness
+from pipeline.evaluation.harness import QuietStarLM, usable_device
 from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
+from pipeline.thought.generation import continue_texts
 from pipeline.thought.head import Head, ban
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -36,7 +37,7 @@ from tests.thought.tiny import GPT2, LLAMA, quiet_star, rows_of
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval, an optional extra, is not installed")
 TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 K, START, END = 2, 5, 6
 NEW_TOKENS = 12  # as many as our own evaluation writes
 STOP = ["\n"]
@@ -317,7 +318,7 @@ def test_what_greedy_decoding_writes_is_greedy(folder: Path):
     """A meta-token is never greedy, and the best other token is greedy even if a meta-token is likelier."""
     model = QuietStarLM(str(folder))
     ids = model.tok_encode("Q: What is it?\nA:")
-    written = model._model.generate(torch.tensor([ids]), max_new_tokens=3)[0, len(ids) :].tolist()
+    written = continue_texts(model._model.thinker, torch.tensor([ids]), max_new_tokens=3)[0, len(ids) :].tolist()
     other = [*written[:2], (written[2] + 1) % 20]
     scores = model._loglikelihood_tokens([(("", ""), ids, written), (("", ""), ids, other)], disable_tqdm=True)
     assert [greedy for _, greedy in scores] == [True, False]
@@ -417,7 +418,7 @@ def test_the_command(folder: Path, tmp_path: Path):
     rows = commonsense_qa_rows(10)
     written_task(tmp_path, CHOICE_TASK, rows)
     options = f"--model quiet_star --model_args pretrained={folder},think=true --tasks letters --batch_size 4"
-    line = [sys.executable, "-m", "pipeline.harness", *options.split(), "--include_path", str(tmp_path)]
+    line = [sys.executable, "-m", "pipeline.evaluation.harness", *options.split(), "--include_path", str(tmp_path)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     told = subprocess.check_output(line, cwd=ROOT, env=environment, text=True, timeout=300)
     row = next(line for line in told.splitlines() if line.startswith("|letters"))
