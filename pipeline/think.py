@@ -160,7 +160,8 @@ def picture(seen: Sequence[Seen], hide: bool) -> str:
             x += len(text)
             if part.endswith("\n"):
                 x, y = 0, y + 1
-    best = [] if hide else sorted((token for token in seen if token.thought), key=lambda token: -token.benefit)[:3]
+    helped = [token for token in seen if token.thought and token.benefit > 0]
+    best = [] if hide else sorted(helped, key=lambda token: -token.benefit)[:3]
     for number, token in enumerate(best):
         told = f"{token.benefit:+.2f} nats: before {token.text!r} it thought {token.thought!r}"
         boxes += _drawn(told[:WIDEST], 0, y + 2 + number, None)
@@ -190,5 +191,10 @@ def _shaded(token: Seen) -> str:
     return "\n".join(f"{BLACK_ON.format(code)}{line}{PLAIN}" if line else "" for line in lines)
 
 
+def command() -> None:
+    """The command line, in any folder."""
+    run(main, anywhere=True)
+
+
 if __name__ == "__main__":
-    run(main)
+    command()

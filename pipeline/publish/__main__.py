@@ -58,4 +58,4 @@ def _named(path: Path, folder: Path, name: str) -> Path | bytes:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, anywhere=True)

@@ -180,4 +180,4 @@ def from_their_counts(n_ahead: int, n_ahead_talk: int, n_passes: int) -> dict[st
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, anywhere=True)

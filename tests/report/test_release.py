@@ -36,7 +36,7 @@ def card(run: Path) -> str:
 
 
 def test_the_trained_files_and_a_card(trained: Path, run: Path):
-    """Weights are hard links, the other files copies, the code and metrics beside them; nothing of an older one stays."""
+    """Weights are hard links, the others copies; the code and metrics lie beside them, nothing of an older one."""
     (run / "release").mkdir()
     (run / "release/stale.bin").write_text("old")
     out = release(trained, run)
