@@ -42,7 +42,7 @@ def test_code_from_elsewhere_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     assert str(ended(lambda: (tmp_path / "written").touch())).startswith("error: the code in use is ")
     assert not (tmp_path / "written").exists()
-    run((tmp_path / "written").touch, anywhere=True)
+    errors.run((tmp_path / "written").touch, anywhere=True)
     assert (tmp_path / "written").exists()
 
 

@@ -41,9 +41,14 @@ def write_release(trained: Path, params_file: Path, results: Path, out: Path) ->
                     os.link(source.resolve(), target)
                     continue
             shutil.copyfile(source, target)
-        for source in sorted(set(CODE.glob("*.py")) - {CODE / "__init__.py"}):
-            shutil.copyfile(source, folder / source.name)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        write_json(folder / "config.json", config | {"auto_map": AUTO_MAP})
+        add_code(folder)
         shutil.copyfile(results / "summary.json", folder / "metrics.json")
         (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def add_code(folder: Path) -> None:
+    """Put the model's code beside its weights and name its classes in config.json, as transformers' loader wants it."""
+    for source in sorted(set(CODE.glob("*.py")) - {CODE / "__init__.py"}):
+        shutil.copyfile(source, folder / source.name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", config | {"auto_map": AUTO_MAP})

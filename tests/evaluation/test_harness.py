@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pipeline.evaluation import harness
 from pipeline.evaluation.harness import QuietStarLM, usable_device
 from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
+from pipeline.report.release import add_code
 from pipeline.thought.generation import continue_texts
 from pipeline.thought.head import Head, ban
 from pipeline.thought.model import QuietStarForCausalLM
@@ -421,6 +423,22 @@ def test_the_command(folder: Path, tmp_path: Path):
     line = [sys.executable, "-m", "pipeline.evaluation.harness", *options.split(), "--include_path", str(tmp_path)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     told = subprocess.check_output(line, cwd=ROOT, env=environment, text=True, timeout=300)
+    row = next(line for line in told.splitlines() if line.startswith("|letters"))
+    assert float(row.split("|")[7]) == evaluated(folder, tmp_path, "letters", think=True)[0]["acc,none"]
+
+
+@pytest.mark.slow
+def test_lm_evals_own_command_reads_a_release(folder: Path, tmp_path: Path):
+    """As any model of transformers, without this project: the same accuracy."""
+    written_task(tmp_path, CHOICE_TASK, commonsense_qa_rows(10))
+    shutil.copytree(folder, tmp_path / "release")
+    add_code(tmp_path / "release")
+    options = f"--model hf --model_args pretrained={tmp_path}/release,trust_remote_code=True,dtype=float32 --device cpu"
+    line = [sys.executable, "-m", "lm_eval", "run", *options.split(), "--tasks", "letters", "--batch_size", "4"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    told = subprocess.check_output(
+        [*line, "--include_path", str(tmp_path)], cwd=tmp_path, env=environment, text=True, timeout=300
+    )
     row = next(line for line in told.splitlines() if line.startswith("|letters"))
     assert float(row.split("|")[7]) == evaluated(folder, tmp_path, "letters", think=True)[0]["acc,none"]
 

@@ -114,11 +114,13 @@ def test_results_with_intervals_and_n(run: Path):
 def test_the_hub_reads_the_head(run: Path):
     data = huggingface_hub.ModelCard(card(run)).data
     assert (data.library_name, data.pipeline_tag, data.tags) == ("transformers", "text-generation", ["quiet-star"])
-    assert data.base_model is None and data.datasets is None
+    assert data.base_model is None and data.datasets is None and data.license == "apache-2.0"
+    assert "weights and code are under Apache 2.0" in card(run)
 
     (run / "params.yaml").write_text(HUB_PARAMS.replace("path: null", "path: Qwen/Qwen2.5-0.5B"))
     data = huggingface_hub.ModelCard(card(run)).data
-    assert data.base_model == "Qwen/Qwen2.5-0.5B" and data.datasets == ["openai/gsm8k"]
+    assert data.base_model == "Qwen/Qwen2.5-0.5B" and data.datasets == ["openai/gsm8k"] and data.license is None
+    assert "apply, Qwen/Qwen2.5-0.5B (apache-2.0), openai/gsm8k (mit). The Python" in card(run)
     assert "# Quiet-STaR on Qwen2.5-0.5B\n" in card(run)
 
 
