@@ -54,6 +54,8 @@ class Answer(BaseHTTPRequestHandler):
             if asked.get("private") or asked.get("visibility") == "private":
                 self.server.private.add(name)
             self.answer({"url": f"{self.server.address}/{name}", "id": name})
+        elif self.path == "/api/validate-yaml":  # of a model card's head
+            self.answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
             files = json.loads(body)["files"]
             self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
@@ -69,7 +71,9 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # noqa: N802
         path = self.path.partition("?")[0]
-        if found := re.fullmatch(r"/(.+)/resolve/[^/]+/(.+)", path):
+        if self.server.refuse:
+            self.answer({"error": "You have no right to see this"}, 403)
+        elif found := re.fullmatch(r"/(.+)/resolve/[^/]+/(.+)", path):
             content = self.server.models.get(found[1], {}).get(found[2])
             if content is None:
                 self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")

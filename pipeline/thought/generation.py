@@ -137,6 +137,7 @@ class ThoughtGenerationMixin(GenerationMixin):
             raise ValueError("generate gives no attentions and no hidden states: a token has those of K + 1 passes")
         if thought_sampling.temperature > 0:
             thought_sampling = replace(thought_sampling, seed=thought_sampling.seed + new_seed())
+        settings.pop("tokenizer", None)  # that of stop strings, which are among the criteria
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         more = generation_config.max_length - input_ids.shape[1]
         thinks = think and self.has_thoughts

@@ -23,7 +23,7 @@ from pipeline.data.corpus.microworld import documents
 from pipeline.data.tasks.questions import Question, read_task
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
-from pipeline.evaluation import harness
+from pipeline.evaluation import harness, prompts
 from pipeline.evaluation.harness import QuietStarLM, usable_device
 from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
@@ -124,15 +124,15 @@ class Slow:
         return slow_text(predict, self.tokenizer, stop, prompt, new, sampling, self.key)
 
 
-def watch(model: QuietStarLM, name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Size, dict]]:
-    """Each call of a method of the model: the shape of its ids, and its options."""
-    calls, method = [], getattr(model._model, name)
+def watch(owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Size, dict]]:
+    """Each call of this function: the shape of its ids, and its options."""
+    calls, method = [], getattr(owner, name)
 
-    def watched(ids: Tensor, *rest: object, **options: object) -> object:
-        calls.append((ids.shape, options))
-        return method(ids, *rest, **options)
+    def watched(*given: object, **options: object) -> object:
+        calls.append((next(ids.shape for ids in given if isinstance(ids, Tensor)), options))
+        return method(*given, **options)
 
-    monkeypatch.setattr(model._model, name, watched)
+    monkeypatch.setattr(owner, name, watched)
     return calls
 
 
@@ -285,7 +285,8 @@ def test_texts_of_like_length_go_together_and_only_answers_think(folder: Path, m
     """
     model, kept = QuietStarLM(str(folder), batch_size=2), {}
     model.cache_hook.add_partial = lambda *about: kept.update({str(about[:2]): about[2]})
-    scored, written = (watch(model, name, monkeypatch) for name in ("forward", "generate"))
+    scored = watch(model._model, "forward", monkeypatch)
+    written = watch(prompts, "continue_texts", monkeypatch)
     contexts = [f"Q: Where{'?' * count}\nA:" for count in (9, 0, 40, 1, 41, 10)]
     own = sorted((len(model.tok_encode(context)) for context in contexts), reverse=True)
     asked = [(context, f" {letter}") for context in contexts for letter in "ABCDE"]
@@ -345,7 +346,7 @@ def test_special_tokens_around_a_text(tmp_path: Path, monkeypatch: pytest.Monkey
     expected = slow.log_likelihood([mark], plain)[0]
     assert model.loglikelihood_rolling(requests(("water",)), True)[0] == pytest.approx(expected, abs=1e-4)
     new = torch.tensor([[mark, *plain, model.tokenizer.pad_token_id, *plain, model.eot_token_id, *plain]])
-    monkeypatch.setattr(model._model, "generate", lambda ids, *_, **__: torch.cat([ids, new], 1))
+    monkeypatch.setattr(prompts, "continue_texts", lambda _, ids, *__, **___: torch.cat([ids, new], 1))
     assert model.generate_until(requests(("Q:", {})), True) == ["waterwater"]
 
 
