@@ -79,6 +79,12 @@ class Answer(BaseHTTPRequestHandler):
                 self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
             else:
                 self.answer(content, ETag=f'"{hashlib.sha256(content).hexdigest()}"')
+        elif found := re.fullmatch(r"/api/models/(.+?)/tree/[^/]+(/.+)?", path):
+            files = self.server.models.get(found[1], {})
+            if found[2]:  # no model here has folders
+                self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
+            else:
+                self.answer([{"type": "file", "path": p, "size": len(files[p]), "oid": COMMIT} for p in files])
         elif found := re.fullmatch(r"/api/models/(.+?)(/revision/[^/]+)?", path):
             files = self.server.models.get(found[1], {})
             names = [{"rfilename": name} for name in files]

@@ -22,7 +22,7 @@ LOAD = """
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("org/name", trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained("org/name")
+assert AutoTokenizer.from_pretrained("org/name", trust_remote_code=True)("Q:").input_ids
 ids = torch.load("ids.pt")
 torch.save([model(ids).logits.detach(), model.generate(ids, max_new_tokens=4)], "found.pt")
 """

@@ -70,7 +70,7 @@ import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 folder = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ids = torch.load("ids.pt")
 torch.manual_seed(0)
 sampled = model.generate(ids, max_new_tokens=4, do_sample=True, num_return_sequences=2)
