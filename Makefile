@@ -1,18 +1,23 @@
-# Two commands: `make repro` and `make test`. Both set up .venv first, and do nothing twice.
+# Two commands: `make repro` and `make test`. Each sets up what it needs of .venv first, and nothing is done twice.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 READY  := $(VENV)/.ready
+TESTED := $(VENV)/.ready-tests
 EIGHT_BIT := $(VENV)/8bit/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro check real ladder seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
+.PHONY: help setup setup-tests repro check real ladder seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup: $(READY) ## create .venv and install the pinned dependencies
+# the names of packages in pyproject.toml, as constraints.txt has the versions
+NAMES := import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; extras = p["optional-dependencies"]
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+setup: $(READY) ## create .venv and install the pinned versions of what a run needs
 
 $(READY): pyproject.toml constraints.txt
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version)"
@@ -20,10 +25,14 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@# torch by name and version first: other ways of asking for it pull gigabytes of CUDA packages
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $$($(BIN)/python -c 'import tomllib; \
-	  p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	  extras = p["optional-dependencies"]; del extras["8bit"]; \
-	  print(*p["dependencies"], *sum(extras.values(), []))' | sed 's/>=[0-9.]*//g')
+	$(INSTALL) $$($(BIN)/python -c '$(NAMES); print(*(re.split(">=", name)[0] for name in p["dependencies"]))')
+	@touch $@
+
+setup-tests: $(TESTED) ## the same, and what tests, adapters, lm-eval and remotes on S3 need
+
+$(TESTED): $(READY)
+	@echo "== installing what tests, adapters, lm-eval and remotes on S3 need"
+	$(INSTALL) $$($(BIN)/python -c '$(NAMES); del extras["8bit"]; print(*(re.split(">=", name)[0] for name in sum(extras.values(), [])))')
 	@touch $@
 
 repro: setup ## run the whole pipeline (dvc repro); what is cached is not run again
@@ -71,30 +80,30 @@ ci-report: setup ## the small grid's results and what differs from BASE (origin/
 ci-comment: ## put results/ci-report.md on the pull request PULL_REQUEST
 	@gh pr comment "$(PULL_REQUEST)" --body-file results/ci-report.md
 
-chaos: setup ## kill the pipeline twenty times, let it go on, compare the end with an uninterrupted run: results/chaos.md
+chaos: setup-tests ## kill the pipeline twenty times, let it go on, compare the end with an uninterrupted run: results/chaos.md
 	@$(RUN) python -m tests.chaos --kills 20 --seed 1
 
 # where only the tests that use it find it
-$(EIGHT_BIT): constraints.txt | $(READY)
+$(EIGHT_BIT): constraints.txt | $(TESTED)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --upgrade \
 	  --target $(@D) bitsandbytes && touch $@ || echo "bitsandbytes cannot be installed here: its tests will skip"
 
 # a thread a worker: two workers with two threads each are slower than one
 PYTEST := $(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --durations=10
 
-test: setup $(EIGHT_BIT) ## run the fast tests: everything that matters, before a commit
+test: setup-tests $(EIGHT_BIT) ## run the fast tests: everything that matters, before a commit
 	@echo "== pytest, the fast tier"
 	@$(PYTEST)
 
-test-slow: setup $(EIGHT_BIT) ## run the slow tests: processes, DVC, kills, many cases, browsers
+test-slow: setup-tests $(EIGHT_BIT) ## run the slow tests: processes, DVC, kills, many cases, browsers
 	@echo "== pytest, the slow tier"
 	@$(PYTEST) -m slow
 
-test-all: setup $(EIGHT_BIT) ## run both tiers
+test-all: setup-tests $(EIGHT_BIT) ## run both tiers
 	@echo "== pytest, both tiers"
 	@$(PYTEST) -m ""
 
-lint: setup ## check style and workflows
+lint: setup-tests ## check style and workflows
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml

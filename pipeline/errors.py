@@ -61,8 +61,11 @@ def optional(package: str, why: str) -> Iterator[None]:
         raise UserError(f"{why}, which needs {package}: pip install {package}") from error
 
 
-def run(command: Callable[[], None]) -> None:
-    """Run a command's main function. A user's mistake ends it with exit code 1 and one line on standard error."""
+def run(command: Callable[[], None], anywhere: bool = False) -> None:
+    """Run a command's main function. A user's mistake ends it with exit code 1 and one line on standard error.
+
+    ``anywhere``: in any folder, as what it writes is no output of the graph.
+    """
     log = logging.getLogger("pipeline")
     log.setLevel(logging.INFO)
     if not log.handlers:
@@ -70,8 +73,8 @@ def run(command: Callable[[], None]) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        code = Path(__file__).resolve().parent
-        if not code.is_relative_to(Path.cwd().resolve()):  # DVC hashes this folder's code: other code spoils its cache
+        code, here = Path(__file__).resolve().parent, Path.cwd().resolve()
+        if not (anywhere or code.is_relative_to(here)):  # DVC hashes this folder's code: other code spoils its cache
             raise UserError(f"the code in use is {code}, not this folder's: run `python -m` from the project's root")
         command()
     except UserError as error:

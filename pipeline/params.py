@@ -39,6 +39,7 @@ NotNegative = Annotated[float, ("at least", 0)]
 Share = Annotated[float, ("at least", 0), ("at most", 1)]
 Device = Annotated[str, ("one of", ("auto", "cpu", "cuda"))]
 Method = Annotated[str, ("one of", METHODS)]
+Tracker = Annotated[str, ("one of", ("tensorboard", "trackio", "wandb", "mlflow"))]
 
 
 @dataclass
@@ -198,6 +199,7 @@ class Train:
     lora: Lora = field(default_factory=Lora)
     saved: Annotated[str, ("one of", ("whole", "learned"))] = MISSING
     optimizer: Annotated[str, ("one of", ("adamw", "adamw_8bit"))] = MISSING
+    trackers: list[Tracker] = field(default_factory=list)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.plan.shape import shape_of
 from pipeline.plan.work import products
 from pipeline.thought.decoder import Decoder
-from tests.test_harness import byte_tokenizer
+from tests.evaluation.test_harness import byte_tokenizer
 from tests.thought.tiny import LLAMA, base_model, rows_of
 
 TINY = "--hidden 16 --layers 2 --heads 4 --kv-heads 2 --ffn 24 --vocab 50 --tokens 8 --repeats 1 --new-tokens 3"

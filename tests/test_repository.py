@@ -1,15 +1,19 @@
 """The repository: README's tree and the pages' links; workflows hold no logic, want the whole history and no secret."""
 
+import importlib
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FILES = {"README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml", "dvc.lock"}
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+FILES = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "Dockerfile"}
+FILES |= {"constraints.txt", "pyproject.toml", "dvc.lock"}
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
 WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}
@@ -34,6 +38,16 @@ def test_the_tree_is_the_repositorys():
 def test_pipeline_has_few_names_and_docs_few_pages():
     assert len([path for path in (ROOT / "pipeline").iterdir() if path.name != "__pycache__"]) <= 18
     assert len(list((ROOT / "docs").glob("*.md"))) <= 6
+
+
+def test_the_citation_the_changes_and_the_package_name_one_version():
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert citation["version"] == newest == package["version"] and citation["license"] == package["license"]
+    for target in package["scripts"].values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

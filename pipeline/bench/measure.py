@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from pipeline.errors import UserError
 from pipeline.plan.shape import shape_of
 from pipeline.plan.work import Step, pass_flops, products
+from pipeline.thought.generation import continue_texts
 from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.objective import lookahead_targets
@@ -122,7 +123,7 @@ def measure_generation(model: QuietStarForCausalLM, ids: Tensor, options: argpar
 
     def generate() -> None:
         nonlocal written
-        written = model.generate(ids, max_new_tokens=options.new_tokens)
+        written = continue_texts(model.thinker, ids, max_new_tokens=options.new_tokens)
 
     def recompute_token() -> None:
         """One more token, from a pass over the whole text with a thought at every position."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.evaluation.donors import as_input, sampled
-from pipeline.thought.generation import SAMPLES_APART
+from pipeline.thought.generation import SAMPLES_APART, continue_texts
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
@@ -89,7 +89,7 @@ class AskedModel:
     ) -> list[list[int]]:
         """Return the ids that follow each of the ``prompts`` (B), up to its end token or just past a ``stop`` string.
 
-        ``keys`` (B,) name the prompts in the random draws; ``settings`` are those of `generation.generate`. Raises
+        ``keys`` (B,) name the prompts in the random draws; ``settings`` are those of `continue_texts`. Raises
         UserError if predictions are not finite.
         """
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
@@ -97,7 +97,7 @@ class AskedModel:
         settings |= {"text_keys": keys, "think": think, "thought_sampling": self.sampling, "stop_strings": stop}
         settings |= {"eos_token_id": end, "pad_token_id": pad, "decode": self.tokenizer.decode}
         try:
-            written = self.model.generate(ids, mask, **settings)[:, ids.shape[1] :].tolist()
+            written = continue_texts(self.model.thinker, ids, mask, **settings)[:, ids.shape[1] :].tolist()
         except FloatingPointError as error:
             raise UserError(NOT_FINITE) from error
         return [new[: new.index(end)] if end in new else new for new in written]

@@ -24,6 +24,17 @@ from pipeline.report.results import (
     reasoning_table,
 )
 
+# as their pages on the hub name them; of other names the card says to look there
+LICENCES = {
+    "HuggingFaceTB/SmolLM2-135M": "apache-2.0",
+    "Qwen/Qwen2.5-0.5B": "apache-2.0",
+    "Qwen/Qwen2.5-7B": "apache-2.0",
+    "mistralai/Mistral-7B-v0.1": "apache-2.0",
+    "Salesforce/wikitext": "cc-by-sa-3.0, gfdl",
+    "allenai/c4": "odc-by",
+    "open-web-math/open-web-math": "odc-by",
+    "openai/gsm8k": "mit",
+}
 ON_THE_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&$!])")
 TEXT = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
@@ -50,11 +61,15 @@ def model_card(params_file: Path, results: Path) -> str:
         head["base_model"] = base.path
     if given.corpus.source == "hub" and on_the_hub(given.corpus.hub.train.path):
         head["datasets"] = [given.corpus.hub.train.path]
+    made_from = sources(given)
+    if not made_from:
+        head["license"] = "apache-2.0"
     base_name = Path(base.path).name if base.source == "hub" else f"a small {base.scratch.architecture}"
     return TEMPLATE.render(
         method=method,
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
         base_name=escaped(base_name),
+        made_from=[f"{escaped(name)} ({LICENCES.get(name, 'its page says which')})" for name in made_from],
         about=escaped(training_sentence(train, given, method)),
         facts=_table(("", ""), training_facts(train, read_json(results / "summary.json"), given, method)),
         settings=_table(("setting", "value"), ((name, repr(value)) for name, value in vars(given.train).items())),
@@ -66,6 +81,15 @@ def model_card(params_file: Path, results: Path) -> str:
             if table.rows
         ],
     )
+
+
+def sources(given: params.Params) -> list[str]:
+    """The base model and the texts that the weights are made from; none where this project makes both."""
+    base, hub = given.base_model, given.corpus.hub
+    names = [base.path] if base.source == "hub" else []
+    if given.corpus.source == "hub":
+        names += [hub.train.path] if base.source == "hub" else [hub.pretrain.path, hub.train.path]
+    return list(dict.fromkeys(names))
 
 
 def on_the_hub(name: str) -> bool:

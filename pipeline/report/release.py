@@ -1,21 +1,28 @@
 """The trained model as a folder to hand on: its files, and a card that says what it is and how well it does."""
 
+import json
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import pipeline.thought
 from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.files import replacing, write_json
 from pipeline.models.trained import LEARNED, base_of, load_trained
 from pipeline.report.card import model_card
+
+CODE = Path(pipeline.thought.__file__).parent
+# where transformers finds the model's classes beside its weights, if it is told to trust them
+AUTO_MAP = {"AutoConfig": "model.QuietStarConfig", "AutoModelForCausalLM": "model.QuietStarForCausalLM"}
 
 
 def write_release(trained: Path, params_file: Path, results: Path, out: Path) -> None:
     """Write the folder ``out``: the files of ``trained``, weights as hard links where possible, and the model card.
 
-    If ``trained`` holds only what was learned, the whole model is written, with adapters merged. The same inputs give
-    the same bytes. Raises UserError if there is no trained model, its base model is missing, or a file of ``results``
+    If ``trained`` holds only what was learned, the whole model is written, with adapters merged. The thought package's
+    files lie beside it, so that it loads without this project, and the run's metrics. The same inputs give the same
+    bytes. Raises UserError if there is no trained model, its base model is missing, or a file of ``results``
     cannot be read.
     """
     if not (trained / "config.json").is_file():
@@ -34,4 +41,14 @@ def write_release(trained: Path, params_file: Path, results: Path, out: Path) ->
                     os.link(source.resolve(), target)
                     continue
             shutil.copyfile(source, target)
+        add_code(folder)
+        shutil.copyfile(results / "summary.json", folder / "metrics.json")
         (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
+
+
+def add_code(folder: Path) -> None:
+    """Put the model's code beside its weights and name its classes in config.json, as transformers' loader wants it."""
+    for source in sorted(set(CODE.glob("*.py")) - {CODE / "__init__.py"}):
+        shutil.copyfile(source, folder / source.name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", config | {"auto_map": AUTO_MAP})

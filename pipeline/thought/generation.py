@@ -1,11 +1,19 @@
-"""Write text with a thought before each token: only the newest position thinks, on cached keys and values."""
+"""Write text with a thought before each token: only the newest position thinks, on cached keys and values.
+
+`ThoughtGenerationMixin` is transformers' own `generate`, for users. `continue_texts` is the evaluation's: its draws
+depend on a text and its key alone, never on the rest of the batch, and texts that have ended leave the batch.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers.utils import ModelOutput
 
+from .head import ban
 from .layout import pads_before_end, text_position_ids
 from .sampler import Sampling, sample
 from .thinking import Thinker
@@ -18,7 +26,7 @@ SAMPLES_APART = 2**40  # between the text keys of one prompt's samples: more tha
 
 
 @torch.no_grad()
-def generate(
+def continue_texts(
     thinker: Thinker,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
@@ -45,8 +53,6 @@ def generate(
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    if input_ids.shape[1] == 0 or not attention_mask[:, -1].all():
-        raise ValueError("a prompt to continue needs at least one token, and padding on its left side only")
     if samples < 1:
         raise ValueError(f"samples is {samples}, but must be at least 1")
     if stop_strings and decode is None:
@@ -61,7 +67,7 @@ def generate(
 
     # the prompts are read once, and then repeated for their samples
     decoder, thinks = thinker.decoder, think and thinker.mixing_head is not None
-    writer = _Writer(thinker, attention_mask, max_new_tokens, thought_sampling if thinks else None)
+    writer = Writer(thinker, attention_mask, max_new_tokens, thought_sampling if thinks else None)
     state = writer.read(decoder.embed(input_ids))
     repeated = torch.arange(texts, device=device).repeat_interleave(samples)
     writer.select(repeated)
@@ -92,16 +98,88 @@ def generate(
     return written
 
 
-class _Writer:
+class ThoughtGenerationMixin(GenerationMixin):
+    """transformers' `generate` for a `QuietStarForCausalLM`."""
+
+    _supported_generation_modes = ("greedy_search", "sample")
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """transformers makes no cache: `Writer` has its own."""
+        return False
+
+    def generate(
+        self, *inputs: object, think: bool = True, thought_sampling: Sampling = GREEDY, **settings: object
+    ) -> Tensor | ModelOutput:
+        """transformers' `GenerationMixin.generate`, with its arguments; a thought comes before each token written.
+
+        ``thought_sampling``: how thoughts are drawn. A seed from torch's generator is added to its own, so that
+        `torch.manual_seed` makes thoughts and text the same again. Without ``think`` the base model's prediction alone
+        is used. Meta-tokens are never written. Keys and values are always cached, by this call alone. Raises ValueError
+        for what needs several continuations of a text at once (beams, assistants), for attentions and hidden states,
+        and where a prompt is empty or padded on the right; FloatingPointError where logits are not finite.
+        """
+        return super().generate(*inputs, think=think, thought_sampling=thought_sampling, **settings)
+
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        attention_mask: Tensor | None = None,
+        think: bool = True,
+        thought_sampling: Sampling = GREEDY,
+        **settings: object,
+    ) -> Tensor | ModelOutput:
+        """transformers' loop over new tokens; a `Writer`, handed on to `forward`, predicts each."""
+        if generation_config.output_attentions or generation_config.output_hidden_states:
+            raise ValueError("generate gives no attentions and no hidden states: a token has those of K + 1 passes")
+        if thought_sampling.temperature > 0:
+            thought_sampling = replace(thought_sampling, seed=thought_sampling.seed + new_seed())
+        settings.pop("tokenizer", None)  # that of stop strings, which are among the criteria
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        more = generation_config.max_length - input_ids.shape[1]
+        thinks = think and self.has_thoughts
+        writer = Writer(self.thinker, mask.to(self.device), more, thought_sampling if thinks else None)
+        return super()._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, writer=writer, **settings
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        think: bool = True,
+        thought_sampling: Sampling = GREEDY,
+        writer: "Writer | None" = None,
+        is_first_iteration: bool = False,
+        use_cache: bool = True,
+    ) -> dict[str, object]:
+        """`forward`'s arguments for the next token: what the ``writer`` has not read."""
+        return {"input_ids": (input_ids if is_first_iteration else input_ids[:, -1:]).to(self.device), "writer": writer}
+
+
+def new_seed() -> int:
+    """A seed from torch's generator; each process has its own, also where generators agree, as the HF Trainer's do."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return int(torch.randint(2**62, (), device="cpu")) + rank
+
+
+class Writer:
     """Texts that grow by a token at a time, with a thought after each, or without thoughts if ``sampling`` is None.
 
     A thought at the newest position is an ordinary continuation of the text: it is written to the same cache, after
     the text, and the next true token is written over it. ``[start]`` is read together with the true token before it and
     ``[end]`` with the thought's last token, so a token costs K + 1 passes, also where a thought ends itself before;
-    pauses are known beforehand and cost one.
+    pauses are known beforehand and cost one. Raises ValueError where a text is empty or padded on the right.
     """
 
     def __init__(self, thinker: Thinker, attention_mask: Tensor, max_new_tokens: int, sampling: Sampling | None):
+        if attention_mask.shape[1] == 0 or not attention_mask[:, -1].all():
+            raise ValueError("a prompt to continue needs at least one token, and padding on its left side only")
         self._thinker, self._sampling = thinker, sampling
         more = max_new_tokens + thinker.layout.thought_tokens + 2
         self._mask = F.pad(attention_mask, (0, more), value=1)
@@ -114,6 +192,17 @@ class _Writer:
     def newest(self) -> Tensor:
         """Position ids (B, 1) of the newest true tokens."""
         return self._position_ids[:, self._length - 1 : self._length]
+
+    def predict(self, input_ids: Tensor) -> Tensor:
+        """Read true tokens (B, M); the next one's logits (B, 1, V), those of meta-tokens at -1e10.
+
+        The texts are named 0 .. B-1 in the draws of thoughts. Raises FloatingPointError for logits that are not finite.
+        """
+        decoder, keys = self._thinker.decoder, torch.arange(len(input_ids), device=input_ids.device)
+        logits = decoder.head.logits(self.think(self.read(decoder.embed(input_ids)), keys))
+        if not logits.isfinite().all():
+            raise FloatingPointError("logits are not finite")
+        return ban(logits, self._thinker.banned).unsqueeze(1)
 
     def select(self, texts: Tensor) -> None:
         """Go on with these of the texts, by index (repeats allowed)."""

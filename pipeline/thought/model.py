@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .decoder import Decoder, build_decoder, check_decoder
-from .generation import GREEDY, generate
+from .generation import GREEDY, ThoughtGenerationMixin, Writer, new_seed
 from .layout import Layout, at
 from .methods import METHODS, QUIET_STAR
 from .mixing import MixingHead
@@ -21,6 +21,8 @@ from .views import NAME
 
 # not kept of the base's configuration: the path that it was read from, and the dtype, which is the whole model's
 NOT_KEPT = ("_name_or_path", "dtype", "torch_dtype")
+# what `generate` takes from the base model unless it is told otherwise
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class QuietStarConfig(PretrainedConfig):
@@ -110,6 +112,18 @@ class QuietStarConfig(PretrainedConfig):
         """The ids that are never sampled in a thought."""
         return [i for i in self.banned if i not in self.endings]
 
+    @property
+    def vocab_size(self) -> int:
+        return self.base_config().get_text_config().vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.base_config().get_text_config().hidden_size
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        return getattr(self.base_config().get_text_config(), "max_position_embeddings", None)
+
     def base_config(self) -> PretrainedConfig:
         """The base decoder's configuration, as transformers' own class."""
         values = dict(self.base)
@@ -132,7 +146,7 @@ class QuietStarOutput(ModelOutput):
     thoughts: Thoughts | None = None
 
 
-class QuietStarForCausalLM(PreTrainedModel):
+class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
     """A decoder that thinks after every token before it predicts the next one."""
 
     config_class = QuietStarConfig
@@ -146,6 +160,7 @@ class QuietStarForCausalLM(PreTrainedModel):
         config._attn_implementation = NAME
         super().__init__(config)
         self.base = build_decoder(config.base_config())
+        self._take_special_tokens(self.base)
         hidden_size = self.base.get_input_embeddings().embedding_dim
         self.objective = METHODS[config.method](config)
         self.start_embedding = self.end_embedding = self.mixing_head = self.pause_embeddings = None
@@ -170,6 +185,7 @@ class QuietStarForCausalLM(PreTrainedModel):
         config = QuietStarConfig(base=base.config.to_dict(), **{"ending_token_ids": endings} | settings)
         model = cls._from_config(config, dtype=base.dtype)  # not .to(dtype), which rounds the rotary frequencies too
         model.base.load_state_dict(base.state_dict())
+        model._take_special_tokens(base)
         check_decoder(model.base)
         with torch.no_grad():
             # the embedding as the model uses it: Gemma scales its table
@@ -177,6 +193,12 @@ class QuietStarForCausalLM(PreTrainedModel):
             for parameter in model.meta_tokens():
                 parameter.copy_((meta_token / config.meta_token_scale).expand_as(parameter))
         return model
+
+    def _take_special_tokens(self, base: PreTrainedModel) -> None:
+        """Let `generate` know the ids of the base's special tokens, where the configuration does not name its own."""
+        for name in SPECIAL:
+            if getattr(self.config, name, None) is None:
+                setattr(self.generation_config, name, getattr(base.generation_config, name))
 
     def meta_tokens(self) -> list[nn.Parameter]:
         """The learned tokens that this method adds: [start] (D,) and [end] (D,), and pauses (K, D)."""
@@ -220,6 +242,15 @@ class QuietStarForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.base.get_output_embeddings()
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **settings: object) -> nn.Embedding:
+        """transformers' own, of the base model. Raises ValueError where an id of the configuration would be lost."""
+        named = [*self.config.banned, *self.config.ending_token_ids]
+        if new_num_tokens is not None and new_num_tokens <= max(named, default=-1):
+            raise ValueError(f"new_num_tokens is {new_num_tokens}, but the configuration names token {max(named)}")
+        embeddings = self.base.resize_token_embeddings(new_num_tokens, **settings)
+        self.config.base = self.config.base | {"vocab_size": self.vocabulary}
+        return embeddings
+
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
         """Raise ValueError for any attention but the one registered here: with another, predictions would be wrong."""
         if attn_implementation != NAME:
@@ -239,6 +270,12 @@ class QuietStarForCausalLM(PreTrainedModel):
         counts: Counts | None = None,
         engine: Engine = DEFAULT_ENGINE,
         old: Losses | None = None,
+        writer: Writer | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> QuietStarOutput:
         """Train on ``labels`` (B, N; -100 is ignored), or predict the next token at every position without them.
 
@@ -251,13 +288,19 @@ class QuietStarForCausalLM(PreTrainedModel):
         of all micro-batches then add up to the step's. Unless given, the texts' own (`counts_of`).
         ``engine``: how it is computed, which changes speed and memory and nothing else.
         ``old``: the losses of an earlier pass over the same ``thought_ids``, for objectives with inner epochs.
-        Raises ValueError for ``thought_ids`` where the method samples none.
+        ``writer``: `generate`'s, which has read what is before ``input_ids``; only the next token is predicted then.
+        The rest are names that callers of other models use: token types, which decoders have not, and ``return_dict``
+        change nothing. Raises ValueError for others of them, and for ``thought_ids`` where the method samples none.
         """
+        if inputs_embeds is not None or output_attentions or output_hidden_states:
+            raise ValueError("inputs_embeds, output_attentions and output_hidden_states: a model that thinks has none")
+        if writer is not None:
+            return QuietStarOutput(logits=writer.predict(input_ids))
         if thought_ids is not None and not self.samples_thoughts:
             raise ValueError(f"method {self.config.method} has no sampled thoughts to replace by thought_ids")
         if sampling is None:
             learns = labels is not None and torch.is_grad_enabled()
-            sampling = Sampling(0.0 if labels is None else 1.0, _new_seed() if learns else 0)
+            sampling = Sampling(0.0 if labels is None else 1.0, new_seed() if learns else 0)
         if labels is not None and attention_mask is not None:  # read no further than the longest text
             longest = max(attention_mask.any(0).nonzero().flatten().tolist(), default=0) + 1
             input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
@@ -296,17 +339,3 @@ class QuietStarForCausalLM(PreTrainedModel):
         """The entropy (B, N) in nats of the next token's prediction at every position, without thoughts."""
         hidden = self.thinker.read(input_ids, attention_mask).hidden
         return sample(self.decoder.head, hidden, [], GREEDY, torch.zeros_like(hidden[..., 0]))[1]
-
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **settings: object) -> Tensor:
-        """Continue texts with a thought before each token: see `generation.generate`."""
-        return generate(self.thinker, input_ids, attention_mask, **settings)
-
-
-def _new_seed() -> int:
-    """A seed from torch's generator; each process has its own, also where generators agree, as the HF Trainer's do."""
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    return int(torch.randint(2**62, (), device="cpu")) + rank
-
-
-AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)
-AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM)

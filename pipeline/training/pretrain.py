@@ -17,7 +17,7 @@ from pipeline.models.base import read_model, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.params import BaseModel, Scratch
 from pipeline.training.checkpoints import checkpoints
-from pipeline.training.trainer import CheckedTrainer, logged, training_arguments
+from pipeline.training.trainer import CheckedTrainer, Speed, logged, training_arguments
 
 LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
 COLUMNS = ["loss", "heldout_loss", "learning_rate"]  # of the log, after the step
@@ -77,7 +77,8 @@ def _pretrain(
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
     )
     data = {"model": model, "train_dataset": spans, "eval_dataset": heldout}
-    log = PretrainTrainer(isolate, arguments, folder, **data).run()
+    speed = Speed(scratch.batch_size * spans.mean_length)
+    log = PretrainTrainer(isolate, arguments, folder, speed, **data).run()
     rows = logged(log, COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
     if not np.isfinite(rows["heldout_loss"].dropna()).all():

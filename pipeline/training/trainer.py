@@ -5,8 +5,9 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -41,6 +42,19 @@ PRECISION = "ACCELERATE_MIXED_PRECISION"  # a variable that would override train
 BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
+@dataclass(frozen=True)
+class Speed:
+    """The ``tokens`` of an optimizer step, and its share of what all devices could do in a second, if that is known."""
+
+    tokens: float
+    share: float | None = None
+
+    def of(self, steps_per_second: float) -> dict[str, float]:
+        """What a row of the log says: tokens of text a second, and MFU (Chowdhery et al. 2022, appendix B)."""
+        used = {} if self.share is None else {"mfu": self.share * steps_per_second}
+        return {"tokens_per_second": self.tokens * steps_per_second} | used
+
+
 class TextOrder(Sampler):
     """The text indices for a whole run, ``wanted`` in all: each epoch is a new permutation, and the last is cut short.
 
@@ -64,7 +78,7 @@ class TextOrder(Sampler):
 
 
 class StepBar(TrainerCallback):
-    """A progress bar of optimizer steps with the last logged loss; the main process shows it."""
+    """A progress bar of optimizer steps with the time left, and the last logged loss and speed; the main process's."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         hidden, done = not state.is_world_process_zero, state.global_step
@@ -77,7 +91,12 @@ class StepBar(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
+            shown = {"loss": f"{logs['loss']:.4g}"}
+            if "tokens_per_second" in logs:
+                shown["tokens/s"] = f"{logs['tokens_per_second']:.0f}"
+            if "mfu" in logs:
+                shown["mfu"] = f"{logs['mfu']:.0%}"
+            self._bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._bar.close()
@@ -111,8 +130,8 @@ class CheckedTrainer(Trainer):
     A step whose loss or gradient is not finite raises UserError before the optimizer changes the weights.
     """
 
-    def __init__(self, args: TrainingArguments, folder: Path, **kwargs: object):
-        self._folder = folder
+    def __init__(self, args: TrainingArguments, folder: Path, speed: Speed | None = None, **kwargs: object):
+        self._folder, self._speed = folder, speed
         self._texts: list[Tensor] = []  # the indices of each micro-batch of the step
         self._finite: list[Tensor] = []  # whether each one's loss is finite
         self._clock = (time.perf_counter(), 0)  # when the last row was logged, and its step
@@ -214,11 +233,12 @@ class CheckedTrainer(Trainer):
         super()._save(output_dir, {name: value for name, value in state.items() if name in trained})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a row, with steps per second if it is about training steps."""
+        """Log a row, with its speed if it is about training steps."""
         if "loss" in logs:
             now, (since, step) = time.perf_counter(), self._clock
             self._clock = now, self.state.global_step
-            logs = logs | {"steps_per_second": (self.state.global_step - step) / (now - since)}
+            rate = (self.state.global_step - step) / (now - since)
+            logs = logs | {"steps_per_second": rate} | (self._speed.of(rate) if self._speed else {})
         super().log(logs, start_time)
 
 
@@ -236,8 +256,10 @@ class OneGpuArguments(TrainingArguments):
         return min(super().n_gpu, 1)
 
 
-def training_arguments(device: str, seed: int, folder: Path, **settings: object) -> TrainingArguments:
-    """The Trainer's settings: it writes checkpoints to ``folder`` and nothing else.
+def training_arguments(
+    device: str, seed: int, folder: Path, report_to: Sequence[str] = (), **settings: object
+) -> TrainingArguments:
+    """The Trainer's settings: it writes checkpoints to ``folder``, logs to ``report_to``, and nothing else.
 
     Also removes stray launcher variables, by which accelerate would take this for one of several processes and wait
     for the others.
@@ -253,7 +275,7 @@ def training_arguments(device: str, seed: int, folder: Path, **settings: object)
         seed=seed,
         data_seed=seed,
         save_strategy="no",  # `Checkpoints` decides when
-        report_to=[],
+        report_to=list(report_to),
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         dataloader_pin_memory=False,

@@ -1,16 +1,22 @@
 """The release: a folder that transformers loads, and a card that the hub can read and no data can break."""
 
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
+import torch
 from fake_outputs import HOSTILE, HUB_PARAMS, arms, comparisons, seeds, write, write_run
+from transformers import AutoTokenizer
 
+from pipeline.models.trained import load_trained
 from pipeline.report.card import model_card, on_the_hub
-from pipeline.report.release import write_release
+from pipeline.report.release import AUTO_MAP, CODE, write_release
 
 WEIGHTS = "model.safetensors"
 
@@ -30,13 +36,18 @@ def card(run: Path) -> str:
 
 
 def test_the_trained_files_and_a_card(trained: Path, run: Path):
-    """Weights are hard links, the other files copies, and nothing of an older release stays."""
+    """Weights are hard links, the others copies; the code and metrics lie beside them, nothing of an older one."""
     (run / "release").mkdir()
     (run / "release/stale.bin").write_text("old")
     out = release(trained, run)
     released = {path.name: path.read_bytes() for path in out.iterdir()}
     files = {path.name: path.read_bytes() for path in trained.iterdir()}
-    assert released == files | {"README.md": card(run).encode()}
+    code = {path.name: path.read_bytes() for path in CODE.glob("*.py") if path.name != "__init__.py"}
+    metrics = (run / "results/summary.json").read_bytes()
+    config, own = (json.loads(some.pop("config.json")) for some in (released, dict(files)))
+    assert config == own | {"auto_map": AUTO_MAP}
+    expected = files | code | {"README.md": card(run).encode(), "metrics.json": metrics}
+    assert released == {name: expected[name] for name in expected if name != "config.json"}
     assert {name for name in files if (trained / name).samefile(out / name)} == {WEIGHTS}
 
 
@@ -54,6 +65,40 @@ def test_the_cards_own_code_loads_the_model_and_writes(trained: Path, run: Path,
     assert capsys.readouterr().out.startswith("Q: What is two and three?\nA:")
 
 
+ALONE = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+ids = torch.load("ids.pt")
+torch.manual_seed(0)
+sampled = model.generate(ids, max_new_tokens=4, do_sample=True, num_return_sequences=2)
+write = pipeline("text-generation", model=folder, trust_remote_code=True)
+text = write("Q: What", max_new_tokens=4, do_sample=False)[0]["generated_text"]
+assert not any(name.split(".")[0] in ("stages", "dvc", "datasets") for name in sys.modules)
+assert "pipeline" not in sys.modules
+torch.save([model(ids).logits.detach(), model.generate(ids, max_new_tokens=4), sampled, text], "found.pt")
+"""
+
+
+@pytest.mark.slow
+def test_it_stands_alone(trained: Path, run: Path, tmp_path: Path):
+    """In a process without this project, by its own code: the same logits, the same texts, with torch's seed too."""
+    out, ids = release(trained, run), torch.tensor([[5, 6, 7, 8]])
+    torch.save(ids, tmp_path / "ids.pt")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", ALONE, str(out)], cwd=tmp_path, env=environment, check=True)
+    logits, written, sampled, text = torch.load(tmp_path / "found.pt")
+    model, tokenizer = load_trained(trained), AutoTokenizer.from_pretrained(trained)
+    torch.testing.assert_close(logits, model(ids).logits.detach())
+    assert torch.equal(written, model.generate(ids, max_new_tokens=4))
+    torch.manual_seed(0)
+    assert torch.equal(sampled, model.generate(ids, max_new_tokens=4, do_sample=True, num_return_sequences=2))
+    prompt = tokenizer("Q: What", return_tensors="pt")
+    assert text == tokenizer.decode(model.generate(**prompt, max_new_tokens=4)[0], skip_special_tokens=True)
+
+
 def test_results_with_intervals_and_n(run: Path):
     text = card(run)
     assert r"| Quiet-STaR | 90.0% \[80.0%, 95.0%\] | 90.0% \[80.0%, 95.0%\] |" in text
@@ -69,11 +114,13 @@ def test_results_with_intervals_and_n(run: Path):
 def test_the_hub_reads_the_head(run: Path):
     data = huggingface_hub.ModelCard(card(run)).data
     assert (data.library_name, data.pipeline_tag, data.tags) == ("transformers", "text-generation", ["quiet-star"])
-    assert data.base_model is None and data.datasets is None
+    assert data.base_model is None and data.datasets is None and data.license == "apache-2.0"
+    assert "weights and code are under Apache 2.0" in card(run)
 
     (run / "params.yaml").write_text(HUB_PARAMS.replace("path: null", "path: Qwen/Qwen2.5-0.5B"))
     data = huggingface_hub.ModelCard(card(run)).data
-    assert data.base_model == "Qwen/Qwen2.5-0.5B" and data.datasets == ["openai/gsm8k"]
+    assert data.base_model == "Qwen/Qwen2.5-0.5B" and data.datasets == ["openai/gsm8k"] and data.license is None
+    assert "apply, Qwen/Qwen2.5-0.5B (apache-2.0), openai/gsm8k (mit). The Python" in card(run)
     assert "# Quiet-STaR on Qwen2.5-0.5B\n" in card(run)
 
 

@@ -166,9 +166,12 @@ def test_prediction_and_generation_equal_the_cpus():
     """Greedy; the prompts are padded on the left."""
     model, (ids, mask) = quiet_star(BASE).eval(), left_padded([random_ids(length) for length in (12, 8, 12)])
     thoughts = random_ids(3, 1, 12, 3)
-    logits, written = model(ids, thought_ids=thoughts).logits, model.generate(ids, mask, max_new_tokens=8)
+    logits, written = (
+        model(ids, thought_ids=thoughts).logits,
+        model.generate(ids, attention_mask=mask, max_new_tokens=8),
+    )
     model, ids, mask = model.to(DEVICE), ids.to(DEVICE), mask.to(DEVICE)
-    found = model.generate(ids, mask, max_new_tokens=8)
+    found = model.generate(ids, attention_mask=mask, max_new_tokens=8)
     assert found.device.type == DEVICE
     assert torch.equal(found.cpu(), written)
     assert error(model(ids, thought_ids=thoughts.to(DEVICE)).logits.cpu(), logits) < 1e-4

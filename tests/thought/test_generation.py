@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.thought.decoder import Decoder
-from pipeline.thought.generation import GREEDY, SAMPLES_APART, TEXT_STEP
+from pipeline.thought.generation import GREEDY, SAMPLES_APART, TEXT_STEP, continue_texts
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, ban, draw, uniforms
@@ -56,17 +56,17 @@ def test_text_equals_recomputation(name, kind, think):
         options = {"max_new_tokens": NEW, "sampling": sampling, "thought_sampling": thoughts, "think": think}
         own = [(t, k + i * SAMPLES_APART) for t, k in zip(texts, keys, strict=True) for i in range(samples)]
         expected = torch.stack([recomputed(model, *each, sampling, thoughts, think) for each in own])
-        together = model.generate(ids, mask, text_keys=torch.tensor(keys), samples=samples, **options)
+        together = continue_texts(model.thinker, ids, mask, text_keys=torch.tensor(keys), samples=samples, **options)
         assert torch.equal(together, torch.cat([ids.repeat_interleave(samples, 0), expected], 1))
         assert samples == 1 or not torch.equal(expected[::2], expected[1::2])
-        alone = model.generate(texts[1][None], text_keys=torch.tensor(keys[1:2]), **options)
+        alone = continue_texts(model.thinker, texts[1][None], text_keys=torch.tensor(keys[1:2]), **options)
         assert torch.equal(alone[0, -NEW:], expected[samples])
 
 
 @pytest.mark.parametrize("kind", [QUIET_STAR, PAUSE, "ending"])
 def test_greedy_text_equals_the_slow_reference(kind):
     model, text = quiet_star(LLAMA, **KINDS[kind]).eval(), random_ids(4)
-    written, reference = model.generate(text[None], max_new_tokens=4)[0].tolist(), slow(model)
+    written, reference = continue_texts(model.thinker, text[None], max_new_tokens=4)[0].tolist(), slow(model)
     for length in range(4, 8):
         so_far = written[:length]
         thought = reference.greedy_thought(so_far, length - 1) if kind != PAUSE else []
@@ -87,7 +87,7 @@ def test_greedy_text_equals_the_slow_reference(kind):
 def test_passes_that_a_token_costs(method, think, first, later, monkeypatch):
     model, passes, run = quiet_star(LLAMA, method=method).eval(), [], Decoder.run
     monkeypatch.setattr(Decoder, "run", lambda self, x, *rest: passes.append(x.shape[1]) or run(self, x, *rest))
-    model.generate(random_ids(1, 5), max_new_tokens=3, think=think)
+    continue_texts(model.thinker, random_ids(1, 5), max_new_tokens=3, think=think)
     assert passes == first + later + later
 
 
@@ -103,7 +103,7 @@ def test_meta_tokens_are_never_written_nor_thought(kind):
         assert torch.isin(logits.argmax(-1), banned).any()
         for temperature in (0.0, 1.0, 30.0):
             sampling = Sampling(temperature, seed=2)
-            assert not torch.isin(model.generate(ids, sampling=sampling, think=think), banned).any()
+            assert not torch.isin(continue_texts(model.thinker, ids, sampling=sampling, think=think), banned).any()
             thoughts = model(ids, sampling=sampling).thoughts
             if kind == "ending" and temperature == 0:
                 assert (thoughts.ids == END).any()
@@ -127,32 +127,32 @@ def letters(ids: list[int]) -> str:
 )
 def test_what_cannot_be_continued_is_refused(model, ids, options, complaint):
     with pytest.raises(ValueError, match=complaint):
-        model.generate(ids, **options)
+        continue_texts(model.thinker, ids, **options)
 
 
 def test_logits_that_overflow_are_told_of():
     model = quiet_star(LLAMA)
     model.mixing_head.requires_grad_(False).apply(lambda layer: [p.mul_(1e25) for p in layer.parameters(recurse=False)])
     ids = prompts()[0][None]
-    model.generate(ids, think=False)
+    continue_texts(model.thinker, ids, think=False)
     with pytest.raises(FloatingPointError, match="logits are not finite"):
-        model.generate(ids)
+        continue_texts(model.thinker, ids)
 
 
 def test_it_stops_once_every_text_has_ended_or_at_once(model):
     text = random_ids(4)[None]
-    assert torch.equal(model.generate(text, max_new_tokens=0), text)
-    free = model.generate(text, max_new_tokens=NEW)[0, 4:].tolist()
-    ended = model.generate(text, max_new_tokens=NEW, eos_token_id=free[1])
+    assert torch.equal(continue_texts(model.thinker, text, max_new_tokens=0), text)
+    free = continue_texts(model.thinker, text, max_new_tokens=NEW)[0, 4:].tolist()
+    ended = continue_texts(model.thinker, text, max_new_tokens=NEW, eos_token_id=free[1])
     assert ended[0, 4:].tolist() == free[: free.index(free[1]) + 1]
 
 
 def test_nothing_is_written_after_a_stop_string(model):
     ids, mask = left_padded(prompts())
     options = {"max_new_tokens": NEW, "sampling": Sampling(1.0, seed=4)}
-    free = model.generate(ids, mask, **options)
+    free = continue_texts(model.thinker, ids, mask, **options)
     stop = letters(free[1, -NEW + 1 : -NEW + 3].tolist())  # the second and third token of the second text
-    written = model.generate(ids, mask, stop_strings=[stop], decode=letters, pad_token_id=1, **options)
+    written = continue_texts(model.thinker, ids, mask, stop_strings=[stop], decode=letters, pad_token_id=1, **options)
     for row, expected in zip(written[:, ids.shape[1] :].tolist(), free[:, ids.shape[1] :].tolist(), strict=True):
         at = letters(expected).find(stop)
         end = len(expected) if at < 0 else at + len(stop)
@@ -163,14 +163,14 @@ def test_nothing_is_written_after_a_stop_string(model):
 def test_a_stop_string_is_found_in_new_text_only_and_however_long_it_is(model):
     """Not in the prompt or across its end; and one longer than what the last few tokens hold."""
     text = prompts()[0]
-    free = model.generate(text[None], max_new_tokens=NEW)[0].tolist()
+    free = continue_texts(model.thinker, text[None], max_new_tokens=NEW)[0].tolist()
     stops = [letters(text.tolist()), letters(free[len(text) - 1 : len(text) + 1])]
     stops = [stop for stop in stops if stop not in letters(free[len(text) :])]
     assert stops
-    written = model.generate(text[None], max_new_tokens=NEW, stop_strings=stops, decode=letters)
+    written = continue_texts(model.thinker, text[None], max_new_tokens=NEW, stop_strings=stops, decode=letters)
     assert written[0].tolist() == free
     stop = letters(free[len(text) : len(text) + NEW - 1])
-    written = model.generate(text[None], max_new_tokens=NEW + 5, stop_strings=[stop], decode=letters)
+    written = continue_texts(model.thinker, text[None], max_new_tokens=NEW + 5, stop_strings=[stop], decode=letters)
     assert written[0].tolist() == free[:-1]
 
 
@@ -180,11 +180,11 @@ def test_texts_that_have_ended_are_taken_out_of_the_batch(model, monkeypatch, th
     texts, sampling, sizes = [*prompts(), *prompts()], Sampling(1.5, seed=2), []
     options = {"max_new_tokens": NEW + 1, "samples": 2, "text_keys": torch.arange(len(texts)), "think": think}
     options |= {"sampling": sampling, "thought_sampling": sampling}
-    whole = model.generate(*left_padded(texts), **options)
+    whole = continue_texts(model.thinker, *left_padded(texts), **options)
     end = int(whole[:, max(LENGTHS) : -2].flatten().mode().values)  # some end here, some there, some not at all
     run = Decoder.run
     monkeypatch.setattr(Decoder, "run", lambda *args: sizes.append(len(args[1])) or run(*args))
-    cut = model.generate(*left_padded(texts), eos_token_id=end, pad_token_id=START, **options)
+    cut = continue_texts(model.thinker, *left_padded(texts), eos_token_id=end, pad_token_id=START, **options)
     for row, free in zip(cut[:, max(LENGTHS) :].tolist(), whole[:, max(LENGTHS) :].tolist(), strict=True):
         kept = free[: free.index(end) + 1] if end in free else free
         assert row == (kept + [START] * NEW)[: len(row)]

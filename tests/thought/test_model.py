@@ -52,7 +52,7 @@ def test_saved_and_loaded_it_is_the_same(name, method, tmp_path):
     tied, ids = name in ("llama", "gpt2"), random_ids(2, 6)
     model = quiet_star({**ARCHITECTURES[name], "tie_word_embeddings": tied}, method=method).eval()
     model.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
     assert json.loads((tmp_path / "config.json").read_text())["method"] == method
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is QuietStarForCausalLM and loaded.config.method == method

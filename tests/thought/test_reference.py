@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.authors import from_authors, from_their_counts
+from pipeline.publish.authors import from_authors, from_their_counts
 from pipeline.thought.model import QuietStarOutput
 from pipeline.thought.objective import IGNORED, lookahead_targets
 from pipeline.thought.sampler import Sampling

@@ -1,7 +1,9 @@
 """Quiet-STaR training: from a base model and spans of text to a model that thinks."""
 
 import hashlib
+import os
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -20,6 +22,7 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
+from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.trainer import (
     APART,
     CLIP_COLUMNS,
@@ -32,7 +35,15 @@ from pipeline.training.quiet_star.where import EVERY, Where
 from pipeline.training.trainer import logged, training_arguments
 
 # the settings of a method that takes no step: all that is measured is held-out text, and the base model is not copied
-STEPLESS = {"steps": 0, "launcher": SINGLE, "adapt": "frozen", "saved": "learned", "precision": "float32"}
+STEPLESS = {
+    "steps": 0,
+    "launcher": SINGLE,
+    "adapt": "frozen",
+    "saved": "learned",
+    "precision": "float32",
+    "trackers": [],
+}
+TRACKED = Path("results/tracking")  # TensorBoard's files
 
 
 def settings_of(params: Train, method: str) -> Train:
@@ -65,7 +76,8 @@ def write_trained(
     join(device)
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]
-    about = asdict(params) | {"method": method, "seed": seed, "device": device, "processes": processes()}
+    about = {name: value for name, value in asdict(params).items() if name != "trackers"}  # they change no output
+    about |= {"method": method, "seed": seed, "device": device, "processes": processes()}
     with checkpoints(f"train/{out.name}", about, inputs, Path(__file__)) as folder:
         keep_memory()
         set_seed(seed)
@@ -88,13 +100,16 @@ def write_trained(
 
 
 def _check_device_settings(params: Train, device: str) -> None:
-    """Raise UserError for settings that the device or FSDP cannot run."""
+    """Raise UserError for settings that the device or FSDP cannot run, and for trackers that are not installed."""
     if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
     if params.positions is not None and is_sharded():
         raise UserError("train.positions is set, but FSDP-sharded weights need all positions at once: make it null")
     if params.clip == APART and is_sharded():
         raise UserError("train.clip is apart, which FSDP-sharded weights cannot do: set it to together")
+    for name in params.trackers:
+        if find_spec(name) is None:
+            raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
     if params.optimizer == "adamw_8bit" and is_sharded():
         raise UserError("train.optimizer is adamw_8bit, which cannot change FSDP-sharded weights: set it to adamw")
 
@@ -104,7 +119,12 @@ def _trainer(
 ) -> QuietStarTrainer:
     """The trainer with its model and data. Raises UserError for inputs that cannot be trained on."""
     first = last_checkpoint(folder) is None  # a resumed run has the evaluation before step 1 in its log
-    arguments = training_arguments(params.device, seed, folder, eval_on_start=first, **trainer_settings(params))
+    name = f"{method}-{seed}"
+    if params.trackers:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(TRACKED / name))
+    arguments = training_arguments(
+        params.device, seed, folder, params.trackers, run_name=name, eval_on_start=first, **trainer_settings(params)
+    )
     tokenizer = read_tokenizer(base)
     model = thinking_model(params, method, base, tokenizer)
     if params.precision == "bfloat16":
@@ -119,9 +139,9 @@ def _trainer(
     where = None if params.thinking.where == EVERY else Where(params.thinking, tokenizer)
     if where is not None:
         where.check(spans)
-    return QuietStarTrainer(
-        params, asked, where, arguments, folder=folder, model=model, train_dataset=spans, eval_dataset=heldout
-    )
+    data = {"train_dataset": spans, "eval_dataset": heldout}
+    speed = speed_of(params, model, spans.mean_length)
+    return QuietStarTrainer(params, asked, where, arguments, folder=folder, speed=speed, model=model, **data)
 
 
 def trainer_settings(params: Train) -> dict:

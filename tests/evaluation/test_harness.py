@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,14 +19,16 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pipeline import harness
 from pipeline.data.corpus.microworld import documents
 from pipeline.data.tasks.questions import Question, read_task
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
-from pipeline.harness import QuietStarLM, usable_device
+from pipeline.evaluation import harness, prompts
+from pipeline.evaluation.harness import QuietStarLM, usable_device
 from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
+from pipeline.report.release import add_code
+from pipeline.thought.generation import continue_texts
 from pipeline.thought.head import Head, ban
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -36,7 +39,7 @@ from tests.thought.tiny import GPT2, LLAMA, quiet_star, rows_of
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval, an optional extra, is not installed")
 TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 K, START, END = 2, 5, 6
 NEW_TOKENS = 12  # as many as our own evaluation writes
 STOP = ["\n"]
@@ -130,15 +133,15 @@ class Slow:
         return slow_text(predict, self.tokenizer, stop, prompt, new, sampling, self.key)
 
 
-def watch(model: QuietStarLM, name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Size, dict]]:
-    """Each call of a method of the model: the shape of its ids, and its options."""
-    calls, method = [], getattr(model._model, name)
+def watch(owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Size, dict]]:
+    """Each call of this function: the shape of its ids, and its options."""
+    calls, method = [], getattr(owner, name)
 
-    def watched(ids: Tensor, *rest: object, **options: object) -> object:
-        calls.append((ids.shape, options))
-        return method(ids, *rest, **options)
+    def watched(*given: object, **options: object) -> object:
+        calls.append((next(ids.shape for ids in given if isinstance(ids, Tensor)), options))
+        return method(*given, **options)
 
-    monkeypatch.setattr(model._model, name, watched)
+    monkeypatch.setattr(owner, name, watched)
     return calls
 
 
@@ -319,7 +322,8 @@ def test_texts_of_like_length_go_together_and_only_answers_think(folder: Path, m
     """
     model, kept = QuietStarLM(str(folder), batch_size=2), {}
     model.cache_hook.add_partial = lambda *about: kept.update({str(about[:2]): about[2]})
-    scored, written = (watch(model, name, monkeypatch) for name in ("forward", "generate"))
+    scored = watch(model._model, "forward", monkeypatch)
+    written = watch(prompts, "continue_texts", monkeypatch)
     contexts = [f"Q: Where{'?' * count}\nA:" for count in (9, 0, 40, 1, 41, 10)]
     own = sorted((len(model.tok_encode(context)) for context in contexts), reverse=True)
     asked = [(context, f" {letter}") for context in contexts for letter in "ABCDE"]
@@ -354,7 +358,7 @@ def test_what_greedy_decoding_writes_is_greedy(folder: Path):
     """A meta-token is never greedy, and the best other token is greedy even if a meta-token is likelier."""
     model = QuietStarLM(str(folder))
     ids = model.tok_encode("Q: What is it?\nA:")
-    written = model._model.generate(torch.tensor([ids]), max_new_tokens=3)[0, len(ids) :].tolist()
+    written = continue_texts(model._model.thinker, torch.tensor([ids]), max_new_tokens=3)[0, len(ids) :].tolist()
     other = [*written[:2], (written[2] + 1) % 20]
     scores = model._loglikelihood_tokens([(("", ""), ids, written), (("", ""), ids, other)], disable_tqdm=True)
     assert [greedy for _, greedy in scores] == [True, False]
@@ -379,7 +383,7 @@ def test_special_tokens_around_a_text(tmp_path: Path, monkeypatch: pytest.Monkey
     expected = slow.log_likelihood([mark], plain)[0]
     assert model.loglikelihood_rolling(requests(("water",)), True)[0] == pytest.approx(expected, abs=1e-4)
     new = torch.tensor([[mark, *plain, model.tokenizer.pad_token_id, *plain, model.eot_token_id, *plain]])
-    monkeypatch.setattr(model._model, "generate", lambda ids, *_, **__: torch.cat([ids, new], 1))
+    monkeypatch.setattr(prompts, "continue_texts", lambda _, ids, *__, **___: torch.cat([ids, new], 1))
     assert model.generate_until(requests(("Q:", {})), True) == ["waterwater"]
 
 
@@ -454,9 +458,25 @@ def test_the_command(folder: Path, tmp_path: Path):
     rows = commonsense_qa_rows(10)
     written_task(tmp_path, CHOICE_TASK, rows)
     options = f"--model quiet_star --model_args pretrained={folder},think=true --tasks letters --batch_size 4"
-    line = [sys.executable, "-m", "pipeline.harness", *options.split(), "--include_path", str(tmp_path)]
+    line = [sys.executable, "-m", "pipeline.evaluation.harness", *options.split(), "--include_path", str(tmp_path)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     told = subprocess.check_output(line, cwd=ROOT, env=environment, text=True, timeout=300)
+    row = next(line for line in told.splitlines() if line.startswith("|letters"))
+    assert float(row.split("|")[7]) == evaluated(folder, tmp_path, "letters", think=True)[0]["acc,none"]
+
+
+@pytest.mark.slow
+def test_lm_evals_own_command_reads_a_release(folder: Path, tmp_path: Path):
+    """As any model of transformers, without this project: the same accuracy."""
+    written_task(tmp_path, CHOICE_TASK, commonsense_qa_rows(10))
+    shutil.copytree(folder, tmp_path / "release")
+    add_code(tmp_path / "release")
+    options = f"--model hf --model_args pretrained={tmp_path}/release,trust_remote_code=True,dtype=float32 --device cpu"
+    line = [sys.executable, "-m", "lm_eval", "run", *options.split(), "--tasks", "letters", "--batch_size", "4"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    told = subprocess.check_output(
+        [*line, "--include_path", str(tmp_path)], cwd=tmp_path, env=environment, text=True, timeout=300
+    )
     row = next(line for line in told.splitlines() if line.startswith("|letters"))
     assert float(row.split("|")[7]) == evaluated(folder, tmp_path, "letters", think=True)[0]["acc,none"]
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import MistralConfig, PreTrainedTokenizerBase
 
-from pipeline.authors import VARIANT, from_authors, from_their_counts, main
 from pipeline.errors import UserError
 from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
+from pipeline.publish.authors import VARIANT, from_authors, from_their_counts, main
+from pipeline.thought.generation import continue_texts
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from tests.bad_input.spoil import config, each, gone, holds, way
@@ -120,7 +121,7 @@ def test_meta_tokens_are_added_to_mistrals_own_tokenizer(tmp_path: Path):
     with torch.no_grad():
         model.base.lm_head.weight[-2:] = 50.0
         model.base.model.norm.weight.abs_()
-    written = model.generate(torch.tensor([[3, 4]]), max_new_tokens=20, sampling=Sampling(5.0, 1))
+    written = continue_texts(model.thinker, torch.tensor([[3, 4]]), max_new_tokens=20, sampling=Sampling(5.0, 1))
     assert written.max() < ROWS - 2
 
 

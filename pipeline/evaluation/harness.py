@@ -1,6 +1,6 @@
 """Evaluate a trained model with EleutherAI's lm-evaluation-harness, whose command line this is, plus our model.
 
-    python -m pipeline.harness --model quiet_star --model_args pretrained=models/release --tasks gsm8k
+    python -m pipeline.evaluation.harness --model quiet_star --model_args pretrained=models/release --tasks gsm8k
 
 lm-eval (https://github.com/EleutherAI/lm-evaluation-harness) is an optional extra, which only this file needs. An
 import of this file registers the model ``quiet_star``, so that `lm_eval.simple_evaluate` finds it too.

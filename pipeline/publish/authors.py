@@ -1,6 +1,6 @@
 """Convert a checkpoint of the Quiet-STaR authors' own code into a folder of a trained model.
 
-    python -m pipeline.authors quietstar-8-ahead models/quietstar --n-ahead 8 --n-ahead-talk 4 --n-passes 2
+    python -m pipeline.publish.authors quietstar-8-ahead models/quietstar --n-ahead 8 --n-ahead-talk 4 --n-passes 2
 
 Their code is https://github.com/ezelikman/quiet-star, their checkpoint https://huggingface.co/ezelikman/quietstar-8-ahead.
 """
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str] | None = None) -> None:
     """Convert a checkpoint and print one line. Raises UserError for any other folder, and if the output exists."""
     about = "Read a checkpoint of the Quiet-STaR authors' code."
-    parser = argparse.ArgumentParser(prog="python -m pipeline.authors", description=about)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.publish.authors", description=about)
     parser.add_argument("source", type=Path, help="a folder with their checkpoint, as the hub lays it out")
     parser.add_argument("out", type=Path, help="the folder to write, which must be new or empty")
     # names and defaults are those of the authors' script for their published model
@@ -180,4 +180,4 @@ def from_their_counts(n_ahead: int, n_ahead_talk: int, n_passes: int) -> dict[st
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, anywhere=True)

@@ -1,0 +1,90 @@
+"""What a run tells while it trains: tokens a second, the share of a device's peak; trackers change nothing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
+
+from pipeline.errors import UserError
+from pipeline.plan.shape import shape_of
+from pipeline.plan.work import Step, pass_flops
+from pipeline.thought.methods import PAUSE
+from pipeline.training.quiet_star import train
+from pipeline.training.quiet_star.speed import PEAKS, speed_of
+from pipeline.training.quiet_star.train import write_trained
+from pipeline.training.trainer import Speed
+from tests.local_hub import model_folder
+from tests.thought.tiny import LLAMA, quiet_star
+from tests.training.quiet_star.test_trainer import TRAIN, some_spans
+
+HALF = replace(TRAIN, accumulation=3, precision="bfloat16", device="auto")
+
+
+def test_a_row_of_the_log_says_how_fast_it_was():
+    assert Speed(160.0).of(2.0) == {"tokens_per_second": 320.0}
+    assert Speed(160.0, 0.25).of(2.0) == {"tokens_per_second": 320.0, "mfu": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"), [("NVIDIA H100 80GB HBM3", 9.89e14), ("NVIDIA L40S", 3.62e14), ("NVIDIA L4", 1.21e14)]
+)
+def test_the_share_of_a_gpus_peak(device: str, peak: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
+    model = quiet_star(LLAMA)
+    sizes = (TRAIN.rationales, TRAIN.thought_tokens, TRAIN.lookahead)
+    work = pass_flops(shape_of(model.base), Step(12, 10, *sizes))
+    assert speed_of(HALF, model, 10.0) == Speed(120.0, pytest.approx(work / peak))
+    unknown = [replace(HALF, precision="float32"), replace(HALF, device="cpu")]
+    unknown.append(replace(HALF, thinking=replace(HALF.thinking, where="one")))
+    assert [speed_of(settings, model, 10.0) for settings in unknown] == [Speed(120.0)] * 3
+    assert speed_of(HALF, quiet_star(LLAMA, method=PAUSE), 10.0) == Speed(120.0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another")
+    assert speed_of(HALF, model, 10.0) == Speed(120.0) and "another" not in PEAKS
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, bytes]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "unset")  # so that it is put back
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
+    model_folder(tmp_path / "base", "llama", num_attention_heads=2, intermediate_size=24)
+    for name in ("train", "heldout"):
+        some_spans(tmp_path / f"{name}.arrow")
+
+    def call(trackers: list[str]) -> dict[str, bytes]:
+        settings = replace(TRAIN, trackers=trackers)
+        write_trained(settings, "pause", 1, *map(Path, ("base", "", "probe", "out", "results/train/out")))
+        written = [path for folder in ("out", "results/train") for path in Path(folder).rglob("*") if path.is_file()]
+        return {str(path): path.read_bytes() for path in written}
+
+    return call
+
+
+def test_a_tracker_gets_every_row_and_changes_no_byte(write: Callable, monkeypatch: pytest.MonkeyPatch):
+    rows = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            rows.append((args.run_name, state.global_step, *logs))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    monkeypatch.setattr(train, "find_spec", lambda name: name)
+    about, keys = [], train.checkpoints
+    monkeypatch.setattr(
+        train, "checkpoints", lambda stage, params, *rest: about.append(params) or keys(stage, params, *rest)
+    )
+    assert write([]) == write(["wandb"]) and about[0] == about[1]
+    assert {row[0] for row in rows} == {"pause-1"} and {row[1] for row in rows} == {0, 1, 2}
+    steps = [row for row in rows if "base_loss" in row]
+    assert len(steps) == TRAIN.steps and all("tokens_per_second" in row for row in steps)
+
+
+def test_a_tracker_that_is_not_installed(write: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^train\.trackers names mlflow, which is not installed: pip install mlflow$"):
+        write(["mlflow"])
