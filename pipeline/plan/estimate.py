@@ -170,6 +170,15 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     }
 
 
+def weight_bytes(shape: Shape, precision: str) -> float:
+    """Bytes of a model's weights in evaluation, in which the embeddings stay in float32 (`models.trained.put`)."""
+    if precision == "float32":
+        return FLOAT * shape.parameters
+    head = shape.hidden * shape.vocab  # a copy of it, where it is the embeddings
+    matrices = shape.body if shape.tied else shape.body + head
+    return FLOAT * shape.parameters - FLOAT / 2 * matrices + (FLOAT / 2 * head if shape.tied else 0)
+
+
 def trainable_parameters(shape: Shape, train: Train) -> int:
     """How many parameters are trained; adapters on all linear layers, whichever ``train.lora.modules`` names."""
     if train.adapt == "whole":

@@ -122,7 +122,7 @@ class HeadLosses:
             computed = (wanted != IGNORED) & ((counts != 0) | complete)
             for rows in (computed & ~learning).nonzero().squeeze(1).split(size):
                 logits = self._logits(states[rows], space[: len(rows)])
-                nll[rows] = self._losses(logits, wanted[rows], temperature, banned)[0]
+                nll[rows] = self._losses(logits, wanted[rows], temperature, banned, learns=False)[0]
             for rows in (computed & learning).nonzero().squeeze(1).split(size):
                 logits = self._logits(states[rows], space[: len(rows)])
                 nll[rows], change, _ = self._losses(logits, wanted[rows], temperature, banned)
@@ -162,13 +162,14 @@ class HeadLosses:
                 logits = self._logits(talk[b, :, i].flatten(0, 2))
                 in_full = logits.view(*weight.shape, -1)
                 torch.lerp(base[here].unsqueeze(1), in_full, weight.unsqueeze(-1), out=in_full)
-                losses.without[b, i] = without = self._losses(base, target)[0][here] * real
-                nll, change, largest = self._losses(logits, wanted.unsqueeze(1).expand(weight.shape).flatten())
+                losses.without[b, i] = without = self._losses(base, target, learns=False)[0][here] * real
+                wanted = wanted.unsqueeze(1).expand(weight.shape).flatten()
+                nll, change, largest = self._losses(logits, wanted, learns=needed or self._learns)
                 real = real.unsqueeze(1)
                 losses.nll[b, :, i] = nll = nll.view(weight.shape) * real
                 rounding = exact * (nll + without.unsqueeze(1)) + low * weight.abs() * largest.view(weight.shape)
                 losses.rounding[b, :, i] = rounding * real
-                if needed or self._learns:
+                if change is not None:
                     scale = (real * weights).expand(weight.shape).flatten()
                     change = self._backward(part, change, mixed[b, :, i].flatten(0, 2), scale)
                 if needed:
@@ -210,11 +211,16 @@ class HeadLosses:
         return space if self._head.bias is None else space.add_(self._head.bias)
 
     def _losses(
-        self, logits: Tensor, targets: Tensor, temperature: float = 1.0, banned: Sequence[int] = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        banned: Sequence[int] = (),
+        learns: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Cross-entropies (m,) of ``logits`` (m, V), which are lost, and their gradients (m, V) times the temperature.
 
-        And the largest logits (m,), for how large their rounding is.
+        These are None unless it ``learns``. And the largest logits (m,), for how large their rounding is.
         """
         slope, softcap, targets = 1.0, self._head.softcap, targets.unsqueeze(1)
         if softcap is not None:
@@ -229,6 +235,8 @@ class HeadLosses:
         largest, wanted = logits.amax(-1), logits.gather(1, targets).squeeze(1)
         torch.softmax(logits, -1, out=logits)
         nll = largest - wanted - logits.amax(-1).log()
+        if not learns:
+            return nll, None, largest.abs()
         logits.scatter_add_(1, targets, logits.new_full((len(targets), 1), -1.0))
         if banned:
             logits[:, list(banned)] = 0  # a constant logit has no gradient, even as a target

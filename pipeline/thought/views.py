@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from .attention import attend
 from .attention_reference import softmax
-from .rows import Rows, Style
+from .rows import Packing, Rows, Style
 
 NAME = "quiet_star"
 
@@ -127,17 +127,28 @@ def _causal_mask(new: int, position_ids: Tensor, valid: Tensor | None, window: i
 
 @dataclass
 class ThoughtView:
-    """Thought ``rows`` over ``text``; ``own`` caches the rows' earlier tokens, None where a pass feeds whole rows."""
+    """Thought ``rows`` over ``text``, run packed, but each beside the others of its text in attention.
+
+    ``own`` caches the rows' earlier tokens; None where a pass feeds whole rows.
+    """
 
     text: TextView
     rows: Rows
+    packing: Packing
     own: KeyValueCache | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, style: Style) -> Tensor:
-        query, key, value = (x.unflatten(2, (-1, self.rows.tokens)) for x in (query, key, value))
+        query, key, value = map(self._by_text, (query, key, value))
         if self.own is not None:
             key, value = self.own.write(layer, key, value, self.rows.first)
-        return attend(self.text.path, self.rows, query, key, value, self.text.cache[layer], style).flatten(2, 3)
+        output = attend(self.text.path, self.rows, query, key, value, self.text.cache[layer], style)
+        packed = self.packing.pack(output.movedim(1, 3).unflatten(1, self.packing.shape[1:]))  # (m, S, H, C)
+        return packed.flatten(0, 1).transpose(0, 1).unsqueeze(0)
+
+    def _by_text(self, x: Tensor) -> Tensor:
+        """(1, H, m*S, C) as (B, H, R*P, S, C)."""
+        packed = x.squeeze(0).transpose(0, 1).unflatten(0, (-1, self.rows.tokens))  # (m, S, H, C)
+        return self.packing.unpack(packed).flatten(1, 2).movedim(3, 1)
 
 
 View = TextView | GrowingView | ThoughtView
