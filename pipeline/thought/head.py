@@ -15,11 +15,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 IGNORED = -100
 BANNED_LOGIT = -1e10
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # held at once: 32 MiB in float32, 256 MiB where kernels are wide
+CHUNK_ROWS = 1  # at least
 
 
 def chunk_rows(weight: Tensor) -> int:
     """How many rows of logits are held at once, by a head with this weight (V, D)."""
-    return max(1, CHUNK_LOGITS.get(weight.device.type, CHUNK_LOGITS["cpu"]) // len(weight))
+    return max(CHUNK_ROWS, CHUNK_LOGITS.get(weight.device.type, CHUNK_LOGITS["cpu"]) // len(weight))
 
 
 @dataclass(frozen=True)
