@@ -237,7 +237,7 @@ def test_what_fits_is_not_warned_of():
             [*PAPER, "hardware=gpu", "plan.device_memory=24", "evaluate.precision=float32"],
             "evaluate holds 29.2 GB of weights, in float32, where plan.device_memory is 24 GB: set evaluate.prec",
         ),
-        ([*PAPER, "hardware=gpu", "plan.device_memory=14"], "perplexity holds 14.8 GB of weights, in bfloat16, where"),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=14"], "perplexity holds 14.9 GB of weights, in bfloat16, where"),
         (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
         ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which is refused"),

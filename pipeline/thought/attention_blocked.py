@@ -26,9 +26,8 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 16, 64  # positions
 class Block:
     """Positions ``start .. stop - 1`` of the P: ``far`` text tokens before all of them, the near text up to ``near``.
 
-    Where texts have positions of their own, that is before all of any text's, and up to the last of any.
-    ``far`` is 0 without flash attention. ``texts`` have any real row there: an index, or a slice of all, which copies
-    nothing.
+    ``texts``, an index or a slice of all, are those that have a real row there. Where they have positions of their own,
+    ``far`` and ``near`` are before all of any text's, and up to the last of any. ``far`` is 0 without flash attention.
     """
 
     start: int
@@ -88,11 +87,15 @@ def make_plan(rows: Rows, query: Tensor, groups: int, scaling: float) -> Plan:
     blocks = []
     for start in range(0, positions, size):
         stop = min(start + size, positions)
-        far, near = min(some[start] for some in at) + 1, max(some[stop - 1] for some in at) + 1
-        some = slice(None) if rows.real is None else rows.real[:, start:stop].any(1).nonzero().squeeze(1)
-        if not isinstance(some, slice) and len(some) == len(rows.real):
-            some = slice(None)
-        blocks.append(Block(start, stop, far if flash else 0, near, some))
+        texts, here = slice(None), at
+        if rows.real is not None:
+            texts = rows.real[:, start:stop].any(1).nonzero().squeeze(1)
+            if not len(texts):
+                continue
+            here = at if len(at) == 1 else [at[text] for text in texts.tolist()]
+            texts = slice(None) if len(texts) == len(rows.real) else texts
+        far, near = min(some[start] for some in here) + 1, max(some[stop - 1] for some in here) + 1
+        blocks.append(Block(start, stop, far if flash else 0, near, texts))
     order = torch.arange(rows.text_position_ids.shape[1], device=query.device)
     near, own = (
         query.new_zeros(mask.shape, dtype=exact_dtype(query)).masked_fill_(~mask, float("-inf"))

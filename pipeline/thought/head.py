@@ -15,12 +15,21 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 IGNORED = -100
 BANNED_LOGIT = -1e10
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # held at once: 32 MiB in float32, 256 MiB where kernels are wide
-CHUNK_ROWS = 1  # at least
+LOW_PRECISION = 4  # times as many on a CPU
+
+
+def chunk_logits(device: str, low: bool) -> int:
+    """How many logits are held at once on this type of ``device``, by a head in ``low`` precision or not.
+
+    In low precision a chunk's gradient of the weight is a product of its own, which is then added to the sum in
+    float32: on a CPU that takes longer than the chunk, unless it is large.
+    """
+    return CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) * (LOW_PRECISION if low and device == "cpu" else 1)
 
 
 def chunk_rows(weight: Tensor) -> int:
     """How many rows of logits are held at once, by a head with this weight (V, D)."""
-    return max(CHUNK_ROWS, CHUNK_LOGITS.get(weight.device.type, CHUNK_LOGITS["cpu"]) // len(weight))
+    return max(1, chunk_logits(weight.device.type, weight.dtype != exact_dtype(weight)) // len(weight))
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_thoughts_are_drawn_from_the_seed_and_belong_to_their_questions(folder: 
     pd.testing.assert_frame_equal(*(rows.reset_index(drop=True) for rows in own), rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["untrained", NO_THOUGHT])
+@pytest.mark.parametrize("method", [pytest.param("untrained", marks=pytest.mark.slow), PAUSE, NO_THOUGHT])
 def test_in_bfloat16_probabilities_are_close(method: str, folder: Path, tmp_path: Path):
     """All ways run in it; those with thoughts may have other thoughts, so their probabilities are not compared."""
     tables = []
