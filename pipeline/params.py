@@ -38,6 +38,7 @@ Positive = Annotated[float, ("above", 0)]
 NotNegative = Annotated[float, ("at least", 0)]
 Share = Annotated[float, ("at least", 0), ("at most", 1)]
 Device = Annotated[str, ("one of", ("auto", "cpu", "cuda"))]
+Precision = Annotated[str, ("one of", ("float32", "bfloat16"))]
 Method = Annotated[str, ("one of", METHODS)]
 Tracker = Annotated[str, ("one of", ("tensorboard", "trackio", "wandb", "mlflow"))]
 
@@ -194,7 +195,7 @@ class Train:
     attention: Annotated[str, ("one of", ("auto", "reference", "blocked", "flex"))] = MISSING
     positions: Size | None = None
     checkpointing: bool = MISSING
-    precision: Annotated[str, ("one of", ("float32", "bfloat16"))] = MISSING
+    precision: Precision = MISSING
     adapt: Annotated[str, ("one of", ("whole", "lora", "frozen"))] = MISSING
     lora: Lora = field(default_factory=Lora)
     saved: Annotated[str, ("one of", ("whole", "learned"))] = MISSING
@@ -211,6 +212,7 @@ class Measured:
     batch_size: Size = MISSING
     thought_temperature: NotNegative = MISSING
     device: Device = MISSING
+    precision: Precision = MISSING
 
 
 @dataclass

@@ -217,8 +217,9 @@ def warned(*words: str) -> str:
 def test_what_fits_is_not_warned_of():
     assert warned("plan.disk=10") == ""
     small = [*PAPER, "hardware=gpu", "plan.disk=1000", "plan.device_memory=24", "train.adapt=lora"]
-    on_cpu = [f"{stage}.device=cpu" for stage in ("evaluate", "chain_of_thought", "perplexity")]
-    assert warned(*small, *on_cpu).startswith("only training is in bfloat16")
+    assert warned(*small) == ""
+    exact = ["evaluate.precision=float32", "evaluate.device=cpu"]
+    assert warned(*small, *exact).startswith("training is in bfloat16, evaluate in float32, which runs slower")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,11 @@ def test_what_fits_is_not_warned_of():
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
         (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),
         (["plan.disk=0.01"], "go to the disk"),
-        ([*PAPER, "hardware=gpu", "plan.device_memory=24"], "evaluate holds 29.2 GB of weights, in float32, where"),
+        (
+            [*PAPER, "hardware=gpu", "plan.device_memory=24", "evaluate.precision=float32"],
+            "evaluate holds 29.2 GB of weights, in float32, where plan.device_memory is 24 GB: set evaluate.prec",
+        ),
+        ([*PAPER, "hardware=gpu", "plan.device_memory=14"], "perplexity holds 14.9 GB of weights, in bfloat16, where"),
         (["plan.devices=8", "train.accumulation=8"], "train.launcher is single"),
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
         ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which is refused"),

@@ -71,7 +71,7 @@ class AskedModel:
                 again = replace(text, text_keys=keys + SAMPLES_APART * sample)
                 talk = thinker.sample_and_talk(again, positions, sampling)[1]
                 mixed = thinker.mixing_head.mix(text.hidden[:, positions], talk)[0]
-                some.append(thinker.decoder.head.logits(mixed).log_softmax(-1))
+                some.append(thinker.decoder.head.logits(mixed).float().log_softmax(-1))
             logits = torch.stack(some).logsumexp(0)
         else:
             thought_ids = None if given is None else as_input(given, self.model)
@@ -82,7 +82,7 @@ class AskedModel:
                 thoughts = sampled(output.thoughts)
         if not logits.isfinite().all():
             raise UserError(NOT_FINITE)
-        return logits, thoughts
+        return logits.float(), thoughts
 
     def continuations(
         self, prompts: Sequence[Sequence[int]], keys: Tensor, think: bool, stop: Sequence[str], **settings: object

@@ -1,4 +1,4 @@
-"""Pick the device, and keep glibc from returning memory to the system."""
+"""Pick the device and its precision, and keep glibc from returning memory to the system."""
 
 import ctypes
 import sys
@@ -21,6 +21,11 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """A context in which matrix products run in ``precision``, float32 or bfloat16."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def pick_device(device: str) -> str:

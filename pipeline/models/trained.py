@@ -86,6 +86,16 @@ def round_frozen(model: QuietStarForCausalLM) -> None:
         weight.data = weight.data.to(torch.bfloat16)
 
 
+def put(model: QuietStarForCausalLM, device: str, precision: str) -> QuietStarForCausalLM:
+    """The model on ``device``, for evaluation under `device.autocast` with this ``precision``: it learns no more."""
+    if precision == "bfloat16":
+        model.requires_grad_(False)
+        round_frozen(model)
+        # a head that is the embedding table stays in float32, and autocast keeps its copies of what may learn only
+        model.get_output_embeddings().weight.requires_grad_()
+    return model.to(device)
+
+
 def restore_frozen(model: QuietStarForCausalLM, base: PreTrainedModel) -> None:
     """Undo `round_frozen` with the weights of ``base``, the model that training started from."""
     exact = dict(base.named_parameters())

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from pipeline import errors, params
 from pipeline.params import Params
-from pipeline.plan.estimate import FLOAT, Estimate, estimate
+from pipeline.plan.estimate import MEASURED, Estimate, estimate, weight_bytes
 from pipeline.preset import options as preset
 
 GIGA = 1e9
@@ -58,19 +58,24 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
     if peak > plan.device_memory * GIGA:
         need = f"training takes {peak / GIGA:.1f} GB on a device that has {limit} (plan.device_memory)"
         yield f"{need}: {advice(found, every)}"
-    weights = found.shape.parameters * FLOAT / GIGA
-    for stage in ("evaluate", "chain_of_thought", "perplexity"):
-        if getattr(every, stage).device != "cpu" and weights > plan.device_memory:
-            need = f"{stage} holds {weights:.1f} GB of weights, in float32, where plan.device_memory is {limit}"
-            yield f"{need}: set {stage}.device to cpu if that has more"
+    for stage in MEASURED:
+        measured = getattr(every, stage)
+        weights = weight_bytes(found.shape, measured.precision) / GIGA
+        if measured.device != "cpu" and weights > plan.device_memory:
+            need = f"{stage} holds {weights:.1f} GB of weights, in {measured.precision}, where plan.device_memory is"
+            instead = f"{stage}.device to cpu if that has more"
+            if measured.precision == "float32":
+                instead = f"{stage}.precision to bfloat16, or {instead}"
+            yield f"{need} {limit}: set {instead}"
     free = plan.disk * GIGA if plan.disk is not None else shutil.disk_usage(".").free
     if sum(found.disk.values()) > free:
         yield f"{sum(found.disk.values()) / GIGA:.1f} GB go to the disk, which has {free / GIGA:.1f} GB free"
     if plan.devices > 1 and train.launcher == "single":
         one = "train.launcher is single, so one device takes all passes of a step in turn"
         yield f"{one}: the memory and time of {plan.devices} are those with launchers/node.yaml or nodes.yaml"
-    if train.precision == "bfloat16":
-        yield "only training is in bfloat16: evaluation, chain of thought and perplexity run slower than plan.flops"
+    slow = [stage for stage in MEASURED if getattr(every, stage).precision != train.precision]
+    if slow and train.precision == "bfloat16":
+        yield f"training is in bfloat16, {', '.join(slow)} in float32, which runs slower than plan.flops"
     for name, value in (("optimizer", "adamw"), ("positions", None)):
         if plan.devices > 1 and getattr(train, name) != value:
             yield f"train.{name} is {getattr(train, name)}, which is refused where weights are sharded (FSDP2)"

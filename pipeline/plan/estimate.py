@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pipeline.params import Params, Train
 from pipeline.plan.shape import Shape, hub_shape, shape_from
 from pipeline.plan.work import Step, pass_flops, reading_flops
-from pipeline.thought.head import CHUNK_LOGITS
+from pipeline.thought.head import chunk_logits
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
@@ -154,7 +154,7 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     kept = rows * size * shape.hidden if train.checkpointing else layer
     mixing = FLOAT * shape.hidden * (step.positions + thoughts * step.lookahead) * 4  # what the mixing head reads
     cache = 2 * shape.keys * shape.layers * size * (step.positions + thoughts * step.thought_tokens)
-    head, logits = shape.hidden * shape.vocab, CHUNK_LOGITS.get(train.device, CHUNK_LOGITS["cpu"])
+    head, logits = shape.hidden * shape.vocab, chunk_logits("cuda" if train.device == "cuda" else "cpu", bfloat16)
     matrices = shape.body if shape.tied else shape.body + head
     rounded = matrices if bfloat16 and train.adapt != "whole" else 0  # frozen weights, in bfloat16
     copied = head if rounded and shape.tied else 0  # of the frozen embeddings, for the losses
@@ -169,6 +169,15 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
         "activations": shape.layers * kept + WORKSPACE[train.checkpointing] * layer + mixing + cache + cast,
         "head": (HEAD_COPIES * logits + (head if train.adapt == "whole" else 0)) * FLOAT,
     }
+
+
+def weight_bytes(shape: Shape, precision: str) -> float:
+    """Bytes of a model's weights in evaluation, in which the embeddings stay in float32 (`models.trained.put`)."""
+    if precision == "float32":
+        return FLOAT * shape.parameters
+    head = shape.hidden * shape.vocab  # a copy of it, where it is the embeddings
+    matrices = shape.body if shape.tied else shape.body + head
+    return FLOAT * shape.parameters - FLOAT / 2 * matrices + (FLOAT / 2 * head if shape.tied else 0)
 
 
 def trainable_parameters(shape: Shape, train: Train) -> int:

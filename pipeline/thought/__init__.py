@@ -16,6 +16,7 @@ Shapes, everywhere in this package:
     P  positions of each text that think in one pass: all that may or some (training), the answer's (evaluation), the
        newest (generation)
     S  tokens of each row that one pass feeds: T, 1 while sampling, 2 to end a thought
+    m  rows that are run together: of a chunk of logits, or of thoughts, some of the B * R * P (`rows.Packing`)
     L  tokens so far  M  newest tokens, or flattened rows  p  positions of a slice
     D  hidden size   V  vocabulary    H  query heads   G  key-value heads   C  size of a head
 

@@ -26,14 +26,30 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 16, 64  # positions
 class Block:
     """Positions ``start .. stop - 1`` of the P: ``far`` text tokens before all of them, the near text up to ``near``.
 
-    Where texts have positions of their own, that is before all of any text's, and up to the last of any.
-    ``far`` is 0 without flash attention.
+    ``texts``, an index or a slice of all, are those that have a real row there. Where they have positions of their own,
+    ``far`` and ``near`` are before all of any text's, and up to the last of any. ``far`` is 0 without flash attention.
     """
 
     start: int
     stop: int
     far: int
     near: int
+    texts: Tensor | slice
+
+    @property
+    def here(self) -> tuple[Tensor | slice, slice, slice]:
+        """An index of the block in what is (B, G, P, ...)."""
+        return self.texts, slice(None), slice(self.start, self.stop)
+
+    @property
+    def near_text(self) -> tuple[Tensor | slice, slice, slice]:
+        """An index of its near tokens in what is (B, G, N, ...)."""
+        return self.texts, slice(None), slice(self.far, self.near)
+
+    @property
+    def far_text(self) -> tuple[Tensor | slice, slice, slice]:
+        """An index of its far tokens in what is (B, G, N, ...)."""
+        return self.texts, slice(None), slice(0, self.far)
 
 
 @dataclass(frozen=True)
@@ -71,8 +87,15 @@ def make_plan(rows: Rows, query: Tensor, groups: int, scaling: float) -> Plan:
     blocks = []
     for start in range(0, positions, size):
         stop = min(start + size, positions)
-        far, near = min(some[start] for some in at) + 1, max(some[stop - 1] for some in at) + 1
-        blocks.append(Block(start, stop, far if flash else 0, near))
+        texts, here = slice(None), at
+        if rows.real is not None:
+            texts = rows.real[:, start:stop].any(1).nonzero().squeeze(1)
+            if not len(texts):
+                continue
+            here = at if len(at) == 1 else [at[text] for text in texts.tolist()]
+            texts = slice(None) if len(texts) == len(rows.real) else texts
+        far, near = min(some[start] for some in here) + 1, max(some[stop - 1] for some in here) + 1
+        blocks.append(Block(start, stop, far if flash else 0, near, texts))
     order = torch.arange(rows.text_position_ids.shape[1], device=query.device)
     near, own = (
         query.new_zeros(mask.shape, dtype=exact_dtype(query)).masked_fill_(~mask, float("-inf"))
@@ -102,18 +125,18 @@ class _Blocked(torch.autograd.Function):
         key, value = (x.unflatten(2, (-1, positions)).transpose(2, 3).contiguous() for x in (key, value))
         output, lse = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=exact_dtype(query))
         for block in plan.blocks:
-            here, far = (slice(None), slice(None), slice(block.start, block.stop)), slice(0, block.far)
-            scores = _local_scores(plan, block, query[here], key[here], text_key)
-            lse[here] = scores.logsumexp(-1)
+            here, far, queries = block.here, block.far_text, query[block.here]
+            scores = _local_scores(plan, block, queries, key[here], text_key)
+            merged = scores.logsumexp(-1)
             if block.far:
                 from_far, far_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    query[here].flatten(2, 3), text_key[:, :, far], text_value[:, :, far], scale=plan.scaling
+                    queries.flatten(2, 3), text_key[far], text_value[far], scale=plan.scaling
                 )
-                far_lse = far_lse.view_as(lse[here])
-                lse[here] = torch.logaddexp(lse[here], far_lse)
-                share = (far_lse - lse[here]).exp_().unsqueeze(-1).to(query.dtype)
-            local = _local_output(block, _weights(scores, lse[here], query.dtype), value[here], text_value)
-            output[here] = from_far.view_as(local) * share + local if block.far else local
+                far_lse = far_lse.view_as(merged)
+                merged = torch.logaddexp(merged, far_lse)
+                share = (far_lse - merged).exp_().unsqueeze(-1).to(query.dtype)
+            local = _local_output(block, _weights(scores, merged, query.dtype), value[here], text_value)
+            lse[here], output[here] = merged, from_far.view_as(local) * share + local if block.far else local
         output = _unfold(output, plan)
         ctx.plan = plan
         ctx.save_for_backward(query, key, value, text_key, text_value, output, lse)
@@ -130,10 +153,10 @@ class _Blocked(torch.autograd.Function):
         to_text = torch.zeros_like(text_key, dtype=lse.dtype), torch.zeros_like(text_value, dtype=lse.dtype)
         by_row, own = (key.shape[3], -1), (..., slice(-key.shape[4], None))
         for block in plan.blocks:
-            here, far = (slice(None), slice(None), slice(block.start, block.stop)), slice(0, block.far)
-            near, queries, gradients = slice(block.far, block.near), query[here], gradient[here]
+            here, far, queries, gradients = block.here, block.far_text, query[block.here], gradient[block.here]
+            merged = lse[here]
             scores = _local_scores(plan, block, queries, key[here], text_key)
-            weights = _weights(scores, lse[here], query.dtype)
+            weights = _weights(scores, merged, query.dtype)
             # the gradient of the softmax: weights times how far the weights' gradient is from its mean
             change = _products(block, gradients, value[here], text_value).to(lse.dtype)
             change = change.sub_(drift[here]).mul_(weights).mul_(plan.scaling).to(query.dtype)
@@ -141,21 +164,21 @@ class _Blocked(torch.autograd.Function):
             to_value[here] = weights[own].unflatten(3, by_row).mT @ gradients.unflatten(3, by_row)
             to_query[here] = _local_output(block, change, key[here], text_key)
             for total, scored, rows in zip(to_text, (change, weights), (queries, gradients), strict=True):
-                total[:, :, near] += scored[..., : block.near - block.far].flatten(2, 3).mT @ rows.flatten(2, 3)
+                total[block.near_text] += scored[..., : block.near - block.far].flatten(2, 3).mT @ rows.flatten(2, 3)
             if block.far:
                 to_far_query, *to_far = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                     gradients.flatten(2, 3),
                     queries.flatten(2, 3),
-                    text_key[:, :, far],
-                    text_value[:, :, far],
+                    text_key[far],
+                    text_value[far],
                     output[here].flatten(2, 3),
-                    lse[here].flatten(2, 3),
+                    merged.flatten(2, 3),
                     0.0,
                     False,
                     scale=plan.scaling,
                 )
                 for total, new in zip(to_text, to_far, strict=True):
-                    total[:, :, far] += new
+                    total[far] += new
                 to_query[here] += to_far_query.view_as(queries)
         to_query = _unfold(to_query, plan).movedim(3, 1)
         to_key, to_value = (x.transpose(2, 3).flatten(2, 3) for x in (to_key, to_value))
@@ -176,7 +199,7 @@ def _unfold(x: Tensor, plan: Plan) -> Tensor:
 
 def _products(block: Block, rows: Tensor, own: Tensor, text: Tensor) -> Tensor:
     """Products (B, G, p, M, near + S') of ``rows`` (B, G, p, M, C) with the near ``text`` and their ``own`` tokens."""
-    with_near = rows.flatten(2, 3) @ text[:, :, block.far : block.near].mT
+    with_near = rows.flatten(2, 3) @ text[block.near_text].mT
     with_own = rows.unflatten(3, (own.shape[3], -1)) @ own.mT  # (B, G, p, R, H/G*S, S')
     return torch.cat([with_near.view(*rows.shape[:-1], -1), with_own.flatten(3, 4)], dim=-1)
 
@@ -185,7 +208,8 @@ def _local_scores(plan: Plan, block: Block, query: Tensor, key: Tensor, text_key
     """Masked scores (B, G, p, M, near + S') of a block's queries (B, G, p, M, C), in at least float32."""
     scores = _products(block, query, key, text_key).to(exact_dtype(query)).mul_(plan.scaling)
     near = block.near - block.far
-    scores[..., :near] += plan.near_bias[:, None, block.start : block.stop, None, block.far : block.near]
+    bias = plan.near_bias if len(plan.near_bias) == 1 else plan.near_bias[block.texts]
+    scores[..., :near] += bias[:, None, block.start : block.stop, None, block.far : block.near]
     scores[..., near:] += plan.own_bias
     return scores
 
@@ -199,5 +223,5 @@ def _local_output(block: Block, weights: Tensor, own: Tensor, text: Tensor) -> T
     near = block.near - block.far
     output = (weights[..., near:].unflatten(3, (own.shape[3], -1)) @ own).flatten(3, 4)
     if near:
-        output += (weights[..., :near].flatten(2, 3) @ text[:, :, block.far : block.near]).view_as(output)
+        output += (weights[..., :near].flatten(2, 3) @ text[block.near_text]).view_as(output)
     return output

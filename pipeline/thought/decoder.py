@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from .attention import pick
 from .head import Head
 from .layout import pads_before_end, row_position_ids, text_position_ids
-from .rows import Rows
+from .rows import Packing, Rows
 from .views import NAME, KeyValueCache, TextView, ThoughtView, View
 
 RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # ends of the names of settings that add noise
@@ -41,16 +41,23 @@ class Decoder:
         return self.run(self.embed(input_ids), view.position_ids, view), view
 
     def run_rows(
-        self, embeddings: Tensor, text: TextView, positions: Tensor, first: int = 0, own: KeyValueCache | None = None
+        self,
+        embeddings: Tensor,
+        text: TextView,
+        positions: Tensor,
+        packing: Packing,
+        first: int = 0,
+        own: KeyValueCache | None = None,
     ) -> Tensor:
-        """Hidden states (B, R, P, S, D) of the rows of thoughts after ``positions`` (`Rows`), from ``embeddings``.
+        """Hidden states (m, S, D) of the packed rows of thoughts after ``positions`` (`Rows`), from ``embeddings``.
 
-        The embeddings (B, R, P, S, D) are those of row tokens ``first`` on; ``own`` caches the earlier ones.
+        The embeddings (m, S, D) are those of row tokens ``first`` on; ``own`` caches the earlier ones.
         """
-        position_ids = row_position_ids(text.position_ids, positions, first, embeddings.shape[3])
-        rows = Rows(positions, position_ids, text.position_ids, text.valid, first)
-        ids = position_ids.unsqueeze(1).expand(embeddings.shape[:4]).flatten(1)
-        return self.run(embeddings.flatten(1, 3), ids, ThoughtView(text, rows, own)).view(embeddings.shape)
+        position_ids = row_position_ids(text.position_ids, positions, first, embeddings.shape[1])
+        rows = Rows(positions, position_ids, text.position_ids, text.valid, first, packing.real)
+        ids = packing.pack(position_ids.unsqueeze(1)).reshape(1, -1)
+        view = ThoughtView(text, rows, packing, own)
+        return self.run(embeddings.flatten(0, 1).unsqueeze(0), ids, view).view(embeddings.shape)
 
     def run(self, embeddings: Tensor, position_ids: Tensor, view: View) -> Tensor:
         """Last hidden states (B, L, D) of tokens with these embeddings (B, L, D) and position ids (B, L)."""
@@ -110,7 +117,8 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
         decoder = Decoder(base)
         _, view = decoder.read(text, attention="reference")
         last = torch.tensor([tokens - 1], device=base.device)
-        actual = decoder.head.logits(decoder.run_rows(decoder.embed(row)[:, None, None], view, last))[:, 0, 0]
+        rows = decoder.run_rows(decoder.embed(row), view, last, Packing((1, 1, 1)))
+        actual = decoder.head.logits(rows)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         reason = f"a thought cannot be run in parallel ({_first_line(error)})"
         raise UnsupportedDecoderError(f"{config.model_type}: {reason}") from error

@@ -15,11 +15,21 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 IGNORED = -100
 BANNED_LOGIT = -1e10
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**26}  # held at once: 32 MiB in float32, 256 MiB where kernels are wide
+LOW_PRECISION = 4  # times as many on a CPU
+
+
+def chunk_logits(device: str, low: bool) -> int:
+    """How many logits are held at once on this type of ``device``, by a head in ``low`` precision or not.
+
+    In low precision a chunk's gradient of the weight is a product of its own, which is then added to the sum in
+    float32: on a CPU that takes longer than the chunk, unless it is large.
+    """
+    return CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) * (LOW_PRECISION if low and device == "cpu" else 1)
 
 
 def chunk_rows(weight: Tensor) -> int:
     """How many rows of logits are held at once, by a head with this weight (V, D)."""
-    return max(1, CHUNK_LOGITS.get(weight.device.type, CHUNK_LOGITS["cpu"]) // len(weight))
+    return max(1, chunk_logits(weight.device.type, weight.dtype != exact_dtype(weight)) // len(weight))
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ class HeadLosses:
             computed = (wanted != IGNORED) & ((counts != 0) | complete)
             for rows in (computed & ~learning).nonzero().squeeze(1).split(size):
                 logits = self._logits(states[rows], space[: len(rows)])
-                nll[rows] = self._losses(logits, wanted[rows], temperature, banned)[0]
+                nll[rows] = self._losses(logits, wanted[rows], temperature, banned, learns=False)[0]
             for rows in (computed & learning).nonzero().squeeze(1).split(size):
                 logits = self._logits(states[rows], space[: len(rows)])
                 nll[rows], change, _ = self._losses(logits, wanted[rows], temperature, banned)
@@ -162,13 +172,14 @@ class HeadLosses:
                 logits = self._logits(talk[b, :, i].flatten(0, 2))
                 in_full = logits.view(*weight.shape, -1)
                 torch.lerp(base[here].unsqueeze(1), in_full, weight.unsqueeze(-1), out=in_full)
-                losses.without[b, i] = without = self._losses(base, target)[0][here] * real
-                nll, change, largest = self._losses(logits, wanted.unsqueeze(1).expand(weight.shape).flatten())
+                losses.without[b, i] = without = self._losses(base, target, learns=False)[0][here] * real
+                wanted = wanted.unsqueeze(1).expand(weight.shape).flatten()
+                nll, change, largest = self._losses(logits, wanted, learns=needed or self._learns)
                 real = real.unsqueeze(1)
                 losses.nll[b, :, i] = nll = nll.view(weight.shape) * real
                 rounding = exact * (nll + without.unsqueeze(1)) + low * weight.abs() * largest.view(weight.shape)
                 losses.rounding[b, :, i] = rounding * real
-                if needed or self._learns:
+                if change is not None:
                     scale = (real * weights).expand(weight.shape).flatten()
                     change = self._backward(part, change, mixed[b, :, i].flatten(0, 2), scale)
                 if needed:
@@ -210,11 +221,16 @@ class HeadLosses:
         return space if self._head.bias is None else space.add_(self._head.bias)
 
     def _losses(
-        self, logits: Tensor, targets: Tensor, temperature: float = 1.0, banned: Sequence[int] = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        temperature: float = 1.0,
+        banned: Sequence[int] = (),
+        learns: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Cross-entropies (m,) of ``logits`` (m, V), which are lost, and their gradients (m, V) times the temperature.
 
-        And the largest logits (m,), for how large their rounding is.
+        These are None unless it ``learns``. And the largest logits (m,), for how large their rounding is.
         """
         slope, softcap, targets = 1.0, self._head.softcap, targets.unsqueeze(1)
         if softcap is not None:
@@ -229,6 +245,8 @@ class HeadLosses:
         largest, wanted = logits.amax(-1), logits.gather(1, targets).squeeze(1)
         torch.softmax(logits, -1, out=logits)
         nll = largest - wanted - logits.amax(-1).log()
+        if not learns:
+            return nll, None, largest.abs()
         logits.scatter_add_(1, targets, logits.new_full((len(targets), 1), -1.0))
         if banned:
             logits[:, list(banned)] = 0  # a constant logit has no gradient, even as a target

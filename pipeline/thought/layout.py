@@ -70,21 +70,19 @@ def row_position_ids(position_ids: Tensor, positions: Tensor, first: int, count:
 def at(values: Tensor, positions: Tensor) -> Tensor:
     """``values`` (B, N, ...) at ``positions``, (P,) of every text or (B, P) of each: (B, P, ...)."""
     if positions.ndim == 1:
-        return values[:, positions]
+        return values.index_select(1, positions)
     texts = torch.arange(len(values), device=values.device).unsqueeze(1)
-    return values.flatten(0, 1)[texts * values.shape[1] + positions]
+    found = values.flatten(0, 1).index_select(0, (texts * values.shape[1] + positions).flatten())
+    return found.unflatten(0, positions.shape)
 
 
-def ahead_at(values: Tensor, positions: Tensor, steps: int, fill: float | int) -> Tensor:
-    """`ahead` at ``positions``, as in `at`: (B, P, steps, ...). Nothing is computed for other positions."""
-    padding = values.new_full((values.shape[0], steps - 1, *values.shape[2:]), fill)
-    places = positions.unsqueeze(-1) + torch.arange(steps, device=positions.device)
-    found = at(torch.cat([values, padding], dim=1), places.flatten(-2))
-    return found.unflatten(1, (-1, steps))
+def ahead(values: Tensor, steps: int, fill: float | int, positions: Tensor | None = None) -> Tensor:
+    """The ``values`` (B, N, ...) at i + k, k < ``steps``, for each of ``positions`` i: (B, P, steps, ...).
 
-
-def ahead(values: Tensor, steps: int, fill: float | int) -> Tensor:
-    """For each position i, the ``values`` (B, N, ...) at i + k, k < ``steps``: (B, N, steps, ...); past N, ``fill``."""
-    padding = values.new_full((values.shape[0], steps - 1, *values.shape[2:]), fill)
-    windows = torch.cat([values, padding], dim=1).unfold(1, steps, 1)  # the window is unfolded as the last axis
-    return windows.movedim(-1, 2)
+    ``positions`` are as in `at`; None: all N. Past the end of a text it is ``fill``.
+    """
+    count = values.shape[1]
+    padding = values.new_full((len(values), steps - 1, *values.shape[2:]), fill)
+    values = torch.cat([values, padding], dim=1)
+    shifted = (values[:, k : k + count] for k in range(steps))
+    return torch.stack([some if positions is None else at(some, positions) for some in shifted], dim=2)

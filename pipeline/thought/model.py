@@ -8,13 +8,13 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .decoder import Decoder, build_decoder, check_decoder
-from .generation import GREEDY, ThoughtGenerationMixin, Writer, new_seed
+from .generation import ThoughtGenerationMixin, Writer, new_seed
 from .layout import Layout, at
 from .methods import METHODS, QUIET_STAR
 from .mixing import MixingHead
 from .objective import NOTHING, PAUSES, SAMPLED, Counts, Losses, counts_of
 from .quiet_star import ADVANTAGES, POSITIVE
-from .sampler import Sampling, Thoughts, sample
+from .sampler import Sampling, Thoughts, entropies
 from .step import DEFAULT_ENGINE, Engine, Learner
 from .thinking import Text, Thinker
 from .views import NAME
@@ -337,5 +337,4 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
     @torch.no_grad()
     def entropies(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The entropy (B, N) in nats of the next token's prediction at every position, without thoughts."""
-        hidden = self.thinker.read(input_ids, attention_mask).hidden
-        return sample(self.decoder.head, hidden, [], GREEDY, torch.zeros_like(hidden[..., 0]))[1]
+        return entropies(self.decoder.head, self.thinker.read(input_ids, attention_mask).hidden)

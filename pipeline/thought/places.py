@@ -14,7 +14,7 @@ class Places:
     """The positions that think in a step, in P slots for each text.
 
     ``positions``: (P,), 0 .. P-1 of every text, or (B, P), those of each in order. ``real`` (B, P): False for a slot
-    without a thought of its own, whose text has fewer: what it computes counts nowhere.
+    without a thought of its own, whose text has fewer: its rows are not run (`rows.Packing`).
     """
 
     positions: Tensor

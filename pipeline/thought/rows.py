@@ -1,5 +1,6 @@
 """Which tokens a thought row may see, how a layer scores them, and the interface of thought attention (section 4.2)."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -21,12 +22,43 @@ class Style:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """The m of B * R * P rows that a pass computes, one after the other, as all of the decoder but attention runs them.
+
+    ``shape``: (B, R, P). ``index`` (m,): which rows, those of the slots that are ``real`` (B, P); None: all of them.
+    """
+
+    shape: tuple[int, int, int]
+    index: Tensor | None = None
+    real: Tensor | None = None
+
+    @classmethod
+    def of(cls, real: Tensor, rationales: int) -> "Packing":
+        """The rows of those of P slots that are ``real`` (B, P); where none is, all, as a pass needs some."""
+        shape = len(real), rationales, real.shape[1]
+        index = real.unsqueeze(1).expand(shape).flatten().nonzero().squeeze(1)
+        return cls(shape, index, real) if 0 < len(index) < math.prod(shape) else cls(shape)
+
+    def pack(self, values: Tensor) -> Tensor:
+        """``values`` (B, R, P, ...) of the packed rows: (m, ...). Axes of size 1 stand for B, R or P equal ones."""
+        flat = values.expand(*self.shape, *values.shape[3:]).flatten(0, 2)
+        return flat if self.index is None else flat.index_select(0, self.index)
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """``values`` (m, ...) where they belong: (B, R, P, ...), 0 elsewhere."""
+        if self.index is not None:
+            values = values.new_zeros(math.prod(self.shape), *values.shape[1:]).index_copy(0, self.index, values)
+        return values.unflatten(0, self.shape)
+
+
+@dataclass(frozen=True)
 class Rows:
     """Thought rows that start after the text at ``positions``; a pass feeds S tokens of each, from ``first`` on.
 
     ``positions``: (P,), those of every text, or (B, P), those of each; they do not fall.
     ``position_ids`` (B, P, S): those of the S tokens. ``text_position_ids`` (B, N). ``valid`` (B, N): False for
-    padding; None if no text has padding before its end.
+    padding; None if no text has padding before its end. ``real`` (B, P): False for positions whose rows nobody needs,
+    so that anything may come out; None: all are real.
     """
 
     positions: Tensor
@@ -34,6 +66,7 @@ class Rows:
     text_position_ids: Tensor
     valid: Tensor | None = None
     first: int = 0
+    real: Tensor | None = None
 
     @cached_property
     def at(self) -> tuple[tuple[int, ...], ...]:

@@ -77,6 +77,13 @@ def sample(
     return torch.cat(drawn).view(uniform.shape), torch.cat(entropies).view(uniform.shape)
 
 
+@torch.no_grad()
+def entropies(head: Head, hidden: Tensor) -> Tensor:
+    """Entropies (...) in nats of the predictions from hidden states (..., D), in chunks as in `sample`."""
+    chunks = (ban(head.logits(rows), []) for rows in hidden.flatten(0, -2).split(chunk_rows(head.weight)))
+    return torch.cat([entropy(logits, logits.softmax(-1)) for logits in chunks]).view(hidden.shape[:-1])
+
+
 def entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
     """Entropy in nats (M,) of ``probabilities`` (M, V), the softmax of ``logits`` (M, V)."""
     log_sum = logits.amax(-1) - probabilities.amax(-1).log()

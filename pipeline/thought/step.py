@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .head import IGNORED, HeadLosses, Mixed
-from .layout import ahead, ahead_at
+from .layout import ahead, at
 from .objective import (
     NOTHING,
     SAMPLED,
@@ -23,6 +23,7 @@ from .objective import (
     without_thoughts,
 )
 from .places import Places, places_of
+from .rows import Packing
 from .sampler import Sampling, Thoughts
 from .slices import slices_of, sum_over
 from .thinking import Text, Thinker
@@ -47,24 +48,54 @@ DEFAULT_ENGINE = Engine()
 
 
 @dataclass(frozen=True)
-class Slots:
-    """What is known of the P slots of each text before their rows are run: as in `SliceStates`, with P for p.
+class Batch:
+    """What is known of a batch before the rows of its thoughts are run: its ``text`` and where it thinks, ``places``.
 
-    ``lengths`` (B, R, P): the tokens that thoughts keep; None where all are whole.
+    ``targets`` (B, N, A); the first ``rewarded`` positions have a reward. ``ids`` (B, R, P, K): the thoughts in the
+    slots, None for pauses; ``sampled``: whether they were drawn just now. ``old_log_probs`` (B, R, N-1-A, K), or None.
     """
 
+    text: Text
     places: Places
-    at: Tensor
     targets: Tensor
-    rewarded: Tensor
+    rewarded: int
     ids: Tensor | None
-    lengths: Tensor | None
+    sampled: bool
     old_log_probs: Tensor | None
 
-    def __getitem__(self, part: slice) -> "Slots":
-        by_text = [self.places[part], *(values[:, part] for values in (self.at, self.targets, self.rewarded))]
-        by_thought = (self.ids, self.lengths, self.old_log_probs)
-        return Slots(*by_text, *(values if values is None else values[:, :, part] for values in by_thought))
+    def states(self, thinker: Thinker, part: slice, rows: Tensor, shared: Sequence[Tensor]) -> SliceStates:
+        """Run a slice's ``rows``, from their embeddings (B, R, p, T, D) and the text's states (B, N, D), keys, values.
+
+        Only slots that think are run, packed; the rest of the result is 0.
+        """
+        (hidden, *cache), layout, places = shared, thinker.layout, self.places[part]
+        packing, view = Packing.of(places.real, rows.shape[1]), self.text.view.with_tensors(cache)
+        ids = None if self.ids is None else self.ids[:, :, part]
+        lengths = thinker.lengths(ids)
+        rows = thinker.decoder.run_rows(packing.pack(rows), view, places.positions, packing)
+        talk = layout.talking(rows, None if lengths is None else packing.pack(lengths))
+        base = packing.pack(ahead(hidden, layout.lookahead, 0.0, places.positions).unsqueeze(1))
+        mixed, weight = map(packing.unpack, thinker.mixing_head.mix(base, talk))
+
+        rewarded = places.real & (places.positions < self.rewarded)
+        if ids is not None:
+            ids = ids.masked_fill(~rewarded[:, None, :, None], IGNORED)
+        if lengths is not None:  # a thought's policy term ends with the draw that ended it
+            after = torch.arange(ids.shape[-1], device=ids.device) > lengths.unsqueeze(-1)
+            ids = ids.masked_fill(after, IGNORED)
+        old, (texts, tokens, lookahead) = self.old_log_probs, self.targets.shape
+        everywhere = torch.arange(texts * tokens, device=hidden.device).view(texts, tokens)
+        return SliceStates(
+            text=hidden.flatten(0, 1).detach(),
+            at=ahead(everywhere, lookahead, 0, places.positions),
+            targets=at(self.targets, places.positions).masked_fill(~places.real.unsqueeze(-1), IGNORED),
+            mixed=Mixed(mixed, packing.unpack(talk.detach()), weight),
+            rewarded=rewarded,
+            thinking=packing.unpack(rows[:, layout.sampling_outputs]),
+            ids=ids,
+            sampled=self.sampled,
+            old_log_probs=None if old is None else places.of(F.pad(old, (0, 0, 0, tokens - self.rewarded))),
+        )
 
 
 @dataclass(frozen=True)
@@ -109,18 +140,17 @@ class Learner:
         if thought_ids is not None:
             thought_ids = places.of(thought_ids)
         elif self.objective.thoughts == SAMPLED:
-            some = [self.thinker.sample(text, places[part].positions, self.rationales, sampling) for part in slices]
+            parts = (places[part] for part in slices)
+            some = [self.thinker.sample(text, p.positions, self.rationales, sampling, p.real) for p in parts]
             thoughts = Thoughts(*(torch.cat([getattr(t, f.name) for t in some], 2) for f in fields(Thoughts)))
             thought_ids = self.objective.exchange(thoughts.ids, places.real)
         rewarded = rewarded_positions(tokens, lookahead)
-        slots = self._slots(places, targets, rewarded, thought_ids, old)
+        old_log_probs = None if old is None else old.log_probs
+        batch = Batch(text, places, targets, rewarded, thought_ids, thoughts is not None, old_log_probs)
         rows = self.thinker.embed_rows(text.input_ids, places.positions, thought_ids, self.thinker.layout)
 
         def losses_of(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, SliceLosses]:
-            """A slice's losses, from its rows' embeddings and the text's states (B, N, D), keys and values."""
-            hidden, *cache = shared
-            here = replace(text, hidden=hidden, view=text.view.with_tensors(cache))
-            losses = self.objective(self._states(here, slots[part], part, rows, thoughts is not None), counts, head)
+            losses = self.objective(batch.states(self.thinker, part, rows, shared), counts, head)
             if len(slices) == 1:
                 return losses.total, losses
             parts = {name: loss.detach() for name, loss in losses.parts.items()}  # lets go of the slice's activations
@@ -132,56 +162,3 @@ class Learner:
         if thoughts is not None:
             thoughts = Thoughts(*(places.spread(getattr(thoughts, f.name), tokens) for f in fields(Thoughts)))
         return losses, thoughts
-
-    def _slots(
-        self,
-        places: Places,
-        targets: Tensor,
-        rewarded: int,
-        thought_ids: Tensor | None,
-        old: Losses | None,
-    ) -> Slots:
-        """The slots of texts with these targets (B, N, A), whose thoughts are ``thought_ids`` (B, R, P, K).
-
-        Its positions before ``rewarded`` have a reward.
-        """
-        gets, lengths, ids = places.real & (places.positions < rewarded), self.thinker.lengths(thought_ids), thought_ids
-        if ids is not None:
-            ids = ids.masked_fill(~gets[:, None, :, None], IGNORED)
-        if lengths is not None:  # a thought's policy term ends with the draw that ended it
-            after = torch.arange(ids.shape[-1], device=ids.device) > lengths.unsqueeze(-1)
-            ids = ids.masked_fill(after, IGNORED)
-        everywhere = torch.arange(targets[..., 0].numel(), device=targets.device).view(targets.shape[:2])
-        if old is not None:
-            log_probs = places.of(F.pad(old.log_probs, (0, 0, 0, targets.shape[1] - rewarded)))
-        return Slots(
-            places=places,
-            at=ahead_at(everywhere, places.positions, targets.shape[-1], fill=0),
-            targets=places.of(targets.unsqueeze(1))[:, 0].masked_fill(~places.real.unsqueeze(-1), IGNORED),
-            rewarded=gets,
-            ids=ids,
-            lengths=lengths,
-            old_log_probs=None if old is None else log_probs,
-        )
-
-    def _states(self, text: Text, slots: Slots, part: slice, rows: Tensor, sampled: bool) -> SliceStates:
-        """Run a slice's ``rows``, from their embeddings (B, R, p, T, D)."""
-        layout, here = self.thinker.layout, slots.places.positions
-        rows = self.thinker.decoder.run_rows(rows, text.view, here)
-        if here.ndim == 1:  # positions of all texts are a range, and the gradient of a slice is fast
-            base = ahead(text.hidden, layout.lookahead, fill=0.0)[:, part]
-        else:
-            base = ahead_at(text.hidden, here, layout.lookahead, fill=0.0)
-        talk = layout.talking(rows, slots.lengths)
-        mixed, weight = self.thinker.mixing_head.mix(base.unsqueeze(1), talk)
-        return SliceStates(
-            text=text.hidden.flatten(0, 1).detach(),
-            at=slots.at,
-            targets=slots.targets,
-            mixed=Mixed(mixed, talk.detach(), weight),
-            rewarded=slots.rewarded,
-            thinking=rows[:, :, :, layout.sampling_outputs],
-            ids=slots.ids,
-            sampled=sampled,
-            old_log_probs=slots.old_log_probs,
-        )

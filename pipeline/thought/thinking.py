@@ -1,14 +1,15 @@
 """Think and talk: thoughts after a text's positions, and the states at their ends (paper, sections 4.2 and 4.3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from .decoder import Decoder
-from .layout import Layout, ahead_at, at
+from .layout import Layout, ahead, at
 from .mixing import MixingHead
+from .rows import Packing
 from .sampler import Sampling, Thoughts, sample
 from .views import KeyValueCache, TextView
 
@@ -60,33 +61,41 @@ class Thinker:
             text_keys = torch.arange(len(input_ids), device=input_ids.device)
         return Text(input_ids, hidden, view, text_keys)
 
-    def sample(self, text: Text, positions: Tensor, rationales: int, sampling: Sampling) -> Thoughts:
+    def sample(
+        self, text: Text, positions: Tensor, rationales: int, sampling: Sampling, real: Tensor | None = None
+    ) -> Thoughts:
         """Sample ``rationales`` (R) thoughts after the text at each of ``positions``, one token a pass for all.
 
-        ``positions``, here and below: (P,), those of every text, or (B, P), those of each.
+        ``positions``, here and below: (P,), those of every text, or (B, P), those of each. Nothing thinks at those that
+        are not ``real`` (B, P): all is 0 there.
         """
-        return self._think_after(text, positions, rationales, sampling, talk=False)[0]
+        shape = len(text.input_ids), rationales, positions.shape[-1]
+        packing = Packing(shape) if real is None else Packing.of(real, rationales)
+        return self._think_after(text, positions, packing, sampling, talk=False)[0]
 
     def sample_and_talk(self, text: Text, positions: Tensor, sampling: Sampling) -> tuple[Thoughts, Tensor]:
         """A thought after each of ``positions``, and the states (B, P, D) at its end: K + 1 passes, no more."""
-        thoughts, talk = self._think_after(text, positions, 1, sampling, talk=True)
+        packing = Packing((len(text.input_ids), 1, positions.shape[-1]))
+        thoughts, talk = self._think_after(text, positions, packing, sampling, talk=True)
         return thoughts, talk[:, 0]
 
     @torch.no_grad()
     def _think_after(
-        self, text: Text, positions: Tensor, rationales: int, sampling: Sampling, talk: bool
+        self, text: Text, positions: Tensor, packing: Packing, sampling: Sampling, talk: bool
     ) -> tuple[Thoughts, Tensor | None]:
-        """`think` after the text at ``positions``, all R * P thoughts of a text in one pass a token."""
+        """`think` after the text at ``positions``, all packed thoughts in one pass a token."""
         places, own = at(text.view.position_ids, positions), KeyValueCache(self.layout.thought_tokens + 2 * talk)
 
         def run(embeddings: Tensor, first: int) -> Tensor:
-            return self.decoder.run_rows(embeddings, text.view, positions, first, own)
+            return self.decoder.run_rows(embeddings, text.view, positions, packing, first, own)
 
         def chances(step: int) -> Tensor:
-            return sampling.chances(text.text_keys, rationales, places, step)
+            return packing.pack(sampling.chances(text.text_keys, packing.shape[1], places, step))
 
-        start = self.start.expand(len(places), rationales, places.shape[1], 1, -1)
-        return self.think(run(start, 0)[..., 0, :], run, chances, sampling, talk)
+        state = run(packing.pack(self.start.expand(1, 1, 1, 1, -1)), 0)[:, 0]
+        thoughts, end = self.think(state, run, chances, sampling, talk)
+        thoughts = Thoughts(*(packing.unpack(getattr(thoughts, field.name)) for field in fields(Thoughts)))
+        return thoughts, end if end is None else packing.unpack(end)
 
     def think(
         self,
@@ -139,7 +148,9 @@ class Thinker:
         """The states (B, P, D) at the ends of these thoughts, ``ids`` (B, 1, P, K), or of pauses where that is None."""
         layout = Layout(self.layout.thought_tokens, lookahead=1)
         rows = self.embed_rows(text.input_ids, positions, ids, layout)
-        return layout.talking(self.decoder.run_rows(rows, text.view, positions), self.lengths(ids))[:, 0, :, 0]
+        packing = Packing(tuple(rows.shape[:3]))
+        states = packing.unpack(self.decoder.run_rows(packing.pack(rows), text.view, positions, packing))
+        return layout.talking(states, self.lengths(ids))[:, 0, :, 0]
 
     def embed_rows(self, input_ids: Tensor, positions: Tensor, ids: Tensor | None, layout: Layout) -> Tensor:
         """Embeddings (B, R, P, T, D) of whole thought rows, true next tokens included.
@@ -148,7 +159,7 @@ class Thinker:
         its targets are IGNORED.
         """
         # x_{i+1} .. x_{i+A-1}
-        following = ahead_at(input_ids, positions, layout.lookahead, fill=0)[:, :, 1:].unsqueeze(1)
+        following = ahead(input_ids, layout.lookahead, 0, positions)[:, :, 1:].unsqueeze(1)
         if ids is None:
             following = self.decoder.embed(following)
             thought = self.pauses.expand(*following.shape[:3], -1, -1)

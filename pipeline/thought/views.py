@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from .attention import attend
 from .attention_reference import softmax
-from .rows import Rows, Style
+from .rows import Packing, Rows, Style
 
 NAME = "quiet_star"
 
@@ -91,19 +91,29 @@ class GrowingView:
 def causal_attention(
     query: Tensor, key: Tensor, value: Tensor, position_ids: Tensor, valid: Tensor | None, style: Style
 ) -> Tensor:
-    """The last M tokens of a text (B, H, M, C) attend to all L (B, G, L, C) up to themselves: (B, H, M, C)."""
-    mask = _causal_mask(query.shape[2], position_ids, valid, style.window)
-    if style.softcap is None:
-        whole = mask is None and query.shape[2] > 1
+    """The last M tokens of a text (B, H, M, C) attend to all L (B, G, L, C) up to themselves: (B, H, M, C).
+
+    Query heads that share a key head are folded into the query axis, as CUDA's fast kernels take grouped heads only in
+    half precision and without a mask.
+    """
+    groups, (new, count) = key.shape[1], (query.shape[2], key.shape[2])
+    mask = _causal_mask(new, position_ids, valid, style.window)
+    whole, capped = mask is None and new > 1, style.softcap is not None
+    slow = groups < query.shape[1] and query.is_cuda and query.dtype == torch.float32
+    if whole and not (capped or slow):
         return F.scaled_dot_product_attention(
-            query, key, value, mask, is_causal=whole, scale=style.scaling, enable_gqa=True
+            query, key, value, is_causal=True, scale=style.scaling, enable_gqa=groups < query.shape[1]
         )
-    scores = torch.einsum("bghmc,bglc->bghml", query.unflatten(1, (key.shape[1], -1)), key) * style.scaling
-    if mask is None:
-        new, count = scores.shape[-2:]
-        mask = torch.ones(new, count, dtype=torch.bool, device=query.device).tril(count - new)[None, None]
-    scores = style.cap(scores).masked_fill(~mask.unsqueeze(1), float("-inf"))
-    return torch.einsum("bghml,bglc->bghmc", softmax(scores), value).flatten(1, 2)
+    if whole:
+        mask = torch.ones(1, 1, new, count, dtype=torch.bool, device=query.device).tril()
+    folded = query.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, H/G*M, C)
+    mask = mask if mask is None else mask.repeat(1, 1, query.shape[1] // groups, 1)
+    if not capped:
+        output = F.scaled_dot_product_attention(folded, key, value, mask, scale=style.scaling)
+    else:
+        scores = style.cap(folded @ key.mT * style.scaling)
+        output = softmax(scores if mask is None else scores.masked_fill(~mask, float("-inf"))) @ value
+    return output.unflatten(2, (-1, new)).flatten(1, 2)
 
 
 def _causal_mask(new: int, position_ids: Tensor, valid: Tensor | None, window: int | None) -> Tensor | None:
@@ -127,17 +137,28 @@ def _causal_mask(new: int, position_ids: Tensor, valid: Tensor | None, window: i
 
 @dataclass
 class ThoughtView:
-    """Thought ``rows`` over ``text``; ``own`` caches the rows' earlier tokens, None where a pass feeds whole rows."""
+    """Thought ``rows`` over ``text``, run packed, but each beside the others of its text in attention.
+
+    ``own`` caches the rows' earlier tokens; None where a pass feeds whole rows.
+    """
 
     text: TextView
     rows: Rows
+    packing: Packing
     own: KeyValueCache | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, style: Style) -> Tensor:
-        query, key, value = (x.unflatten(2, (-1, self.rows.tokens)) for x in (query, key, value))
+        query, key, value = map(self._by_text, (query, key, value))
         if self.own is not None:
             key, value = self.own.write(layer, key, value, self.rows.first)
-        return attend(self.text.path, self.rows, query, key, value, self.text.cache[layer], style).flatten(2, 3)
+        output = attend(self.text.path, self.rows, query, key, value, self.text.cache[layer], style)
+        packed = self.packing.pack(output.movedim(1, 3).unflatten(1, self.packing.shape[1:]))  # (m, S, H, C)
+        return packed.flatten(0, 1).transpose(0, 1).unsqueeze(0)
+
+    def _by_text(self, x: Tensor) -> Tensor:
+        """(1, H, m*S, C) as (B, H, R*P, S, C)."""
+        packed = x.squeeze(0).transpose(0, 1).unflatten(0, (-1, self.rows.tokens))  # (m, S, H, C)
+        return self.packing.unpack(packed).flatten(1, 2).movedim(3, 1)
 
 
 View = TextView | GrowingView | ThoughtView

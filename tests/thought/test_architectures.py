@@ -112,13 +112,13 @@ def test_what_does_not_think_costs_nothing(sampled, monkeypatch):
     mask[:, 9:], mask[1, 7:] = 0, 0
     labels = labels.masked_fill(mask == 0, IGNORED)
     thoughts = None if sampled else random_ids(2, rationales, 12, 3)
-    for thinks, slots in ((None, 8), (mask_of(CHOSEN["a share"]), 5), (mask_of(CHOSEN["one"]), 1)):
+    for thinks, count in ((None, 8 + 6), (mask_of(CHOSEN["a share"]), 5 + 3), (mask_of(CHOSEN["one"]), 2)):
         thinks = thinks if thinks is None else F.pad(thinks, (0, 3), value=True)
         rows.clear(), texts_read.clear()
         losses = model(ids, mask, labels=labels, thought_ids=thoughts, thinks=thinks).losses
-        assert rows == [*[2 * rationales * slots] * (3 if sampled else 0), 2 * rationales * slots * row_tokens]
-        assert texts_read[0] == 2 * 9
-        assert losses.thinks.shape == (2, 12) and losses.thinks.sum() == {8: 14, 5: 8, 1: 2}[slots]
+        assert rows == [*[rationales * count] * (3 if sampled else 0), rationales * count * row_tokens]
+        assert texts_read == [2 * 9, *rows]
+        assert losses.thinks.shape == (2, 12) and losses.thinks.sum() == count
         assert not losses.talk_nll[~losses.thinks.unsqueeze(1).expand(-1, rationales, -1)].any()
 
 

@@ -19,6 +19,7 @@ from pipeline.thought import attention_flex as flex
 from pipeline.thought import attention_reference as reference
 from pipeline.thought.layout import pads_before_end, row_position_ids, text_position_ids
 from pipeline.thought.rows import Attend, Rows, Style
+from pipeline.thought.views import causal_attention
 from tests.thought.tiny import Largest, error, peak
 
 
@@ -397,3 +398,28 @@ def test_flex_is_compiled_once_for_lengths_that_pad_to_one(compiled):
             call = make(Shape(positions=tuple(range(tokens)), tokens=tokens, size=16), torch.float32)
             assert error(call.run(flex.attend), call.run(reference.attend)) < 1e-6
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("new", [1, 3, 7])
+@pytest.mark.parametrize("padding", [None, (0, 3)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (None, 0.5)])
+def test_grouped_heads_of_a_text_are_those_of_each_token_alone(new, padding, window, softcap):
+    """Six query heads share two key heads: the newest tokens, or all of them, of texts with padding or none."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, count, 4, generator=generator, dtype=torch.float64)
+        for heads, count in ((6, new), (2, 7), (2, 7))
+    )
+    mask = torch.ones(2, 7) if padding is None else (torch.arange(7) >= torch.tensor(padding)[:, None])
+    places, valid = text_position_ids(mask.long(), mask), None if padding is None else mask.bool()
+    style, expected = Style(0.7, window, softcap), torch.empty_like(query)
+    for b, h, m in torch.cartesian_prod(*map(torch.arange, query.shape[:3])).tolist():
+        i, g = 7 - new + m, h // 3
+        seen = [
+            j for j in range(i + 1) if j == i or mask[b, j] and (window is None or places[b, i] - places[b, j] < window)
+        ]
+        scores = key[b, g, seen] @ query[b, h, m] * style.scaling
+        weights = (scores if softcap is None else softcap * torch.tanh(scores / softcap)).softmax(0)
+        expected[b, h, m] = weights @ value[b, g, seen]
+    found = causal_attention(query, key, value, places, valid, style)
+    assert found.shape == expected.shape and error(found, expected) < 1e-12

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
-from pipeline.thought.objective import IGNORED, Losses
+from pipeline.thought.objective import IGNORED, Losses, counts_of
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from tests.thought.tiny import (
@@ -25,6 +25,7 @@ from tests.thought.tiny import (
     gradients,
     peak,
     quiet_star,
+    random_ids,
     texts,
 )
 
@@ -106,6 +107,36 @@ CASES = {  # a base, settings, padding
 @pytest.mark.parametrize(("base", "settings", "padding"), CASES.values(), ids=CASES.keys())
 def test_engines_agree(base, settings, padding):
     compare_engines(quiet_star(base, **settings), texts(padding), None, 1e-5)
+
+
+@pytest.mark.parametrize("engine", [Engine("reference"), Engine("reference", 5), Engine("blocked"), SLICED], ids=str)
+@pytest.mark.parametrize("settings", [{}, ENDING, {"method": "pause"}], ids=["K tokens", "ending", "pause"])
+def test_texts_of_every_length_are_what_each_is_alone(engine, settings):
+    """Of 40 tokens, some blocks of positions, down to one; draws, losses and gradients add up to the batch's."""
+    model, ids, lengths = quiet_star(LLAMA, **settings), random_ids(5, 40), torch.tensor([3, 40, 1, 17, 2])
+    mask = (torch.arange(40) < lengths[:, None]).long()
+    labels, keys = ids.masked_fill(mask == 0, IGNORED), torch.arange(5)
+    options = {"sampling": SAMPLING, "engine": engine, "counts": counts_of(labels, model.lookahead)}
+    batch, parts = model(ids, mask, labels=labels, text_keys=keys, **options), []
+    found = gradients(model, batch.loss)
+    model.zero_grad()
+    for b in range(5):
+        one = slice(b, b + 1)
+        parts.append(model(ids[one], mask[one], labels=labels[one], text_keys=keys[one], **options))
+        if parts[-1].loss.requires_grad:
+            parts[-1].loss.backward()
+    rewarded = batch.losses.advantage.abs().unsqueeze(-1) > 1e-5  # else rounding may decide on log-probabilities
+    for name in LOSSES:
+        values = [getattr(part.losses, name) for part in parts]
+        together, alone = getattr(batch.losses, name), torch.cat(values) if values[0].ndim else sum(values)
+        if name == "log_probs":
+            together, alone = together * rewarded, alone * rewarded
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+    if batch.thoughts is not None:
+        thinks = batch.losses.thinks.unsqueeze(1)
+        assert torch.equal(batch.thoughts.ids, torch.cat([part.thoughts.ids for part in parts]))
+        assert not batch.thoughts.ids[~thinks.expand(-1, 2, -1)].any() and thinks.sum() == 2 + 39 + 16 + 1
+    compare_gradients(found, {name: p.grad for name, p in model.named_parameters()}, 1e-5)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 4, 5])

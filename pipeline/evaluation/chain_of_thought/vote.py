@@ -22,8 +22,8 @@ from pipeline.evaluation.shared import shared_scratch
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, difference, mean, mean_interval, totals
 from pipeline.files import write_json, write_rows, write_table
 from pipeline.models.base import read_tokenizer
-from pipeline.models.device import pick_device
-from pipeline.models.trained import base_of, load_trained
+from pipeline.models.device import autocast, pick_device
+from pipeline.models.trained import base_of, load_trained, put
 from pipeline.params import ChainOfThought
 from pipeline.thought.sampler import Sampling
 from pipeline.training.processes import is_main
@@ -53,8 +53,12 @@ def write_chain_of_thought(params: ChainOfThought, trained: Path, tasks: Path, r
     """
     device = pick_device(params.device)
     inputs = [path for path in (trained, base_of(trained), tasks) if path is not None]
-    with shared_scratch("chain_of_thought", params, device, inputs, Path(__file__)) as scratch:
-        model, sampling = load_trained(trained).to(device), Sampling(params.thought_temperature, params.seed)
+    with (
+        shared_scratch("chain_of_thought", params, device, inputs, Path(__file__)) as scratch,
+        autocast(device, params.precision),
+    ):
+        model = put(load_trained(trained), device, params.precision)
+        sampling = Sampling(params.thought_temperature, params.seed)
         asked, places = AskedModel(model, read_tokenizer(trained), sampling, params.batch_size), []
         for name, (task, questions) in read_tasks(tasks).items():
             if task.chain_of_thought is not None:

@@ -29,8 +29,8 @@ from pipeline.evaluation.prompts import MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED,
 from pipeline.evaluation.shared import shared_scratch
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
-from pipeline.models.device import pick_device
-from pipeline.models.trained import base_of, load_trained
+from pipeline.models.device import autocast, pick_device
+from pipeline.models.trained import base_of, load_trained, put
 from pipeline.params import Evaluate
 from pipeline.resume import KeptRows, Scratch
 from pipeline.thought.sampler import Sampling
@@ -56,9 +56,10 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
     inputs = [path for path in (trained, base_of(trained), tasks) if path is not None]
     with (
         shared_scratch(f"evaluate/{trained.name}", params, device, inputs, Path(__file__)) as scratch,
+        autocast(device, params.precision),
         ExitStack() as stack,
     ):
-        model, tokenizer = load_trained(trained).to(device), read_tokenizer(trained)
+        model, tokenizer = put(load_trained(trained), device, params.precision), read_tokenizer(trained)
         asked = AskedModel(model, tokenizer, Sampling(params.thought_temperature, params.seed), params.batch_size)
         encoded = {}
         for name, (task, questions) in read_tasks(tasks).items():

@@ -9,8 +9,8 @@ from pipeline.evaluation.perplexity.tokens import Passes, loss_before, token_tab
 from pipeline.evaluation.shared import shared_scratch
 from pipeline.files import replacing, write_json, write_table
 from pipeline.models.base import read_tokenizer
-from pipeline.models.device import pick_device
-from pipeline.models.trained import check_trained, load_plain, load_trained
+from pipeline.models.device import autocast, pick_device
+from pipeline.models.trained import check_trained, load_plain, load_trained, put
 from pipeline.params import Perplexity
 from pipeline.training.processes import is_main
 
@@ -28,12 +28,15 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
     with shared_scratch(f"perplexity/{trained.name}", params, device, inputs, Path(__file__)) as scratch:
         tokenizer = read_tokenizer(trained)
         check_trained(trained)  # before the base model reads, which may take long
-        model = load_plain(base).to(device)
+        model = put(load_plain(base), device, params.precision)
         spans = Spans(heldout, model.vocabulary, params.texts)
         passes = Passes(params, spans, scratch)
-        before = loss_before(model, passes)
+        with autocast(device, params.precision):
+            before = loss_before(model, passes)
         del model  # so that one model is in memory at a time
-        tokens = token_table(params, load_trained(trained).to(device), tokenizer, before, passes)
+        model = put(load_trained(trained), device, params.precision)
+        with autocast(device, params.precision):
+            tokens = token_table(params, model, tokenizer, before, passes)
         if not is_main():
             return
         write_table(results / "tokens.parquet", tokens)

@@ -1,6 +1,6 @@
 """Where a training step thinks (`train.thinking`): at which positions of its texts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from pipeline.thought.sampler import uniforms
 
 EVERY = "every"
 LOOKED_AT = 200  # texts
+PART = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for some bytes of a character
 DRAW = -2  # the step in the draws of positions; those of thoughts are 0 .. K-1, of written text -1
 
 
@@ -29,6 +30,7 @@ class Where:
 
     params: Thinking
     tokenizer: PreTrainedTokenizerBase
+    _last: dict[int, bool] = field(default_factory=dict)  # whether a token may be the last of a marker
 
     def thinks(self, model: QuietStarForCausalLM, batch: dict[str, Tensor], seed: int) -> Tensor:
         """The positions (B, N) of a batch's texts at which the model thinks; only some that have a true next token."""
@@ -55,11 +57,15 @@ class Where:
                 )
 
     def _follow_marker(self, ids: Tensor) -> Tensor:
-        """Whether the text up to each token (B, N) ends with the marker."""
-        tail = 4 * len(self.params.marker) + 4  # a byte-level token may be one byte of a character's four
-        ends = range(1, ids.shape[1] + 1)
-        before = ([text[max(0, end - tail) : end] for end in ends] for text in ids.tolist())
-        decoded = [self.tokenizer.batch_decode(some) for some in before]
-        return torch.tensor(
-            [[text.endswith(self.params.marker) for text in some] for some in decoded], device=ids.device
-        )
+        """Whether the text up to each token (B, N) ends with the marker: decoded where the token alone may end one."""
+        marker, texts = self.params.marker, ids.tolist()
+        new = sorted({token for text in texts for token in text} - self._last.keys())
+        for token, text in zip(new, self.tokenizer.batch_decode([[token] for token in new]), strict=True):
+            self._last[token] = text.endswith((marker[-1], PART)) or not text
+        tail = 4 * len(marker) + 4  # a byte-level token may be one byte of a character's four
+        places = [(b, i) for b, text in enumerate(texts) for i, token in enumerate(text) if self._last[token]]
+        decoded = self.tokenizer.batch_decode([texts[b][max(0, i + 1 - tail) : i + 1] for b, i in places])
+        found = torch.zeros(ids.shape, dtype=torch.bool)
+        for place, text in zip(places, decoded, strict=True):
+            found[place] = text.endswith(marker)
+        return found.to(ids.device)

@@ -138,3 +138,12 @@ def test_a_model_without_thoughts_has_no_difference_and_tasks_without_reasoning_
     assert json.loads((folder / "out/metrics.json").read_text()) == {}
     assert list(pd.read_parquet(folder / "out/samples.parquet").columns) == vote.SAMPLES.names
     assert pd.read_csv(folder / "out/votes.csv").empty
+
+
+def test_samples_are_written_in_bfloat16_too(folder: Path):
+    """Draws are the same numbers, so most samples begin as in float32."""
+    texts = []
+    for precision in ("float32", "bfloat16"):
+        write(folder, questions=3, precision=precision)
+        texts.append(pd.read_parquet(folder / "out/samples.parquet").query("way == 'no_thought'")["text"].str[:2])
+    assert (texts[0] == texts[1]).mean() > 0.7

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.direct.evaluate import PREDICTIONS, write_evaluation
@@ -97,3 +98,15 @@ def test_thoughts_are_drawn_from_the_seed_and_belong_to_their_questions(folder: 
     assert metrics["a"]["n"] == metrics["b"]["n"] == 2
     own = [rows[rows["way"].isin(["thought", "no_thought"])] for rows in (some, runs[0][runs[0]["index"] < 2])]
     pd.testing.assert_frame_equal(*(rows.reset_index(drop=True) for rows in own), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", [pytest.param("untrained", marks=pytest.mark.slow), PAUSE, NO_THOUGHT])
+def test_in_bfloat16_probabilities_are_close(method: str, folder: Path, tmp_path: Path):
+    """All ways run in it; those with thoughts may have other thoughts, so their probabilities are not compared."""
+    tables = []
+    for precision in ("float32", "bfloat16"):
+        rows, _ = evaluated(folder, method, tmp_path / precision, precision=precision)
+        assert set(rows["way"]) == set(WAYS[method]) and rows["prob"].between(0, 1, inclusive="neither").all()
+        tables.append(rows[rows["way"] == "no_thought"])
+    exact, rounded = (torch.tensor(rows["prob"].to_numpy()) for rows in tables)
+    assert 0 < (rounded / exact).log().abs().max() < 0.2

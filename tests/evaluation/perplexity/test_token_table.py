@@ -19,6 +19,8 @@ from pipeline.evaluation.perplexity.kinds import TokenReader
 from pipeline.evaluation.perplexity.measure import write_perplexity
 from pipeline.evaluation.perplexity.tokens import COLUMNS, Passes, loss_before, token_table
 from pipeline.files import write_rows
+from pipeline.models.device import autocast
+from pipeline.models.trained import put
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
@@ -104,6 +106,18 @@ def test_losses_that_are_not_numbers_are_refused(tmp_path: Path):
         model.end_embedding.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite"):
         table_of(PARAMS, model, BYTE_LEVEL, random_spans(tmp_path, BYTE_LEVEL))
+
+
+def test_in_bfloat16_losses_are_close_and_not_rounded_themselves(tmp_path: Path):
+    spans, tables = random_spans(tmp_path, BYTE_LEVEL), []
+    for precision in ("float32", "bfloat16"):
+        model = put(tiny_model(BYTE_LEVEL, thought_tokens=2), "cpu", precision)
+        with autocast("cpu", precision):
+            tables.append(table_of(PARAMS, model, BYTE_LEVEL, spans))
+    exact, rounded = (torch.tensor(table["nll_no_thought"].to_numpy()) for table in tables)
+    assert 0 < (rounded - exact).abs().max() < 0.1
+    assert (rounded != rounded.bfloat16()).any() and torch.equal(rounded, rounded.float().double())
+    assert {p.dtype for p in model.base.model.layers.parameters() if p.ndim > 1} == {torch.bfloat16}
 
 
 TEXTS = [" What is the learning (A) 12\n", " don't ask 7 times é", " 42", " more of the text", " never read"]
