@@ -128,3 +128,8 @@ def test_every_plot_shows_a_file_that_is_written():
     made = {path.replace("${item.method}-${item.seed}", RUN) for stage in STAGES.values() for path in outputs(stage)}
     made |= {"results/speed"}
     assert {path for path in files if not {path, *map(str, Path(path).parents)} & made} == set()
+
+
+def test_the_expensive_stage_that_arms_share_is_in_the_run_cache():
+    """DVC leaves out of it a stage with an output outside the cache: each arm of a grid would pretrain anew."""
+    assert all(outputs(STAGES["base_model"]).values())
