@@ -200,7 +200,7 @@ class Train:
     lora: Lora = field(default_factory=Lora)
     saved: Annotated[str, ("one of", ("whole", "learned"))] = MISSING
     optimizer: Annotated[str, ("one of", ("adamw", "adamw_8bit"))] = MISSING
-    trackers: list[Tracker] = field(default_factory=list)
+    trackers: list[Tracker] = MISSING
 
 
 @dataclass
