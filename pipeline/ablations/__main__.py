@@ -14,7 +14,6 @@ from pandas import DataFrame
 from pipeline import errors
 from pipeline.ablations import experiments, results
 from pipeline.ablations.grid import Arm, arms, read_grid
-from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
 
 
@@ -23,10 +22,7 @@ def main() -> None:
         prog="python -m pipeline.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("grid", nargs="?", type=Path, default=Path("ablations.yaml"), help="default: %(default)s")
-    parser.add_argument("--jobs", type=int, default=1, help="arms at a time (default: %(default)s)")
-    options = parser.parse_args()
-    if options.jobs < 1:
-        raise UserError(f"--jobs is {options.jobs}, but must be at least 1")
+    options = experiments.parse(parser)
     grid = read_grid(options.grid)
     every, stem = arms(grid), Path("results") / options.grid.stem
     kept = results.kept(stem.with_suffix(".csv"), every)
@@ -48,9 +44,7 @@ def main() -> None:
     with replacing(stem.with_suffix(".md")) as part:
         page = results.in_words(rows, about + "Brackets are 95 % intervals.", stem.with_suffix(".svg"))
         part.write_text(page, encoding="utf-8")
-    if failed:
-        reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
-        raise UserError(f"{len(failed)} of {len(every)} arms failed: {reasons}. Put it right and run this again")
+    experiments.check_done(failed, len(every))
     print(f"all {len(every)} arms are done: {stem}.csv, .md and .svg")
 
 

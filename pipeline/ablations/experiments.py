@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,22 @@ from pipeline.preset import options as preset
 FOLDER = Path(".dvc/tmp/ablations")  # holds clones and logs; DVC keeps .dvc/tmp out of git
 RESUME = ".resume"  # where stages keep unfinished work (pipeline.resume)
 DVC = (sys.executable, "-m", "dvc")
+
+
+def parse(parser: ArgumentParser, what: str = "arms") -> Namespace:
+    """The options of a command that runs experiments, with how many at a time. Raises UserError for fewer than one."""
+    parser.add_argument("--jobs", type=int, default=1, help=f"{what} at a time (default: %(default)s)")
+    options = parser.parse_args()
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}, but must be at least 1")
+    return options
+
+
+def check_done(failed: Mapping[str, str], asked: int, what: str = "arms") -> None:
+    """Raise UserError if experiments ``failed`` (name: reason) of those ``asked`` for."""
+    if failed:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+        raise UserError(f"{len(failed)} of {asked} {what} failed: {reasons}. Put it right and run this again")
 
 
 def run(

@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from dvc.api import DVCFileSystem
 
 from pipeline import errors
 from pipeline.ablations import experiments, rungs
 from pipeline.ablations.grid import Arm, Workspace, git
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
+from pipeline.models.base import read_tokenizer
+from pipeline.models.trained import load_trained
 from pipeline.preset import options as preset
 
 OUT = Path("results/real")
@@ -33,10 +36,7 @@ def main() -> None:
     parser.add_argument("rungs", nargs="*", type=Path, metavar="RUNG", help="default: all of ladder/")
     parser.add_argument("--model", type=Path, help="the folder of a base model in place of the preset's")
     parser.add_argument("--root", type=Path, help="a folder with data sets in the hub's layout")
-    parser.add_argument("--jobs", type=int, default=1, help="arms at a time (default: %(default)s)")
-    options = parser.parse_args()
-    if options.jobs < 1:
-        raise UserError(f"--jobs is {options.jobs}, but must be at least 1")
+    options = experiments.parse(parser)
     paths = options.rungs or sorted(Path("ladder").glob("*.yaml"))
     every, workspace, failed, asked = {path.stem: rungs.read_rung(path) for path in paths}, Workspace(), {}, 0
     for name, rung in every.items():
@@ -60,9 +60,7 @@ def main() -> None:
         found = experiments.run(missing, options.jobs, lambda line: print(line, flush=True), write)
         failed |= found
         asked += len(arms)
-    if failed:
-        reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
-        raise UserError(f"{len(failed)} of {asked} arms failed: {reasons}. Put it right and run this again")
+    experiments.check_done(failed, asked)
     print(f"all {asked} arms are done: {OUT / 'comparison.csv'}")
 
 
@@ -84,11 +82,6 @@ def _base(arm: str) -> Path:
 
     Raises UserError if no experiment has it: what is kept of an arm holds no weights.
     """
-    from dvc.api import DVCFileSystem
-
-    from pipeline.models.base import read_tokenizer
-    from pipeline.models.trained import load_trained
-
     rung, _, run = arm.partition("/")
     label = f"{rung}-{run}-"
     found = [ref for ref in git("for-each-ref", "--format=%(refname)", "refs/exps").split() if f"/{label}" in ref]

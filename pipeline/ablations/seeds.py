@@ -35,10 +35,7 @@ def main() -> None:
     )
     parser.add_argument("pairs", nargs="*", default=PAIRS, metavar="BASE:SEED")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: params.yaml's arms.methods")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
-    options = parser.parse_args()
-    if options.jobs < 1:
-        raise UserError(f"--jobs is {options.jobs}, but must be at least 1")
+    options = experiments.parse(parser, "runs")
     pairs = list(dict.fromkeys(map(_pair, options.pairs)))
     methods = options.methods or params.load().arms.methods
     rows = _kept()
@@ -61,9 +58,7 @@ def main() -> None:
     if not (rows := _kept()).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")
-    if failed:
-        reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
-        raise UserError(f"{len(failed)} of {len(pairs)} runs failed: {reasons}. Put it right and run this again")
+    experiments.check_done(failed, len(pairs), "runs")
     print(f"all {len(pairs)} runs are done: {TABLE} and seeds.md")
 
 

@@ -21,6 +21,7 @@ from pipeline.data.tokens.tokenizer import pretrained_tokenizer
 from pipeline.errors import UserError, reason, run
 from pipeline.files import replacing
 from pipeline.params import BaseModel
+from pipeline.publish.folder import new_folder
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 
 FORWARD_PASSES = 3  # their n_ahead counts the text pass, the start token and the end token beside the K sampled tokens
@@ -54,9 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     counts = from_their_counts(options.n_ahead, options.n_ahead_talk, options.n_passes)
     if min(counts.values()) < 1:
         raise UserError(f"--n-ahead must be at least {FORWARD_PASSES + 1}, --n-ahead-talk and --n-passes at least 1")
-    source, out = options.source, options.out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{options.out} exists and is not empty: name a new folder, or remove that one first")
+    source, out = options.source, new_folder(options.out)
     config = read_config(source)
     expected = options.n_ahead + options.n_ahead_talk + 1  # as their scripts set max_thoughts
     if config.get("max_thoughts", expected) != expected:

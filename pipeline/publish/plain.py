@@ -9,10 +9,11 @@ Its weights are those that training changed, so it predicts as the trained model
 import argparse
 from pathlib import Path
 
-from pipeline.errors import UserError, run
+from pipeline.errors import run
 from pipeline.files import replacing
 from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
+from pipeline.publish.folder import new_folder
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,9 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="the folder of a trained model")
     parser.add_argument("out", type=Path, help="the folder to write, which must be new or empty")
     options = parser.parse_args(arguments)
-    out = options.out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{options.out} exists and is not empty: name a new folder, or remove that one first")
+    out = new_folder(options.out)
     base, tokenizer = load_trained(options.source).base, read_tokenizer(options.source)
     with replacing(out) as folder:
         base.save_pretrained(folder)
