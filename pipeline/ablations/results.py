@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.ablations.grid import Arm, git
+from pipeline.evaluation.statistics import mean_interval, totals
 from pipeline.files import replacing
 
 FIGURES = "results/compare/figures.csv"
@@ -117,6 +118,16 @@ def markdown(table: pd.DataFrame) -> str:
     cells = table.astype(object).where(table.notna(), "").astype(str)
     lines = [list(table), ["---"] * len(table.columns), *cells.to_numpy()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def over_seeds(values: pd.Series, bounds: tuple[float, float] | None) -> str:
+    """The mean of ``values``, which lie within ``bounds``, with its 95 % Student interval and, in order, all of them."""
+    values = values.dropna().to_numpy(float)
+    every = ", ".join(f"{value:.3f}" for value in values)
+    if len(values) < 2:
+        return every
+    low, high = mean_interval(totals(values), bounds)
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]: {every}"
 
 
 def write_figure(rows: pd.DataFrame, path: Path) -> None:

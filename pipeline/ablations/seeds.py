@@ -16,9 +16,9 @@ import pandas as pd
 from pipeline import errors, params
 from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace
-from pipeline.ablations.results import figures_of, markdown
+from pipeline.ablations.results import figures_of, markdown, over_seeds
 from pipeline.errors import UserError
-from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, mean_interval, totals
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing, write_table
 from pipeline.preset import options as preset
 
@@ -94,21 +94,11 @@ def in_words(rows: pd.DataFrame) -> str:
     for task, (kind, chosen) in product(rows["task"].unique(), kinds.items()):
         lines = []
         for method, group in chosen[chosen["task"] == task].groupby("method", sort=False):
-            cells = [_mean(group["accuracy"], SHARE), _mean(group["content_effect"], SHARE_DIFFERENCE)]
+            cells = [over_seeds(group["accuracy"], SHARE), over_seeds(group["content_effect"], SHARE_DIFFERENCE)]
             lines.append([method, len(group), *cells])
         table = pd.DataFrame(lines, columns=["arm", "runs", "accuracy", "content effect"])
         parts += [f"## {task}: {kind}", markdown(table)]
     return "\n\n".join(parts) + "\n"
-
-
-def _mean(values: pd.Series, bounds: tuple[float, float]) -> str:
-    """The mean of ``values``, which lie within ``bounds``, with its interval and all of them."""
-    values = values.dropna().to_numpy(float)
-    every = ", ".join(f"{value:.3f}" for value in values)
-    if len(values) < 2:
-        return every
-    low, high = mean_interval(totals(values), bounds)
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]: {every}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,192 @@
+"""Compare the methods of the family: `python -m pipeline.ablations.methods [NAME ...] [--seeds N ...]`.
+
+NAME is one of `TRAININGS` (default: all), each a preset (`method=NAME`) and a DVC experiment for each seed and budget. At
+equal text every method trains on as many texts; at equal operations it takes so many steps that its training costs what
+that of signed does, by `pipeline.plan`. Rows go to results/methods.csv once a training is done, and what has rows there is
+not run again: delete the file after a change of the methods. Also writes methods.md.
+"""
+
+import argparse
+import io
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline import errors, params
+from pipeline.ablations import experiments
+from pipeline.ablations.grid import Arm, Workspace, git
+from pipeline.ablations.results import figures_of, markdown, over_seeds
+from pipeline.errors import UserError
+from pipeline.evaluation.arms import ACCURACY, HELDOUT, LOSS, OFF, SWAPPED
+from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
+from pipeline.files import replacing, write_table
+from pipeline.plan.estimate import estimate
+from pipeline.preset import options as preset
+from pipeline.thought.methods import METHODS
+from pipeline.thought.objective import SAMPLED
+from pipeline.training.quiet_star.stages import stages_of
+
+TABLE = Path("results/methods.csv")
+COLUMNS = ["method", "budget", "seed", "task", "accuracy", "content_effect", "heldout_loss", "thoughts_per_token"]
+COLUMNS += ["training_operations", "generation_passes"]
+TEXT, OPERATIONS = BUDGETS = ("text", "operations")
+GATED, NO_THOUGHT = "gated", "no_thought"
+# what is trained, and the rows that come of it: with which way of answering. A gate changes nothing of what it watches,
+# so its training is signed's as well
+TRAININGS = {
+    "quiet_star": {"quiet_star": ""},
+    "gated": {"signed": "", "gated": f"/{GATED}"},
+    "rlp": {"rlp": ""},
+    "value": {"value": ""},
+    "fast": {"fast": ""},
+    "distilled": {"distilled": f"/{OFF}"},
+    NO_THOUGHT: {NO_THOUGHT: ""},  # continued pretraining, with which all are compared
+}
+REFERENCE = "gated"  # whose operations all others get
+CLOSE = 0.05  # operations that differ by no more are equal
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.ablations.methods",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", default=list(TRAININGS), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
+    options = experiments.parse(parser, "trainings")
+    for name in options.names:
+        if name not in TRAININGS:
+            raise UserError(f"there is no method {name} to compare: there are {', '.join(TRAININGS)}")
+    done = set(_kept()[["method", "budget", "seed"]].itertuples(index=False, name=None))
+    workspace, arms = Workspace(), {}
+    for seed, budget, name in product(options.seeds, options.budgets, options.names):
+        if all((row, budget, seed) in done for row in TRAININGS[name]):
+            continue
+        words, facts = training(name, budget)
+        about = {"name": name, "seed": seed, "budgets": [budget], **facts}
+        label = f"{name}-{facts['steps']}-seed{seed}"
+        arm = workspace.arm(label, about, [*words, f"arms.seeds=[{seed}]"])
+        arms.setdefault(arm.name, arm)
+        if budget not in arms[arm.name].about["budgets"]:  # one training is both
+            arms[arm.name].about["budgets"].append(budget)
+
+    def keep(arm: Arm) -> None:
+        """Write a training's rows now, as the others take long, beside those that other calls have written meanwhile."""
+        found = pd.concat([_kept(), *(rows_of(arm, budget) for budget in arm.about["budgets"])])[COLUMNS]
+        found = found.drop_duplicates(["method", "budget", "seed", "task"], keep="last")
+        write_table(TABLE, found.sort_values(["budget", "method", "seed"], kind="stable"))
+
+    failed = experiments.run(list(arms.values()), options.jobs, lambda line: print(line, flush=True), keep)
+    if not (rows := _kept()).empty:
+        with replacing(TABLE.with_suffix(".md")) as part:
+            part.write_text(in_words(rows), encoding="utf-8")
+    experiments.check_done(failed, len(arms), "trainings")
+    print(f"all trainings are done: {TABLE} and methods.md")
+
+
+def _kept() -> pd.DataFrame:
+    return pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
+
+
+def training(name: str, budget: str) -> tuple[list[str], dict[str, float]]:
+    """The words for `preset.options` that train ``name`` on this ``budget``, and what its training costs.
+
+    steps; training_operations; thoughts_per_token, those sampled for each token of text that is read.
+    """
+    words = ["arms.methods=[no_thought]"] if name == NO_THOUGHT else [f"method={name}"]
+    method = preset.options(words).get("arms.methods", [NO_THOUGHT])[0]
+    words = [*words, f"arms.methods=[{method}]"]
+    facts = costs(words)
+    if budget == OPERATIONS:
+        _, reference = training(REFERENCE, TEXT)
+        times = reference["training_operations"] / facts["training_operations"]
+        if abs(times - 1) > CLOSE:
+            words = [*words, *_longer(words, times)]
+            facts = costs(words)
+    return words, facts
+
+
+def _longer(words: list[str], times: float) -> list[str]:
+    """The words that make a training as many ``times`` as long."""
+    train = params.load(changes=preset.options(words)).train
+    if not train.stages:
+        return [f"train.steps={round(train.steps * times)}"]
+    stages = [vars(stage) | {"steps": round(stage.steps * times)} for stage in train.stages]
+    return preset.words({"train.stages": stages})
+
+
+def costs(words: list[str]) -> dict[str, float]:
+    """What the training with these words costs (`training`), without its evaluations."""
+    changes = preset.options([*words, "arms.seeds=[1]", "train.evaluation_texts=1", "train.evaluation_steps=1000000"])
+    every = params.load(changes=changes)
+    planned, train = estimate(every), every.train
+    stages = stages_of(train)
+    steps = sum(stage.steps for stage in stages)
+    length = sum(stage.steps * stage.thought_tokens for stage in stages) / steps
+    samples = METHODS[every.arms.methods[0]].thoughts == SAMPLED
+    thoughts = planned.tokens["thoughts in training"] / length if samples else 0.0
+    facts = {"steps": steps, "training_operations": planned.flops["train"]}
+    return facts | {"thoughts_per_token": thoughts / planned.tokens["text in training"]}
+
+
+def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
+    """The rows of a finished training, one for each of its methods and tasks, from the commit of its experiment.
+
+    content_effect: the accuracy with its own thoughts less that with another question's. heldout_loss: nats a token.
+    generation_passes: of the decoder, for each token that is written.
+    """
+    figures, name, seed = figures_of(arm), arm.about["name"], arm.about["seed"]
+    values = figures.set_index(["task", "measure", "arm"])["value"]
+    changes = params.load(changes=arm.params)
+    method = changes.arms.methods[0]
+    rows = []
+    for row, way in TRAININGS[name].items():
+        thinks = 0.0 if way == f"/{OFF}" or row == NO_THOUGHT else 1.0
+        loss = values.get((HELDOUT, LOSS, f"{method}{way}"))
+        if way == f"/{GATED}":
+            thinks, loss = _gated(arm, f"{method}-{seed}", changes.train.gate_share)
+        length = stages_of(changes.train)[-1].thought_tokens
+        facts = {"method": row, "budget": budget, "seed": seed, "heldout_loss": loss}
+        facts |= {key: arm.about[key] for key in ("thoughts_per_token", "training_operations")}
+        facts["generation_passes"] = 1 + thinks * length
+        for task in figures.loc[(figures["measure"] == ACCURACY) & ~figures["task"].str.contains("/"), "task"].unique():
+            accuracy = values[task, ACCURACY, f"{method}{way}"]
+            swapped = values.get((task, ACCURACY, f"{method}/{SWAPPED}")) if thinks == 1 else None
+            rows.append(facts | {"task": task, "accuracy": accuracy})
+            rows[-1]["content_effect"] = None if swapped is None else accuracy - swapped
+    return pd.DataFrame(rows)[COLUMNS]
+
+
+def _gated(arm: Arm, run: str, share: float) -> tuple[float, float]:
+    """The share of held-out tokens, next to ``share``, of which there is a row, and the loss with the gate's choice."""
+    table = pd.read_csv(io.StringIO(git("show", f"{arm.ref}:results/perplexity/{run}/tables/choices.csv")))
+    rows = table[table["chooser"] == "gate"]
+    row = rows.loc[(rows["share"] - share).abs().idxmin()]
+    return float(row["share"]), float(row["loss"])
+
+
+def in_words(rows: pd.DataFrame) -> str:
+    """The table as Markdown: for each budget and task, means over seeds with their intervals, and every seed."""
+    about = "`make methods`. Brackets are 95 % Student intervals over seeds of training; behind them is each seed, in order."
+    parts = ["# Methods", about]
+    titles = {TEXT: "at equal text", OPERATIONS: "at equal operations"}
+    for budget, task in product(BUDGETS, rows["task"].unique()):
+        lines = []
+        for method, group in rows[(rows["budget"] == budget) & (rows["task"] == task)].groupby("method", sort=False):
+            first = group.iloc[0]
+            cells = [over_seeds(group["accuracy"], SHARE), over_seeds(group["content_effect"], SHARE_DIFFERENCE)]
+            cells += [over_seeds(group["heldout_loss"], None), f"{first['thoughts_per_token']:.2f}"]
+            cells += [f"{first['training_operations']:.2e}", f"{group['generation_passes'].mean():.2f}"]
+            lines.append([method, *cells])
+        names = ["method", "accuracy", "content effect", "held-out loss", "thoughts a token", "operations to train"]
+        table = pd.DataFrame(lines, columns=[*names, "passes a written token"])
+        if len(table):
+            parts += [f"## {task}, {titles[budget]}", markdown(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    errors.run(main)
