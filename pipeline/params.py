@@ -18,6 +18,7 @@ PARAMS_FILE = Path("params.yaml")
 MILLION = 10**6  # more than any run counts; texts a pass * passes a step * steps still is a length that Python allows
 METHODS = (
     "quiet_star",
+    "distilled",
     "no_policy",
     "shuffled_reward",
     "trained_swapped",
@@ -167,6 +168,12 @@ class Thinking:
 
 
 @dataclass
+class Distill:
+    form: Annotated[str, ("one of", ("kl", "reinforce"))] = MISSING
+    weight: float = MISSING
+
+
+@dataclass
 class Train:
     launcher: str = MISSING
     thought_tokens: Size = MISSING
@@ -179,6 +186,7 @@ class Train:
     policy_weight: NotNegative = MISSING
     advantage: Annotated[str, ("one of", ("positive", "signed"))] = MISSING
     policy_temperature: Positive = MISSING
+    distill: Distill = field(default_factory=Distill)
     steps: Size = MISSING
     batch_size: Size = MISSING
     accumulation: Size = MISSING
@@ -322,6 +330,8 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "train.lora.modules is empty: name linear layers, or null for all of them"
     if train.adapt == "frozen" and "no_thought" in arms.methods:
         yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
+    if train.adapt == "frozen" and "distilled" in arms.methods:
+        yield "arms.methods has distilled, whose student has nothing to learn with train.adapt frozen: take lora"
     if train.advantage == "signed" and train.rationales < 2:
         yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
     if "trained_swapped" in arms.methods and train.batch_size < 2:

@@ -45,6 +45,12 @@ METHODS = {
             "{ahead} easier to predict.",
         ),
         Method(
+            "distilled",
+            "distilled",
+            "Thoughts of {tokens} as with Quiet-STaR; what the model predicts without them also learns from what it "
+            "predicts with them.",
+        ),
+        Method(
             "no_policy",
             "no policy loss",
             "Thoughts of {tokens} that nobody rewards: only the mixing head and the language model learn.",

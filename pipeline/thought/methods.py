@@ -1,6 +1,7 @@
 """The methods by the names that a configuration gives them: each is an objective and what a thought is to it."""
 
 from .controls import Before, NoPolicy, ShuffledReward, TrainedSwapped, Untrained
+from .distilled import Distilled
 from .no_thought import NoThought
 from .objective import Objective
 from .pause import Pause
@@ -9,6 +10,7 @@ from .quiet_star import QuietStar
 QUIET_STAR, PAUSE, PAUSE_SAME_COMPUTE, NO_THOUGHT = "quiet_star", "pause", "pause_same_compute", "no_thought"
 METHODS: dict[str, type[Objective]] = {
     QUIET_STAR: QuietStar,
+    "distilled": Distilled,
     "no_policy": NoPolicy,
     "shuffled_reward": ShuffledReward,
     "trained_swapped": TrainedSwapped,

@@ -186,6 +186,8 @@ def thinking_model(params: Train, method: str, base: Path, tokenizer: PreTrained
         policy_weight=params.policy_weight,
         policy_temperature=params.policy_temperature,
         advantage=params.advantage,
+        distill_form=params.distill.form,
+        distill_weight=params.distill.weight,
         thoughts_end=params.thoughts_end,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
