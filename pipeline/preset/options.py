@@ -81,4 +81,6 @@ def _text(value: object) -> str:
         return "null"
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, Mapping):  # in a list
+        return f"{{{','.join(f'{key}:{_text(some)}' for key, some in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else str(value)

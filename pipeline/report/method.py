@@ -45,12 +45,6 @@ METHODS = {
             "{ahead} easier to predict.",
         ),
         Method(
-            "distilled",
-            "distilled",
-            "Thoughts of {tokens} as with Quiet-STaR; what the model predicts without them also learns from what it "
-            "predicts with them.",
-        ),
-        Method(
             "no_policy",
             "no policy loss",
             "Thoughts of {tokens} that nobody rewards: only the mixing head and the language model learn.",
@@ -66,6 +60,12 @@ METHODS = {
             "trained on swapped thoughts",
             "Thoughts of {tokens} that nobody rewards. In training each text reads those of another text: what is "
             "learned is what a second pass and a mixing head tell of the text itself.",
+        ),
+        Method(
+            "distilled",
+            "distilled",
+            "Thoughts of {tokens} as with Quiet-STaR; what the model predicts without them also learns from what it "
+            "predicts with them.",
         ),
         Method(
             "pause",
