@@ -8,12 +8,13 @@ from .pause import Pause
 from .quiet_star import QuietStar
 
 QUIET_STAR, PAUSE, PAUSE_SAME_COMPUTE, NO_THOUGHT = "quiet_star", "pause", "pause_same_compute", "no_thought"
+DISTILLED = "distilled"
 METHODS: dict[str, type[Objective]] = {
     QUIET_STAR: QuietStar,
     "no_policy": NoPolicy,
     "shuffled_reward": ShuffledReward,
     "trained_swapped": TrainedSwapped,
-    "distilled": Distilled,
+    DISTILLED: Distilled,
     PAUSE: Pause,
     PAUSE_SAME_COMPUTE: Pause,  # takes more steps: `settings_of` in pipeline/training/quiet_star/train.py
     NO_THOUGHT: NoThought,

@@ -11,7 +11,7 @@ from .decoder import Decoder, build_decoder, check_decoder
 from .distilled import FORMS, KL
 from .generation import ThoughtGenerationMixin, Writer, new_seed
 from .layout import Layout, at
-from .methods import METHODS, QUIET_STAR
+from .methods import DISTILLED, METHODS, QUIET_STAR
 from .mixing import MixingHead
 from .objective import NOTHING, PAUSES, SAMPLED, Counts, Losses, counts_of
 from .quiet_star import ADVANTAGES, POSITIVE
@@ -97,8 +97,9 @@ class QuietStarConfig(PretrainedConfig):
         self.policy_weight = policy_weight
         self.policy_temperature = policy_temperature
         self.advantage = advantage
-        self.distill_form = distill_form
-        self.distill_weight = distill_weight
+        if method == DISTILLED:  # the files of other methods do not name them
+            self.distill_form = distill_form
+            self.distill_weight = distill_weight
         self.method = method
         self.start_token_id = start_token_id
         self.end_token_id = end_token_id
