@@ -102,7 +102,7 @@ STAGES = [
     {"thought_tokens": 4, "lookahead": 3, "learning_rate": 2e-3, "steps": 12},
     {"thought_tokens": 2, "lookahead": 1, "learning_rate": 1e-3, "steps": 8},
 ]
-MORE += [(STAGE, {"arms.methods": ["quiet_star"], "train.stages": STAGES}), ("train distilled 1", {})]
+MORE += [(STAGE, {"arms.methods": ["quiet_star"], "train.stages": STAGES})]
 MORE += [(STAGE, LEARNED | {"train.adapt": "lora"}), (STAGE, LEARNED | {"train.adapt": "frozen"})]
 
 
