@@ -9,7 +9,7 @@ from pipeline.thought.head import chunk_logits
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
-from pipeline.training.quiet_star.stages import in_all, stages_of
+from pipeline.training.quiet_star.schedule import in_all, stages_of
 from pipeline.training.quiet_star.train import settings_of
 
 MEASURED = ("evaluate", "perplexity", "chain_of_thought")  # stages with a launcher of their own

@@ -23,7 +23,7 @@ from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
 from pipeline.training.quiet_star.speed import speed_of
-from pipeline.training.quiet_star.stages import in_all, stage_at, stages_of
+from pipeline.training.quiet_star.schedule import in_all, stage_at, stages_of
 from pipeline.training.quiet_star.trainer import (
     APART,
     CLIP_COLUMNS,
@@ -50,7 +50,7 @@ TRACKED = Path("results/tracking")  # TensorBoard's files
 
 
 def settings_of(params: Train, method: str) -> Train:
-    """The settings that ``method`` runs with; of stages, those of the whole run (`stages.in_all`).
+    """The settings that ``method`` runs with; of stages, those of the whole run (`schedule.in_all`).
 
     pause_same_compute takes as many steps as make the tokens that pass through the decoder, backward passes counted
     twice, those of quiet_star: at each position of a text R rows instead of one, and K tokens of each to sample it.

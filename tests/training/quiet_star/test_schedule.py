@@ -15,11 +15,12 @@ from pipeline.files import write_rows
 from pipeline.models.trained import load_trained
 from pipeline.params import Stage
 from pipeline.thought.methods import NO_THOUGHT, QUIET_STAR
+from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from pipeline.training.quiet_star.stages import stage_at
+from pipeline.training.quiet_star.schedule import stage_at
 from pipeline.training.quiet_star.train import settings_of, write_trained
 from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, SEEDS_APART, QuietStarTrainer
-from pipeline.training.trainer import logged
+from pipeline.training.trainer import Speed, logged
 from tests.local_hub import model_folder
 from tests.thought.tiny import LLAMA, quiet_star
 from tests.training.quiet_star.test_trainer import TRAIN, column, some_spans, trainer, weights
@@ -90,6 +91,21 @@ def test_a_stage_goes_on_as_a_run_of_its_own_would(spans: Spans):
     torch.testing.assert_close(seen[3][0], weights(model), rtol=1e-5, atol=1e-7)
     assert column(log, "loss")[2] == pytest.approx(output.loss.item(), rel=1e-5)
     assert column(log, "learning_rate") == pytest.approx([0.01, 0.01, 0.004, 0.004])
+
+
+def test_each_stage_has_its_own_speed(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    """The work of a step, which MFU divides by, is that of its thoughts."""
+    asked = []
+
+    def speed(settings: params.Train, model: QuietStarForCausalLM, tokens: float) -> Speed:
+        asked.append((settings.thought_tokens, settings.lookahead))
+        return Speed(tokens, share=float(settings.thought_tokens))
+
+    monkeypatch.setattr("pipeline.training.quiet_star.trainer.speed_of", speed)
+    log = a_trainer(spans).run()
+    assert asked == [(3, 3), (2, 1)]
+    shares = [mfu / rate for mfu, rate in zip(column(log, "mfu"), column(log, "steps_per_second"), strict=True)]
+    assert shares == pytest.approx([3, 3, 2, 2])
 
 
 def test_rates_warm_up_in_the_first_stage_only(spans: Spans):
