@@ -22,8 +22,8 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
-from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.schedule import in_all, stage_at, stages_of
+from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.trainer import (
     APART,
     CLIP_COLUMNS,

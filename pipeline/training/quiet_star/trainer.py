@@ -22,8 +22,8 @@ from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.processes import is_main
 from pipeline.training.quiet_star.probe import Probe
-from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at, stages_of
+from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import CheckedTrainer
 from pipeline.training.warnings import HELDOUT_LOSS, Watch
