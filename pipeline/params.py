@@ -21,6 +21,7 @@ METHODS = (
     "no_policy",
     "shuffled_reward",
     "trained_swapped",
+    "distilled",
     "pause",
     "pause_same_compute",
     "no_thought",
@@ -167,6 +168,20 @@ class Thinking:
 
 
 @dataclass
+class Distill:
+    form: Annotated[str, ("one of", ("kl", "reinforce"))] = MISSING
+    weight: float = MISSING
+
+
+@dataclass
+class Stage:
+    thought_tokens: Size = MISSING
+    lookahead: Size = MISSING
+    learning_rate: Positive = MISSING
+    steps: Size = MISSING
+
+
+@dataclass
 class Train:
     launcher: str = MISSING
     thought_tokens: Size = MISSING
@@ -179,7 +194,9 @@ class Train:
     policy_weight: NotNegative = MISSING
     advantage: Annotated[str, ("one of", ("positive", "signed"))] = MISSING
     policy_temperature: Positive = MISSING
+    distill: Distill = field(default_factory=Distill)
     steps: Size = MISSING
+    stages: list[Stage] = MISSING
     batch_size: Size = MISSING
     accumulation: Size = MISSING
     learning_rate: Positive = MISSING
@@ -284,6 +301,8 @@ def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
         if is_dataclass(value):
             yield from _out_of_bounds(value, f"{name}.")
             continue
+        for i, one in enumerate(value) if isinstance(value, list) else ():
+            yield from _out_of_bounds(one, f"{name}[{i}].") if is_dataclass(one) else ()
         bounds = [bound for some in (kind, *get_args(kind)) for bound in getattr(some, "__metadata__", ())]
         allowed = " and ".join(f"{how} {', '.join(b) if how == 'one of' else b}" for how, b in bounds)
         for one in value if isinstance(value, list) else [] if value is None else [value]:
@@ -322,14 +341,20 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "train.lora.modules is empty: name linear layers, or null for all of them"
     if train.adapt == "frozen" and "no_thought" in arms.methods:
         yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
+    if train.adapt == "frozen" and "distilled" in arms.methods:
+        yield "arms.methods has distilled, whose student has nothing to learn with train.adapt frozen: take lora"
     if train.advantage == "signed" and train.rationales < 2:
         yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
     if "trained_swapped" in arms.methods and train.batch_size < 2:
         yield "arms.methods has trained_swapped, which reads another text's thoughts: make train.batch_size at least 2"
     if train.clip == "apart" and train.positions is not None:
         yield "train.clip is apart, which needs all positions at once: make train.positions null"
-    if train.lookahead > (most := params.tokenize.span - 2):
-        yield f"train.lookahead is {train.lookahead}, but must be at most {most}, two less than tokenize.span"
+    stages = {f"train.stages[{i}].": stage for i, stage in enumerate(train.stages)} or {"train.": train}
+    for prefix, stage in stages.items():
+        if stage.lookahead > (most := params.tokenize.span - 2):
+            yield f"{prefix}lookahead is {stage.lookahead}, but must be at most {most}, two less than tokenize.span"
+    if train.stages and (pauses := {"pause", "pause_same_compute"} & {*arms.methods}):
+        yield f"arms.methods has {min(pauses)}, whose pauses have one length: drop it, or make train.stages []"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
         yield "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
     elif scratch.hidden_size // scratch.heads % 2:

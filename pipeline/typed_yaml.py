@@ -92,13 +92,19 @@ def _prepared(kind: object, value: object, name: str) -> object:
     if value is None and NoneType in kinds:
         return None
     section = next(filter(is_dataclass, kinds), None)
+    if list in map(get_origin, kinds):
+        if not isinstance(value, list) or section is None and any(isinstance(item, list | dict) for item in value):
+            raise ValueError(f"{name} is {value}, but must be a list of {'sections' if section else 'single values'}")
+        items = [_prepared(section, item, f"{name}[{i}]") for i, item in enumerate(value)]
+        for i, item in enumerate(items if section else ()):
+            try:
+                OmegaConf.merge(_structured(section), item)
+            except OmegaConfBaseException as error:  # which does not say of which item
+                raise ValueError(f"{name}[{i}].{error.full_key}: {reason(error)}") from error
+        return items
     if section is not None:
         if not isinstance(value, dict):
             raise ValueError(f"{name} is {value}, but must be a section")
         hints = get_type_hints(section)
         return {key: _prepared(hints.get(key), some, f"{name}.{key}".strip(".")) for key, some in value.items()}
-    if list in map(get_origin, kinds):
-        if not isinstance(value, list) or any(isinstance(item, list | dict) for item in value):
-            raise ValueError(f"{name} is {value}, but must be a list of single values")
-        return [_prepared(None, item, name) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

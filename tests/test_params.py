@@ -30,6 +30,7 @@ def refused(changes: dict[str, object]) -> str:
 
 
 INTEGER, SIZE = "could not be converted to Integer", "but must be at least 1 and at most 1000000"
+STAGE = {"thought_tokens": 9, "lookahead": 4, "learning_rate": 1e-4, "steps": 50}
 HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
 
 
@@ -44,7 +45,16 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("tasks.files", "a.yaml", "tasks.files is a.yaml, but must be a list of single values"),
         ("arms.methods", [["pause"]], "arms.methods is [['pause']], but must be a list of single values"),
         ("report.passages", "${train.steps}", "report.passages: While dereferencing interpolation"),
+        ("train.stages", 3, "train.stages is 3, but must be a list of sections"),
+        ("train.stages", [3], "train.stages[0] is 3, but must be a section"),
+        ("train.stages", [STAGE | {"steps": "ten"}], f"train.stages[0].steps: Value 'ten' of type 'str' {INTEGER}"),
         # unknown and missing keys
+        (
+            "train.stages",
+            [STAGE, STAGE | {"rationales": 2}],
+            "train.stages[1].rationales: Key 'rationales' not in 'Stage'",
+        ),
+        ("train.stages", [{"steps": 3}], "train.stages[0].thought_tokens is missing"),
         ("train.stepz", 1, "there is no key train.stepz"),
         ("corpus.hub.train.extra", {"a": "${"}, "corpus.hub.train.extra"),
         ("train.lookahead", "???", "train.lookahead is missing"),
@@ -54,7 +64,11 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.learning_rate", math.nan, "train.learning_rate is nan, but must be a finite number above 0"),
         ("train.policy_weight", math.inf, "train.policy_weight is inf, but must be a finite number at least 0"),
         ("chain_of_thought.temperature", 0.0, "chain_of_thought.temperature is 0.0, but must be above 0"),
+        ("train.stages", [STAGE, STAGE | {"steps": 0}], f"train.stages[1].steps is 0, {SIZE}"),
+        ("train.stages", [STAGE | {"learning_rate": 0.0}], "train.stages[0].learning_rate is 0.0, but must be above 0"),
+        ("train.distill.weight", math.inf, "train.distill.weight is inf, but must be a finite number"),
         # words
+        ("train.distill.form", "released", "train.distill.form is released, but must be one of kl, reinforce"),
         ("train.meta_token_text", "", "train.meta_token_text is empty"),
         ("corpus.hub.train.columns", "a+b+c", "corpus.hub.train.columns is a+b+c, but must name one column, or two"),
         ("corpus.hub.train.part", "module:3/2", "corpus.hub.train.part is module:3/2, but must be COLUMN:I/N"),
@@ -146,6 +160,21 @@ def test_the_longest_run_has_a_length():
     [
         ({"train.adapt": "frozen"}, {"arms.methods": ["pause", "before"]}, "arms.methods has no_thought"),
         ({"train.adapt": "frozen"}, {"train.adapt": "lora"}, "arms.methods has no_thought"),
+        (
+            {"train.adapt": "frozen", "arms.methods": ["distilled"]},
+            {"train.adapt": "lora"},
+            "arms.methods has distilled, whose student has nothing to learn with train.adapt frozen",
+        ),
+        (
+            {"train.stages": [STAGE]},
+            {"arms.methods": ["quiet_star", "no_thought"]},
+            "arms.methods has pause, whose pauses have one length: drop it, or make train.stages []",
+        ),
+        (
+            {"arms.methods": ["quiet_star"], "train.stages": [STAGE, STAGE | {"lookahead": 47}]},
+            {"train.stages": [STAGE], "train.lookahead": 47},
+            "train.stages[1].lookahead is 47, but must be at most 46, two less than tokenize.span",
+        ),
         ({"train.clip": "apart", "train.positions": 8}, {"train.positions": None}, "train.clip is apart, which needs"),
         (
             {"arms.methods": ["trained_swapped"], "train.batch_size": 1},

@@ -248,6 +248,9 @@ def test_what_does_not_fit_is(words: list[str], warning: str):
     assert warning in warned(*words)
 
 
+ARM = "arms.methods=[quiet_star]"
+
+
 def test_operations_of_arms():
     def cost(stage: str, *methods: str, seeds: str = "1") -> float:
         return estimate(planned(f"arms.methods=[{','.join(methods)}]", f"arms.seeds=[{seeds}]")).flops[stage]
@@ -261,6 +264,19 @@ def test_operations_of_arms():
         apart = cost(stage, "quiet_star") + cost(stage, "untrained") + cost(stage, "before")
         assert cost(stage, "quiet_star", "untrained", "before", seeds="1,2,3") == pytest.approx(3 * apart)
     assert cost("evaluate", "untrained") > 3 * cost("evaluate", "quiet_star") > 6 * cost("evaluate", "before")
+
+
+def test_stages_add_up_and_the_largest_must_fit():
+    """Of 40 and 110 steps: text and thoughts are those of two runs, and so are operations but for one evaluation."""
+    sizes = ({"thought_tokens": 9, "lookahead": 4, "steps": 40}, {"thought_tokens": 3, "lookahead": 2, "steps": 110})
+    alone = [estimate(planned(ARM, *(f"train.{name}={value}" for name, value in size.items()))) for size in sizes]
+    stages = ",".join(str(size | {"learning_rate": 1e-3}).replace("'", "").replace(" ", "") for size in sizes)
+    both = estimate(planned(ARM, f"train.stages=[{stages}]"))
+    for name in ("text in training", "thoughts in training"):
+        assert both.tokens[name] == sum(one.tokens[name] for one in alone)
+    apart = sum(one.flops["train"] for one in alone)
+    assert 0.9 * apart < both.flops["train"] < apart
+    assert both.memory == alone[0].memory and both.flops["evaluate"] == alone[1].flops["evaluate"]
 
 
 def test_every_corpus_has_a_size_and_times_have_units():

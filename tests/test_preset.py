@@ -39,6 +39,14 @@ def test_what_is_printed_is_a_runs_parameters_as_dvc_reads_them(groups: list[str
     assert read == preset.options(groups)
 
 
+def test_stages_are_a_word_that_dvc_reads(capsys, monkeypatch):
+    word = "train.stages=[{thought_tokens:9,lookahead:4,learning_rate:2e-06,steps:50}]"
+    (shown,) = printed(["arms.methods=[quiet_star]", word], capsys, monkeypatch)[1:]
+    assert shown == word
+    (stage,) = OverridesParser.create().parse_override(shown).value()
+    assert stage == {"thought_tokens": 9, "lookahead": 4, "learning_rate": 2e-6, "steps": 50}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", PAIRS + WHOLE, ids=" ".join)
 def test_every_combination_is_a_runs_parameters(groups: list[str]):

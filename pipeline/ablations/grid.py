@@ -105,6 +105,8 @@ def arms(grid: Grid) -> list[Arm]:
                 label += f"-k{length}-a{lookahead}"
             about = {"method": method, "thought_tokens": length, "lookahead": lookahead}
             found.append(workspace.arm(label, about, [*grid.options, *preset.words(values)]))
+    if params.load(changes=found[0].params).train.stages:
+        raise UserError("train.stages has thought lengths and lookaheads, which a grid combines: make it []")
     return found
 
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.params import Params, Train
+from pipeline.params import Params, Stage, Train
 from pipeline.plan.shape import Shape, hub_shape, shape_from
 from pipeline.plan.work import Step, pass_flops, reading_flops
 from pipeline.thought.head import chunk_logits
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
+from pipeline.training.quiet_star.schedule import in_all, stages_of
 from pipeline.training.quiet_star.train import settings_of
 
 MEASURED = ("evaluate", "perplexity", "chain_of_thought")  # stages with a launcher of their own
@@ -47,7 +48,7 @@ class Estimate:
 
 def estimate(params: Params) -> Estimate:
     """What the run with these parameters takes. Raises UserError as `hub_shape` does."""
-    base, train, tokenize, plan = params.base_model, params.train, params.tokenize, params.plan
+    base, train, tokenize, plan = params.base_model, in_all(params.train), params.tokenize, params.plan
     if base.source == "hub":
         shape, pretraining_tokens = hub_shape(base.path, base.revision), 0
     else:
@@ -58,7 +59,8 @@ def estimate(params: Params) -> Estimate:
     share = {"random": train.thinking.share, "entropy": train.thinking.share, "one": 1 / tokenize.span}
     share = share.get(train.thinking.where, 1.0)
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead, share)
-    passes, learned = train.steps * train.accumulation, trainable_parameters(shape, train)
+    stages = [(stage.steps, _in_stage(step, stage)) for stage in stages_of(train)]
+    learned = trainable_parameters(shape, train)
     trained = len(params.arms.seeds) * sum(METHODS[method].trains for method in params.arms.methods)
     if train.saved == "learned":  # base model and release are whole
         numbers = COPIES * (2 * shape.parameters + trained * learned)
@@ -82,12 +84,17 @@ def estimate(params: Params) -> Estimate:
         learned=learned,
         tokens={
             "pretraining": pretraining_tokens,
-            "text in training": passes * step.positions,
-            "thoughts in training": passes * step.thoughts * step.thought_tokens,
+            "text in training": train.steps * train.accumulation * step.positions,
+            "thoughts in training": sum(
+                steps * train.accumulation * some.thoughts * some.thought_tokens for steps, some in stages
+            ),
         },
         flops=_flops(params, shape, step, pretraining_tokens),
         launched=["train", *(stage for stage in MEASURED if getattr(params, stage).launcher != "single")],
-        memory=training_memory(shape, step, plan.devices, train),
+        memory=max(
+            (training_memory(shape, some, plan.devices, train) for _, some in stages),
+            key=lambda memory: sum(memory.values()),
+        ),
         disk=disk,
     )
 
@@ -99,17 +106,19 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
 
     def training(method: str) -> float:
         """Training and its held-out losses: no thoughts in continued pretraining, a pause a position, not sampled."""
-        kind, steps = METHODS[method].thoughts, settings_of(train, method).steps
-        passes = steps * train.accumulation
-        times = 2 + (steps - 1) // train.evaluation_steps if steps else 1
-        watched = times * train.evaluation_texts / step.texts
+        kind, found = METHODS[method].thoughts, 0.0
         own = replace(step, rationales={NOTHING: 0, PAUSES: 1, SAMPLED: step.rationales}[kind])
-        found = passes * pass_flops(shape, own, rank)
-        found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
-        if train.thinking.where == "entropy" and kind != NOTHING:  # read once more, to choose
-            found += passes * reading_flops(shape, step.positions, step.tokens)
-        sampled = own.thoughts * own.thought_tokens if kind == PAUSES else 0
-        return found - (passes + watched) * reading_flops(shape, sampled, own.tokens)
+        for i, stage in enumerate(stages_of(settings_of(train, method))):
+            own, passes = _in_stage(own, stage), stage.steps * train.accumulation
+            times = (not i) + (1 + (stage.steps - 1) // train.evaluation_steps if stage.steps else 0)
+            watched = times * train.evaluation_texts / step.texts
+            found += passes * pass_flops(shape, own, rank)
+            found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
+            if train.thinking.where == "entropy" and kind != NOTHING:  # read once more, to choose
+                found += passes * reading_flops(shape, step.positions, step.tokens)
+            sampled = own.thoughts * own.thought_tokens if kind == PAUSES else 0
+            found -= (passes + watched) * reading_flops(shape, sampled, own.tokens)
+        return found
 
     def asked(questions: int | None) -> int:
         """Questions of all tasks together; the parameter is per task."""
@@ -132,6 +141,10 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
     read = 2 * 2 * length + written * (1 + thinking) + written
     found["chain_of_thought"] = reading_flops(shape, asked(cot.questions) * cot.samples * read, length)
     return found
+
+
+def _in_stage(step: Step, stage: Stage) -> Step:
+    return replace(step, thought_tokens=stage.thought_tokens, lookahead=stage.lookahead)
 
 
 def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dict[str, float]:

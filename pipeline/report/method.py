@@ -62,6 +62,12 @@ METHODS = {
             "learned is what a second pass and a mixing head tell of the text itself.",
         ),
         Method(
+            "distilled",
+            "distilled",
+            "Thoughts of {tokens} as with Quiet-STaR; what the model predicts without them also learns from what it "
+            "predicts with them.",
+        ),
+        Method(
             "pause",
             "pauses",
             "A pause of {tokens} after every token of a text. Its tokens are learned and always the same.",

@@ -187,6 +187,38 @@ class HeadLosses:
             total = (losses.nll * weights).sum()
         return with_gradients(total, [mixed], [gradient]), losses
 
+    def divergence(
+        self, part: str, hidden: Tensor, talk: Tensor, mixing: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted sum of KL(mean prediction after R thoughts || prediction without), and each (B, p), in nats.
+
+        ``hidden`` (B, p, D): the states that predict without a thought; the sum is differentiable in these alone.
+        ``talk`` (B, R, p, D): the states after the thoughts, and ``mixing`` (B, R, p), their share; as constants.
+        ``weights`` (B, p): what each divergence counts; it is 0 and not computed where that is 0.
+        """
+        rationales, needed = talk.shape[1], hidden.requires_grad and torch.is_grad_enabled()
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            found = torch.zeros_like(weights, dtype=self._exact)
+            gradient = torch.zeros_like(hidden) if needed else None
+            size = max(1, chunk_rows(self._weight) // (rationales + 1))
+            for b, i in (pairs.unbind(1) for pairs in weights.nonzero().split(size) if len(pairs)):
+                student = self._logits(hidden[b, i])  # (m, V)
+                teacher = self._logits(talk[b, :, i].flatten(0, 1)).unflatten(0, (-1, rationales))  # (m, R, V)
+                torch.lerp(student.unsqueeze(1), teacher, mixing[b, :, i].to(self._exact).unsqueeze(-1), out=teacher)
+                cap, slope = self._head.softcap, 1.0
+                if cap is not None:
+                    student, teacher = ((logits / cap).tanh() * cap for logits in (student, teacher))
+                    slope = 1 - (student / cap).square()
+                teacher, student = teacher.softmax(-1).mean(1), student.log_softmax(-1)
+                found[b, i] = torch.nn.functional.kl_div(student, teacher, reduction="none").sum(-1)
+                if needed or self._learns:
+                    change = ((student.exp() - teacher) * slope).to(self._weight.dtype)
+                    change = self._backward(part, change, hidden[b, i], weights[b, i])
+                if needed:
+                    gradient[b, i] = change.to(gradient.dtype)
+            total = (found * weights).sum()
+        return with_gradients(total, [hidden], [gradient]), found
+
     def attach(self, total: Tensor, parts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """``total``, the sum of ``parts``, now differentiable in the head's weight and bias as well, and the parts.
 

@@ -8,9 +8,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .decoder import Decoder, build_decoder, check_decoder
+from .distilled import FORMS, KL
 from .generation import ThoughtGenerationMixin, Writer, new_seed
 from .layout import Layout, at
-from .methods import METHODS, QUIET_STAR
+from .methods import DISTILLED, METHODS, QUIET_STAR
 from .mixing import MixingHead
 from .objective import NOTHING, PAUSES, SAMPLED, Counts, Losses, counts_of
 from .quiet_star import ADVANTAGES, POSITIVE
@@ -37,6 +38,7 @@ class QuietStarConfig(PretrainedConfig):
     effective step size of these embeddings (paper, appendix A: 100 at learning rate 1e-6).
     ``policy_weight``, ``policy_temperature``: beta of the REINFORCE loss, and the temperature of its
     log-probabilities (3 in the released code). ``advantage``: positive (paper) or signed (`QuietStar.advantages`).
+    ``distill_form``, ``distill_weight``: of method distilled, what its student learns by, and the weight (`Distilled`).
     ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
     where the vocabulary has none.
     ``thoughts_end``: a thought ends before K tokens where it samples one of ``ending_token_ids``; ``[end]`` then stands
@@ -56,6 +58,8 @@ class QuietStarConfig(PretrainedConfig):
         policy_weight: float = 1e6,
         policy_temperature: float = 3.0,
         advantage: str = POSITIVE,
+        distill_form: str = KL,
+        distill_weight: float = 1.0,
         start_token_id: int | None = None,
         end_token_id: int | None = None,
         thoughts_end: bool = False,
@@ -70,8 +74,11 @@ class QuietStarConfig(PretrainedConfig):
         for name, value in (("thought_tokens", thought_tokens), ("lookahead", lookahead), ("rationales", rationales)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
-        if not all(isinstance(value, int | float) for value in (meta_token_scale, policy_weight, policy_temperature)):
-            raise ValueError("meta_token_scale, policy_weight and policy_temperature must be numbers")
+        if distill_form not in FORMS:
+            raise ValueError(f"distill_form is {distill_form!r}, but must be one of {', '.join(FORMS)}")
+        numbers = (meta_token_scale, policy_weight, policy_temperature, distill_weight)
+        if not all(isinstance(value, int | float) for value in numbers):
+            raise ValueError("meta_token_scale, policy_weight, policy_temperature and distill_weight must be numbers")
         if not all(isinstance(token, int | None) for token in (start_token_id, end_token_id)):
             raise ValueError("start_token_id and end_token_id must be whole numbers or nothing")
         ending_token_ids = list(ending_token_ids or [])
@@ -90,6 +97,9 @@ class QuietStarConfig(PretrainedConfig):
         self.policy_weight = policy_weight
         self.policy_temperature = policy_temperature
         self.advantage = advantage
+        if method == DISTILLED:  # the files of other methods do not name them
+            self.distill_form = distill_form
+            self.distill_weight = distill_weight
         self.method = method
         self.start_token_id = start_token_id
         self.end_token_id = end_token_id

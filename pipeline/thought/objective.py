@@ -67,7 +67,8 @@ class SliceStates:
     """What is known of the thoughts at a slice of p positions of each text, and the true tokens after them.
 
     ``text`` (M, D): states of the text pass, and ``at`` (B, p, A): which of them are at these positions and at the A-1
-    after each. ``targets`` (B, p, A): `lookahead_targets`, IGNORED where a text has no thought in this slot.
+    after each; ``live`` (M, D): the same states with their gradient. ``targets`` (B, p, A): `lookahead_targets`,
+    IGNORED where a text has no thought in this slot.
     ``mixed``: the states after the thoughts, by themselves and mixed with the text's.
     ``rewarded`` (B, p): where thoughts are rewarded. ``thinking`` (B, R, p, K, D): the states that gave the tokens of
     the thoughts, ``ids`` (B, R, p, K), IGNORED after the one that ended a thought and where none is rewarded. Pauses
@@ -77,6 +78,7 @@ class SliceStates:
     """
 
     text: Tensor
+    live: Tensor
     at: Tensor
     targets: Tensor
     mixed: Mixed

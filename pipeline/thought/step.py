@@ -87,6 +87,7 @@ class Batch:
         everywhere = torch.arange(texts * tokens, device=hidden.device).view(texts, tokens)
         return SliceStates(
             text=hidden.flatten(0, 1).detach(),
+            live=hidden.flatten(0, 1),
             at=ahead(everywhere, lookahead, 0, places.positions),
             targets=at(self.targets, places.positions).masked_fill(~places.real.unsqueeze(-1), IGNORED),
             mixed=Mixed(mixed, packing.unpack(talk.detach()), weight),

@@ -9,6 +9,7 @@ from pipeline.ablations.grid import Arm, arms, read_grid
 from pipeline.errors import UserError
 from tests.ablations.toy import GRID, ROOT
 
+STAGED = "train.stages=[{thought_tokens:3,lookahead:2,learning_rate:1e-4,steps:5}]"
 FOUR = GRID | {"lookaheads": [1, 2]}
 
 
@@ -49,6 +50,7 @@ def test_options_and_seeds_are_those_of_every_arm(tmp_path: Path):
         ({"methods": ["magic"]}, "arms.methods is "),
         ({"options": ["scale=huge"]}, "scale=huge"),
         ({"options": ["train.steps=[1"]}, "train.steps"),
+        ({"options": [STAGED]}, "train.stages has thought lengths and lookaheads, which a grid combines"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_refused(grid: dict, complaint: str, tmp_path: Path):

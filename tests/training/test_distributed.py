@@ -98,6 +98,11 @@ def same_gradients(one: Path, other: Path) -> None:
 LEARNED = {"train.saved": "learned", "arms.methods": ["quiet_star"]}
 MORE = [("train pause 1", {}), ("train no_thought 1", {})]
 CLIPPED_APART = {"train.clip": "apart", "train.gradient_clip": 0.1}
+STAGES = [
+    {"thought_tokens": 4, "lookahead": 3, "learning_rate": 2e-3, "steps": 12},
+    {"thought_tokens": 2, "lookahead": 1, "learning_rate": 1e-3, "steps": 8},
+]
+MORE += [(STAGE, {"arms.methods": ["quiet_star"], "train.stages": STAGES})]
 MORE += [(STAGE, LEARNED | {"train.adapt": "lora"}), (STAGE, LEARNED | {"train.adapt": "frozen"})]
 
 

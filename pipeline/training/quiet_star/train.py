@@ -22,12 +22,14 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
+from pipeline.training.quiet_star.schedule import in_all, stage_at, stages_of
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.trainer import (
     APART,
     CLIP_COLUMNS,
     HELDOUT_COLUMNS,
     LOSSES,
+    PART,
     STEP_COLUMNS,
     QuietStarTrainer,
 )
@@ -37,6 +39,7 @@ from pipeline.training.trainer import logged, training_arguments
 # the settings of a method that takes no step: all that is measured is held-out text, and the base model is not copied
 STEPLESS = {
     "steps": 0,
+    "stages": [],
     "launcher": SINGLE,
     "adapt": "frozen",
     "saved": "learned",
@@ -47,11 +50,12 @@ TRACKED = Path("results/tracking")  # TensorBoard's files
 
 
 def settings_of(params: Train, method: str) -> Train:
-    """The settings that ``method`` runs with.
+    """The settings that ``method`` runs with; of stages, those of the whole run (`schedule.in_all`).
 
     pause_same_compute takes as many steps as make the tokens that pass through the decoder, backward passes counted
     twice, those of quiet_star: at each position of a text R rows instead of one, and K tokens of each to sample it.
     """
+    params = in_all(params)
     if not METHODS[method].trains:
         return replace(params, **STEPLESS)
     if method != PAUSE_SAME_COMPUTE:
@@ -131,11 +135,13 @@ def _trainer(
         round_frozen(model)
     spans = Spans(tokens / "train.arrow", model.vocabulary)
     heldout = Spans(tokens / "heldout.arrow", model.vocabulary, params.evaluation_texts)
-    row_tokens = model.layout.row_tokens if model.has_thoughts else 0
-    check_room(model, len(spans[0]["input_ids"]) + row_tokens, "a span")
+    stages = stages_of(params)
+    rows = [Layout(stage.thought_tokens, stage.lookahead).row_tokens for stage in stages if model.has_thoughts]
+    check_room(model, len(spans[0]["input_ids"]) + max(rows, default=0), "a span")
     asked = read_probe(probe, tokenizer, params.rationales) if model.samples_thoughts else None
     if asked is not None:
-        check_room(model, asked.input_ids.shape[1] + 1 + params.thought_tokens, "a probe's prompt")
+        longest = max(stage.thought_tokens for stage in stages)
+        check_room(model, asked.input_ids.shape[1] + 1 + longest, "a probe's prompt")
     where = None if params.thinking.where == EVERY else Where(params.thinking, tokenizer)
     if where is not None:
         where.check(spans)
@@ -186,6 +192,8 @@ def thinking_model(params: Train, method: str, base: Path, tokenizer: PreTrained
         policy_weight=params.policy_weight,
         policy_temperature=params.policy_temperature,
         advantage=params.advantage,
+        distill_form=params.distill.form,
+        distill_weight=params.distill.weight,
         thoughts_end=params.thoughts_end,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -236,7 +244,12 @@ def _write_log(
     speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
     speed["tokens_per_second"] = (speed.pop("steps_per_second") * step_tokens).round(1)
     columns = STEP_COLUMNS + (CLIP_COLUMNS if params.clip == APART else [])
-    write_table(results / "steps.csv", logged(rows, columns, needed="base_loss"))
+    columns += sorted({name for row in rows for name in row if name.endswith(PART)})
+    steps = logged(rows, columns, needed="base_loss")
+    if params.stages:
+        for table in (steps, heldout):  # of the last step that a row is about
+            table["stage"] = [1 + stage_at(params, max(step - 1, 0)) for step in table["step"]]
+    write_table(results / "steps.csv", steps)
     write_table(results / "heldout.csv", heldout)
     write_table(results.parent.with_name("speed") / f"{results.name}.csv", speed)
     ends = {"first": heldout.iloc[0], "last": heldout.iloc[-1]}

@@ -4,11 +4,13 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
@@ -20,6 +22,8 @@ from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.processes import is_main
 from pipeline.training.quiet_star.probe import Probe
+from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at, stages_of
+from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import CheckedTrainer
 from pipeline.training.warnings import HELDOUT_LOSS, Watch
@@ -32,6 +36,8 @@ STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning
 CLIP_COLUMNS = ["language_grad_norm", "policy_grad_norm"]  # before clipping, where they are clipped apart
 HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
 APART, POLICY = "apart", "policy"  # `train.clip`, and the part of the loss
+QUIET_STAR_PARTS = ("base", "talk", POLICY)
+PART = "_part"  # ends the column of any other part of the loss, weighted as it counts
 SEEDS_APART = 1_000_003  # between the sampling seeds of two runs: more than a run has steps
 
 log = logging.getLogger(__name__)
@@ -58,6 +64,9 @@ class QuietStarTrainer(CheckedTrainer):
         super().__init__(args, **kwargs)
         self._apart = params.clip == APART and has_policy(self.model)
         self._engine = Engine(params.attention, params.positions, self._apart)
+        self._stage: int | None = None  # of `stages_of`, that the model thinks by
+        self._enter_stage()
+        self.add_callback(StageEnds(params))
         self.model_accepts_loss_kwargs = True  # keeps the Trainer from dividing our loss by the micro-batches
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -71,10 +80,28 @@ class QuietStarTrainer(CheckedTrainer):
             self.optimizer = bitsandbytes.optim.AdamW8bit(groups)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """The Trainer's, with the rates of the stages where there are any."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self._params.stages:
+            scale_rates(scheduler, self._params)
+        return scheduler
+
+    def _enter_stage(self) -> None:
+        """Let the model think as the next step's stage does; held-out losses are then those of the last step's."""
+        stage = stage_at(self._params, self.state.global_step)
+        if self._params.stages and stage != self._stage:
+            now = stages_of(self._params)[stage]
+            sizes = {"thought_tokens": now.thought_tokens, "lookahead": now.lookahead}
+            self.model.config.update(sizes)
+            self._speed = speed_of(replace(self._params, **sizes), self.model, self.train_dataset.mean_length)
+            self._stage = stage
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Counts]:
         """This process's micro-batches of a step, and the counts that the step's means divide by."""
+        self._enter_stage()
         batches = list(islice(epoch_iterator, num_batches))
         if self._where is not None and self.model.has_thoughts:
             with gathered(self.model), self.accelerator.autocast():
@@ -222,6 +249,8 @@ def _logged_parts(output: QuietStarOutput, counts: Counts) -> dict[str, Tensor]:
     parts = _losses(losses, counts)
     if output.weight is None:
         return parts
+    others = losses.parts.keys() - {*QUIET_STAR_PARTS}
+    parts |= {f"{name}{PART}": losses.parts[name].detach() for name in sorted(others)}
     rewarded, rewards = losses.thinks[:, : losses.reward.shape[2]], losses.reward.transpose(1, 2)
     parts["reward"] = _part_of_mean(rewards, rewarded, counts.rewards)
     parts["unresolved_rewards"] = _part_of_mean(
