@@ -25,7 +25,7 @@ from pipeline.plan.estimate import estimate
 from pipeline.preset import options as preset
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import SAMPLED
-from pipeline.training.quiet_star.stages import stages_of
+from pipeline.training.quiet_star.schedule import stages_of
 
 TABLE = Path("results/methods.csv")
 COLUMNS = ["method", "budget", "seed", "task", "accuracy", "content_effect", "heldout_loss", "thoughts_per_token"]

@@ -11,7 +11,7 @@ from pipeline.ablations import experiments, methods
 from pipeline.ablations.grid import Arm
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
-from pipeline.training.quiet_star.stages import stages_of
+from pipeline.training.quiet_star.schedule import stages_of
 from tests.ablations.toy import STUB, Project
 
 
