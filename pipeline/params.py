@@ -21,6 +21,8 @@ METHODS = (
     "no_policy",
     "shuffled_reward",
     "trained_swapped",
+    "rlp",
+    "value",
     "pause",
     "pause_same_compute",
     "no_thought",
@@ -167,18 +169,28 @@ class Thinking:
 
 
 @dataclass
+class Rlp:
+    clip: Positive = MISSING
+    epochs: Size = MISSING
+
+
+@dataclass
 class Train:
     launcher: str = MISSING
     thought_tokens: Size = MISSING
     lookahead: Size = MISSING
     rationales: Size = MISSING
     thoughts_end: bool = MISSING
+    token_cost: NotNegative = MISSING
+    thought_temperature: Positive = MISSING
     thinking: Thinking = field(default_factory=Thinking)
     meta_token_text: str = MISSING
     meta_token_scale: Positive = MISSING
     policy_weight: NotNegative = MISSING
     advantage: Annotated[str, ("one of", ("positive", "signed"))] = MISSING
     policy_temperature: Positive = MISSING
+    rlp: Rlp = field(default_factory=Rlp)
+    ema: Share | None = None
     steps: Size = MISSING
     batch_size: Size = MISSING
     accumulation: Size = MISSING
@@ -322,8 +334,12 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "train.lora.modules is empty: name linear layers, or null for all of them"
     if train.adapt == "frozen" and "no_thought" in arms.methods:
         yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
-    if train.advantage == "signed" and train.rationales < 2:
+    if train.rationales < 2 and train.advantage == "signed" and set(arms.methods) - {"value", "rlp"}:
         yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
+    if train.rationales < 2 and "rlp" in arms.methods:
+        yield "arms.methods has rlp, which compares thoughts at one position: make train.rationales at least 2"
+    if train.token_cost and not train.thoughts_end:
+        yield "train.token_cost is for thoughts that end themselves: make train.thoughts_end true, or the cost 0"
     if "trained_swapped" in arms.methods and train.batch_size < 2:
         yield "arms.methods has trained_swapped, which reads another text's thoughts: make train.batch_size at least 2"
     if train.clip == "apart" and train.positions is not None:
