@@ -61,7 +61,7 @@ class QuietStar(Objective):
 
         Only advantages are made from it: the rewards that are reported are free of the cost.
         """
-        return rewards - self.config.token_cost * states.lengths
+        return rewards - self.config.token_cost * states.lengths.to(rewards.dtype)
 
     def advantages(self, worth: Tensor, states: SliceStates) -> Tensor:
         """Advantages (B, R, p): how much more each thought is worth than the mean thought of its position.
