@@ -98,6 +98,10 @@ def same_gradients(one: Path, other: Path) -> None:
 LEARNED = {"train.saved": "learned", "arms.methods": ["quiet_star"]}
 MORE = [("train pause 1", {}), ("train no_thought 1", {})]
 CLIPPED_APART = {"train.clip": "apart", "train.gradient_clip": 0.1}
+MORE += [
+    ("train value 1", {"train.rationales": 1}),
+    ("train rlp 1", {"train.rlp.epochs": 2, "train.policy_weight": 1.0}),
+]
 MORE += [(STAGE, LEARNED | {"train.adapt": "lora"}), (STAGE, LEARNED | {"train.adapt": "frozen"})]
 
 
@@ -114,6 +118,21 @@ def test_two_processes_train_as_one(stage: str, changes: dict, way: str, project
 @slow
 def test_two_processes_clip_apart_as_one(project: Path, one: Callable, tmp_path: Path):
     same_model(one(CLIPPED_APART), trained(project, tmp_path / "two", 2, {}, CLIPPED_APART, STAGE))
+
+
+@slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_processes_average_weights_and_leave_rlps_mixing_head_alone(
+    checkpointing: bool, project: Path, one: Callable, tmp_path: Path
+):
+    """Though it has no gradient, weights decay, and processes wait for the gradients of all that learns."""
+    changes = {"train.ema": 0.9, "train.weight_decay": 0.5, "train.checkpointing": checkpointing}
+    stage = "train rlp 1"
+    alone, two = one(changes, stage), trained(project, tmp_path / "two", 2, {}, changes, stage)
+    same_model(alone, two)
+    assert steps_of(two)["mixing_weight"].tolist() == [1.0] * 20 and steps_of(two)["ema_gain"].notna().all()
+    for folder in (alone, two):
+        assert model_of(folder)["mixing_head.4.weight"].sum() == 1
 
 
 @slow
