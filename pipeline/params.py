@@ -334,7 +334,7 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "train.lora.modules is empty: name linear layers, or null for all of them"
     if train.adapt == "frozen" and "no_thought" in arms.methods:
         yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
-    if train.rationales < 2 and train.advantage == "signed" and set(arms.methods) - {"value", "rlp"}:
+    if train.rationales < 2 and train.advantage == "signed" and {"quiet_star", "shuffled_reward"} & {*arms.methods}:
         yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
     if train.rationales < 2 and "rlp" in arms.methods:
         yield "arms.methods has rlp, which compares thoughts at one position: make train.rationales at least 2"

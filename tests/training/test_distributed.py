@@ -100,7 +100,7 @@ MORE = [("train pause 1", {}), ("train no_thought 1", {})]
 CLIPPED_APART = {"train.clip": "apart", "train.gradient_clip": 0.1}
 MORE += [
     ("train value 1", {"train.rationales": 1}),
-    ("train rlp 1", {"train.rlp.epochs": 2, "train.policy_weight": 1.0}),
+    ("train rlp 1", {"train.rlp.epochs": 2, "train.warmup_steps": 0}),
 ]
 MORE += [(STAGE, LEARNED | {"train.adapt": "lora"}), (STAGE, LEARNED | {"train.adapt": "frozen"})]
 
@@ -214,6 +214,7 @@ def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, 
     [
         # its gradients are taken inside the forward pass, where FSDP2 has no layer's weights but the one it is in
         ({"positions": 4}, "train.positions is set, but FSDP-sharded weights need"),
+        ({"ema": 0.9}, "train.ema is set, but FSDP-sharded weights are not averaged: make it null"),
         ({"optimizer": "adamw_8bit"}, "train.optimizer is adamw_8bit, which cannot change FSDP"),
     ],
 )
