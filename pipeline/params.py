@@ -22,6 +22,8 @@ METHODS = (
     "shuffled_reward",
     "trained_swapped",
     "distilled",
+    "rlp",
+    "value",
     "pause",
     "pause_same_compute",
     "no_thought",
@@ -182,12 +184,20 @@ class Stage:
 
 
 @dataclass
+class Rlp:
+    clip: Positive = MISSING
+    epochs: Size = MISSING
+
+
+@dataclass
 class Train:
     launcher: str = MISSING
     thought_tokens: Size = MISSING
     lookahead: Size = MISSING
     rationales: Size = MISSING
     thoughts_end: bool = MISSING
+    token_cost: NotNegative = MISSING
+    thought_temperature: Positive = MISSING
     thinking: Thinking = field(default_factory=Thinking)
     meta_token_text: str = MISSING
     meta_token_scale: Positive = MISSING
@@ -195,6 +205,8 @@ class Train:
     advantage: Annotated[str, ("one of", ("positive", "signed"))] = MISSING
     policy_temperature: Positive = MISSING
     distill: Distill = field(default_factory=Distill)
+    rlp: Rlp = field(default_factory=Rlp)
+    ema: Share | None = None
     steps: Size = MISSING
     stages: list[Stage] = MISSING
     batch_size: Size = MISSING
@@ -343,8 +355,12 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
     if train.adapt == "frozen" and "distilled" in arms.methods:
         yield "arms.methods has distilled, whose student has nothing to learn with train.adapt frozen: take lora"
-    if train.advantage == "signed" and train.rationales < 2:
+    if train.rationales < 2 and train.advantage == "signed" and {"quiet_star", "shuffled_reward"} & {*arms.methods}:
         yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
+    if train.rationales < 2 and "rlp" in arms.methods:
+        yield "arms.methods has rlp, which compares thoughts at one position: make train.rationales at least 2"
+    if train.token_cost and not train.thoughts_end:
+        yield "train.token_cost is for thoughts that end themselves: make train.thoughts_end true, or the cost 0"
     if "trained_swapped" in arms.methods and train.batch_size < 2:
         yield "arms.methods has trained_swapped, which reads another text's thoughts: make train.batch_size at least 2"
     if train.clip == "apart" and train.positions is not None:

@@ -182,6 +182,21 @@ def test_the_longest_run_has_a_length():
             "arms.methods has trained_swapped, which reads another text's thoughts: make train.batch_size at least 2",
         ),
         ({"train.advantage": "signed", "train.rationales": 1}, {"train.rationales": 2}, "train.advantage is signed"),
+        (
+            {"train.rationales": 1, "arms.methods": ["value", "quiet_star"]},
+            {"arms.methods": ["value", "pause", "before"]},
+            "train.advantage is signed",
+        ),
+        (
+            {"train.rationales": 1, "train.advantage": "positive", "arms.methods": ["rlp"]},
+            {"train.rationales": 2},
+            "arms.methods has rlp, which compares thoughts at one position: make train.rationales at least 2",
+        ),
+        (
+            {"train.token_cost": 0.1},
+            {"train.thoughts_end": True},
+            "train.token_cost is for thoughts that end themselves",
+        ),
     ],
 )
 def test_what_does_not_go_together_until_one_of_them_changes(refused_with: dict, changed: dict, told: str):

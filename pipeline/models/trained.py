@@ -33,8 +33,8 @@ WEIGHTS = "*.safetensors"  # the weight files of a base model
 def limit_learning(model: QuietStarForCausalLM, params: Train) -> None:
     """Freeze the base model, or add LoRA adapters to it, as ``params.adapt`` says.
 
-    The meta-tokens and the mixing head always learn. Raises UserError if a layer in ``params.lora.modules`` does not
-    exist, or if peft is not installed.
+    The meta-tokens always learn, and so does a mixing head that starts at 0. Raises UserError if a layer in
+    ``params.lora.modules`` does not exist, or if peft is not installed.
     """
     if params.adapt == "frozen":
         model.base.requires_grad_(False)
@@ -123,7 +123,8 @@ def save_trained(model: QuietStarForCausalLM, params: Train, base: Path, read: d
     lora = asdict(params.lora) if params.adapt == "lora" else None
     if params.saved == "learned":
         model.config.save_pretrained(folder)
-        tensors = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+        own = {name: p for name, p in model.named_parameters() if p.requires_grad or not name.startswith("base.")}
+        tensors = {name: parameter.detach() for name, parameter in own.items()}
         save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
         about = {"base": os.path.relpath(base, folder), "digests": read, "lora": lora}
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

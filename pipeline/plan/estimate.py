@@ -174,7 +174,7 @@ def training_memory(shape: Shape, step: Step, devices: int, train: Train) -> dic
     # autocast's bfloat16 copies of weights, booked under activations; gathered weights are in bfloat16 already
     cast = 2 * (learned + copied) if bfloat16 and devices == 1 else 0
     return {
-        "weights": (shape.parameters * FLOAT - rounded * FLOAT / 2) / devices,
+        "weights": (shape.parameters * FLOAT - rounded * FLOAT / 2) * (1 + (train.ema is not None)) / devices,
         "gradients": sums * learned * FLOAT / devices,
         "optimizer": learned * MOMENTS[train.optimizer] / devices,
         # whole weights and gradients, beside the device's shards

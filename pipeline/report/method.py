@@ -68,6 +68,18 @@ METHODS = {
             "predicts with them.",
         ),
         Method(
+            "rlp",
+            "RLP",
+            "Thoughts of {tokens} are rewarded if they make the next {ahead} easier to predict, and that is all that "
+            "is learned: no language modelling, no mixing head. The prediction is the one after the thought.",
+        ),
+        Method(
+            "value",
+            "learned value",
+            "Thoughts of {tokens} and the reward of Quiet-STaR, but a small head that reads the text says what reward "
+            "to expect, instead of the other thoughts there.",
+        ),
+        Method(
             "pause",
             "pauses",
             "A pause of {tokens} after every token of a text. Its tokens are learned and always the same.",

@@ -17,9 +17,9 @@ class NoPolicy(QuietStar):
 class ShuffledReward(QuietStar):
     """Each position's thoughts get the advantages of another position: what an update does whatever they are worth."""
 
-    def advantages(self, rewards: Tensor, states: SliceStates) -> Tensor:
+    def advantages(self, worth: Tensor, states: SliceStates) -> Tensor:
         """See `QuietStar.advantages`. They are permuted among the rewarded positions that are computed together."""
-        advantages = super().advantages(rewards, states)
+        advantages = super().advantages(worth, states)
         real = states.rewarded
         # seeded by the thoughts themselves, so that a resumed run draws the same permutation
         generator = torch.Generator().manual_seed(int(states.ids.sum()))

@@ -30,15 +30,18 @@ class QuietStarConfig(PretrainedConfig):
     """A base decoder's configuration and the thoughts it has.
 
     ``method``: what is learned, one of `methods.METHODS`. quiet_star: thoughts of K sampled tokens; no_policy,
-    shuffled_reward and untrained are its controls. pause: K learned tokens in their place, each with its own embedding
-    (Goyal et al. 2023, arXiv 2310.02226); pause_same_compute: the same, trained for longer. no_thought: the base
-    decoder alone, whose training is continued pretraining (before: no training); it has no use for the settings below.
+    shuffled_reward and untrained are its controls; rlp and value learn from its rewards in other ways. pause: K learned
+    tokens in their place, each with its own embedding (Goyal et al. 2023, arXiv 2310.02226); pause_same_compute: the
+    same, trained for longer. no_thought: the base decoder alone, whose training is continued pretraining (before: no
+    training); it has no use for the settings below.
     ``thought_tokens`` (K), ``lookahead`` (A), ``rationales`` (R): sizes of the thoughts it trains with.
     ``meta_token_scale``: what the meta-tokens (and pauses) are multiplied by where they are used; it multiplies the
     effective step size of these embeddings (paper, appendix A: 100 at learning rate 1e-6).
     ``policy_weight``, ``policy_temperature``: beta of the REINFORCE loss, and the temperature of its
     log-probabilities (3 in the released code). ``advantage``: positive (paper) or signed (`QuietStar.advantages`).
     ``distill_form``, ``distill_weight``: of method distilled, what its student learns by, and the weight (`Distilled`).
+    ``token_cost``: what each token takes off the reward of a thought that ends itself (`QuietStar.worth`), in nats.
+    ``ratio_clip``: how far from 1 the ratio of probabilities may be in rlp.
     ``start_token_id``, ``end_token_id``: ids that stand for the meta-tokens in the vocabulary, never sampled; None
     where the vocabulary has none.
     ``thoughts_end``: a thought ends before K tokens where it samples one of ``ending_token_ids``; ``[end]`` then stands
@@ -60,6 +63,8 @@ class QuietStarConfig(PretrainedConfig):
         advantage: str = POSITIVE,
         distill_form: str = KL,
         distill_weight: float = 1.0,
+        token_cost: float = 0.0,
+        ratio_clip: float = 0.2,
         start_token_id: int | None = None,
         end_token_id: int | None = None,
         thoughts_end: bool = False,
@@ -76,9 +81,9 @@ class QuietStarConfig(PretrainedConfig):
                 raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
         if distill_form not in FORMS:
             raise ValueError(f"distill_form is {distill_form!r}, but must be one of {', '.join(FORMS)}")
-        numbers = (meta_token_scale, policy_weight, policy_temperature, distill_weight)
+        numbers = (meta_token_scale, policy_weight, policy_temperature, distill_weight, token_cost, ratio_clip)
         if not all(isinstance(value, int | float) for value in numbers):
-            raise ValueError("meta_token_scale, policy_weight, policy_temperature and distill_weight must be numbers")
+            raise ValueError("meta_token_scale, policy_*, distill_weight, token_cost and ratio_clip must be numbers")
         if not all(isinstance(token, int | None) for token in (start_token_id, end_token_id)):
             raise ValueError("start_token_id and end_token_id must be whole numbers or nothing")
         ending_token_ids = list(ending_token_ids or [])
@@ -100,6 +105,8 @@ class QuietStarConfig(PretrainedConfig):
         if method == DISTILLED:  # the files of other methods do not name them
             self.distill_form = distill_form
             self.distill_weight = distill_weight
+        self.token_cost = token_cost
+        self.ratio_clip = ratio_clip
         self.method = method
         self.start_token_id = start_token_id
         self.end_token_id = end_token_id
@@ -183,6 +190,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         self.post_init()
         if self.has_thoughts:
             self.mixing_head.start_at(self.objective.mixing)
+            # a weight that is not 0 stays: else weight decay would change it where nothing else does
+            self.mixing_head.requires_grad_(self.objective.mixing == 0)
 
     @classmethod
     def from_base(cls, base: PreTrainedModel, meta_token_ids: list[int], **settings: object) -> "QuietStarForCausalLM":

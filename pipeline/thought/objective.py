@@ -73,8 +73,10 @@ class SliceStates:
     ``rewarded`` (B, p): where thoughts are rewarded. ``thinking`` (B, R, p, K, D): the states that gave the tokens of
     the thoughts, ``ids`` (B, R, p, K), IGNORED after the one that ended a thought and where none is rewarded. Pauses
     have no ids. ``sampled``: whether the model drew the ids itself, now, rather than being given them.
-    ``old_log_probs`` (B, R, p, K): log-probabilities from an earlier pass over the same thoughts, for inner epochs; 0
-    where that pass sampled a thought and gave it no advantage, None in the first pass.
+    ``lengths`` (B, R, p): the tokens of thoughts that ended themselves or may have; 0 where none can, and none is
+    rewarded. ``old_log_probs`` (B, R, p, K) and ``old_advantage`` (B, R, p): from an earlier pass over the same
+    thoughts, for inner epochs; log-probabilities are 0 where that pass sampled a thought and gave it no advantage.
+    None in the first pass.
     """
 
     text: Tensor
@@ -85,8 +87,10 @@ class SliceStates:
     rewarded: Tensor
     thinking: Tensor
     ids: Tensor | None
+    lengths: Tensor
     sampled: bool
     old_log_probs: Tensor | None
+    old_advantage: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -187,8 +191,8 @@ class Objective(nn.Module):
 
     A new one is a file with a subclass, and an entry in `methods`. ``thoughts``: SAMPLED thoughts, learned PAUSES or
     NOTHING before each prediction. ``base_share``: the weight of language modelling. ``trains``: False for an arm that
-    takes no step. ``mixing``: the mixing weight at the start. Parameters that an objective creates (a learned value,
-    say) are trained and saved with the model's.
+    takes no step. ``mixing``: the mixing weight at the start; one that is not 0 is not learned. Parameters that an
+    objective creates (a learned value, say) are trained and saved with the model's.
     """
 
     thoughts = SAMPLED

@@ -1,5 +1,6 @@
 """What Quiet-STaR learns, in the paper's order (section 4.4): language modelling, rewards, advantages, REINFORCE."""
 
+import torch
 from torch import Tensor
 
 from .head import IGNORED, HeadLosses, exact_dtype
@@ -11,7 +12,7 @@ POSITIVE, SIGNED = ADVANTAGES = ("positive", "signed")
 class QuietStar(Objective):
     """loss = 1/2 base + 1/2 talk + beta policy (Zelikman et al. 2024, equation 5, and the authors' released code)."""
 
-    base_share = 0.5
+    base_share = talk_share = 0.5
 
     def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> SliceLosses:
         """See `Objective.forward`. Gradients flow through all three terms; rewards and advantages are constants."""
@@ -21,38 +22,26 @@ class QuietStar(Objective):
         # Talk: the mean over k of the mean cross-entropies of x_{i+1+k} with the thought.
         weights = 1 / (lookahead * rationales * counts.targets.to(exact).clamp(min=1))
         talk_loss, talk = head.with_thoughts(
-            "talk", states.mixed, states.text, states.at, states.targets, 0.5 * weights
+            "talk", states.mixed, states.text, states.at, states.targets, self.talk_share * weights
         )
 
         # Reward: how much likelier the thought made the next A tokens than they were without it.
         without = talk.without.unsqueeze(1)
         reward = (without - talk.nll).sum(-1) * states.rewarded.unsqueeze(1)
-        advantage = self.advantages(reward, states)
+        advantage = self.advantages(self.worth(reward, states), states)
 
-        # Policy: REINFORCE, the mean over thoughts of the sum of -advantage log p(token), over K: a thought that ended
-        # itself has fewer terms (its other ids are IGNORED), so length is not rewarded as such.
-        parts = {"talk": talk_loss}
+        # Policy: the mean over thoughts of the sum of their tokens' terms, over K: a thought that ended itself has
+        # fewer terms (its other ids are IGNORED), so length is not rewarded as such.
+        parts, policy = {"talk": talk_loss}, torch.zeros_like(talk_loss)
         log_probs = states.thinking.new_zeros(states.thinking.shape[:-1])
         terms = (counts.thoughts * rationales * config.thought_tokens).double().clamp(min=1)
         if states.ids is not None:
-            by_token = (self.policy_weight / terms * advantage).unsqueeze(-1).expand(states.ids.shape)
-            # of thoughts sampled now, those without an advantage are left out: they add nothing to the loss
-            parts["policy"], nll = head.cross_entropy(
-                "policy",
-                states.thinking,
-                states.ids,
-                by_token,
-                temperature=config.policy_temperature,
-                banned=config.banned_in_thoughts,
-                complete=not (states.sampled and self.policy_weight),
-            )
-            log_probs = -nll
-        policy = -((advantage.unsqueeze(-1) * log_probs).sum() / terms).to(exact)
+            parts["policy"], policy, log_probs = self.policy(advantage, states, terms, head)
 
         return SliceLosses(
             parts=parts,
             talk=(talk.nll * weights).sum(),
-            policy=policy,
+            policy=policy.to(exact),
             talk_nll=talk.nll,
             without_nll=without,
             weight=states.mixed.weight.detach() * (states.targets != IGNORED).unsqueeze(1),
@@ -67,14 +56,55 @@ class QuietStar(Objective):
         """Beta of the REINFORCE term."""
         return self.config.policy_weight
 
-    def advantages(self, rewards: Tensor, states: SliceStates) -> Tensor:
+    def worth(self, rewards: Tensor, states: SliceStates) -> Tensor:
+        """What a thought is worth (B, R, p): its reward less ``config.token_cost`` for each token, if it ends itself.
+
+        Only advantages are made from it: the rewards that are reported are free of the cost.
+        """
+        return rewards - self.config.token_cost * states.lengths.to(rewards.dtype)
+
+    def advantages(self, worth: Tensor, states: SliceStates) -> Tensor:
         """Advantages (B, R, p): how much more each thought is worth than the mean thought of its position.
 
-        ``config.advantage`` positive: at least 0 (the paper's). signed: R / (R - 1) times the difference, which is the
-        reward less the mean of the *other* thoughts (leave-one-out, Kool et al. 2019), unbiased. R = 1: the reward.
+        ``config.advantage`` positive: at least 0 (the paper's). signed: `leave_one_out`, unbiased. R = 1: the worth.
         """
-        rationales = rewards.shape[1]
-        advantages = rewards - rewards.mean(1, keepdim=True) if rationales > 1 else rewards
         if self.config.advantage == SIGNED:
-            return advantages * (rationales / max(1, rationales - 1))
-        return advantages.clamp(min=0)
+            return leave_one_out(worth)
+        return (worth - worth.mean(1, keepdim=True) if worth.shape[1] > 1 else worth).clamp(min=0)
+
+    def policy(
+        self, advantage: Tensor, states: SliceStates, terms: Tensor, head: HeadLosses
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The part of the loss, the mean that it weighs, and the log-probabilities (B, R, p, K) of the tokens.
+
+        Here REINFORCE: -advantage log p(token). ``terms``: what the mean over thoughts and tokens divides by.
+        """
+        by_token = (self.policy_weight / terms * advantage).unsqueeze(-1).expand(states.ids.shape)
+        part, log_probs = self.score(by_token, states, head)
+        return part, -((advantage.unsqueeze(-1) * log_probs).sum() / terms), log_probs
+
+    def score(self, weights: Tensor, states: SliceStates, head: HeadLosses) -> tuple[Tensor, Tensor]:
+        """The sum of -weight log p(token) over the tokens of the thoughts, and each log p (B, R, p, K), 0 after ends.
+
+        Of thoughts sampled now, those without a weight are left out (0): they add nothing to the loss.
+        """
+        loss, nll = head.cross_entropy(
+            "policy",
+            states.thinking,
+            states.ids,
+            weights,
+            temperature=self.config.policy_temperature,
+            banned=self.config.banned_in_thoughts,
+            complete=not (states.sampled and self.policy_weight),
+        )
+        return loss, -nll
+
+
+def leave_one_out(worth: Tensor) -> Tensor:
+    """R / (R - 1) times the difference from the mean of R thoughts (B, R, p); R = 1: ``worth`` itself.
+
+    That is each one's worth less the mean of the *others* (Kool et al. 2019).
+    """
+    rationales = worth.shape[1]
+    advantages = worth - worth.mean(1, keepdim=True) if rationales > 1 else worth
+    return advantages * (rationales / max(1, rationales - 1))

@@ -52,7 +52,7 @@ class Batch:
     """What is known of a batch before the rows of its thoughts are run: its ``text`` and where it thinks, ``places``.
 
     ``targets`` (B, N, A); the first ``rewarded`` positions have a reward. ``ids`` (B, R, P, K): the thoughts in the
-    slots, None for pauses; ``sampled``: whether they were drawn just now. ``old_log_probs`` (B, R, N-1-A, K), or None.
+    slots, None for pauses; ``sampled``: whether they were drawn just now. ``old``: an earlier pass, or None.
     """
 
     text: Text
@@ -61,7 +61,7 @@ class Batch:
     rewarded: int
     ids: Tensor | None
     sampled: bool
-    old_log_probs: Tensor | None
+    old: Losses | None
 
     def states(self, thinker: Thinker, part: slice, rows: Tensor, shared: Sequence[Tensor]) -> SliceStates:
         """Run a slice's ``rows``, from their embeddings (B, R, p, T, D) and the text's states (B, N, D), keys, values.
@@ -83,7 +83,7 @@ class Batch:
         if lengths is not None:  # a thought's policy term ends with the draw that ended it
             after = torch.arange(ids.shape[-1], device=ids.device) > lengths.unsqueeze(-1)
             ids = ids.masked_fill(after, IGNORED)
-        old, (texts, tokens, lookahead) = self.old_log_probs, self.targets.shape
+        old, (texts, tokens, lookahead) = self.old, self.targets.shape
         everywhere = torch.arange(texts * tokens, device=hidden.device).view(texts, tokens)
         return SliceStates(
             text=hidden.flatten(0, 1).detach(),
@@ -94,8 +94,10 @@ class Batch:
             rewarded=rewarded,
             thinking=packing.unpack(rows[:, layout.sampling_outputs]),
             ids=ids,
+            lengths=torch.zeros_like(weight[..., 0]) if lengths is None else lengths * rewarded.unsqueeze(1),
             sampled=self.sampled,
-            old_log_probs=None if old is None else places.of(F.pad(old, (0, 0, 0, tokens - self.rewarded))),
+            old_log_probs=old and places.of(F.pad(old.log_probs, (0, 0, 0, tokens - self.rewarded))),
+            old_advantage=old and places.of(F.pad(old.advantage, (0, tokens - self.rewarded))),
         )
 
 
@@ -146,8 +148,7 @@ class Learner:
             thoughts = Thoughts(*(torch.cat([getattr(t, f.name) for t in some], 2) for f in fields(Thoughts)))
             thought_ids = self.objective.exchange(thoughts.ids, places.real)
         rewarded = rewarded_positions(tokens, lookahead)
-        old_log_probs = None if old is None else old.log_probs
-        batch = Batch(text, places, targets, rewarded, thought_ids, thoughts is not None, old_log_probs)
+        batch = Batch(text, places, targets, rewarded, thought_ids, thoughts is not None, old)
         rows = self.thinker.embed_rows(text.input_ids, places.positions, thought_ids, self.thinker.layout)
 
         def losses_of(part: slice, rows: Tensor, shared: Sequence[Tensor]) -> tuple[Tensor, SliceLosses]:

@@ -22,6 +22,7 @@ class SlowResult:
     talk: Tensor
     policy: Tensor
     reward: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    worth: dict[tuple[int, int, int], float] = field(default_factory=dict)  # the reward less the cost of tokens
     advantage: dict[tuple[int, int, int], float] = field(default_factory=dict)
     log_probs: dict[tuple[int, int, int], list[Tensor]] = field(default_factory=dict)
 
@@ -146,6 +147,8 @@ class SlowQuietStar:
                     for k, loss in enumerate(talk):
                         all_talk[k].append(loss)
                     result.reward[b, r, i] = sum(base[i + k].item() - loss.item() for k, loss in enumerate(talk))
+                    cost = self.config.token_cost * len(self.kept(thought)) if self.endings else 0.0
+                    result.worth[b, r, i] = result.reward[b, r, i] - cost
                     result.log_probs[b, r, i] = self.log_probabilities(states, thought)
         result.base = mean(all_base)
         result.talk = mean([mean(losses) for losses in all_talk])
@@ -160,9 +163,9 @@ class SlowQuietStar:
     def add_policy(self, result: SlowResult, rewarded: int, rationales: int, last: int) -> None:
         """REINFORCE, from the rewards: ``rewarded`` positions up to ``last``, those of padding with reward 0."""
         terms: list[list[Tensor]] = [[] for _ in range(self.config.thought_tokens)]
-        for (b, r, i), reward in result.reward.items():
-            siblings = [result.reward[b, other, i] for other in range(rationales)]
-            result.advantage[b, r, i] = max(reward - (fmean(siblings) if rationales > 1 else 0.0), 0.0)
+        for (b, r, i), worth in result.worth.items():
+            siblings = [result.worth[b, other, i] for other in range(rationales)]
+            result.advantage[b, r, i] = max(worth - (fmean(siblings) if rationales > 1 else 0.0), 0.0)
             if i <= last:
                 for j, log_prob in enumerate(result.log_probs[b, r, i]):
                     terms[j].append(-result.advantage[b, r, i] * log_prob)

@@ -24,7 +24,7 @@ OUTS = {
     "base_model": ("models/base", "results/base_model"),
     **{
         f"train {method} 1": (f"models/trained/{method}-1", f"results/train/{method}-1")
-        for method in ("quiet_star", "pause", "no_thought")
+        for method in ("quiet_star", "pause", "no_thought", "rlp", "value")
     },
 }
 LENGTHS = {"train.steps": 8, "train.evaluation_steps": 3, "train.accumulation": 2}

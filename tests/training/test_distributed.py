@@ -103,6 +103,10 @@ STAGES = [
     {"thought_tokens": 2, "lookahead": 1, "learning_rate": 1e-3, "steps": 8},
 ]
 MORE += [(STAGE, {"arms.methods": ["quiet_star"], "train.stages": STAGES})]
+MORE += [
+    ("train value 1", {"train.rationales": 1}),
+    ("train rlp 1", {"train.rlp.epochs": 2, "train.warmup_steps": 0}),
+]
 MORE += [(STAGE, LEARNED | {"train.adapt": "lora"}), (STAGE, LEARNED | {"train.adapt": "frozen"})]
 
 
@@ -119,6 +123,21 @@ def test_two_processes_train_as_one(stage: str, changes: dict, way: str, project
 @slow
 def test_two_processes_clip_apart_as_one(project: Path, one: Callable, tmp_path: Path):
     same_model(one(CLIPPED_APART), trained(project, tmp_path / "two", 2, {}, CLIPPED_APART, STAGE))
+
+
+@slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_processes_average_weights_and_leave_rlps_mixing_head_alone(
+    checkpointing: bool, project: Path, one: Callable, tmp_path: Path
+):
+    """Though it has no gradient, weights decay, and processes wait for the gradients of all that learns."""
+    changes = {"train.ema": 0.9, "train.weight_decay": 0.5, "train.checkpointing": checkpointing}
+    stage = "train rlp 1"
+    alone, two = one(changes, stage), trained(project, tmp_path / "two", 2, {}, changes, stage)
+    same_model(alone, two)
+    assert steps_of(two)["mixing_weight"].tolist() == [1.0] * 20 and steps_of(two)["ema_gain"].notna().all()
+    for folder in (alone, two):
+        assert model_of(folder)["mixing_head.4.weight"].sum() == 1
 
 
 @slow
@@ -200,6 +219,7 @@ def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, 
     [
         # its gradients are taken inside the forward pass, where FSDP2 has no layer's weights but the one it is in
         ({"positions": 4}, "train.positions is set, but FSDP-sharded weights need"),
+        ({"ema": 0.9}, "train.ema is set, but FSDP-sharded weights are not averaged: make it null"),
         ({"optimizer": "adamw_8bit"}, "train.optimizer is adamw_8bit, which cannot change FSDP"),
     ],
 )

@@ -1,6 +1,7 @@
 """Quiet-STaR training: from a base model and spans of text to a model that thinks."""
 
 import hashlib
+import math
 import os
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -29,9 +30,11 @@ from pipeline.training.quiet_star.trainer import (
     CLIP_COLUMNS,
     HELDOUT_COLUMNS,
     LOSSES,
+    MORE_COLUMNS,
     PART,
     STEP_COLUMNS,
     QuietStarTrainer,
+    inner_epochs,
 )
 from pipeline.training.quiet_star.where import EVERY, Where
 from pipeline.training.trainer import logged, training_arguments
@@ -114,6 +117,8 @@ def _check_device_settings(params: Train, device: str) -> None:
     for name in params.trackers:
         if find_spec(name) is None:
             raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
+    if params.ema is not None and is_sharded():
+        raise UserError("train.ema is set, but FSDP-sharded weights are not averaged: make it null")
     if params.optimizer == "adamw_8bit" and is_sharded():
         raise UserError("train.optimizer is adamw_8bit, which cannot change FSDP-sharded weights: set it to adamw")
 
@@ -194,6 +199,8 @@ def thinking_model(params: Train, method: str, base: Path, tokenizer: PreTrained
         advantage=params.advantage,
         distill_form=params.distill.form,
         distill_weight=params.distill.weight,
+        token_cost=params.token_cost,
+        ratio_clip=params.rlp.clip,
         thoughts_end=params.thoughts_end,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -245,6 +252,7 @@ def _write_log(
     speed["tokens_per_second"] = (speed.pop("steps_per_second") * step_tokens).round(1)
     columns = STEP_COLUMNS + (CLIP_COLUMNS if params.clip == APART else [])
     columns += sorted({name for row in rows for name in row if name.endswith(PART)})
+    columns += [name for name in MORE_COLUMNS if any(name in row for row in rows)]
     steps = logged(rows, columns, needed="base_loss")
     if params.stages:
         for table in (steps, heldout):  # of the last step that a row is about
@@ -258,7 +266,7 @@ def _write_log(
         "method": model.config.method,
         "base_weights": weights,
         "steps": params.steps,
-        "text_tokens": round(params.steps * step_tokens),
+        "text_tokens": round(math.ceil(params.steps / inner_epochs(params, model.config.method)) * step_tokens),
         "parameters": sum(p.numel() for p in model.parameters()),
         "working_share": {when: float(row["working_share"]) for when, row in ends.items()} if has_share else None,
         "heldout": {when: {name: float(row[name]) for name in LOSSES} for when, row in ends.items()},

@@ -6,26 +6,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
 
 from pipeline.errors import UserError, optional
 from pipeline.params import Train
+from pipeline.thought.methods import RLP
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.objective import Counts, Losses, counts_of, sum_counts
-from pipeline.thought.sampler import Sampling
+from pipeline.thought.sampler import Sampling, Thoughts
 from pipeline.thought.step import Engine
 from pipeline.training.processes import is_main
+from pipeline.training.quiet_star.ema import Ema
+from pipeline.training.quiet_star.epochs import Repeated, WholeBatches
 from pipeline.training.quiet_star.probe import Probe
 from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at, stages_of
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.where import Where
-from pipeline.training.trainer import CheckedTrainer
+from pipeline.training.trainer import CheckedTrainer, _reads_checkpoint
 from pipeline.training.warnings import HELDOUT_LOSS, Watch
 
 # of the next token without thoughts; of all tokens ahead that the talk loss has, without thoughts and with
@@ -35,6 +39,7 @@ LOSS_COLUMNS = [*LOSSES, "policy_loss", "reward", "unresolved_rewards", "positiv
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
 CLIP_COLUMNS = ["language_grad_norm", "policy_grad_norm"]  # before clipping, where they are clipped apart
 HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
+MORE_COLUMNS = ["thought_length", "ema_gain"]  # where the run has them
 APART, POLICY = "apart", "policy"  # `train.clip`, and the part of the loss
 QUIET_STAR_PARTS = ("base", "talk", POLICY)
 PART = "_part"  # ends the column of any other part of the loss, weighted as it counts
@@ -62,6 +67,13 @@ class QuietStarTrainer(CheckedTrainer):
         self._watch = Watch()
         self._watched = 0  # how many rows of the log the watch has read
         super().__init__(args, **kwargs)
+        self._epochs = inner_epochs(params, self.model.config.method)
+        self._batch: tuple[list[dict[str, Tensor]], Counts] | None = None  # of the last step that sampled thoughts
+        self._rollouts: list[tuple[Thoughts, Losses]] = []  # what it sampled, by micro-batch
+        self.add_callback(WholeBatches(self._epochs))  # after `Checkpoints`
+        self._ema = None if params.ema is None or not self.model.has_thoughts else Ema(self.model, params.ema)
+        if self._ema is not None:
+            self.add_callback(self._ema)
         self._apart = params.clip == APART and has_policy(self.model)
         self._engine = Engine(params.attention, params.positions, self._apart)
         self._stage: int | None = None  # of `stages_of`, that the model thinks by
@@ -70,7 +82,7 @@ class QuietStarTrainer(CheckedTrainer):
         self.model_accepts_loss_kwargs = True  # keeps the Trainer from dividing our loss by the micro-batches
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with the mixing head's own learning rate; only matrices decay."""
+        """AdamW with a learning rate of their own for small heads (`parameter_groups`); only matrices decay."""
         groups = parameter_groups(self.model, self._params)
         if self._params.optimizer == "adamw":
             self.optimizer = torch.optim.AdamW(groups, fused=True)
@@ -100,27 +112,71 @@ class QuietStarTrainer(CheckedTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Counts]:
-        """This process's micro-batches of a step, and the counts that the step's means divide by."""
+        """This process's micro-batches of a step, and the counts that the step's means divide by.
+
+        In an inner epoch they are those of the step before, each with the thoughts that it sampled.
+        """
         self._enter_stage()
         batches = list(islice(epoch_iterator, num_batches))
+        if self.state.global_step % self._epochs:
+            batches, counts = self._batch
+            pairs = zip(batches, self._rollouts, strict=True)
+            return [batch | {"rollout": rollout} for batch, rollout in pairs], counts
         if self._where is not None and self.model.has_thoughts:
             with gathered(self.model), self.accelerator.autocast():
                 batches = [batch | {"thinks": self._where.thinks(self.model, batch, self._seed)} for batch in batches]
         counts = (counts_of(batch["labels"], self.model.lookahead, batch.get("thinks")) for batch in batches)
-        return batches, self.accelerator.reduce(sum_counts(counts), "sum")
+        self._batch, self._rollouts = (batches, self.accelerator.reduce(sum_counts(counts), "sum")), []
+        return self._batch
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return Repeated(super()._get_train_sampler(train_dataset), step, self._epochs)
 
     @property
     def _seed(self) -> int:
         """Of the step's draws."""
-        return self.args.seed * SEEDS_APART + self.state.global_step
+        return self.args.seed * SEEDS_APART + self.state.global_step // self._epochs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        sampling = Sampling(seed=self._seed)
-        output = model(**inputs, sampling=sampling, counts=num_items_in_batch, engine=self._engine)
-        self._parts.append(_logged_parts(output, num_items_in_batch))
+        sampling = Sampling(self._params.thought_temperature, self._seed)
+        thoughts, old = inputs.pop("rollout", (None, None))
+        given = {} if old is None else {"thought_ids": thoughts.ids, "old": old}
+        output = model(**inputs, **given, sampling=sampling, counts=num_items_in_batch, engine=self._engine)
+        if old is not None:
+            output.thoughts = thoughts
+        elif self._epochs > 1:
+            kept = replace(output.losses, total=output.loss.detach(), parts={})
+            self._rollouts.append((output.thoughts, kept))
+        parts = _logged_parts(output, num_items_in_batch)
+        self._parts.append(parts | self._more_parts(inputs, output, num_items_in_batch))
         loss = self._set_policy_aside(output.losses) if self._apart else output.loss
         loss = loss * self.args.world_size  # as gradients are averaged over processes, not summed
         return (loss, output) if return_outputs else loss
+
+    @torch.no_grad()
+    def _more_parts(self, inputs: dict[str, Tensor], output: QuietStarOutput, counts: Counts) -> dict[str, Tensor]:
+        """This micro-batch's contribution to the step's means of those of `MORE_COLUMNS` that the run has."""
+        parts, losses, thoughts = {}, output.losses, output.thoughts
+        if self.model.config.thoughts_end and thoughts is not None:
+            lengths = thoughts.lengths.to(losses.reward.dtype).transpose(1, 2)
+            parts["thought_length"] = _part_of_mean(lengths, losses.thinks, counts.thinking)
+        if self._ema is not None:
+            with self.accelerator.autocast():
+                gains = self._ema.gains(inputs, losses, self._engine.attention).transpose(1, 2)
+            parts["ema_gain"] = _part_of_mean(gains, losses.thinks[:, : gains.shape[1]], counts.rewards)
+        return parts
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._ema is not None and self.args.should_save:
+            self._ema.save(Path(output_dir))
+
+    @_reads_checkpoint
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._ema is not None and checkpoint is not None:
+            self._ema.load(Path(checkpoint))
 
     def _set_policy_aside(self, losses: Losses) -> Tensor:
         """Add the policy part's gradient to that of the step's other micro-batches; return the loss without it.
@@ -224,21 +280,26 @@ def has_policy(model: QuietStarForCausalLM) -> bool:
     return model.samples_thoughts and getattr(model.objective, "policy_weight", 0.0) > 0
 
 
+def inner_epochs(params: Train, method: str) -> int:
+    """How many optimizer steps are taken on a step's texts and thoughts."""
+    return params.rlp.epochs if method == RLP else 1
+
+
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
-    """The optimizer's groups: mixing head or not, decaying or not. Matrices decay, except for learned tokens."""
+    """The optimizer's groups: small heads or not, decaying or not. Matrices decay, except for learned tokens."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     tokens = set(map(id, model.meta_tokens()))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and id(parameter) not in tokens
-            groups.setdefault((name.startswith("mixing_head."), decays), []).append(parameter)
+            groups.setdefault((name.startswith(("mixing_head.", "objective.")), decays), []).append(parameter)
     return [
         {
             "params": members,
-            "lr": params.mixing_head_learning_rate if mixing else params.learning_rate,
+            "lr": params.mixing_head_learning_rate if small else params.learning_rate,
             "weight_decay": params.weight_decay if decays else 0.0,
         }
-        for (mixing, decays), members in groups.items()
+        for (small, decays), members in groups.items()
     ]
 
 
