@@ -55,7 +55,7 @@ def estimate(params: Params) -> Estimate:
         pretraining_tokens = base.scratch.steps * base.scratch.batch_size * tokenize.pretrain_span
     shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
     # how often a marker follows is not known before the text is read: every position is the most that it can be
-    share = {"random": train.thinking.share, "entropy": train.thinking.share, "one": 1 / tokenize.span}
+    share = dict.fromkeys(("random", "entropy", "gate"), train.thinking.share) | {"one": 1 / tokenize.span}
     share = share.get(train.thinking.where, 1.0)
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead, share)
     passes, learned = train.steps * train.accumulation, trainable_parameters(shape, train)
@@ -106,7 +106,7 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
         own = replace(step, rationales={NOTHING: 0, PAUSES: 1, SAMPLED: step.rationales}[kind])
         found = passes * pass_flops(shape, own, rank)
         found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
-        if train.thinking.where == "entropy" and kind != NOTHING:  # read once more, to choose
+        if train.thinking.where in ("entropy", "gate") and kind != NOTHING:  # read once more, to choose
             found += passes * reading_flops(shape, step.positions, step.tokens)
         sampled = own.thoughts * own.thought_tokens if kind == PAUSES else 0
         return found - (passes + watched) * reading_flops(shape, sampled, own.tokens)

@@ -26,6 +26,7 @@ from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.trainer import (
     APART,
     CLIP_COLUMNS,
+    GATE_COLUMN,
     HELDOUT_COLUMNS,
     LOSSES,
     STEP_COLUMNS,
@@ -90,8 +91,10 @@ def write_trained(
             rows = trainer.state.log_history
         if is_main() and digests(base, WEIGHTS) != base_digests:
             raise UserError(f"the weights in {base} changed while they were trained on: run `dvc repro train` again")
+        threshold = trainer.gate_threshold() if trainer.model.gate is not None else 0.0
         model = _whole_model(trainer.model, params, base)
         if model is not None:
+            model.config.gate_threshold = threshold
             with replacing(out) as part:
                 save_trained(model, params, base, base_digests, part)
                 read_tokenizer(base).save_pretrained(part)
@@ -187,6 +190,7 @@ def thinking_model(params: Train, method: str, base: Path, tokenizer: PreTrained
         policy_temperature=params.policy_temperature,
         advantage=params.advantage,
         thoughts_end=params.thoughts_end,
+        gate=params.gate and METHODS[method].trains,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -235,7 +239,7 @@ def _write_log(
     step_tokens = params.accumulation * params.batch_size * text_tokens
     speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
     speed["tokens_per_second"] = (speed.pop("steps_per_second") * step_tokens).round(1)
-    columns = STEP_COLUMNS + (CLIP_COLUMNS if params.clip == APART else [])
+    columns = STEP_COLUMNS + (CLIP_COLUMNS if params.clip == APART else []) + ([GATE_COLUMN] if params.gate else [])
     write_table(results / "steps.csv", logged(rows, columns, needed="base_loss"))
     write_table(results / "heldout.csv", heldout)
     write_table(results.parent.with_name("speed") / f"{results.name}.csv", speed)

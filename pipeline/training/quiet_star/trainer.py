@@ -9,13 +9,15 @@ from itertools import islice
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import TrainingArguments
 
 from pipeline.errors import UserError, optional
 from pipeline.params import Train
+from pipeline.thought.gate import threshold_for
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
-from pipeline.thought.objective import Counts, Losses, counts_of, sum_counts
+from pipeline.thought.objective import Counts, Losses, counts_of, lookahead_targets, sum_counts
+from pipeline.thought.places import thinking
 from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.processes import is_main
@@ -28,11 +30,14 @@ from pipeline.training.warnings import HELDOUT_LOSS, Watch
 LOSSES = ["base_loss", "base_loss_ahead", "talk_loss"]
 # unresolved_rewards: the share that rounding may have made
 LOSS_COLUMNS = [*LOSSES, "policy_loss", "reward", "unresolved_rewards", "positive_advantages", "mixing_weight"]
+GATE_COLUMN = "gate_loss"
 STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning_rate"]
 CLIP_COLUMNS = ["language_grad_norm", "policy_grad_norm"]  # before clipping, where they are clipped apart
 HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
 APART, POLICY = "apart", "policy"  # `train.clip`, and the part of the loss
 SEEDS_APART = 1_000_003  # between the sampling seeds of two runs: more than a run has steps
+
+GATED_TEXTS = 512  # to choose the gate's threshold on
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +121,17 @@ class QuietStarTrainer(CheckedTrainer):
         Clipped together, the larger part is all that is left of the other's direction. Returns the norm before clipping
         or, apart, that of the sum.
         """
+        if self.model.gate is not None:  # limits what is left of no other gradient, and is not limited itself
+            gate = {parameter: parameter.grad for parameter in self.model.gate.parameters()}
+            for parameter in gate:
+                parameter.grad = None
+            norm = self._clip_others(model)
+            for parameter, gradient in gate.items():
+                parameter.grad = gradient
+            return norm
+        return self._clip_others(model)
+
+    def _clip_others(self, model: torch.nn.Module) -> Tensor:
         if not self._apart:
             return super().clip(model)
         policy, self._policy = self._policy, {}
@@ -131,6 +147,17 @@ class QuietStarTrainer(CheckedTrainer):
                 parameter.grad.add_(gradient)
         self._norms = dict(zip(CLIP_COLUMNS, (float(norm) for norm in norms), strict=True))
         return torch.nn.utils.get_total_norm([parameter.grad for parameter in learned])
+
+    @torch.no_grad()
+    def gate_threshold(self) -> float:
+        """The logit above which a share `train.gate_share` of the positions of training texts lies."""
+        texts = Subset(self.train_dataset, range(min(len(self.train_dataset), GATED_TEXTS)))
+        some = []
+        for batch in map(self._prepare_inputs, DataLoader(texts, batch_size=self.args.eval_batch_size)):
+            with gathered(self.model), self.accelerator.autocast():
+                logits = self.model.gate_logits(batch["input_ids"], batch["attention_mask"])
+            some.append(logits[thinking(lookahead_targets(batch["labels"], 1), None)])
+        return threshold_for(torch.cat(some), self._params.gate_share)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a row. To a row about training steps add their means over all processes, and warn of bad signs in it."""
@@ -198,13 +225,13 @@ def has_policy(model: QuietStarForCausalLM) -> bool:
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
-    """The optimizer's groups: mixing head or not, decaying or not. Matrices decay, except for learned tokens."""
+    """The optimizer's groups: mixing head (or gate) or not, decaying or not. Matrices decay, except for learned tokens."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     tokens = set(map(id, model.meta_tokens()))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and id(parameter) not in tokens
-            groups.setdefault((name.startswith("mixing_head."), decays), []).append(parameter)
+            groups.setdefault((name.startswith(("mixing_head.", "gate.")), decays), []).append(parameter)
     return [
         {
             "params": members,
@@ -227,6 +254,8 @@ def _logged_parts(output: QuietStarOutput, counts: Counts) -> dict[str, Tensor]:
     parts["unresolved_rewards"] = _part_of_mean(
         (losses.reward.abs() <= losses.rounding).to(rewards.dtype).transpose(1, 2), rewarded, counts.rewards
     )
+    if "gate" in losses.parts:
+        parts[GATE_COLUMN] = losses.parts["gate"].detach()
     parts["mixing_weight"] = output.weight.sum() / (output.weight.shape[1] * counts.targets.sum().clamp(min=1))
     if output.thoughts is None:
         return parts
