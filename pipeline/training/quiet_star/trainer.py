@@ -225,7 +225,7 @@ def has_policy(model: QuietStarForCausalLM) -> bool:
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
-    """The optimizer's groups: mixing head (or gate) or not, decaying or not. Matrices decay, except for learned tokens."""
+    """The optimizer's groups: mixing head and gate or not, decaying or not. Matrices decay but for learned tokens."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     tokens = set(map(id, model.meta_tokens()))
     for name, parameter in model.named_parameters():
