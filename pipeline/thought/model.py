@@ -180,9 +180,10 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
             self.mixing_head = MixingHead(hidden_size)
         if self.objective.thoughts == PAUSES:
             self.pause_embeddings = nn.Parameter(torch.zeros(config.thought_tokens, hidden_size))
-        if config.gate and self.has_thoughts:  # last, so that all else is initialised as it is without
-            self.gate = Gate(hidden_size)
         self.post_init()
+        if config.gate and self.has_thoughts:
+            with torch.random.fork_rng(devices=[]):  # all else is initialised as it is without a gate
+                self.gate = Gate(hidden_size)
         if self.has_thoughts:
             self.mixing_head.start_at(self.objective.mixing)
 
