@@ -135,11 +135,11 @@ def prompts() -> list[Tensor]:
     return [random_ids(length, seed=length) for length in LENGTHS]
 
 
-def middle(model: QuietStarForCausalLM) -> None:
-    """Make the gate say yes to about half of what is asked here."""
+def open_for(model: QuietStarForCausalLM, share: float) -> None:
+    """Make the gate say yes to about this share of what is asked here."""
     with torch.no_grad():
         logits = [model(text[None]).gate[0] for text in prompts()]
-    model.config.gate_threshold = torch.cat(logits).median().item()
+    model.config.gate_threshold = threshold_for(torch.cat(logits), share)
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def recomputed(model: QuietStarForCausalLM, text: Tensor) -> tuple[list[int], li
 def test_generation_equals_recomputing_the_whole_text(kind: str):
     """In a batch padded on the left, in which some texts think and others do not, and alone."""
     model = gated(**KINDS[kind]).eval()
-    middle(model)
+    open_for(model, 0.5)
     ids, mask = left_padded(prompts())
     expected, thought = zip(*(recomputed(model, text) for text in prompts()), strict=True)
     assert {True, False} <= {said for row in thought for said in row}
@@ -191,7 +191,7 @@ def test_a_gate_that_always_or_never_opens(threshold: float, think: bool, share:
 
 def test_what_has_ended_neither_thinks_nor_counts():
     model = gated().eval()
-    middle(model)
+    open_for(model, 0.5)
     ids, mask = left_padded(prompts())
     expected, thought = zip(*(recomputed(model, text) for text in prompts()), strict=True)
     end = expected[0][1]
@@ -206,7 +206,7 @@ def test_what_has_ended_neither_thinks_nor_counts():
 def test_passes_that_a_token_costs(monkeypatch: pytest.MonkeyPatch):
     """K more passes for the texts that think, and one for a token before which none does."""
     model, passes, run = gated().eval(), [], Decoder.run
-    middle(model)
+    open_for(model, 0.2)
     ids, mask = left_padded(prompts())
     thought = [recomputed(model, text)[1] for text in prompts()]
     monkeypatch.setattr(Decoder, "run", lambda self, x, *rest: passes.append(tuple(x.shape[:2])) or run(self, x, *rest))
