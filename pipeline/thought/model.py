@@ -42,7 +42,8 @@ class QuietStarConfig(PretrainedConfig):
     where the vocabulary has none.
     ``thoughts_end``: a thought ends before K tokens where it samples one of ``ending_token_ids``; ``[end]`` then stands
     in that token's place (the end_token_id may be one, and so sampled in thoughts; it is never written).
-    ``gate``: whether a `Gate` learns where to think; ``gate_threshold``: the logit above which it says to.
+    ``gate``: whether a `Gate` learns where to think; ``gate_threshold``: it says to
+    where it expects a gain above this, in nats.
     Raises ValueError for an unknown method, sizes below 1, values of another type, and thoughts that no id could end.
     """
 
@@ -144,7 +145,7 @@ class QuietStarOutput(ModelOutput):
 
     ``base_logits`` (B, P, V): the prediction without thoughts, from the same pass. ``weight``: the mixing weight,
     (B, R, N, A) in a training step and else (B, P). ``thoughts``: those that were sampled, else None. ``gate`` (B, P):
-    the gate's logits; None in a training step and without a gate.
+    what the gate expects a thought to gain, in nats; None in a training step and without a gate.
     """
 
     loss: Tensor | None = None
@@ -355,6 +356,6 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         return entropies(self.decoder.head, self.thinker.read(input_ids, attention_mask).hidden)
 
     @torch.no_grad()
-    def gate_logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The gate's logit (B, N) at every position, from a pass over the texts without thoughts."""
+    def gate_scores(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The gain in nats that the gate expects at every position (B, N), from a pass over texts without thoughts."""
         return self.gate(self.thinker.read(input_ids, attention_mask).hidden)

@@ -37,7 +37,7 @@ class Thinker:
     ``mixing_head``, ``start`` and ``end`` (D,): None where nothing thinks. ``pauses`` (K, D): learned tokens in the
     place of sampled ones, None where thoughts are sampled. ``banned`` ids are never written, ``banned_in_thoughts``
     never sampled in a thought. ``endings``: ids that end a thought; none where each has K tokens. ``gate``: says where
-    to think, None without one; it does where its logit is above ``threshold``. It owns no weights.
+    to think, None without one: where it expects a gain above ``threshold``. It owns no weights.
     """
 
     decoder: Decoder

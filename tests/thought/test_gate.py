@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.thought.decoder import Decoder
-from pipeline.thought.gate import MARGIN, threshold_for
+from pipeline.thought.gate import threshold_for
 from pipeline.thought.generation import GATE, continue_texts
 from pipeline.thought.methods import NO_THOUGHT, PAUSE, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
@@ -42,11 +42,8 @@ def gated(base: dict = LLAMA, seed: int = 0, **settings: object) -> QuietStarFor
 
 
 def slow_gate_loss(model: QuietStarForCausalLM, rows: list[list[int]], thoughts: Tensor | None, thinks: Tensor | None):
-    """From each thought as a text of its own: -log of the gate's probability of the verdict, the mean over positions.
-
-    Returns it and the share of positions where thoughts help.
-    """
-    reference, own, found, helps = slow(model), dict(model.named_parameters()), [], 0
+    """The mean over positions of (what the gate foresees - mean gain) squared, each thought as a text of its own."""
+    reference, own, found = slow(model), dict(model.named_parameters()), []
     for b, text in enumerate(rows):
         states = reference.states(reference.embed(text)).detach()
         for i in range(len(text) - 1):
@@ -59,11 +56,9 @@ def slow_gate_loss(model: QuietStarForCausalLM, rows: list[list[int]], thoughts:
                 after = reference.mixed_logits(text[: i + 1], i, thought)
                 gains.append((base + torch.log_softmax(after, 0)[text[i + 1]]).item())
             inner = torch.relu(own["gate.0.weight"] @ states[i] + own["gate.0.bias"])
-            chance = torch.sigmoid((own["gate.2.weight"] @ inner + own["gate.2.bias"])[0])
-            helped = sum(gains) / len(gains) > MARGIN
-            helps += helped
-            found.append(-torch.log(chance if helped else 1 - chance))
-    return torch.stack(found).mean(), helps / len(found)
+            foreseen = (own["gate.2.weight"] @ inner + own["gate.2.bias"])[0]
+            found.append((foreseen - sum(gains) / len(gains)) ** 2)
+    return torch.stack(found).mean()
 
 
 @pytest.mark.parametrize("positions", [None, 2])
@@ -75,8 +70,7 @@ def test_loss_and_gradient_equal_the_slow_reference(kind: str, some: bool, posit
     thinks = random_ids(*ids.shape, seed=8, below=2).bool() if some else None
     engine = Engine(positions=positions)
     output = model(ids, mask, labels, thought_ids=thoughts, thinks=thinks, engine=engine)
-    expected, share = slow_gate_loss(model, unpadded(ids, mask), thoughts, thinks)
-    assert 0 < share < 1
+    expected = slow_gate_loss(model, unpadded(ids, mask), thoughts, thinks)
     torch.testing.assert_close(output.losses.parts["gate"], expected.detach(), rtol=1e-12, atol=0)
     mine = {name: g for name, g in gradients(model, output.loss).items() if name.startswith("gate.")}
     theirs = {name: g for name, g in gradients(model, expected).items() if name.startswith("gate.")}
@@ -113,9 +107,9 @@ def test_micro_batches_add_up_to_the_step():
 
 
 def test_the_threshold_leaves_the_share_above_it():
-    logits = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    scores = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     for share in (0.01, 0.05, 0.5, 1.0):
-        assert (logits > threshold_for(logits, share)).sum() == round(share * 1000)
+        assert (scores > threshold_for(scores, share)).sum() == round(share * 1000)
 
 
 def test_it_is_saved_with_its_threshold_and_only_where_it_is_asked_for(tmp_path):
@@ -124,7 +118,7 @@ def test_it_is_saved_with_its_threshold_and_only_where_it_is_asked_for(tmp_path)
     again = QuietStarForCausalLM.from_pretrained(tmp_path).eval()
     assert again.config.gate_threshold == 0.25
     assert torch.equal(again(ids).gate, model.eval()(ids).gate)
-    torch.testing.assert_close(again(ids).gate, again.gate_logits(ids))
+    torch.testing.assert_close(again(ids).gate, again.gate_scores(ids))
     assert quiet_star(LLAMA).gate is None and quiet_star(LLAMA, gate=True, method=NO_THOUGHT).gate is None
     assert quiet_star(LLAMA)(ids).gate is None
     with pytest.raises(ValueError, match="gate is 1, but must be true or false"):
@@ -138,8 +132,8 @@ def prompts() -> list[Tensor]:
 def open_for(model: QuietStarForCausalLM, share: float) -> None:
     """Make the gate say yes to about this share of what is asked here."""
     with torch.no_grad():
-        logits = [model(text[None]).gate[0] for text in prompts()]
-    model.config.gate_threshold = threshold_for(torch.cat(logits), share)
+        scores = [model(text[None]).gate[0] for text in prompts()]
+    model.config.gate_threshold = threshold_for(torch.cat(scores), share)
 
 
 @torch.no_grad()

@@ -298,7 +298,7 @@ def test_the_loader_follows_every_import():
 def test_a_folder_with_the_package_loads_without_this_project(tmp_path: Path):
     """With a gate, which decides where it thinks when it writes."""
     model, ids = quiet_star(LLAMA, gate=True).eval(), random_ids(2, 6)
-    model.config.gate_threshold = model.gate_logits(ids).median().item()
+    model.config.gate_threshold = model.gate_scores(ids).median().item()
     model.save_pretrained(tmp_path / "model")
     for path in FOLDER.glob("*.py"):
         shutil.copy(path, tmp_path / "model")

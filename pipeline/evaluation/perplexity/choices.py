@@ -16,12 +16,12 @@ COLUMNS += ["kept_gain", "kept_content"]
 def choices_table(tokens: pd.DataFrame, marker: str, seed: int) -> pd.DataFrame:
     """A row for each chooser and share of the tokens, chosen from all texts together; elsewhere nothing is thought.
 
-    chooser: gate, where the model has one (the highest logits); entropy (the least certain predictions without a
-    thought); random, drawn from ``seed``; marker, the tokens right after the text ``marker``, at their own share, which
-    the others have a row for, too. None of them sees the token that is predicted. loss (nats a token), gain (over no
-    thoughts) and content (the loss after another text's thought less that after the own, where own thoughts are
-    sampled) are means over all tokens, with intervals over texts; kept_gain and kept_content are shares of what
-    thoughts everywhere give.
+    chooser: gate, where the model has one (the largest gains that it expects); entropy (the least certain predictions
+    without a thought); random, drawn from ``seed``; marker, the tokens right after the text ``marker``, at their own
+    share, which the others have a row for, too. None of them sees the token that is predicted. loss (nats a token),
+    gain (over no thoughts) and content (the loss after another text's thought less that after the own, where own
+    thoughts are sampled) are means over all tokens, with intervals over texts; kept_gain and kept_content are shares of
+    what thoughts everywhere give.
     """
     rows, gains = [], tokens["nll_no_thought"] - tokens["nll_thought"]
     measures = {"gain": gains}

@@ -80,8 +80,8 @@ def token_table(
 
     Columns: text (its number), position (in the text, from 1), token (its text), kind and losses in nats: nll_before
     (`loss_before`), nll_no_thought and, if the ``model`` has thoughts, nll_thought, weight (the mixing weight), entropy
-    (of the prediction without a thought, in nats), gate (the gate's logit, if there is one) and thought (the one before
-    the token; "" if the method samples none). If it samples thoughts, also nll_random, after
+    (of the prediction without a thought, in nats), gate (the gain in nats that the gate expects, if there is one) and
+    thought (the one before the token; "" if the method samples none). If it samples thoughts, also nll_random, after
     thoughts whose tokens are drawn from those of all thoughts, and nll_swapped, after the thoughts of another text
     (where there are several). Raises UserError if losses are not finite.
     """

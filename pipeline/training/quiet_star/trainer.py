@@ -150,13 +150,13 @@ class QuietStarTrainer(CheckedTrainer):
 
     @torch.no_grad()
     def gate_threshold(self) -> float:
-        """The logit above which a share `train.gate_share` of the positions of training texts lies."""
+        """The threshold that the gate's scores exceed at a share `train.gate_share` of training texts' positions."""
         texts = Subset(self.train_dataset, range(min(len(self.train_dataset), GATED_TEXTS)))
         some = []
         for batch in map(self._prepare_inputs, DataLoader(texts, batch_size=self.args.eval_batch_size)):
             with gathered(self.model), self.accelerator.autocast():
-                logits = self.model.gate_logits(batch["input_ids"], batch["attention_mask"])
-            some.append(logits[thinking(lookahead_targets(batch["labels"], 1), None)])
+                scores = self.model.gate_scores(batch["input_ids"], batch["attention_mask"])
+            some.append(scores[thinking(lookahead_targets(batch["labels"], 1), None)])
         return threshold_for(torch.cat(some), self._params.gate_share)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -45,7 +45,7 @@ class Where:
             scores = uniforms(seed, batch["text_keys"], 1, text_position_ids(mask, ids), DRAW)[:, 0]
         if self.params.where == GATE:  # or it would never learn of positions that it has once rated low
             explored = scores < EXPLORED * self.params.share
-            scores = model.gate_logits(ids, mask).masked_fill(explored, torch.inf)
+            scores = model.gate_scores(ids, mask).masked_fill(explored, torch.inf)
         possible = wanted.sum(1)
         counts = possible.clamp(max=1) if self.params.where == "one" else (self.params.share * possible).ceil()
         return likeliest(scores, wanted, counts)

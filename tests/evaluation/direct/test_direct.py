@@ -192,11 +192,11 @@ def test_scores_are_those_of_one_question_at_a_time(method, tokenizer: Tokenizin
 
 
 def where_wanted(model: QuietStarForCausalLM) -> Predict:
-    """What follows these tokens, after a thought if the gate's logit for the text's last state is above its bound."""
+    """What follows these tokens, after a thought if the gate expects more than its threshold of one."""
 
     def predict(index: int, ids: list[int]) -> Tensor:
-        logit = model.gate_logits(torch.tensor([ids]))[0, -1].item()
-        return (thoughtful if logit > model.config.gate_threshold else without)(model)(index, ids)
+        gain = model.gate_scores(torch.tensor([ids]))[0, -1].item()
+        return (thoughtful if gain > model.config.gate_threshold else without)(model)(index, ids)
 
     return predict
 
@@ -206,13 +206,13 @@ def test_gated_answers_are_those_of_one_question_at_a_time(method: str, kind: st
     """And it is kept before which of the answer's tokens the gate wanted a thought."""
     model, (task, asked) = thinker(BYTES, method=method, gate=True), QUESTIONS[kind]
     prompts = [encode_all(task, [question], BYTES)[0].prompt_ids for question in asked]
-    first = [model.gate_logits(torch.tensor([ids]))[0, -1].item() for ids in prompts]
+    first = [model.gate_scores(torch.tensor([ids]))[0, -1].item() for ids in prompts]
     model.config.gate_threshold = (
         sum(sorted(first)[len(first) // 2 - 1 :][:2]) / 2
     )  # between two, whatever rounding does
     rows = scores(model, BYTES, task, asked)
-    for row, logit in zip(rows, first, strict=True):
-        wanted = logit > model.config.gate_threshold
+    for row, gain in zip(rows, first, strict=True):
+        wanted = gain > model.config.gate_threshold
         assert (row["own_gated"]["answer"][0][0] != SKIPPED) == wanted
         assert row["gated"]["thought"] == (row["thought"]["thought"] if wanted else "")
         del row["own_gated"]

@@ -50,7 +50,7 @@ def evaluated(folder: Path, method: str, results: Path, **changes: object) -> tu
 
 
 def test_the_share_of_positions_that_a_gate_wants_a_thought_at(folder: Path, tmp_path: Path):
-    """All of a threshold below every logit, and none of one above; its cost goes with it."""
+    """All of a threshold below every score, and none of one above; its cost goes with it."""
     for threshold, share, way in ((-1e9, 1.0, "thought"), (1e9, 0.0, "no_thought")):
         name = f"gated{share}"
         trained_folder(folder / name, thought_tokens=2, gate=True, gate_threshold=threshold)

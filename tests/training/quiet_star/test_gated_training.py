@@ -65,9 +65,9 @@ def test_the_threshold_is_that_of_the_share_on_training_texts(method: str, folde
     ids, mask, labels = (
         torch.stack([span[name] for span in spans]) for name in ("input_ids", "attention_mask", "labels")
     )
-    logits = model.gate_logits(ids, mask)[thinking(lookahead_targets(labels, 1), None)]
-    assert len(logits) == 7 * 9 + 5
-    assert (logits > model.config.gate_threshold).sum() == round(0.25 * len(logits))
+    scores = model.gate_scores(ids, mask)[thinking(lookahead_targets(labels, 1), None)]
+    assert len(scores) == 7 * 9 + 5
+    assert (scores > model.config.gate_threshold).sum() == round(0.25 * len(scores))
 
 
 @pytest.mark.parametrize("method", [NO_THOUGHT, "untrained"])
@@ -77,16 +77,16 @@ def test_what_never_learns_to_think_has_no_gate(method: str, folder: Path):
 
 
 def test_a_step_thinks_where_the_gate_says_and_at_as_many_places_at_random():
-    """Of each text the share whose logits are highest, about half of them at random."""
+    """Of each text the share that the gate rates highest, about half of them at random."""
     model = gated()
-    logits = model.gate_logits(batch_of([0, 1, 2, 3])["input_ids"], batch_of([0, 1, 2, 3])["attention_mask"])
+    scores = model.gate_scores(batch_of([0, 1, 2, 3])["input_ids"], batch_of([0, 1, 2, 3])["attention_mask"])
     best, chosen, steps = torch.zeros(()), torch.zeros(4, 12), 200
     for seed in range(steps):
         found = where("gate", 0.25).thinks(model, batch_of([0, 1, 2, 3]), seed)
         assert found.sum(1).tolist() == [3, 2, 1, 3]
         assert torch.equal(where("gate", 0.25).thinks(model, batch_of([1]), seed)[0], found[1])
         chosen += found
-        top = logits[0, : LENGTHS[0] - 1].topk(3).indices
+        top = scores[0, : LENGTHS[0] - 1].topk(3).indices
         best += found[0, top].sum() / 3
     assert (chosen[0, :11] > 0).all()  # everywhere, once in a while
     assert 1 - EXPLORED < best / steps < 0.9
