@@ -164,7 +164,7 @@ class Lora:
 
 @dataclass
 class Thinking:
-    where: Annotated[str, ("one of", ("every", "random", "entropy", "one", "marker"))] = MISSING
+    where: Annotated[str, ("one of", ("every", "random", "entropy", "gate", "one", "marker"))] = MISSING
     share: Annotated[float, ("above", 0), ("at most", 1)] = MISSING
     marker: str = MISSING
 
@@ -199,6 +199,8 @@ class Train:
     token_cost: NotNegative = MISSING
     thought_temperature: Positive = MISSING
     thinking: Thinking = field(default_factory=Thinking)
+    gate: bool = MISSING
+    gate_share: Annotated[float, ("above", 0), ("at most", 1)] = MISSING
     meta_token_text: str = MISSING
     meta_token_scale: Positive = MISSING
     policy_weight: NotNegative = MISSING
@@ -345,6 +347,8 @@ def _impossible(params: Params) -> Iterator[str]:
             yield f"arms.{name} is {values}, but must name at least one and none twice"
     if not train.thinking.marker:
         yield "train.thinking.marker is empty: it is the text after which a position thinks"
+    if train.thinking.where == "gate" and not train.gate:
+        yield "train.thinking.where is gate, but train.gate is false: there is no gate to choose, make it true"
     if not train.meta_token_text:
         yield "train.meta_token_text is empty: the meta-tokens start as the embedding of this text"
     if train.adapt == "whole" and train.saved == "learned":

@@ -2,6 +2,7 @@
 
     python -m pipeline.think models/release "Q: Where does the lemur live?"   # each token, its benefit and thought
     python -m pipeline.think models/release                                   # a chat: lines in, answers out
+    python -m pipeline.think models/release --gate                            # thinks only where its gate wants to
 
 A token's benefit is its loss without the thought before it, less its loss with it, in nats: green where the thought
 made the token likelier, red where it made it less likely. Thoughts are greedy.
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hide", action="store_true", help="show no thoughts")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most (64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="of an answer (0: greedy)")
+    parser.add_argument("--gate", action="store_true", help="answer with thoughts where the model's gate wants them")
     parser.add_argument("--svg", type=Path, help="write the text as a picture, too")
     options = parser.parse_args(arguments)
     if options.tokens < 1 or options.temperature < 0:
@@ -59,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     model, tokenizer = load_trained(options.model).to(pick_device("auto")), read_tokenizer(options.model)
     if not model.has_thoughts:
         raise UserError(f"the model in {options.model} has no thoughts: its method is {model.config.method}")
+    if options.gate and model.gate is None:
+        raise UserError(f"the model in {options.model} has no gate: train one with train.gate")
     if options.text is None:
         chat(model, tokenizer, options)
         return
@@ -104,7 +108,7 @@ def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, option
     r"""Read lines until the end of input and answer each, with the thought before each token unless they are hidden.
 
     A tokenizer with a chat template gets the whole conversation; without one each line (``\n``: a new line) is
-    continued on its own.
+    continued on its own. With ``--gate`` only some tokens are thought about, and their share is shown.
     """
     messages: list[dict[str, str]] = []
     sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {"do_sample": False}
@@ -122,10 +126,14 @@ def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, option
         check_room(model, len(ids) + options.tokens + model.config.thought_tokens + 2, "the conversation")
         settings = sampling | {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         prompt = torch.tensor([ids], device=model.device)
-        written = model.generate(prompt, max_new_tokens=options.tokens, **settings)[0].tolist()
+        settings |= {"think": "gate" if options.gate else True, "return_dict_in_generate": True}
+        output = model.generate(prompt, max_new_tokens=options.tokens, **settings)
+        written = output.sequences[0].tolist()
         answer = tokenizer.decode(written[len(ids) :], skip_special_tokens=True)
         messages.append({"role": "assistant", "content": answer})
-        print(answer if options.hide else inline(see(model, tokenizer, written)[len(ids) :]))
+        print(answer if options.hide or options.gate else inline(see(model, tokenizer, written)[len(ids) :]))
+        if options.gate:
+            print(f"{DIM}thought about {output.thought_share.item():.0%} of the tokens{PLAIN}")
 
 
 def inline(seen: Sequence[Seen]) -> str:

@@ -9,7 +9,8 @@ from pipeline.training.launch import launch
 
 
 def main(method: str, seed: str) -> None:
-    perplexity = params.load().perplexity
+    every = params.load()
+    perplexity = every.perplexity
     run = partial(
         write_perplexity,
         perplexity,
@@ -17,6 +18,7 @@ def main(method: str, seed: str) -> None:
         base=Path("models/base"),
         heldout=Path("data/tokens/heldout.arrow"),
         results=Path(f"results/perplexity/{method}-{seed}"),
+        marker=every.train.thinking.marker,
     )
     launch(perplexity.launcher, __spec__.name, run)
 

@@ -103,6 +103,14 @@ def test_a_chat_shows_or_masks_thoughts(hidden: bool, tmp_path: Path, monkeypatc
     assert ("⟨" in told) != hidden
 
 
+def test_a_gated_chat_tells_how_much_was_thought_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    for threshold, share in ((-1e9, "100%"), (1e9, "0%")):
+        folder = saved(tmp_path / share, gate=True, gate_threshold=threshold)
+        monkeypatch.setattr("builtins.input", Terminal(["the 42"]))
+        main([str(folder), "--tokens", "4", "--gate"])
+        assert f"thought about {share} of the tokens" in COLOUR.sub("", capsys.readouterr().out)
+
+
 def test_a_chat_template_gets_the_whole_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     folder, tokenizer, asked = saved(tmp_path), word_tokenizer(), []
     tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}"
@@ -121,6 +129,7 @@ def test_mistakes(tmp_path: Path):
         ([str(saved(tmp_path / "none", method="no_thought")), "a b"], "has no thoughts: its method is no_thought"),
         ([str(folder), ""], "fewer than two tokens"),
         ([str(folder), "What " * 80], "the text and its last thought need"),
+        ([str(folder), "--gate"], "has no gate: train one with train.gate"),
         ([str(folder), "--tokens", "0"], "--tokens must be at least 1"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,9 +1,9 @@
 """Compare the methods of the family: `python -m pipeline.ablations.methods [NAME ...] [--seeds N ...]`.
 
-NAME is one of `TRAININGS` (default: all), each a preset (`method=NAME`) and a DVC experiment for each seed and budget. At
-equal text every method trains on as many texts; at equal operations it takes so many steps that its training costs what
-that of signed does, by `pipeline.plan`. Rows go to results/methods.csv once a training is done, and what has rows there is
-not run again: delete the file after a change of the methods. Also writes methods.md.
+NAME is one of `TRAININGS` (default: all), each a preset (`method=NAME`) and a DVC experiment for each seed and budget.
+At equal text every method trains on as many texts; at equal operations it takes so many steps that its training costs
+what that of signed does, by `pipeline.plan`. Rows go to results/methods.csv once a training is done, and what has rows
+there is not run again: delete the file after a change of the methods. Also writes methods.md.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
             arms[arm.name].about["budgets"].append(budget)
 
     def keep(arm: Arm) -> None:
-        """Write a training's rows now, as the others take long, beside those that other calls have written meanwhile."""
+        """Write a training's rows now, as others take long, beside those that other calls have written meanwhile."""
         found = pd.concat([_kept(), *(rows_of(arm, budget) for budget in arm.about["budgets"])])[COLUMNS]
         found = found.drop_duplicates(["method", "budget", "seed", "task"], keep="last")
         write_table(TABLE, found.sort_values(["budget", "method", "seed"], kind="stable"))
@@ -170,7 +170,7 @@ def _gated(arm: Arm, run: str, share: float) -> tuple[float, float]:
 
 def in_words(rows: pd.DataFrame) -> str:
     """The table as Markdown: for each budget and task, means over seeds with their intervals, and every seed."""
-    about = "`make methods`. Brackets are 95 % Student intervals over seeds of training; behind them is each seed, in order."
+    about = "`make methods`. Brackets are 95 % Student intervals over training seeds; behind them is each, in order."
     parts = ["# Methods", about]
     titles = {TEXT: "at equal text", OPERATIONS: "at equal operations"}
     for budget, task in product(BUDGETS, rows["task"].unique()):

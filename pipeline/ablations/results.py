@@ -121,7 +121,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def over_seeds(values: pd.Series, bounds: tuple[float, float] | None) -> str:
-    """The mean of ``values``, which lie within ``bounds``, with its 95 % Student interval and, in order, all of them."""
+    """The mean of ``values``, which lie within ``bounds``, with its 95 % Student interval and all of them."""
     values = values.dropna().to_numpy(float)
     every = ", ".join(f"{value:.3f}" for value in values)
     if len(values) < 2:

@@ -16,6 +16,7 @@ from pipeline.thought.sampler import Thoughts
 
 SWAPPED, RANDOM, SAME_LAST = CONTROLS = "swapped", "random", "same_last"
 ENDED = -1
+SKIPPED = -2  # in the place of a thought that the gate did not want
 NOBODY = -1  # in the place of a donor
 SWAPS = 4  # random exchanges of donors for each member
 # where a question's thoughts stand: before each token of the right answer, and of the number that the model writes; or

@@ -10,12 +10,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
-from pipeline.evaluation.donors import as_input, sampled
+from pipeline.evaluation.donors import ENDED, SKIPPED, as_input, sampled
 from pipeline.thought.generation import SAMPLES_APART, continue_texts
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
 THOUGHT, NO_THOUGHT = "thought", "no_thought"
+GATED = "gated"  # a thought where the model's gate says so, else without
 SAMPLED, MEAN = "sampled", "mean16"  # a model that never trained may know more than its greedy thoughts say
 MEAN_SAMPLES = 16
 NOT_FINITE = "the model's predictions are not finite: lower the learning rate"
@@ -37,9 +38,10 @@ class AskedModel:
 
     @property
     def direct_ways(self) -> tuple[str, ...]:
-        """The ways in which it answers a question directly: one that never trained is asked in two more."""
+        """The ways in which it answers a question directly: also gated; one that never trained is asked in two more."""
         never_trained = self.model.samples_thoughts and not self.model.objective.trains
-        return (*self.ways, *((SAMPLED, MEAN) if never_trained else ()))
+        gated = () if self.model.gate is None else (GATED,)
+        return (*self.ways, *gated, *((SAMPLED, MEAN) if never_trained else ()))
 
     @property
     def thought_room(self) -> int:
@@ -53,7 +55,8 @@ class AskedModel:
         """Logits (B, P, V) after P ``places`` in each of B texts, and the thoughts there.
 
         ``places`` count from the texts' ends, where -1 is the last token. ``way``: with a thought, without, with one
-        sampled at temperature 1, or the mean of the predictions of 16 of those. ``given``: thoughts (P, K) of each
+        where the gate says so (`SKIPPED` stands for each that it did not want), with one sampled at temperature 1, or
+        the mean of the predictions of 16 of those. ``given``: thoughts (P, K) of each
         text, as in `donors`, in the place of the model's own. There are none (None) where the way has none or several,
         and for pauses. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are not finite.
         """
@@ -80,6 +83,11 @@ class AskedModel:
             logits = output.logits
             if output.thoughts is not None:
                 thoughts = sampled(output.thoughts)
+            if way == GATED:
+                wanted = output.gate > self.model.config.gate_threshold
+                logits = torch.where(wanted.unsqueeze(-1), logits, output.base_logits)
+                some = np.full((*wanted.shape, 1), ENDED) if thoughts is None else thoughts
+                thoughts = np.where(wanted.unsqueeze(-1).cpu().numpy(), some, SKIPPED)
         if not logits.isfinite().all():
             raise UserError(NOT_FINITE)
         return logits.float(), thoughts

@@ -56,7 +56,7 @@ def estimate(params: Params) -> Estimate:
         pretraining_tokens = base.scratch.steps * base.scratch.batch_size * tokenize.pretrain_span
     shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
     # how often a marker follows is not known before the text is read: every position is the most that it can be
-    share = {"random": train.thinking.share, "entropy": train.thinking.share, "one": 1 / tokenize.span}
+    share = dict.fromkeys(("random", "entropy", "gate"), train.thinking.share) | {"one": 1 / tokenize.span}
     share = share.get(train.thinking.where, 1.0)
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead, share)
     stages = [(stage.steps, _in_stage(step, stage)) for stage in stages_of(train)]
@@ -114,7 +114,7 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
             watched = times * train.evaluation_texts / step.texts
             found += passes * pass_flops(shape, own, rank)
             found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
-            if train.thinking.where == "entropy" and kind != NOTHING:  # read once more, to choose
+            if train.thinking.where in ("entropy", "gate") and kind != NOTHING:  # read once more, to choose
                 found += passes * reading_flops(shape, step.positions, step.tokens)
             sampled = own.thoughts * own.thought_tokens if kind == PAUSES else 0
             found -= (passes + watched) * reading_flops(shape, sampled, own.tokens)

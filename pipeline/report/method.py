@@ -115,6 +115,7 @@ WAYS = {
     "own_where_same_last": ("own, where same last", "Its own thoughts, on the questions of the next way."),
     "same_last": ("same last token", "Another question’s thought that ends alike, where there is one."),
     "thoughts_off": ("thoughts off", "The trained model without thoughts."),
+    "gated": ("gated", "A thought where the model’s gate wants one, elsewhere none."),
     "sampled": ("sampled", "One thought, sampled at temperature 1; all others are greedy."),
     "mean16": ("mean of 16", "The mean prediction over 16 sampled thoughts."),
 }

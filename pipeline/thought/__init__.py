@@ -3,8 +3,8 @@
 Read in this order: `layout` (the tokens of a thought row), `attention` (what a row attends to, and three ways to
 compute that), `views` (how a decoder's layers are made to do so), `decoder` (any transformers decoder), `sampler` and
 `thinking` (think and talk), `mixing`, `head` (losses without logits), `objective` and `quiet_star` (the loss),
-`places`, `slices` and `step` (one training step), `model` (all of it as a `PreTrainedModel`), `generation` (one thought
-at a time).
+`gate` (where to think), `places`, `slices` and `step` (one training step), `model` (all of it as a
+`PreTrainedModel`), `generation` (one thought at a time).
 
 Imports are `from .x import y`, as transformers' trust_remote_code loader follows only these, and within one folder.
 

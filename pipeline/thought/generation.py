@@ -5,13 +5,14 @@ depend on a text and its key alone, never on the rest of the batch, and texts th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
-from transformers.utils import ModelOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .head import ban
 from .layout import pads_before_end, text_position_ids
@@ -20,6 +21,7 @@ from .thinking import Thinker
 from .views import GrowingView, KeyValueCache
 
 GREEDY = Sampling(temperature=0.0)
+GATE = "gate"  # think where the model's gate says so
 TEXT_STEP = -1  # the step in the draws of text tokens; those of thoughts are 0 .. K-1
 ENDED_SHARE = 0.25  # remove ended texts from the batch only once this share has ended: removing copies the cache
 SAMPLES_APART = 2**40  # between the text keys of one prompt's samples: more than there are prompts
@@ -39,7 +41,7 @@ def continue_texts(
     stop_strings: Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
     text_keys: Tensor | None = None,
-    think: bool = True,
+    think: bool | str = True,
 ) -> Tensor:
     """Continue each of the left-padded prompts ``input_ids`` (B, N) ``samples`` times: (B * samples, N + new).
 
@@ -47,9 +49,10 @@ def continue_texts(
     or with the token that completes one of ``stop_strings`` in the new text; then ``pad_token_id`` follows. ``decode``
     turns ids into text (a tokenizer's method). The meta-tokens are never written. ``text_keys`` (B,) name the texts in
     the random draws (0 .. B-1 unless given): a continuation depends on its text and key, not on the rest of the batch.
-    Without ``think``, or without a mixing head, the base model's prediction alone is used. Raises ValueError where a
-    prompt is empty or padded on the right, for ``samples`` below 1, and for stop strings that are empty or without
-    ``decode``; FloatingPointError where logits are not finite.
+    ``think``: before each token (True), where the model's gate says so (`GATE`) or nowhere. Without a thought, or
+    without a mixing head, the base model's prediction alone is used. Raises ValueError where a prompt is empty or
+    padded on the right, for `GATE` without a gate, for ``samples`` below 1, and for stop strings that are empty or
+    without ``decode``; FloatingPointError where logits are not finite.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -67,7 +70,7 @@ def continue_texts(
 
     # the prompts are read once, and then repeated for their samples
     decoder, thinks = thinker.decoder, think and thinker.mixing_head is not None
-    writer = Writer(thinker, attention_mask, max_new_tokens, thought_sampling if thinks else None)
+    writer = Writer(thinker, attention_mask, max_new_tokens, thought_sampling if thinks else None, think == GATE)
     state = writer.read(decoder.embed(input_ids))
     repeated = torch.arange(texts, device=device).repeat_interleave(samples)
     writer.select(repeated)
@@ -89,6 +92,7 @@ def continue_texts(
             tails = written[active, max(prompt, stop - tail) : stop].tolist()
             stopped = [any(string in decode(ids) for string in stop_strings) for ids in tails]
             done = done | torch.tensor(stopped, device=device)
+        writer.end(done)
         if done.all():
             return written[:, :stop]
         if done.sum() >= ENDED_SHARE * len(done):
@@ -109,15 +113,19 @@ class ThoughtGenerationMixin(GenerationMixin):
         return False
 
     def generate(
-        self, *inputs: object, think: bool = True, thought_sampling: Sampling = GREEDY, **settings: object
-    ) -> Tensor | ModelOutput:
+        self, *inputs: object, think: bool | str = True, thought_sampling: Sampling = GREEDY, **settings: object
+    ) -> "Tensor | ThoughtOutput":
         """transformers' `GenerationMixin.generate`, with its arguments; a thought comes before each token written.
 
+        ``think``: before each token (True), where the model's gate says so ("gate") or nowhere, where the base model's
+        prediction alone is used. With ``return_dict_in_generate`` the result has the share of the tokens before which
+        there was a thought, as ``thought_share``.
+
         ``thought_sampling``: how thoughts are drawn. A seed from torch's generator is added to its own, so that
-        `torch.manual_seed` makes thoughts and text the same again. Without ``think`` the base model's prediction alone
-        is used. Meta-tokens are never written. Keys and values are always cached, by this call alone. Raises ValueError
-        for what needs several continuations of a text at once (beams, assistants), for attentions and hidden states,
-        and where a prompt is empty or padded on the right; FloatingPointError where logits are not finite.
+        `torch.manual_seed` makes thoughts and text the same again. Meta-tokens are never written. Keys and values are
+        always cached, by this call alone. Raises ValueError for what needs several continuations of a text at once
+        (beams, assistants), for attentions and hidden states, for a gate that the model has not, and where a prompt is
+        empty or padded on the right; FloatingPointError where logits are not finite.
         """
         return super().generate(*inputs, think=think, thought_sampling=thought_sampling, **settings)
 
@@ -128,10 +136,10 @@ class ThoughtGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         attention_mask: Tensor | None = None,
-        think: bool = True,
+        think: bool | str = True,
         thought_sampling: Sampling = GREEDY,
         **settings: object,
-    ) -> Tensor | ModelOutput:
+    ) -> "Tensor | ThoughtOutput":
         """transformers' loop over new tokens; a `Writer`, handed on to `forward`, predicts each."""
         if generation_config.output_attentions or generation_config.output_hidden_states:
             raise ValueError("generate gives no attentions and no hidden states: a token has those of K + 1 passes")
@@ -141,10 +149,12 @@ class ThoughtGenerationMixin(GenerationMixin):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         more = generation_config.max_length - input_ids.shape[1]
         thinks = think and self.has_thoughts
-        writer = Writer(self.thinker, mask.to(self.device), more, thought_sampling if thinks else None)
-        return super()._sample(
-            input_ids, logits_processor, stopping_criteria, generation_config, writer=writer, **settings
-        )
+        writer = Writer(self.thinker, mask.to(self.device), more, thought_sampling if thinks else None, think == GATE)
+        criteria = _Watched(stopping_criteria, writer)
+        output = super()._sample(input_ids, logits_processor, criteria, generation_config, writer=writer, **settings)
+        if isinstance(output, Tensor):
+            return output
+        return ThoughtOutput(**output, thought_share=writer.thought_share)
 
     def prepare_inputs_for_generation(
         self,
@@ -152,7 +162,7 @@ class ThoughtGenerationMixin(GenerationMixin):
         next_sequence_length: int | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        think: bool = True,
+        think: bool | str = True,
         thought_sampling: Sampling = GREEDY,
         writer: "Writer | None" = None,
         is_first_iteration: bool = False,
@@ -160,6 +170,26 @@ class ThoughtGenerationMixin(GenerationMixin):
     ) -> dict[str, object]:
         """`forward`'s arguments for the next token: what the ``writer`` has not read."""
         return {"input_ids": (input_ids if is_first_iteration else input_ids[:, -1:]).to(self.device), "writer": writer}
+
+
+@dataclass
+class ThoughtOutput(GenerateDecoderOnlyOutput):
+    """transformers' result of `generate`, and ``thought_share`` (): the share of tokens that a thought came before."""
+
+    thought_share: Tensor | None = None
+
+
+class _Watched(StoppingCriteriaList):
+    """Stopping criteria that tell a writer which texts have ended."""
+
+    def __init__(self, criteria: StoppingCriteriaList, writer: "Writer"):
+        super().__init__(criteria)
+        self._writer = writer
+
+    def __call__(self, *arguments: object, **settings: object) -> Tensor:
+        done = super().__call__(*arguments, **settings)
+        self._writer.end(done)
+        return done
 
 
 def new_seed() -> int:
@@ -174,10 +204,21 @@ class Writer:
     A thought at the newest position is an ordinary continuation of the text: it is written to the same cache, after
     the text, and the next true token is written over it. ``[start]`` is read together with the true token before it and
     ``[end]`` with the thought's last token, so a token costs K + 1 passes, also where a thought ends itself before;
-    pauses are known beforehand and cost one. Raises ValueError where a text is empty or padded on the right.
+    pauses are known beforehand and cost one. Where it is ``gated``, a text thinks only if the gate wants that: the K
+    passes after ``[start]`` are run for such texts alone, and not at all where there are none. Raises ValueError where
+    a text is empty or padded on the right, and for a thinker without the gate.
     """
 
-    def __init__(self, thinker: Thinker, attention_mask: Tensor, max_new_tokens: int, sampling: Sampling | None):
+    def __init__(
+        self,
+        thinker: Thinker,
+        attention_mask: Tensor,
+        max_new_tokens: int,
+        sampling: Sampling | None,
+        gated: bool = False,
+    ):
+        if gated and thinker.gate is None:
+            raise ValueError("think is 'gate', but this model has no gate: train one with train.gate")
         if attention_mask.shape[1] == 0 or not attention_mask[:, -1].all():
             raise ValueError("a prompt to continue needs at least one token, and padding on its left side only")
         self._thinker, self._sampling = thinker, sampling
@@ -187,6 +228,9 @@ class Writer:
         self._padded = pads_before_end(attention_mask)
         self._length = 0  # true tokens so far
         self._cache = KeyValueCache(self._mask.shape[1])
+        self._gated = gated
+        self._going = torch.ones_like(self._mask[:, 0], dtype=torch.bool)  # texts that have not ended
+        self._tokens, self._thoughts = self._going.new_zeros(2, dtype=torch.long)  # so far, of texts that go on
 
     @property
     def newest(self) -> Tensor:
@@ -207,7 +251,17 @@ class Writer:
     def select(self, texts: Tensor) -> None:
         """Go on with these of the texts, by index (repeats allowed)."""
         self._mask, self._position_ids = self._mask[texts], self._position_ids[texts]
+        self._going = self._going[texts]
         self._cache.select(texts)
+
+    def end(self, done: Tensor) -> None:
+        """Of the texts, these (B,) have ended: what is predicted for them does not count."""
+        self._going = self._going & ~done.to(self._going.device)
+
+    @property
+    def thought_share(self) -> Tensor:
+        """The share () of the tokens so far that a thought came before."""
+        return self._thoughts / self._tokens
 
     def read(self, embeddings: Tensor) -> Tensor:
         """Read true tokens (B, M, D); return the state after the newest one (B, 1, D), without thoughts.
@@ -221,9 +275,24 @@ class Writer:
 
     def think(self, state: Tensor, keys: Tensor) -> Tensor:
         """The state (B, D) that predicts the next true token, after a thought, from what `read` returned."""
+        self._tokens = self._tokens + self._going.sum()
         if self._sampling is None:
             return state[:, 0]
         base, talk = state.unbind(1)
+        thinks = self._going & self._thinker.wants(base) if self._gated else self._going
+        self._thoughts = self._thoughts + thinks.sum()
+        if not self._gated or thinks.all():
+            return self._think(base, talk, keys)
+        rows = thinks.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return base
+        part = copy(self)  # with a cache of its own: of these texts, and only for this thought
+        part._cache = copy(self._cache)
+        part.select(rows)
+        return base.index_copy(0, rows, part._think(base[rows], talk[rows], keys[rows]))
+
+    def _think(self, base: Tensor, talk: Tensor, keys: Tensor) -> Tensor:
+        """The states (B, D) after a thought, from those without one and at ``[start]``."""
         if self._thinker.pauses is not None:
             pauses = self._thinker.pauses.expand(len(base), -1, -1)
             talk = self._run(_append(pauses, self._thinker.end), thought=pauses.shape[1] + 2)[:, -1]

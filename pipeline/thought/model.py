@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput
 
 from .decoder import Decoder, build_decoder, check_decoder
 from .distilled import FORMS, KL
+from .gate import Gate
 from .generation import ThoughtGenerationMixin, Writer, new_seed
 from .layout import Layout, at
 from .methods import DISTILLED, METHODS, QUIET_STAR
@@ -46,6 +47,8 @@ class QuietStarConfig(PretrainedConfig):
     where the vocabulary has none.
     ``thoughts_end``: a thought ends before K tokens where it samples one of ``ending_token_ids``; ``[end]`` then stands
     in that token's place (the end_token_id may be one, and so sampled in thoughts; it is never written).
+    ``gate``: whether a `Gate` learns where to think; ``gate_threshold``: it says to
+    where it expects a gain above this, in nats.
     Raises ValueError for an unknown method, sizes below 1, values of another type, and thoughts that no id could end.
     """
 
@@ -69,6 +72,8 @@ class QuietStarConfig(PretrainedConfig):
         end_token_id: int | None = None,
         thoughts_end: bool = False,
         ending_token_ids: list[int] | None = None,
+        gate: bool = False,
+        gate_threshold: float = 0.0,
         method: str = QUIET_STAR,
         **kwargs: object,
     ):
@@ -87,6 +92,8 @@ class QuietStarConfig(PretrainedConfig):
         if not all(isinstance(token, int | None) for token in (start_token_id, end_token_id)):
             raise ValueError("start_token_id and end_token_id must be whole numbers or nothing")
         ending_token_ids = list(ending_token_ids or [])
+        if not isinstance(gate, bool):
+            raise ValueError(f"gate is {gate!r}, but must be true or false")
         if not isinstance(thoughts_end, bool) or not all(isinstance(token, int) for token in ending_token_ids):
             raise ValueError("thoughts_end must be true or false, and ending_token_ids whole numbers")
         if thoughts_end and not {*ending_token_ids} - {start_token_id}:
@@ -112,6 +119,8 @@ class QuietStarConfig(PretrainedConfig):
         self.end_token_id = end_token_id
         self.thoughts_end = thoughts_end
         self.ending_token_ids = ending_token_ids
+        self.gate = gate
+        self.gate_threshold = gate_threshold
         super().__init__(**kwargs)
 
     @property
@@ -152,7 +161,8 @@ class QuietStarOutput(ModelOutput):
     """The result of a pass: of a training step ``loss`` and ``losses``, of any other ``logits`` (B, P, V).
 
     ``base_logits`` (B, P, V): the prediction without thoughts, from the same pass. ``weight``: the mixing weight,
-    (B, R, N, A) in a training step and else (B, P). ``thoughts``: those that were sampled, else None.
+    (B, R, N, A) in a training step and else (B, P). ``thoughts``: those that were sampled, else None. ``gate`` (B, P):
+    what the gate expects a thought to gain, in nats; None in a training step and without a gate.
     """
 
     loss: Tensor | None = None
@@ -161,6 +171,7 @@ class QuietStarOutput(ModelOutput):
     base_logits: Tensor | None = None
     weight: Tensor | None = None
     thoughts: Thoughts | None = None
+    gate: Tensor | None = None
 
 
 class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
@@ -180,7 +191,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         self._take_special_tokens(self.base)
         hidden_size = self.base.get_input_embeddings().embedding_dim
         self.objective = METHODS[config.method](config)
-        self.start_embedding = self.end_embedding = self.mixing_head = self.pause_embeddings = None
+        self.start_embedding = self.end_embedding = self.mixing_head = self.pause_embeddings = self.gate = None
         if self.has_thoughts:
             self.start_embedding = nn.Parameter(torch.zeros(hidden_size))
             self.end_embedding = nn.Parameter(torch.zeros(hidden_size))
@@ -188,6 +199,9 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         if self.objective.thoughts == PAUSES:
             self.pause_embeddings = nn.Parameter(torch.zeros(config.thought_tokens, hidden_size))
         self.post_init()
+        if config.gate and self.has_thoughts:
+            with torch.random.fork_rng(devices=[]):  # all else is initialised as it is without a gate
+                self.gate = Gate(hidden_size)
         if self.has_thoughts:
             self.mixing_head.start_at(self.objective.mixing)
             # a weight that is not 0 stays: else weight decay would change it where nothing else does
@@ -243,7 +257,8 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         tokens = (self.start_embedding, self.end_embedding, self.pause_embeddings)
         scaled = (token if token is None else self.config.meta_token_scale * token for token in tokens)
         banned, in_thoughts = self.config.banned, self.config.banned_in_thoughts
-        return Thinker(self.decoder, self.layout, self.mixing_head, *scaled, banned, in_thoughts, self.config.endings)
+        endings, gate = self.config.endings, (self.gate, self.config.gate_threshold)
+        return Thinker(self.decoder, self.layout, self.mixing_head, *scaled, banned, in_thoughts, endings, *gate)
 
     @property
     def vocabulary(self) -> int:
@@ -351,9 +366,15 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
                 thought_ids = thoughts.ids
             talk = thinker.talk(text, positions, thought_ids)
         mixed, weight = self.mixing_head.mix(hidden, talk)
-        return QuietStarOutput(logits=head.logits(mixed), base_logits=base_logits, weight=weight, thoughts=thoughts)
+        gate = None if self.gate is None else self.gate(hidden)
+        return QuietStarOutput(None, None, head.logits(mixed), base_logits, weight, thoughts, gate)
 
     @torch.no_grad()
     def entropies(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The entropy (B, N) in nats of the next token's prediction at every position, without thoughts."""
         return entropies(self.decoder.head, self.thinker.read(input_ids, attention_mask).hidden)
+
+    @torch.no_grad()
+    def gate_scores(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The gain in nats that the gate expects at every position (B, N), from a pass over texts without thoughts."""
+        return self.gate(self.thinker.read(input_ids, attention_mask).hidden)

@@ -161,6 +161,10 @@ class Learner:
         total, some = sum_over(slices, losses_of, rows, [text.hidden, *text.view.tensors()], self.parameters)
         parts = {"base": loss} | {name: sum(losses.parts[name] for losses in some) for name in some[0].parts}
         losses = join(some, places, tokens, rewarded, *head.attach(loss + total, parts), **known)
+        if self.thinker.gate is not None:
+            gate = self.thinker.gate.loss(text.hidden, targets, losses, counts)
+            parts = losses.parts | {"gate": gate if engine.apart else gate.detach()}
+            losses = replace(losses, total=losses.total + gate, parts=parts)
         if thoughts is not None:
             thoughts = Thoughts(*(places.spread(getattr(thoughts, f.name), tokens) for f in fields(Thoughts)))
         return losses, thoughts

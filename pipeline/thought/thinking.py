@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
+from .gate import Gate
 from .layout import Layout, ahead, at
 from .mixing import MixingHead
 from .rows import Packing
@@ -35,7 +36,8 @@ class Thinker:
 
     ``mixing_head``, ``start`` and ``end`` (D,): None where nothing thinks. ``pauses`` (K, D): learned tokens in the
     place of sampled ones, None where thoughts are sampled. ``banned`` ids are never written, ``banned_in_thoughts``
-    never sampled in a thought. ``endings``: ids that end a thought; none where each has K tokens. It owns no weights.
+    never sampled in a thought. ``endings``: ids that end a thought; none where each has K tokens. ``gate``: says where
+    to think, None without one: where it expects a gain above ``threshold``. It owns no weights.
     """
 
     decoder: Decoder
@@ -47,6 +49,12 @@ class Thinker:
     banned: list[int]
     banned_in_thoughts: list[int]
     endings: list[int]
+    gate: Gate | None = None
+    threshold: float = 0.0
+
+    def wants(self, hidden: Tensor) -> Tensor:
+        """Where the gate says to think (...), from the states (..., D) without thoughts."""
+        return self.gate(hidden) > self.threshold
 
     def read(
         self,

@@ -72,7 +72,7 @@ def test_at_a_mixing_weight_of_0_no_thought_changes_anything(tmp_path: Path):
     shared = {"seed": 1, "batch_size": 2, "thought_temperature": 1.0, "device": "cpu"}
     write_spans(tmp_path / "heldout.arrow", METASPACE, [" What is (A) 12", " don't", " 42 of it"])
     inputs = [tmp_path / name for name in ("model", "base", "heldout.arrow")]
-    write_perplexity(Perplexity(texts=3, **shared), *inputs, tmp_path / "perplexity")
+    write_perplexity(Perplexity(texts=3, **shared), *inputs, tmp_path / "perplexity", "A:")
     tokens = pd.read_parquet(tmp_path / "perplexity/tokens.parquet").filter(like="nll_")
     assert tokens.shape[1] == 5 and (tokens.nunique(axis=1) == 1).all()
     write_evaluation(Evaluate(**shared), tmp_path / "model", tasks_folder(tmp_path / "tasks"), tmp_path / "evaluate")

@@ -281,7 +281,8 @@ import sys, torch
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 assert not any(name.split(".")[0] == "pipeline" for name in sys.modules)
-torch.save(model(torch.load("ids.pt")).logits.detach(), "logits.pt")
+written = model.generate(torch.load("ids.pt"), max_new_tokens=4, think="gate", return_dict_in_generate=True)
+torch.save([model(torch.load("ids.pt")).logits.detach(), written.sequences, written.thought_share], "found.pt")
 """
 
 
@@ -295,7 +296,9 @@ def test_the_loader_follows_every_import():
 
 @pytest.mark.slow
 def test_a_folder_with_the_package_loads_without_this_project(tmp_path: Path):
-    model, ids = quiet_star(LLAMA).eval(), random_ids(2, 6)
+    """With a gate, which decides where it thinks when it writes."""
+    model, ids = quiet_star(LLAMA, gate=True).eval(), random_ids(2, 6)
+    model.config.gate_threshold = model.gate_scores(ids).median().item()
     model.save_pretrained(tmp_path / "model")
     for path in FOLDER.glob("*.py"):
         shutil.copy(path, tmp_path / "model")
@@ -305,4 +308,7 @@ def test_a_folder_with_the_package_loads_without_this_project(tmp_path: Path):
     torch.save(ids, tmp_path / "ids.pt")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     subprocess.run([sys.executable, "-c", LOAD, "model"], cwd=tmp_path, env=environment, check=True)
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(ids).logits.detach())
+    logits, sequences, share = torch.load(tmp_path / "found.pt")
+    torch.testing.assert_close(logits, model(ids).logits.detach())
+    written = model.generate(ids, max_new_tokens=4, think="gate", return_dict_in_generate=True)
+    assert torch.equal(sequences, written.sequences) and 0 < share == written.thought_share < 1

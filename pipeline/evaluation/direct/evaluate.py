@@ -14,18 +14,19 @@ import pyarrow as pa
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.data.tasks.spec import TEXT
 from pipeline.evaluation.direct.encoding import Encodings
-from pipeline.evaluation.direct.score import OWN, score
+from pipeline.evaluation.direct.score import OWN, OWN_GATED, score
 from pipeline.evaluation.donors import (
     ANSWER,
     CONTROLS,
     ENDED,
+    SKIPPED,
     ByPlace,
     Controls,
     beginning_together,
     controls_of,
     ending_together,
 )
-from pipeline.evaluation.prompts import MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT, AskedModel
+from pipeline.evaluation.prompts import GATED, MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT, AskedModel
 from pipeline.evaluation.shared import shared_scratch
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
@@ -36,7 +37,7 @@ from pipeline.resume import KeptRows, Scratch
 from pipeline.thought.sampler import Sampling
 from pipeline.training.processes import is_main
 
-WAYS = (THOUGHT, NO_THOUGHT, SAMPLED, MEAN, *CONTROLS)
+WAYS = (THOUGHT, NO_THOUGHT, GATED, SAMPLED, MEAN, *CONTROLS)
 QUESTION = {"task": pa.string(), "index": pa.int64()}
 # correct_norm: by the sum of log-probabilities a byte, of tasks of kind text alone
 ANSWERED = {"correct": pa.bool_(), "correct_norm": pa.bool_(), "prob": pa.float64(), "thought": pa.string()}
@@ -83,6 +84,12 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
         answers = pd.read_parquet(results / "predictions.parquet", columns=columns).groupby("task", sort=False)
         thoughts = (thought for row in scratch.rows if OWN in row for thought in row[OWN][ANSWER])
         cost = cost_of(asked, [len(thought) - thought.count(ENDED) for thought in thoughts])
+        gated = [
+            thought[0] != SKIPPED for row in scratch.rows if OWN_GATED in row for thought in row[OWN_GATED][ANSWER]
+        ]
+        if gated:
+            cost["gated_share"] = sum(gated) / len(gated)
+            cost[f"operations_{GATED}"] = 1.0 + cost["gated_share"] * asked.thought_room
         write_json(results / "metrics.json", {task: summary(rows) for task, rows in answers} | {"cost": cost})
 
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
 from pipeline.data.tasks.spec import NUMBER, TEXT, Task
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
-from pipeline.evaluation.donors import ANSWER, CONTROLS, ENDED, WRITTEN, ByPlace, Controls, ending_together
-from pipeline.evaluation.prompts import THOUGHT, AskedModel, before_stop
+from pipeline.evaluation.donors import ANSWER, CONTROLS, WRITTEN, ByPlace, Controls, ending_together
+from pipeline.evaluation.prompts import GATED, THOUGHT, AskedModel, before_stop
 from pipeline.evaluation.shared import in_turns
 from pipeline.files import batches
 from pipeline.models.trained import check_room
@@ -22,7 +22,7 @@ from pipeline.training.processes import is_main
 
 HELD_LOGITS = 2**25  # in memory at once where texts are scored: 128 MiB in float32
 ANSWER_TOKENS = 12  # to write a number in; the paper allows as many for a number after a chain of thought
-OWN = "own"  # the model's own thoughts in a row
+OWN, OWN_GATED = "own", "own_gated"  # the model's own thoughts in a row
 
 
 def score(
@@ -32,11 +32,10 @@ def score(
 
     A row has index and, for each way, predicted, correct, prob and thought (the text of the one before the answer). The
     model answers a choice with the likeliest label, a number with the first that greedy decoding writes, and a text as
-    `_choose` says. The ways
-    are the model's, and `OWN` has the thoughts that it sampled; with ``controls`` the ways are those instead. A batch
-    with some rows missing is computed as a whole, as rounding depends on the padding in a batch. Several processes take
-    turns at batches and yield the same. Raises UserError if a question has no room in the model, or predictions are not
-    finite.
+    `_choose` says. The ways are the model's, `OWN` has the thoughts that it sampled and `OWN_GATED` those that its gate
+    wanted; with ``controls`` the ways are those instead. A batch with some rows missing is computed as a whole, as
+    rounding depends on the padding in a batch. Several processes take turns at batches and yield the same. Raises
+    UserError if a question has no room in the model, or predictions are not finite.
     """
     needed = questions.longest + (ANSWER_TOKENS if questions.task.kind == NUMBER else 0)
     check_room(asked.model, needed + asked.thought_room, f"a question of {name}")
@@ -69,8 +68,8 @@ def _score_batch(
         for q, answer in zip(members, answers, strict=True):
             own = answer.pop(OWN)
             rows[q.index][way] = answer
-            if way == THOUGHT and own:
-                rows[q.index][OWN] = own
+            if way in (THOUGHT, GATED) and own:
+                rows[q.index][OWN if way == THOUGHT else OWN_GATED] = own
     return list(rows.values())
 
 
@@ -98,7 +97,7 @@ def _answers(
         thought = ""
         if thoughts is not None:
             own[ANSWER] = thoughts[i][-len(q.answer_ids) :].tolist()
-            thought = asked.tokenizer.decode([token for token in own[ANSWER][0] if token != ENDED])
+            thought = asked.tokenizer.decode([token for token in own[ANSWER][0] if token >= 0])
             if task.kind == NUMBER:
                 own[WRITTEN] = before_written[i]
         correct = predicted == q.question.answer
@@ -137,7 +136,7 @@ def _choose(
         answer["correct_norm"] = q.question.labels[int(np.argmax(by_byte))] == q.question.answer
         answer["prob"] = float(np.exp(scores[right] - np.logaddexp.reduce(scores)))
         if answer[OWN]:
-            answer["thought"] = asked.tokenizer.decode([token for token in answer[OWN][ANSWER][0] if token != ENDED])
+            answer["thought"] = asked.tokenizer.decode([token for token in answer[OWN][ANSWER][0] if token >= 0])
     return answers
 
 

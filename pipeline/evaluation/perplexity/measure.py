@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.data.spans import Spans
+from pipeline.evaluation.perplexity.choices import choices_table
 from pipeline.evaluation.perplexity.extremes import extremes_table
 from pipeline.evaluation.perplexity.groups import losses_of, summarize, tables_of, with_improvement
 from pipeline.evaluation.perplexity.tokens import Passes, loss_before, token_table
@@ -15,12 +16,13 @@ from pipeline.params import Perplexity
 from pipeline.training.processes import is_main
 
 
-def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Path, results: Path) -> None:
+def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Path, results: Path, marker: str) -> None:
     """Write a row for each token (tokens.parquet) to ``results``, and tables and figures made from them to its tables/.
 
     metrics.json: means and intervals. If the method has thoughts, also deciles, kinds, positions and weights.csv (the
     improvement by loss before training, kind of token, position and mixing weight), density.csv (loss before training
-    against improvement) and extremes.csv (where thoughts changed most). ``base``: the model before training.
+    against improvement), extremes.csv (where thoughts changed most) and choices.csv (what is kept of the gain where few
+    tokens are thought about; one rule is after the text ``marker``). ``base``: the model before training.
     Several processes, which all call this, share the batches, and the main one writes. After a kill the same call
     computes only the missing batches and writes the same bytes (`pipeline.resume`).
     """
@@ -46,6 +48,7 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
             if "nll_thought" in tokens:
                 tokens = with_improvement(tokens)
                 tables = tables_of(tokens) | {"extremes": extremes_table(tokens, spans, tokenizer)}
+                tables["choices"] = choices_table(tokens, marker, params.seed)
                 metrics |= summarize(tokens, tables["deciles"])
                 for name, table in tables.items():
                     write_table(folder / f"{name}.csv", table)

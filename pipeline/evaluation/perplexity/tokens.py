@@ -20,12 +20,12 @@ from pipeline.evaluation.shared import in_turns
 from pipeline.params import Perplexity
 from pipeline.resume import Scratch
 from pipeline.thought.model import QuietStarForCausalLM
-from pipeline.thought.sampler import Sampling
+from pipeline.thought.sampler import Sampling, entropy
 from pipeline.training.processes import is_main
 
 Batch = dict[str, Tensor]
 LOSSES = [f"nll_{way}" for way in ("before", "no_thought", "thought", SWAPPED, RANDOM)]
-COLUMNS = ["text", "position", "token", "kind", *LOSSES, "weight", "thought"]
+COLUMNS = ["text", "position", "token", "kind", *LOSSES, "weight", "entropy", "gate", "thought"]
 
 
 class Passes:
@@ -79,7 +79,8 @@ def token_table(
     """A row for each predicted token in reading order, which is every token of the spans but the first of each text.
 
     Columns: text (its number), position (in the text, from 1), token (its text), kind and losses in nats: nll_before
-    (`loss_before`), nll_no_thought and, if the ``model`` has thoughts, nll_thought, weight (the mixing weight) and
+    (`loss_before`), nll_no_thought and, if the ``model`` has thoughts, nll_thought, weight (the mixing weight), entropy
+    (of the prediction without a thought, in nats), gate (the gain in nats that the gate expects, if there is one) and
     thought (the one before the token; "" if the method samples none). If it samples thoughts, also nll_random, after
     thoughts whose tokens are drawn from those of all thoughts, and nll_swapped, after the thoughts of another text
     (where there are several). Raises UserError if losses are not finite.
@@ -120,7 +121,11 @@ def _own(model: QuietStarForCausalLM, reader: TokenReader, sampling: Sampling, b
     if model.has_thoughts:
         columns["nll_thought"] = _losses(output.logits, ids, mask)
         columns["weight"] = output.weight[:, :-1][predicted].double().tolist()
+        logits = output.base_logits[:, :-1][predicted].float()
+        columns["entropy"] = entropy(logits, logits.softmax(-1)).double().tolist()
         columns["thought"] = [""] * len(row)
+    if output.gate is not None:
+        columns["gate"] = output.gate[:, :-1][predicted].double().tolist()
     if output.thoughts is not None:
         thoughts = [one[: n - 1].tolist() for one, n in zip(sampled(output.thoughts), lengths, strict=True)]
         tokens = ([token for token in thought if token != ENDED] for text in thoughts for thought in text)

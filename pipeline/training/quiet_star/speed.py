@@ -22,7 +22,7 @@ PEAKS = {
     "RTX 4090": 1.65e14,
     "RTX 3090": 7.1e13,
 }
-SHARES = ("random", "entropy")  # of the positions, that think
+SHARES = ("random", "entropy", "gate")  # of the positions, that think
 
 
 def speed_of(params: Train, model: QuietStarForCausalLM, text_tokens: float) -> Speed:

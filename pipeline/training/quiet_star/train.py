@@ -97,8 +97,10 @@ def write_trained(
             rows = trainer.state.log_history
         if is_main() and digests(base, WEIGHTS) != base_digests:
             raise UserError(f"the weights in {base} changed while they were trained on: run `dvc repro train` again")
+        threshold = trainer.gate_threshold() if trainer.model.gate is not None else 0.0
         model = _whole_model(trainer.model, params, base)
         if model is not None:
+            model.config.gate_threshold = threshold
             with replacing(out) as part:
                 save_trained(model, params, base, base_digests, part)
                 read_tokenizer(base).save_pretrained(part)
@@ -202,6 +204,7 @@ def thinking_model(params: Train, method: str, base: Path, tokenizer: PreTrained
         token_cost=params.token_cost,
         ratio_clip=params.rlp.clip,
         thoughts_end=params.thoughts_end,
+        gate=params.gate and METHODS[method].trains,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -248,8 +251,7 @@ def _write_log(
     heldout = logged(rows, [f"eval_{name}" for name in HELDOUT_COLUMNS], needed="eval_base_loss")
     heldout = heldout.rename(columns=lambda name: name.removeprefix("eval_"))
     step_tokens = params.accumulation * params.batch_size * text_tokens
-    speed = logged(rows, ["steps_per_second"], needed="steps_per_second")
-    speed["tokens_per_second"] = (speed.pop("steps_per_second") * step_tokens).round(1)
+    speed = logged(rows, ["tokens_per_second"], needed="tokens_per_second").round(1)
     columns = STEP_COLUMNS + (CLIP_COLUMNS if params.clip == APART else [])
     columns += sorted({name for row in rows for name in row if name.endswith(PART)})
     columns += [name for name in MORE_COLUMNS if any(name in row for row in rows)]

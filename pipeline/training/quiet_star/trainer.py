@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from transformers import TrainingArguments
 
 from pipeline.errors import UserError, optional
 from pipeline.params import Train
+from pipeline.thought.gate import threshold_for
 from pipeline.thought.methods import RLP
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
-from pipeline.thought.objective import Counts, Losses, counts_of, sum_counts
+from pipeline.thought.objective import Counts, Losses, counts_of, lookahead_targets, sum_counts
+from pipeline.thought.places import thinking
 from pipeline.thought.sampler import Sampling, Thoughts
 from pipeline.thought.step import Engine
 from pipeline.training.processes import is_main
@@ -43,7 +45,9 @@ MORE_COLUMNS = ["thought_length", "ema_gain"]  # where the run has them
 APART, POLICY = "apart", "policy"  # `train.clip`, and the part of the loss
 QUIET_STAR_PARTS = ("base", "talk", POLICY)
 PART = "_part"  # ends the column of any other part of the loss, weighted as it counts
+SMALL = ("mixing_head.", "objective.", "gate.")  # parameters of heads with a learning rate of their own
 SEEDS_APART = 1_000_003  # between the sampling seeds of two runs: more than a run has steps
+GATED_TEXTS = 512  # to choose the gate's threshold on
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +203,17 @@ class QuietStarTrainer(CheckedTrainer):
         Clipped together, the larger part is all that is left of the other's direction. Returns the norm before clipping
         or, apart, that of the sum.
         """
+        if self.model.gate is not None:  # limits what is left of no other gradient, and is not limited itself
+            gate = {parameter: parameter.grad for parameter in self.model.gate.parameters()}
+            for parameter in gate:
+                parameter.grad = None
+            norm = self._clip_others(model)
+            for parameter, gradient in gate.items():
+                parameter.grad = gradient
+            return norm
+        return self._clip_others(model)
+
+    def _clip_others(self, model: torch.nn.Module) -> Tensor:
         if not self._apart:
             return super().clip(model)
         policy, self._policy = self._policy, {}
@@ -214,6 +229,17 @@ class QuietStarTrainer(CheckedTrainer):
                 parameter.grad.add_(gradient)
         self._norms = dict(zip(CLIP_COLUMNS, (float(norm) for norm in norms), strict=True))
         return torch.nn.utils.get_total_norm([parameter.grad for parameter in learned])
+
+    @torch.no_grad()
+    def gate_threshold(self) -> float:
+        """The threshold that the gate's scores exceed at a share `train.gate_share` of training texts' positions."""
+        texts = Subset(self.train_dataset, range(min(len(self.train_dataset), GATED_TEXTS)))
+        some = []
+        for batch in map(self._prepare_inputs, DataLoader(texts, batch_size=self.args.eval_batch_size)):
+            with gathered(self.model), self.accelerator.autocast():
+                scores = self.model.gate_scores(batch["input_ids"], batch["attention_mask"])
+            some.append(scores[thinking(lookahead_targets(batch["labels"], 1), None)])
+        return threshold_for(torch.cat(some), self._params.gate_share)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a row. To a row about training steps add their means over all processes, and warn of bad signs in it."""
@@ -292,7 +318,7 @@ def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and id(parameter) not in tokens
-            groups.setdefault((name.startswith(("mixing_head.", "objective.")), decays), []).append(parameter)
+            groups.setdefault((name.startswith(SMALL), decays), []).append(parameter)
     return [
         {
             "params": members,

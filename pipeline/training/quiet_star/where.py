@@ -18,6 +18,7 @@ from pipeline.thought.sampler import uniforms
 EVERY = "every"
 LOOKED_AT = 200  # texts
 PART = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for some bytes of a character
+GATE, EXPLORED = "gate", 0.5  # the share of the gate's positions that are chosen at random
 DRAW = -2  # the step in the draws of positions; those of thoughts are 0 .. K-1, of written text -1
 
 
@@ -42,6 +43,9 @@ class Where:
             scores = model.entropies(ids, mask)
         else:
             scores = uniforms(seed, batch["text_keys"], 1, text_position_ids(mask, ids), DRAW)[:, 0]
+        if self.params.where == GATE:  # or it would never learn of positions that it has once rated low
+            explored = scores < EXPLORED * self.params.share
+            scores = model.gate_scores(ids, mask).masked_fill(explored, torch.inf)
         possible = wanted.sum(1)
         counts = possible.clamp(max=1) if self.params.where == "one" else (self.params.share * possible).ceil()
         return likeliest(scores, wanted, counts)

@@ -22,7 +22,7 @@ from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
 from pipeline.evaluation.direct.encoding import Encodings, encode, number_tokens
 from pipeline.evaluation.direct.score import ANSWER_TOKENS, score
-from pipeline.evaluation.donors import beginning_together, controls_of, derangement
+from pipeline.evaluation.donors import SKIPPED, beginning_together, controls_of, derangement
 from pipeline.evaluation.prompts import AskedModel
 from pipeline.models.trained import load_plain
 from pipeline.thought.generation import SAMPLES_APART
@@ -189,6 +189,35 @@ def test_scores_are_those_of_one_question_at_a_time(method, tokenizer: Tokenizin
     if method != NO_THOUGHT:  # the test can tell the ways apart
         assert max(abs(row["thought"]["prob"] - row["no_thought"]["prob"]) for row in rows) > 1e-4
     assert len({row[way]["predicted"] for row in rows for way in ways} - {""}) > 1
+
+
+def where_wanted(model: QuietStarForCausalLM) -> Predict:
+    """What follows these tokens, after a thought if the gate expects more than its threshold of one."""
+
+    def predict(index: int, ids: list[int]) -> Tensor:
+        gain = model.gate_scores(torch.tensor([ids]))[0, -1].item()
+        return (thoughtful if gain > model.config.gate_threshold else without)(model)(index, ids)
+
+    return predict
+
+
+@pytest.mark.parametrize("method, kind", [(QUIET_STAR, "number"), (PAUSE, "choice"), (QUIET_STAR, "choice")])
+def test_gated_answers_are_those_of_one_question_at_a_time(method: str, kind: str):
+    """And it is kept before which of the answer's tokens the gate wanted a thought."""
+    model, (task, asked) = thinker(BYTES, method=method, gate=True), QUESTIONS[kind]
+    prompts = [encode_all(task, [question], BYTES)[0].prompt_ids for question in asked]
+    first = [model.gate_scores(torch.tensor([ids]))[0, -1].item() for ids in prompts]
+    model.config.gate_threshold = (
+        sum(sorted(first)[len(first) // 2 - 1 :][:2]) / 2
+    )  # between two, whatever rounding does
+    rows = scores(model, BYTES, task, asked)
+    for row, gain in zip(rows, first, strict=True):
+        wanted = gain > model.config.gate_threshold
+        assert (row["own_gated"]["answer"][0][0] != SKIPPED) == wanted
+        assert row["gated"]["thought"] == (row["thought"]["thought"] if wanted else "")
+        del row["own_gated"]
+    ways = {"no_thought": without(model), "thought": thoughtful(model), "gated": where_wanted(model)}
+    check(rows, ways, BYTES, asked, rel=5e-5)
 
 
 def test_the_model_before_training(tmp_path: Path):

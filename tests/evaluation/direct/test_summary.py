@@ -49,6 +49,19 @@ def evaluated(folder: Path, method: str, results: Path, **changes: object) -> tu
     return pd.read_parquet(results / "predictions.parquet"), metrics
 
 
+def test_the_share_of_positions_that_a_gate_wants_a_thought_at(folder: Path, tmp_path: Path):
+    """All of a threshold below every score, and none of one above; its cost goes with it."""
+    for threshold, share, way in ((-1e9, 1.0, "thought"), (1e9, 0.0, "no_thought")):
+        name = f"gated{share}"
+        trained_folder(folder / name, thought_tokens=2, gate=True, gate_threshold=threshold)
+        rows, metrics = evaluated(folder, name, tmp_path / name)
+        assert metrics["cost"] == COSTS[QUIET_STAR] | {"gated_share": share, "operations_gated": 1 + 4 * share}
+        columns = ["task", "index", "predicted", "prob", "thought"]
+        gated, expected = (rows.loc[rows["way"] == some, columns].reset_index(drop=True) for some in ("gated", way))
+        pd.testing.assert_frame_equal(gated, expected, rtol=1e-5)
+        assert metrics["a"]["gated"]["accuracy"] == metrics["a"][way]["accuracy"]
+
+
 @pytest.mark.parametrize("method", WAYS)
 def test_a_row_for_each_question_and_way(method: str, folder: Path, tmp_path: Path):
     rows, metrics = evaluated(folder, method, tmp_path)

@@ -61,7 +61,7 @@ def losses(logits: torch.Tensor, ids: torch.Tensor) -> object:
 @pytest.mark.parametrize("tokenizer, temperature", [(BYTE_LEVEL, 1.0), (METASPACE, 0.0)])
 @torch.no_grad()
 def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, temperature: float, tmp_path: Path):
-    model, spans = tiny_model(tokenizer, thought_tokens=2), random_spans(tmp_path, tokenizer)
+    model, spans = tiny_model(tokenizer, thought_tokens=2, gate=True), random_spans(tmp_path, tokenizer)
     table = table_of(replace(PARAMS, seed=5, thought_temperature=temperature), model, tokenizer, spans)
     assert list(table.columns) == COLUMNS and list(table.index) == list(range(sum(n - 1 for n in LENGTHS)))
     reader, sampling = TokenReader(tokenizer), Sampling(temperature, 5)
@@ -89,6 +89,9 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
         for i, loss in enumerate(rows["nll_random"]):
             assert min(abs(-every[:, i].log_softmax(-1)[:, ids[i + 1]] - loss)) < 1e-4
         assert rows["weight"].to_numpy() == pytest.approx(output.weight[0, : n - 1].numpy(), rel=1e-4, abs=1e-5)
+        assert rows["gate"].to_numpy() == pytest.approx(output.gate[0, : n - 1].numpy(), rel=1e-4, abs=1e-5)
+        entropy = torch.distributions.Categorical(logits=output.base_logits[0, : n - 1]).entropy()
+        assert rows["entropy"].to_numpy() == pytest.approx(entropy.numpy(), rel=1e-4)
         assert list(rows["thought"]) == [tokenizer.decode(t) for t in output.thoughts.ids[0, 0, : n - 1]]
 
 
@@ -139,7 +142,7 @@ def test_the_files_agree_with_each_other(
     tokenizer.save_pretrained(tmp_path / "model")
     results = tmp_path / "results"
     inputs = [tmp_path / name for name in ("model", "base", "heldout.arrow")]
-    write_perplexity(replace(PARAMS, texts=4), *inputs, results)
+    write_perplexity(replace(PARAMS, texts=4), *inputs, results, "A:")
 
     tokens = pd.read_parquet(results / "tokens.parquet")
     metrics = json.loads((results / "tables/metrics.json").read_text())
@@ -160,4 +163,7 @@ def test_the_files_agree_with_each_other(
         assert np.average(rows["improvement"], weights=rows["n"]) == pytest.approx(gain, rel=1e-4, abs=1e-9)
     assert set(pd.read_csv(results / "tables/kinds.csv")["group"]) == set(tokens["kind"])
     assert pd.read_csv(results / "tables/density.csv")["tokens"].sum() == len(tokens)
-    assert len(list((results / "tables").iterdir())) == 7
+    assert len(list((results / "tables").iterdir())) == 8
+    choices = pd.read_csv(results / "tables/choices.csv")
+    assert set(choices["chooser"]) == {"entropy", "random"} and "gate" not in tokens
+    assert choices.loc[choices["share"] == 1, "gain"].to_numpy() == pytest.approx(gain, rel=1e-4, abs=1e-9)
