@@ -218,14 +218,17 @@ def _whole_model(trained: QuietStarForCausalLM, params: Train, base: Path) -> Qu
     All processes must call it: FSDP gathers shards here.
     """
     if is_sharded():
+        for name, parameter in trained.named_parameters():  # also what a method has of its own and does not learn
+            parameter.requires_grad_(parameter.requires_grad or not name.startswith("base."))
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         weights = get_model_state_dict(trained, options=options)
     if not is_main():
         return None
     if is_sharded():
         model = thinking_model(params, trained.config.method, base, read_tokenizer(base))
-        learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        model.load_state_dict({name: weights[name] for name in learned}, strict=False)
+        model.load_state_dict(
+            {name: weights[name] for name, _ in model.named_parameters() if name in weights}, strict=False
+        )
         return model
     model = trained.to("cpu")
     if params.precision == "bfloat16" and params.adapt != "whole":  # see `round_frozen`
