@@ -247,9 +247,10 @@ def costs_sentence(evaluations: Path, arms: Arms) -> str:
     for method in arms.methods:
         cost = read_json(evaluations / f"{method}-{arms.seeds[0]}" / "metrics.json")["cost"]
         costs[arm_name(method)] = cost["operations"]
-        if "operations_mean16" in cost:
-            costs[arm_name(f"{method}/mean16")] = cost["operations_mean16"]
-    shown = listed([f"{number:g} ({name})" for name, number in costs.items()])
+        for way in ("gated", "mean16"):
+            if f"operations_{way}" in cost:
+                costs[arm_name(f"{method}/{way}")] = cost[f"operations_{way}"]
+    shown = listed([f"{number:.4g} ({name})" for name, number in costs.items()])
     return f"Operations a predicted token, in units of the base model’s: {shown}."
 
 

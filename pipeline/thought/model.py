@@ -47,8 +47,8 @@ class QuietStarConfig(PretrainedConfig):
     where the vocabulary has none.
     ``thoughts_end``: a thought ends before K tokens where it samples one of ``ending_token_ids``; ``[end]`` then stands
     in that token's place (the end_token_id may be one, and so sampled in thoughts; it is never written).
-    ``gate``: whether a `Gate` learns where to think; ``gate_threshold``: it says to
-    where it expects a gain above this, in nats.
+    ``gate``: whether a `Gate` learns where to think; ``gate_threshold``: it wants a thought where it expects a gain
+    above this, in nats.
     Raises ValueError for an unknown method, sizes below 1, values of another type, and thoughts that no id could end.
     """
 

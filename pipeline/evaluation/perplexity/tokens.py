@@ -121,8 +121,9 @@ def _own(model: QuietStarForCausalLM, reader: TokenReader, sampling: Sampling, b
     if model.has_thoughts:
         columns["nll_thought"] = _losses(output.logits, ids, mask)
         columns["weight"] = output.weight[:, :-1][predicted].double().tolist()
-        logits = output.base_logits[:, :-1][predicted].float()
-        columns["entropy"] = entropy(logits, logits.softmax(-1)).double().tolist()
+        by_text = (logits.float() for logits in output.base_logits[:, :-1])
+        entropies = torch.stack([entropy(logits, logits.softmax(-1)) for logits in by_text])
+        columns["entropy"] = entropies[predicted].double().tolist()
         columns["thought"] = [""] * len(row)
     if output.gate is not None:
         columns["gate"] = output.gate[:, :-1][predicted].double().tolist()

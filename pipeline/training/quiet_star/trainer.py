@@ -203,7 +203,7 @@ class QuietStarTrainer(CheckedTrainer):
         Clipped together, the larger part is all that is left of the other's direction. Returns the norm before clipping
         or, apart, that of the sum.
         """
-        if self.model.gate is not None:  # limits what is left of no other gradient, and is not limited itself
+        if self.model.gate is not None:  # its gradient is not clipped, and not part of the norm of the others
             gate = {parameter: parameter.grad for parameter in self.model.gate.parameters()}
             for parameter in gate:
                 parameter.grad = None
