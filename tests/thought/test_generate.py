@@ -73,7 +73,7 @@ def test_sampled_text_is_drawn_from_the_models_own_distribution(model: QuietStar
     output = model.generate(text[None], **options, return_dict_in_generate=True, output_scores=True, output_logits=True)
     for i, (scores, logits) in enumerate(zip(output.scores, output.logits, strict=True)):
         expected = logits_after(model, output.sequences[0, : len(text) + i])
-        torch.testing.assert_close(logits[0], expected)
+        torch.testing.assert_close(logits[0], expected, rtol=1e-5, atol=1e-5)  # as far as processors' roundings differ
         best = expected.topk(4)
         torch.testing.assert_close(scores[0, best.indices], best.values / 0.7)
         assert scores[0].isfinite().sum() == 4 and output.sequences[0, len(text) + i] in best.indices
@@ -208,6 +208,7 @@ def test_the_configuration_has_the_bases_sizes_and_embeddings_can_grow(tmp_path)
     torch.testing.assert_close(model(ids).logits[..., :23], expected)
     model.save_pretrained(tmp_path)
     again = QuietStarForCausalLM.from_pretrained(tmp_path)
-    assert again.vocabulary == 30 and torch.equal(again.eval()(ids).logits, model(ids).logits)
+    assert again.vocabulary == 30
+    torch.testing.assert_close(again.eval()(ids).logits, model(ids).logits)
     with pytest.raises(ValueError, match=f"new_num_tokens is 22, but the configuration names token {END}"):
         model.resize_token_embeddings(22)

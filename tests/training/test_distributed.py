@@ -86,7 +86,12 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 def same_model(one: Path, other: Path) -> None:
     """The same losses over all steps, and the same weights at the end."""
-    pd.testing.assert_frame_equal(steps_of(other), steps_of(one), rtol=1e-5, atol=1e-6)
+    logs = [steps_of(folder) for folder in (other, one)]
+    resolved = [log.pop("unresolved_rewards") for log in logs if "unresolved_rewards" in log]
+    pd.testing.assert_frame_equal(*logs, rtol=1e-5, atol=1e-6)
+    # a share of some hundred rewards: another rounding moves one or two across the bound
+    if resolved:
+        pd.testing.assert_series_equal(*resolved, atol=0.01, rtol=0)
     assert farthest(model_of(one), model_of(other)) < 1e-4
 
 
