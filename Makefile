@@ -8,7 +8,7 @@ EIGHT_BIT := $(VENV)/8bit/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests repro check real ladder seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
+.PHONY: help setup setup-tests repro check real ladder methods seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ ladder: setup $(if $(filter $(VENV)/smollm2,$(MODEL)),$(VENV)/smollm2/config.jso
 
 seeds: setup ## ten runs, each with its own base model, and five training seeds on one: results/seeds.{csv,md} (hours)
 	@$(RUN) python -m pipeline.ablations.seeds
+
+methods: setup ## the family's methods, at equal text and at equal operations, three seeds each: results/methods.{csv,md} (hours)
+	@$(RUN) python -m pipeline.ablations.methods
 
 ablations: setup ## accuracy against thought length and lookahead (ablations.yaml): results/ablations.{csv,md,svg}
 	@$(RUN) python -m pipeline.ablations ablations.yaml
