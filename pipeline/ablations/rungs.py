@@ -29,6 +29,7 @@ REFERENCES = ("no_thought",)  # that every method is compared with, beside those
 TOTALS, ABOUT = "totals.parquet", "about.json"
 # copies of an arm's tables, for readers: the training log, held-out losses, and what its thoughts said
 COPIES = ("train/{run}/steps.csv", "train/{run}/heldout.csv", "perplexity/{run}/tables/extremes.csv")
+COPIES += ("perplexity/{run}/tables/metrics.json",)
 COLUMNS = ["rung", "method", "seed", "measure", "n", "value", "difference_to", "difference", "low", "high", "weights"]
 EVERY = "all"  # seeds
 PLACES = (

@@ -124,8 +124,9 @@ def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
         low, high = interval_over_texts(tokens[name], tokens["text"], bounds)
         found[name] = {kind: float(tokens[name].mean()), "ci_low": low, "ci_high": high}
     changed = tokens[tokens["helped"] | tokens["hurt"]]  # the ranks of the other tokens are rounding and noise
+    holds = {name: float(tokens[name].mean()) for name in tokens if name.startswith("holds_next")}
     columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
-    return found | {
+    return found | holds | {
         "threshold": THRESHOLD,
         "mixing_weight": float(tokens["weight"].mean()),
         "agreement": {**agreement(changed), "n_tokens": len(changed)},

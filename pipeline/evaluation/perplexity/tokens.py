@@ -25,7 +25,8 @@ from pipeline.training.processes import is_main
 
 Batch = dict[str, Tensor]
 LOSSES = [f"nll_{way}" for way in ("before", "no_thought", "thought", SWAPPED, RANDOM)]
-COLUMNS = ["text", "position", "token", "kind", *LOSSES, "weight", "entropy", "gate", "thought"]
+HOLDS = [f"holds_next{way}" for way in ("", f"_{SWAPPED}", f"_{RANDOM}")]
+COLUMNS = ["text", "position", "token", "kind", *LOSSES, "weight", "entropy", "gate", *HOLDS, "thought"]
 
 
 class Passes:
@@ -83,7 +84,8 @@ def token_table(
     (of the prediction without a thought, in nats), gate (the gain in nats that the gate expects, if there is one) and
     thought (the one before the token; "" if the method samples none). If it samples thoughts, also nll_random, after
     thoughts whose tokens are drawn from those of all thoughts, and nll_swapped, after the thoughts of another text
-    (where there are several). Raises UserError if losses are not finite.
+    (where there are several); and holds_next, holds_next_random and holds_next_swapped: whether the token is in the
+    thought before it. Raises UserError if losses are not finite.
     """
     sampling, reader = Sampling(params.thought_temperature, params.seed), TokenReader(tokenizer)
     columns, own = passes.run("own thoughts", partial(_own, model, reader, sampling))
@@ -131,6 +133,7 @@ def _own(model: QuietStarForCausalLM, reader: TokenReader, sampling: Sampling, b
         thoughts = [one[: n - 1].tolist() for one, n in zip(sampled(output.thoughts), lengths, strict=True)]
         tokens = ([token for token in thought if token != ENDED] for text in thoughts for thought in text)
         columns["thought"] = [reader.decode(thought) for thought in tokens]
+        columns["holds_next"] = _hold_next(output.thoughts.ids, ids, mask)
     return {"columns": columns, "thoughts": thoughts}
 
 
@@ -142,7 +145,14 @@ def _others(model: QuietStarForCausalLM, others: dict[str, list[np.ndarray]], ba
     for way, thoughts in others.items():
         thought_ids = as_input([np.resize(thoughts[text], shape) for text in batch["text_keys"].tolist()], model)
         columns[f"nll_{way}"] = _losses(model(ids, mask, thought_ids=thought_ids).logits, ids, mask)
+        columns[f"holds_next_{way}"] = _hold_next(thought_ids, ids, mask)
     return {"columns": columns}
+
+
+def _hold_next(thoughts: Tensor, ids: Tensor, mask: Tensor) -> list[bool]:
+    """Whether the thought (B, 1, N, K) before each predicted token of the texts ``ids`` (B, N) holds that token."""
+    held = (thoughts[:, 0, :-1] == ids[:, 1:, None]).any(-1)
+    return held[mask[:, 1:].bool()].tolist()
 
 
 def _losses(logits: Tensor, ids: Tensor, mask: Tensor) -> list[float]:

@@ -82,7 +82,10 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
         places = {other: [i % (LENGTHS[other] - 1) for i in range(n)] for other in range(3) if other != text}
         given = [outputs[other].thoughts.ids[:, :, some] for other, some in places.items()]
         swapped = [losses(model(ids[None], thought_ids=some).logits, ids) for some in given]
-        assert any(list(rows["nll_swapped"]) == some for some in swapped)
+        donor = [list(rows["nll_swapped"]) == some for some in swapped].index(True)
+        for column, thoughts in (("holds_next", output.thoughts.ids), ("holds_next_swapped", given[donor])):
+            pairs = zip(ids[1:].tolist(), thoughts[0, 0].tolist(), strict=False)
+            assert list(rows[column]) == [token in thought for token, thought in pairs]
         # tokens that some thought has
         pairs = torch.tensor([[a, b] for a in pool for b in pool])
         every = model(ids.expand(len(pairs), -1), thought_ids=pairs[:, None, None].expand(-1, 1, n, -1)).logits
@@ -149,7 +152,10 @@ def test_the_files_agree_with_each_other(
     ways = [name.removeprefix("nll_") for name in tokens if name.startswith("nll_")]
     assert ways == ["before", "no_thought", "thought", "swapped", "random"][:ways_of_method]
     assert list(tokens["text"].unique()) == [0, 1, 2, 3]  # not the fifth
-    assert list(metrics) == METRICS + (OF_THOUGHTS if method != "no_thought" else [])
+    holds = [name for name in tokens if name.startswith("holds_next")]
+    assert len(holds) == (3 if method == "quiet_star" else 0)
+    assert list(metrics) == METRICS + (OF_THOUGHTS[:3] + holds + OF_THOUGHTS[3:] if method != "no_thought" else [])
+    assert [metrics[name] for name in holds] == pytest.approx([tokens[name].mean() for name in holds])
     assert metrics["loss"] == pytest.approx({way: tokens[f"nll_{way}"].mean() for way in ways})
     if method == "no_thought":
         assert len(list((results / "tables").iterdir())) == 1
