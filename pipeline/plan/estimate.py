@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.params import Params, Stage, Train
 from pipeline.plan.shape import Shape, hub_shape, shape_from
-from pipeline.plan.work import Step, pass_flops, reading_flops
+from pipeline.plan.work import Step, pass_flops, reading_flops, thinking_share
 from pipeline.thought.head import chunk_logits
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
@@ -55,9 +55,8 @@ def estimate(params: Params) -> Estimate:
         shape = shape_from(scratch_config(base.scratch, tokenize.vocabulary, end=0))
         pretraining_tokens = base.scratch.steps * base.scratch.batch_size * tokenize.pretrain_span
     shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
-    # how often a marker follows is not known before the text is read: every position is the most that it can be
-    share = dict.fromkeys(("random", "entropy", "gate"), train.thinking.share) | {"one": 1 / tokenize.span}
-    share = share.get(train.thinking.where, 1.0)
+    # where a marker says where to think, every position is the most that it can be
+    share = thinking_share(train.thinking, tokenize.span) or 1.0
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead, share)
     stages = [(stage.steps, _in_stage(step, stage)) for stage in stages_of(train)]
     learned = trainable_parameters(shape, train)

@@ -7,6 +7,7 @@ finds a way round some of them; and attention over half the text (what a positio
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from pipeline.params import Thinking
 from pipeline.plan.shape import Shape
 from pipeline.thought.layout import Layout
 
@@ -37,6 +38,12 @@ class Step:
     def thoughts(self) -> int:
         """At a share of the tokens that have a next one."""
         return round(self.texts * (self.tokens - 1) * self.share) * self.rationales
+
+
+def thinking_share(thinking: Thinking, tokens: float) -> float | None:
+    """The share of the positions of texts of ``tokens`` tokens that think; None after a marker: the text says where."""
+    shares = {"every": 1.0, "one": 1 / tokens, "marker": None}
+    return shares.get(thinking.where, thinking.share)
 
 
 def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float, float]]:

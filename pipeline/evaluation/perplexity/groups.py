@@ -126,12 +126,16 @@ def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
     changed = tokens[tokens["helped"] | tokens["hurt"]]  # the ranks of the other tokens are rounding and noise
     holds = {name: float(tokens[name].mean()) for name in tokens if name.startswith("holds_next")}
     columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
-    return found | holds | {
-        "threshold": THRESHOLD,
-        "mixing_weight": float(tokens["weight"].mean()),
-        "agreement": {**agreement(changed), "n_tokens": len(changed)},
-        "deciles": deciles.rename(columns={"group": "decile"})[columns].to_dict("records"),
-    }
+    return (
+        found
+        | holds
+        | {
+            "threshold": THRESHOLD,
+            "mixing_weight": float(tokens["weight"].mean()),
+            "agreement": {**agreement(changed), "n_tokens": len(changed)},
+            "deciles": deciles.rename(columns={"group": "decile"})[columns].to_dict("records"),
+        }
+    )
 
 
 def agreement(tokens: pd.DataFrame) -> dict[str, float | None]:

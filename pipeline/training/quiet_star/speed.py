@@ -5,7 +5,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.params import Train
 from pipeline.plan.shape import shape_from
-from pipeline.plan.work import Step, pass_flops
+from pipeline.plan.work import Step, pass_flops, thinking_share
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.processes import processes
 from pipeline.training.trainer import Speed
@@ -22,7 +22,6 @@ PEAKS = {
     "RTX 4090": 1.65e14,
     "RTX 3090": 7.1e13,
 }
-SHARES = ("random", "entropy", "gate")  # of the positions, that think
 
 
 def speed_of(params: Train, model: QuietStarForCausalLM, text_tokens: float) -> Speed:
@@ -37,10 +36,9 @@ def speed_of(params: Train, model: QuietStarForCausalLM, text_tokens: float) -> 
     peak = next((value for part, value in PEAKS.items() if part in name), None)
     if peak is None or params.precision != "bfloat16" or not model.samples_thoughts:
         return speed
-    where = params.thinking.where
-    if where not in ("every", *SHARES):
+    share = thinking_share(params.thinking, text_tokens)
+    if share is None:
         return speed
-    share = params.thinking.share if where in SHARES else 1.0
     sizes = (params.rationales, params.thought_tokens, params.lookahead)
     rank = {"whole": None, "lora": params.lora.rank, "frozen": 0}[params.adapt]
     try:

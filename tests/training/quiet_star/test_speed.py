@@ -40,7 +40,7 @@ def test_the_share_of_a_gpus_peak(device: str, peak: float, monkeypatch: pytest.
     work = pass_flops(shape_of(model.base), Step(12, 10, *sizes))
     assert speed_of(HALF, model, 10.0) == Speed(120.0, pytest.approx(work / peak))
     unknown = [replace(HALF, precision="float32"), replace(HALF, device="cpu")]
-    unknown.append(replace(HALF, thinking=replace(HALF.thinking, where="one")))
+    unknown.append(replace(HALF, thinking=replace(HALF.thinking, where="marker")))
     assert [speed_of(settings, model, 10.0) for settings in unknown] == [Speed(120.0)] * 3
     assert speed_of(HALF, quiet_star(LLAMA, method=PAUSE), 10.0) == Speed(120.0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another")
