@@ -51,7 +51,9 @@ STAGES = {
     # two tasks of 7 questions, two ways
     "chain_of_thought": Stage(write_chain_of_thought, params(), ("model", "tasks"), samples, "_sample", 2 * 6, 4),
     # the model before training, own thoughts and others'
-    "perplexity": Stage(write_perplexity, PERPLEXITY, ("model", "base", "heldout.arrow"), Scratch, "add", 3 * 3, 1),
+    "perplexity": Stage(
+        partial(write_perplexity, marker="A:"), PERPLEXITY, ("model", "base", "heldout.arrow"), Scratch, "add", 3 * 3, 1
+    ),
 }
 
 
