@@ -45,15 +45,20 @@ class Stage(NamedTuple):
 
 EVALUATE = Evaluate(seed=1, batch_size=3, thought_temperature=1.0, device="cpu")
 PERPLEXITY = Perplexity(seed=1, texts=5, batch_size=2, thought_temperature=0.0, device="cpu")
+
+
+def perplexity(*arguments: object) -> None:
+    write_perplexity(*arguments, marker="A:")
+
+
+perplexity.__module__ = write_perplexity.__module__  # where `fail_at_the_end` patches
 STAGES = {
     # own thoughts and then others'; two tasks of 7 questions and one of 2
     "evaluate": Stage(write_evaluation, EVALUATE, ("model", "tasks"), score, "_score_batch", 2 * 7, 4),
     # two tasks of 7 questions, two ways
     "chain_of_thought": Stage(write_chain_of_thought, params(), ("model", "tasks"), samples, "_sample", 2 * 6, 4),
     # the model before training, own thoughts and others'
-    "perplexity": Stage(
-        partial(write_perplexity, marker="A:"), PERPLEXITY, ("model", "base", "heldout.arrow"), Scratch, "add", 3 * 3, 1
-    ),
+    "perplexity": Stage(perplexity, PERPLEXITY, ("model", "base", "heldout.arrow"), Scratch, "add", 3 * 3, 1),
 }
 
 
