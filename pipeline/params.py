@@ -30,6 +30,7 @@ METHODS = (
     "untrained",
     "before",
 )
+COMPARING = ("quiet_star", "shuffled_reward", "distilled")  # thoughts at one position, by `train.advantage`
 # whether a value is within a bound, by the words that tell the user of it
 TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "one of": lambda a, b: a in b}
 # types with bounds; a size counts what is gone through or held in memory, an amount may be streamed
@@ -359,7 +360,7 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
     if train.adapt == "frozen" and "distilled" in arms.methods:
         yield "arms.methods has distilled, whose student has nothing to learn with train.adapt frozen: take lora"
-    if train.rationales < 2 and train.advantage == "signed" and {"quiet_star", "shuffled_reward"} & {*arms.methods}:
+    if train.rationales < 2 and train.advantage == "signed" and {*COMPARING} & {*arms.methods}:
         yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
     if train.rationales < 2 and "rlp" in arms.methods:
         yield "arms.methods has rlp, which compares thoughts at one position: make train.rationales at least 2"
@@ -373,6 +374,8 @@ def _impossible(params: Params) -> Iterator[str]:
     for prefix, stage in stages.items():
         if stage.lookahead > (most := params.tokenize.span - 2):
             yield f"{prefix}lookahead is {stage.lookahead}, but must be at most {most}, two less than tokenize.span"
+    if train.stages and train.rlp.epochs > 1 and "rlp" in arms.methods:
+        yield "train.rlp.epochs is above 1, and a stage may end between a batch's epochs: make it 1, or train.stages []"
     if train.stages and (pauses := {"pause", "pause_same_compute"} & {*arms.methods}):
         yield f"arms.methods has {min(pauses)}, whose pauses have one length: drop it, or make train.stages []"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:

@@ -193,6 +193,16 @@ def test_the_longest_run_has_a_length():
             "arms.methods has rlp, which compares thoughts at one position: make train.rationales at least 2",
         ),
         (
+            {"train.rationales": 1, "arms.methods": ["distilled"]},
+            {"train.advantage": "positive"},
+            "train.advantage is signed",
+        ),
+        (
+            {"train.stages": [STAGE | {"lookahead": 2}], "train.rlp.epochs": 2, "arms.methods": ["rlp"]},
+            {"train.stages": []},
+            "train.rlp.epochs is above 1, and a stage may end between a batch's epochs",
+        ),
+        (
             {"train.token_cost": 0.1},
             {"train.thoughts_end": True},
             "train.token_cost is for thoughts that end themselves",

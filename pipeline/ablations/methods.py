@@ -120,15 +120,17 @@ def _longer(words: list[str], times: float) -> list[str]:
 
 def costs(words: list[str]) -> dict[str, float]:
     """What the training with these words costs (`training`), without its evaluations."""
-    changes = preset.options([*words, "arms.seeds=[1]", "train.evaluation_texts=1", "train.evaluation_steps=1000000"])
+    changes = preset.options([*words, "arms.seeds=[1]"])
     every = params.load(changes=changes)
+    more = params.load(changes=changes | {"train.evaluation_texts": 2 * every.train.evaluation_texts})
     planned, train = estimate(every), every.train
+    operations = 2 * planned.flops["train"] - estimate(more).flops["train"]  # as evaluation takes as much for each text
     stages = stages_of(train)
     steps = sum(stage.steps for stage in stages)
     length = sum(stage.steps * stage.thought_tokens for stage in stages) / steps
     samples = METHODS[every.arms.methods[0]].thoughts == SAMPLED
     thoughts = planned.tokens["thoughts in training"] / length if samples else 0.0
-    facts = {"steps": steps, "training_operations": planned.flops["train"]}
+    facts = {"steps": steps, "training_operations": operations}
     return facts | {"thoughts_per_token": thoughts / planned.tokens["text in training"]}
 
 
@@ -161,7 +163,10 @@ def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
 
 
 def _gated(arm: Arm, run: str, share: float) -> tuple[float, float]:
-    """The share of held-out tokens, next to ``share``, of which there is a row, and the loss with the gate's choice."""
+    """The share of held-out tokens that the gate rates highest, the row nearest to ``share``, and the loss with these.
+
+    So generation_passes are those of ordinary text; at an answer the gate thinks more often (`cost.gated_share`).
+    """
     table = pd.read_csv(io.StringIO(git("show", f"{arm.ref}:results/perplexity/{run}/tables/choices.csv")))
     rows = table[table["chooser"] == "gate"]
     row = rows.loc[(rows["share"] - share).abs().idxmin()]

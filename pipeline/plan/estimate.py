@@ -113,8 +113,9 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
             watched = times * train.evaluation_texts / step.texts
             found += passes * pass_flops(shape, own, rank)
             found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
-            if train.thinking.where in ("entropy", "gate") and kind != NOTHING:  # read once more, to choose
-                found += passes * reading_flops(shape, step.positions, step.tokens)
+            chooses, averages = train.thinking.where in ("entropy", "gate"), train.ema is not None
+            if kind != NOTHING:  # read once more, to choose positions, and by the averaged weights
+                found += passes * (chooses + averages) * reading_flops(shape, step.positions, step.tokens)
             sampled = own.thoughts * own.thought_tokens if kind == PAUSES else 0
             found -= (passes + watched) * reading_flops(shape, sampled, own.tokens)
         return found
@@ -131,6 +132,7 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
     thinking = step.thought_tokens + 2  # passes of one token each
     evaluated, measured = map(sum, zip(*(WAYS[METHODS[method].thoughts] for method in methods), strict=True))
     evaluated += SAMPLES * (UNTRAINED in methods)
+    evaluated += train.gate * sum(METHODS[method].trains and METHODS[method].thoughts != NOTHING for method in methods)
     read = (len(methods) + evaluated) * span + evaluated * ANSWER_TOKENS * thinking
     found["evaluate"] = reading_flops(shape, seeds * asked(params.evaluate.questions) * read, span)
     read = 2 * len(methods) + measured * thinking  # twice, as the model before training reads the text too

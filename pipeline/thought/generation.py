@@ -124,9 +124,11 @@ class ThoughtGenerationMixin(GenerationMixin):
         ``thought_sampling``: how thoughts are drawn. A seed from torch's generator is added to its own, so that
         `torch.manual_seed` makes thoughts and text the same again. Meta-tokens are never written. Keys and values are
         always cached, by this call alone. Raises ValueError for what needs several continuations of a text at once
-        (beams, assistants), for attentions and hidden states, for a gate that the model has not, and where a prompt is
-        empty or padded on the right; FloatingPointError where logits are not finite.
+        (beams, assistants), for attentions and hidden states, for a gate that the model has not, for any other
+        ``think``, and where a prompt is empty or padded on the right; FloatingPointError where logits are not finite.
         """
+        if think not in (True, False, GATE):
+            raise ValueError(f"think is {think!r}, but must be True, False or {GATE!r}")
         return super().generate(*inputs, think=think, thought_sampling=thought_sampling, **settings)
 
     def _sample(

@@ -30,7 +30,7 @@ RULES = (
     Rule("thought_entropy", lambda start, now: now > start * 2, "thoughts have become noise"),
     Rule("reward", lambda start, now: now < -0.1, "thoughts make the text after them less likely"),
     Rule("mixing_weight", lambda start, now: now < -0.05, "predictions are pushed away from what thoughts say"),
-    Rule("mixing_weight", lambda start, now: now > 0.95, "predictions without thoughts no longer count"),
+    Rule("mixing_weight", lambda start, now: start <= 0.95 < now, "predictions without thoughts no longer count"),
 )
 WATCHED = tuple(dict.fromkeys(rule.column for rule in RULES))
 

@@ -212,6 +212,12 @@ def test_passes_that_a_token_costs(monkeypatch: pytest.MonkeyPatch):
     assert passes == expected and len(expected) < 4 * NEW
 
 
+def test_another_word_than_gate_is_refused():
+    model, ids = quiet_star(LLAMA, gate=True).eval(), random_ids(1, 5)
+    with pytest.raises(ValueError, match="think is 'gated', but must be True, False or 'gate'"):
+        model.generate(ids, max_new_tokens=2, think="gated")
+
+
 def test_a_model_without_a_gate_is_told_of():
     model, ids = quiet_star(LLAMA).eval(), random_ids(1, 5)
     for write in (

@@ -51,6 +51,10 @@ def test_what_goes_wrong_is_told_once(column: str, value: float, told: str):
     assert f"{mean:.3g} over the last {WINDOW} steps, {WELL[column]:.3g} over the first" in warning
 
 
+def test_a_mixing_weight_that_is_always_one_is_the_methods_own():
+    assert list(warnings(log("mixing_weight", 1.0, since=0), GOOD)) == []
+
+
 def test_a_method_without_a_column_is_not_judged_by_it():
     table = log("reward", -1.0)
     table["thought_entropy"] = math.nan  # as pandas reads a blank column

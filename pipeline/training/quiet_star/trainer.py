@@ -233,6 +233,7 @@ class QuietStarTrainer(CheckedTrainer):
     @torch.no_grad()
     def gate_threshold(self) -> float:
         """The threshold that the gate's scores exceed at a share `train.gate_share` of training texts' positions."""
+        self.model.eval()
         texts = Subset(self.train_dataset, range(min(len(self.train_dataset), GATED_TEXTS)))
         some = []
         for batch in map(self._prepare_inputs, DataLoader(texts, batch_size=self.args.eval_batch_size)):
