@@ -506,17 +506,18 @@ def test_training_that_goes_wrong_is_told_of_as_it_does(spans: Spans, caplog: py
     one, told = trainer(quiet_star(LLAMA), spans), []
     for step in range(60):
         caplog.clear()
-        row = {"step": step, "reward": 0.1 if step < 30 or step % 2 else -3.0, "mixing_weight": 0.99}
+        row = {"step": step, "reward": 0.1 if step < 30 or step % 2 else -3.0}
+        row["mixing_weight"] = 0.0 if step < WINDOW else 1.0
         one.state.log_history += [row | {"base_loss": 1.0, "thought_entropy": 1.0}, {"eval_base_loss": 1.0}]
         one._warn()
         told += [(step, record.message) for record in caplog.records]
-    (first, second) = told
-    assert first[0] == WINDOW - 1 and "predictions without thoughts no longer count" in first[1]
+    reward, weight = told
+    assert weight[0] == 2 * WINDOW - 1 and "predictions without thoughts no longer count" in weight[1]
     harmful = [{"step": 0, "eval_base_loss": 1.0}, {"step": 9, "eval_base_loss": 1.1, "eval_runtime": 1.0}]
     one.state.log_history += harmful
     one._warn()
     assert "step 9: training harms the model" in caplog.records[-1].message
-    assert 30 < second[0] < 50 and "thoughts make the text after them less likely" in second[1]
+    assert 30 < reward[0] < 50 and "thoughts make the text after them less likely" in reward[1]
 
 
 LEARNED = replace(TRAIN, adapt="frozen", saved="learned")
