@@ -8,6 +8,7 @@ there is not run again: delete the file after a change of the methods. Also writ
 
 import argparse
 import io
+from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
@@ -16,11 +17,11 @@ import pandas as pd
 from pipeline import errors, params
 from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace, git
-from pipeline.ablations.results import figures_of, markdown, over_seeds
+from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows
 from pipeline.errors import UserError
 from pipeline.evaluation.arms import ACCURACY, HELDOUT, LOSS, OFF, SWAPPED
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
-from pipeline.files import replacing, write_table
+from pipeline.files import replacing
 from pipeline.plan.estimate import estimate
 from pipeline.preset import options as preset
 from pipeline.thought.methods import METHODS
@@ -60,35 +61,29 @@ def main() -> None:
     for name in options.names:
         if name not in TRAININGS:
             raise UserError(f"there is no method {name} to compare: there are {', '.join(TRAININGS)}")
-    done = set(_kept()[["method", "budget", "seed"]].itertuples(index=False, name=None))
-    workspace, arms = Workspace(), {}
+    done = set(read_rows(TABLE, COLUMNS)[["method", "budget", "seed"]].itertuples(index=False, name=None))
+    plans = {pair: training(*pair) for pair in product(options.names, options.budgets)}
+    workspace, arms, budgets = Workspace(), {}, defaultdict(list)
     for seed, budget, name in product(options.seeds, options.budgets, options.names):
         if all((row, budget, seed) in done for row in TRAININGS[name]):
             continue
-        words, facts = training(name, budget)
-        about = {"name": name, "seed": seed, "budgets": [budget], **facts}
+        words, facts = plans[name, budget]
+        about = {"name": name, "seed": seed, **facts}
         label = f"{name}-{facts['steps']}-seed{seed}"
         arm = workspace.arm(label, about, [*words, f"arms.seeds=[{seed}]"])
-        arms.setdefault(arm.name, arm)
-        if budget not in arms[arm.name].about["budgets"]:  # one training is both
-            arms[arm.name].about["budgets"].append(budget)
+        arms[arm.name] = arm
+        budgets[arm.name].append(budget)  # one training may be both
 
     def keep(arm: Arm) -> None:
-        """Write a training's rows now, as others take long, beside those that other calls have written meanwhile."""
-        found = pd.concat([_kept(), *(rows_of(arm, budget) for budget in arm.about["budgets"])])[COLUMNS]
-        found = found.drop_duplicates(["method", "budget", "seed", "task"], keep="last")
-        write_table(TABLE, found.sort_values(["budget", "method", "seed"], kind="stable"))
+        found = [rows_of(arm, budget) for budget in budgets[arm.name]]
+        add_rows(TABLE, COLUMNS, found, ["method", "budget", "seed", "task"], ["budget", "method", "seed"])
 
     failed = experiments.run(list(arms.values()), options.jobs, lambda line: print(line, flush=True), keep)
-    if not (rows := _kept()).empty:
+    if not (rows := read_rows(TABLE, COLUMNS)).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")
     experiments.check_done(failed, len(arms), "trainings")
     print(f"all trainings are done: {TABLE} and methods.md")
-
-
-def _kept() -> pd.DataFrame:
-    return pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
 
 
 def training(name: str, budget: str) -> tuple[list[str], dict[str, float]]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pipeline.ablations.grid import Arm, git
 from pipeline.evaluation.statistics import mean_interval, totals
-from pipeline.files import replacing
+from pipeline.files import replacing, write_table
 
 FIGURES = "results/compare/figures.csv"
 DONE, FAILED = "done", "failed"
@@ -118,6 +118,20 @@ def markdown(table: pd.DataFrame) -> str:
     cells = table.astype(object).where(table.notna(), "").astype(str)
     lines = [list(table), ["---"] * len(table.columns), *cells.to_numpy()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def read_rows(path: Path, columns: list[str]) -> pd.DataFrame:
+    """The rows of a table that is kept in git; none where there is no table yet."""
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+
+
+def add_rows(path: Path, columns: list[str], found: Sequence[pd.DataFrame], keys: list[str], order: list[str]) -> None:
+    """Write ``found`` now, as other experiments take long, beside the rows that other calls have written meanwhile.
+
+    The last row of equal ``keys`` stays; ``order``: columns to sort by.
+    """
+    rows = pd.concat([read_rows(path, columns), *found])[columns].drop_duplicates(keys, keep="last")
+    write_table(path, rows.sort_values(order, kind="stable"))
 
 
 def over_seeds(values: pd.Series, bounds: tuple[float, float] | None) -> str:

@@ -16,10 +16,10 @@ import pandas as pd
 from pipeline import errors, params
 from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace
-from pipeline.ablations.results import figures_of, markdown, over_seeds
+from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows
 from pipeline.errors import UserError
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
-from pipeline.files import replacing, write_table
+from pipeline.files import replacing
 from pipeline.preset import options as preset
 
 TABLE = Path("results/seeds.csv")
@@ -38,7 +38,7 @@ def main() -> None:
     options = experiments.parse(parser, "runs")
     pairs = list(dict.fromkeys(map(_pair, options.pairs)))
     methods = options.methods or params.load().arms.methods
-    rows = _kept()
+    rows = read_rows(TABLE, COLUMNS)
     workspace, runs, missing = Workspace(), [], {}
     for base_seed, seed in pairs:
         done = set(rows.loc[(rows["base_seed"] == base_seed) & (rows["seed"] == seed), "method"])
@@ -49,21 +49,15 @@ def main() -> None:
             missing[runs[-1].name] = absent
 
     def keep(arm: Arm) -> None:
-        """Write a run's rows now, as the others take long, beside those that other calls have written meanwhile."""
-        found = pd.concat([_kept(), run_rows(figures_of(arm), missing[arm.name]).assign(**arm.about)])[COLUMNS]
-        found = found.drop_duplicates(["method", "base_seed", "seed", "task"], keep="last")
-        write_table(TABLE, found.sort_values(["base_seed", "seed"], kind="stable"))
+        found = [run_rows(figures_of(arm), missing[arm.name]).assign(**arm.about)]
+        add_rows(TABLE, COLUMNS, found, ["method", "base_seed", "seed", "task"], ["base_seed", "seed"])
 
     failed = experiments.run(runs, options.jobs, lambda line: print(line, flush=True), keep)
-    if not (rows := _kept()).empty:
+    if not (rows := read_rows(TABLE, COLUMNS)).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")
     experiments.check_done(failed, len(pairs), "runs")
     print(f"all {len(pairs)} runs are done: {TABLE} and seeds.md")
-
-
-def _kept() -> pd.DataFrame:
-    return pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame(columns=COLUMNS)
 
 
 def _pair(text: str) -> tuple[int, int]:
