@@ -22,7 +22,7 @@ from pipeline.training.quiet_star.train import write_trained
 from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, QuietStarTrainer, parameter_groups
 from tests.local_hub import model_folder
 from tests.thought.tiny import ENDING, LLAMA, quiet_star
-from tests.training.quiet_star.test_trainer import TRAIN, column, some_spans, trainer, weights
+from tests.training.quiet_star.test_trainer import TRAIN, column, run_until, some_spans, trainer, weights
 
 RLP = replace(TRAIN, rlp=params.Rlp(clip=0.2, epochs=2), steps=6, batch_size=2, accumulation=2, policy_temperature=0.7)
 
@@ -125,19 +125,8 @@ def test_killed_anywhere_it_resumes_to_the_same_weights(
     settings, given = METHODS[method]
     settings = replace(settings, ema=0.8)
     whole = run(spans, settings, method, **given)
-    for name in ("LEAST_SECONDS", "LEAST_SHARE"):
-        monkeypatch.setattr(f"pipeline.training.checkpoints.{name}", 0)
-    one = trainer(quiet_star(LLAMA, method=method, policy_weight=5.0, **given), spans, settings)
-    compute = one.compute_loss
-
-    def kill(*args: object, **options: object) -> torch.Tensor:
-        if one.state.global_step == step:
-            raise KeyboardInterrupt
-        return compute(*args, **options)
-
-    one.compute_loss = kill
-    with pytest.raises(KeyboardInterrupt):
-        one.run()
+    model = quiet_star(LLAMA, method=method, policy_weight=5.0, **given)
+    run_until(step, lambda: trainer(model, spans, settings), monkeypatch)
     taken = last_checkpoint(Path("checkpoints")).name
     assert taken == f"step-{step // 2 * 2 if method == 'rlp' else step}"
     again = run(spans, settings, method, **given)

@@ -23,7 +23,7 @@ from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, SEEDS_APART, Quie
 from pipeline.training.trainer import Speed, logged
 from tests.local_hub import model_folder
 from tests.thought.tiny import LLAMA, quiet_star
-from tests.training.quiet_star.test_trainer import TRAIN, column, some_spans, trainer, weights
+from tests.training.quiet_star.test_trainer import TRAIN, column, run_until, some_spans, trainer, weights
 
 FIRST, SECOND = Stage(3, 3, 0.01, 2), Stage(2, 1, 0.004, 2)
 STAGED = settings_of(replace(TRAIN, stages=[FIRST, SECOND], evaluation_steps=3), QUIET_STAR)
@@ -119,19 +119,7 @@ def test_rates_warm_up_in_the_first_stage_only(spans: Spans):
 def test_a_run_that_was_killed_around_a_boundary_resumes_to_the_bit(step: int, spans: Spans, monkeypatch):
     whole = a_trainer(spans)
     log = whole.run()
-    for name in ("LEAST_SECONDS", "LEAST_SHARE"):
-        monkeypatch.setattr(f"pipeline.training.checkpoints.{name}", 0)
-    killed = a_trainer(spans)
-    compute = killed.compute_loss
-
-    def kill(*args: object, **options: object) -> torch.Tensor:
-        if killed.state.global_step == step:
-            raise KeyboardInterrupt
-        return compute(*args, **options)
-
-    killed.compute_loss = kill
-    with pytest.raises(KeyboardInterrupt):
-        killed.run()
+    run_until(step, lambda: a_trainer(spans), monkeypatch)
     again = a_trainer(spans)
     again.args.eval_on_start = False  # as `train._trainer` has it
     found = again.run()

@@ -143,6 +143,23 @@ def weights(model: QuietStarForCausalLM) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def run_until(step: int, make: Callable[[], QuietStarTrainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a trainer that checkpoints after every step, and interrupt it once ``step`` steps are finished."""
+    for name in ("LEAST_SECONDS", "LEAST_SHARE"):
+        monkeypatch.setattr(f"pipeline.training.checkpoints.{name}", 0)
+    one = make()
+    compute = one.compute_loss
+
+    def interrupt(*args: object, **options: object) -> torch.Tensor:
+        if one.state.global_step == step:
+            raise KeyboardInterrupt
+        return compute(*args, **options)
+
+    one.compute_loss = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        one.run()
+
+
 def column(log: list[dict], name: str) -> list[float]:
     return logged(log, [name], needed="base_loss")[name].tolist()
 
