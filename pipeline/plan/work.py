@@ -6,10 +6,13 @@ finds a way round some of them; and attention over half the text (what a positio
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pipeline.params import Thinking
 from pipeline.plan.shape import Shape
 from pipeline.thought.layout import Layout
+
+if TYPE_CHECKING:  # the benchmark runs on the GPU's machine, which has no omegaconf
+    from pipeline.params import Thinking
 
 HEAD_ROWS = 512  # that the head works on at a time
 
@@ -40,7 +43,7 @@ class Step:
         return round(self.texts * (self.tokens - 1) * self.share) * self.rationales
 
 
-def thinking_share(thinking: Thinking, tokens: float) -> float | None:
+def thinking_share(thinking: "Thinking", tokens: float) -> float | None:
     """The share of the positions of texts of ``tokens`` tokens that think; None after a marker: the text says where."""
     shares = {"every": 1.0, "one": 1 / tokens, "marker": None}
     return shares.get(thinking.where, thinking.share)
