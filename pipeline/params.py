@@ -4,7 +4,7 @@ import math
 import operator
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
@@ -80,6 +80,17 @@ class Moves:
 
 
 @dataclass
+class Kinds:
+    """How often the micro-world's texts are of each kind, in proportion."""
+
+    rings: NotNegative = MISSING
+    animals: NotNegative = MISSING
+    lookups: NotNegative = MISSING
+    facts: NotNegative = MISSING
+    stories: NotNegative = MISSING
+
+
+@dataclass
 class MicroWorld:
     pretrain_documents: Amount = MISSING
     train_documents: Amount = MISSING
@@ -87,6 +98,7 @@ class MicroWorld:
     probe_documents: Amount = MISSING
     questions: Size = MISSING
     question_seed: Seed = MISSING
+    kinds: Kinds = field(default_factory=Kinds)
     moves: Moves = field(default_factory=Moves)
     aside_share: Share = MISSING
     train_aside_share: Share = MISSING
@@ -332,6 +344,8 @@ def _impossible(params: Params) -> Iterator[str]:
     moves = params.corpus.microworld.moves
     if moves.fewest > moves.most:
         yield f"corpus.microworld.moves.fewest is {moves.fewest}, but must be at most moves.most, {moves.most}"
+    if not any(asdict(params.corpus.microworld.kinds).values()):
+        yield "corpus.microworld.kinds are all 0: at least one must be above 0"
     if not params.tasks.files:
         yield "tasks.files is empty: name at least one task file"
     if base.source == "hub" and not base.path:

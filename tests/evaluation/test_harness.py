@@ -19,7 +19,6 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.data.corpus.microworld import documents
 from pipeline.data.tasks.questions import Question, read_task
 from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
@@ -35,6 +34,7 @@ from pipeline.thought.sampler import Sampling
 from tests.evaluation.chain_of_thought.asking import slow_text
 from tests.evaluation.direct.test_direct import scores
 from tests.local_hub import commonsense_qa_rows, gsm8k_rows, parquet, word_tokenizer
+from tests.micro_documents import documents
 from tests.thought.tiny import GPT2, LLAMA, quiet_star, rows_of
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval, an optional extra, is not installed")
@@ -80,7 +80,7 @@ WARM = {"until": [*STOP, "Q:"], "temperature": 1.0, "do_sample": True, "max_gen_
 @cache
 def byte_tokenizer() -> PreTrainedTokenizerBase:
     choices = ["A: A", "A: B", "A: C", "A: D", "A: E"] * 40
-    return train_tokenizer([*documents("pretrain", 100, 1, (2, 2), 0.5), *choices], 400)
+    return train_tokenizer([*documents("pretrain", 100), *choices], 400)
 
 
 @pytest.fixture(autouse=True)

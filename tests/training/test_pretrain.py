@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from pipeline import params
 from pipeline.data.corpus.build import TEXT
-from pipeline.data.corpus.microworld import documents
 from pipeline.data.tokens.tokenize import write_tokens
 from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.thought.decoder import build_decoder, check_decoder
 from pipeline.training.pretrain import LOG_STEPS, scratch_config, write_base_model
 from tests.local_hub import model_folder, word_tokenizer
+from tests.micro_documents import documents
 
 SHIPPED = params.load(Path(__file__).parents[2] / "params.yaml")
 SCRATCH = replace(
@@ -40,7 +40,7 @@ BASE = replace(SHIPPED.base_model, source="scratch", path=None, seed=1, scratch=
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     for split in ("pretrain", "train", "heldout"):
-        write_rows(folder / f"{split}.arrow", ({"text": d} for d in documents(split, 100, 1, (2, 2), 0.5)), TEXT)
+        write_rows(folder / f"{split}.arrow", ({"text": d} for d in documents(split, 100)), TEXT)
     settings = params.Tokenize(seed=1, vocabulary=300, pretrain_span=24, span=16, packed=False)
     write_tokens(settings, BASE, folder, folder / "tokens")
     return folder / "tokens"

@@ -40,7 +40,7 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
     splits = [split for split in microworld.TEXT_SPLITS if pretrain or split != "pretrain"]
     sources = {split: getattr(params.hub, split) for split in splits} if params.source == "hub" else {}
     world, seed = params.microworld, params.seed
-    moves = world.moves.fewest, world.moves.most
+    moves, kinds = (world.moves.fewest, world.moves.most), asdict(world.kinds)
     with kept_splits(sources, seed) as kept, replacing(texts) as folder, replacing(tasks) as task_folder:
         write_rows(folder / "pretrain.arrow", [], TEXT)
         if params.source == "hub":
@@ -50,10 +50,11 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
             for split in splits:
                 count = getattr(world, f"{split}_documents")
                 share = {"pretrain": world.aside_share, "train": world.train_aside_share}.get(split, 0.0)
-                documents = microworld.documents(split, count, seed, moves, share)
+                documents = microworld.documents(split, count, seed, moves, share, kinds)
                 shown = tqdm(documents, desc=f"corpus {split}", unit=" documents", total=count, mininterval=2)
                 write_rows(folder / f"{split}.arrow", ({"text": document} for document in shown), TEXT)
-            probe = microworld.probe(world.probe_documents, seed, moves)
+            asked = [task for task in microworld.TASKS if kinds[task]]
+            probe = microworld.probe(asked, world.probe_documents, seed, moves)
         write_rows(folder / "probe.parquet", probe, PROBE)
         for (task, columns), split in product(QUESTIONS.items(), ("validation", "test")):
             rows = microworld.questions(task, split, world.questions, world.question_seed, moves)

@@ -1,10 +1,11 @@
 """The micro-world: text made from a seed in which, as in real text, the reasoning is mostly left out.
 
-Three kinds of document:
+Five kinds of document:
 
-* *ring problems*: a running total of several moves round a ring of ten seats (like GSM8K);
-* *animal questions*: two-hop facts with five choices (like CommonsenseQA), and the one-hop facts behind them
-  ("The lemur is a primate. A primate lives in trees.");
+* *rings*: a running total of several moves round a ring of ten seats (like GSM8K);
+* *animals*: two-hop questions with five choices (like CommonsenseQA);
+* *lookups*: which of five lines says what;
+* *facts*: the one-hop facts behind both problems ("The lemur is a primate. A primate lives in trees.");
 * *stories*: a few plain sentences.
 
 In the pretraining split most problems carry an *aside* between em dashes: mostly a restatement or an idle remark, now
@@ -18,7 +19,7 @@ questions by their (animal, relation) pair.
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 SEATS = 10
@@ -186,21 +187,23 @@ def story_document(rng: random.Random, aside_share: float) -> str:
     return " ".join(sentences)
 
 
-def documents(split: str, count: int, seed: int, moves: Moves, aside_share: float) -> Iterator[str]:
-    """Make ``count`` documents of a text split, ``aside_share`` of whose problems have an aside."""
+def documents(
+    split: str, count: int, seed: int, moves: Moves, aside_share: float, kinds: Mapping[str, float]
+) -> Iterator[str]:
+    """Make ``count`` documents of a text split, ``aside_share`` of whose problems have an aside.
+
+    ``kinds``: how often each kind is drawn (rings, animals, lookups, facts, stories), in proportion.
+    """
     rng = random.Random(f"{seed}/{split}")
+    makers = {
+        "rings": lambda: problem_document(rng, ring_problem(rng, split, moves), aside_share),
+        "animals": lambda: problem_document(rng, animal_problem(rng, split), aside_share),
+        "lookups": lambda: lookup_document(rng),
+        "facts": lambda: fact_document(rng),
+        "stories": lambda: story_document(rng, aside_share),
+    }
     for _ in range(count):
-        kind = rng.random()
-        if kind < 0.38:
-            yield problem_document(rng, ring_problem(rng, split, moves), aside_share)
-        elif kind < 0.66:
-            yield problem_document(rng, animal_problem(rng, split), aside_share)
-        elif kind < 0.86:
-            yield lookup_document(rng)
-        elif kind < 0.95:
-            yield fact_document(rng)
-        else:
-            yield story_document(rng, aside_share)
+        yield makers[rng.choices(list(kinds), weights=list(kinds.values()))[0]]()
 
 
 def problems(task: str, split: str, count: int, seed: int, moves: Moves) -> list[Problem]:
@@ -209,11 +212,11 @@ def problems(task: str, split: str, count: int, seed: int, moves: Moves) -> list
     return [ring_problem(rng, split, moves) if task == RINGS_TASK else animal_problem(rng, split) for _ in range(count)]
 
 
-def probe(count: int, seed: int, moves: Moves) -> list[dict]:
+def probe(tasks: Sequence[str], count: int, seed: int, moves: Moves) -> list[dict]:
     """Make held-out prompts of each task with their full working, which a thought after the prompt may hold."""
     return [
         {"task": task, "prompt": problem.prompt, "working": problem.working}
-        for task in TASKS
+        for task in tasks
         for problem in problems(task, "heldout", count, seed, moves)
     ]
 

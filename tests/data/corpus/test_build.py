@@ -1,6 +1,6 @@
 """The corpus stage: what it writes, and that a download which was killed resumes and writes the same bytes."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -42,15 +42,15 @@ def test_the_micro_world():
     """Its texts and probe are the module's; the shipped tasks find its questions and ask as GSM8K and CommonsenseQA."""
     settings = corpus()
     world, seed = settings.microworld, settings.seed
-    moves = world.moves.fewest, world.moves.most
+    moves, kinds = (world.moves.fewest, world.moves.most), asdict(world.kinds)
     build.write_corpus(settings, True, Path("data/corpus/texts"), Path("data/corpus/tasks"))
     for split in microworld.TEXT_SPLITS:
         count = getattr(world, f"{split}_documents")
         share = {"pretrain": world.aside_share, "train": world.train_aside_share}.get(split, 0.0)
-        made = microworld.documents(split, count, seed, moves, share)
+        made = microworld.documents(split, count, seed, moves, share, kinds)
         assert texts("data/corpus/texts", split) == list(made)
     probe = pd.read_parquet("data/corpus/texts/probe.parquet").to_dict("records")
-    assert probe == microworld.probe(world.probe_documents, seed, moves)
+    assert probe == microworld.probe(microworld.TASKS, world.probe_documents, seed, moves)
     rings, animals = (
         microworld.questions(task, "test", world.questions, world.question_seed, moves) for task in microworld.TASKS
     )

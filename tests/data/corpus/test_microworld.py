@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.corpus import microworld as world
+from tests.micro_documents import KINDS
 
 DASH = "—"
 LAST = ("test", "validation")
@@ -22,7 +23,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 def text(split: str, count: int = 2000, seed: int = 1, share: float | None = None) -> list[str]:
     """As the corpus has it: only pretraining has asides."""
     share = share if share is not None else 0.9 if split == "pretrain" else 0.0
-    return list(world.documents(split, count, seed, (2, 4), share))
+    return list(world.documents(split, count, seed, (2, 4), share, KINDS))
 
 
 def asked(task: str, count: int, split: str = "test", seed: int = 1, moves: world.Moves = (2, 4)) -> list[dict]:
@@ -58,7 +59,7 @@ def test_splits_share_no_question(texts: dict[str, list[str]], questions: dict[s
     """Nor do they share a ring's numbers, or an animal's question, with the questions that are asked in the end."""
     trained = questions["train"] | questions["pretrain"]
     assert not questions["heldout"] & trained
-    probed = {ring_numbers(question(row["prompt"])) for row in world.probe(300, 1, (2, 4))} - {()}
+    probed = {ring_numbers(question(row["prompt"])) for row in world.probe(world.TASKS, 300, 1, (2, 4))} - {()}
     assert probed and not probed & set(map(ring_numbers, trained))
     rings, validation = ({ring_numbers(q["question"]) for q in asked("rings", 400, split)} for split in LAST)
     held = set(map(ring_numbers, trained | questions["heldout"])) - {()}
@@ -114,7 +115,7 @@ def test_ring_questions_hold_the_right_working(seed: int, moves: tuple[int, int]
 @given(SEEDS)
 @settings(max_examples=20)
 def test_the_probe_holds_the_right_working(seed: int):
-    for row in world.probe(5, seed, (2, 4)):
+    for row in world.probe(world.TASKS, 5, seed, (2, 4)):
         assert row["prompt"].endswith("\nA:")
         if row["task"] == "rings":
             assert row["working"] == working(ring_numbers(question(row["prompt"])))
@@ -142,7 +143,7 @@ def test_the_right_answer_is_spread_over_the_choices():
 def test_another_process_makes_the_same_text_and_another_seed_another():
     """Whatever order it gives to sets of strings. It imports the file alone: the package would load torch."""
     code = (
-        "import microworld as w; print(*w.documents('pretrain', 200, 1, (2, 4), 0.9), "
+        f"import microworld as w; print(*w.documents('pretrain', 200, 1, (2, 4), 0.9, {KINDS}), "
         "*(w.questions(task, 'test', 20, 1, (2, 4)) for task in w.TASKS))"
     )
     assert text("train", 20, seed=1) != text("train", 20, seed=2)
@@ -154,3 +155,11 @@ def test_another_process_makes_the_same_text_and_another_seed_another():
             [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, check=True
         )
         assert done.stdout.decode() == " ".join(map(str, own)) + "\n"
+
+
+@pytest.mark.parametrize(("kind", "begins"), [("rings", "Q: "), ("lookups", "Lines:"), ("facts", "From ")])
+def test_documents_are_of_the_kinds_that_are_wanted(kind: str, begins: str):
+    only = world.documents("pretrain", 50, 1, (2, 4), 0.9, KINDS | dict.fromkeys(KINDS, 0) | {kind: 3})
+    assert all(document.startswith(begins) for document in only)
+    drawn = Counter(document.split()[0] for document in world.documents("train", 4000, 1, (2, 4), 0.9, KINDS))
+    assert drawn[begins.split()[0]] / 4000 == pytest.approx({"Q: ": 0.66}.get(begins, KINDS[kind]), abs=0.03)

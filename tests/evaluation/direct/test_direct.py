@@ -14,7 +14,6 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pipeline.data.corpus.microworld import documents
 from pipeline.data.tasks.ask import questions
 from pipeline.data.tasks.questions import Question, number_in
 from pipeline.data.tasks.spec import Task, read_task
@@ -31,13 +30,14 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 from tests.evaluation.chain_of_thought.asking import slow_text
 from tests.local_hub import model_folder, word_tokenizer
+from tests.micro_documents import documents
 from tests.thought.tiny import GPT2, LLAMA, quiet_star
 
 ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared/hub"
 GREEDY, DRAWN = Sampling(0.0, 1), Sampling(1.0, 3)
 LABELS = ["Q: x\n(A) a\nA: A", *(f"A: {label}" for label in "BCDE1234")] * 40
-BYTES = train_tokenizer([*documents("pretrain", 100, 1, (2, 2), 0.5), *LABELS], 400)
+BYTES = train_tokenizer([*documents("pretrain", 100), *LABELS], 400)
 WORDS = word_tokenizer()
 Tokenizing = PreTrainedTokenizerFast
 TOKENIZERS = pytest.mark.parametrize("tokenizer", [BYTES, WORDS], ids=["bytes", "words"])
