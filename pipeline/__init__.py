@@ -2,13 +2,7 @@
 
 from pipeline import errors  # before torch loads: it makes Ctrl-C quiet
 
-# isort: split
-from transformers import AutoConfig, AutoModelForCausalLM
+if not errors.is_command:  # a command loads torch and transformers only if it needs them: that takes seconds
+    from pipeline.models.auto import QuietStarConfig, QuietStarForCausalLM
 
-from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
-
-# here, as the copy of the thought package in a released folder must not register a second model of this name
-AutoConfig.register(QuietStarConfig.model_type, QuietStarConfig)
-AutoModelForCausalLM.register(QuietStarConfig, QuietStarForCausalLM)
-
-__all__ = ["QuietStarConfig", "QuietStarForCausalLM", "errors"]
+    __all__ = ["QuietStarConfig", "QuietStarForCausalLM", "errors"]

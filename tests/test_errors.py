@@ -70,6 +70,16 @@ def test_ctrl_c_while_libraries_are_loaded(words: str, tmp_path: Path):
     assert process.communicate(timeout=30) == ("", "") and process.returncode == 130
 
 
+@pytest.mark.parametrize(
+    "words", ["pipeline.preset scale=smoke", "pipeline.evaluation.check -h", "stages.inputs -h", "stages.compare -h"]
+)
+def test_a_command_that_needs_no_model_does_not_load_torch(words: str):
+    """Loading torch and transformers takes seconds."""
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", *words.split()], cwd=ROOT, capture_output=True)
+    loaded = {line.split(b"|")[-1].strip() for line in done.stderr.splitlines() if line.startswith(b"import time:")}
+    assert b"pipeline.errors" in loaded and not loaded & {b"torch", b"transformers"}
+
+
 def test_importing_the_package_leaves_ctrl_c_alone(tmp_path: Path):
     process = loading(tmp_path, "-c", "from signal import *; signal(SIGINT, default_int_handler); import pipeline")
     assert process.stdout.readline() == "default_int_handler\n"

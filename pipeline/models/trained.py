@@ -20,11 +20,11 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import UserError, optional, reason
 from pipeline.files import digests
+from pipeline.models.auto import QuietStarConfig, QuietStarForCausalLM
 from pipeline.models.base import check_finite, load_base
 from pipeline.models.device import keep_memory
 from pipeline.params import Train
 from pipeline.thought.methods import NO_THOUGHT
-from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 
 LEARNED = TENSORS, ABOUT = "learned.safetensors", "learned.json"
 WEIGHTS = "*.safetensors"  # the weight files of a base model
