@@ -84,7 +84,7 @@ class AskedModel:
             if output.thoughts is not None:
                 thoughts = sampled(output.thoughts)
             if way == GATED:
-                wanted = output.gate > self.model.config.gate_threshold
+                wanted = thinker.wants(output.gate)
                 logits = torch.where(wanted.unsqueeze(-1), logits, output.base_logits)
                 some = np.full((*wanted.shape, 1), ENDED) if thoughts is None else thoughts
                 thoughts = np.where(wanted.unsqueeze(-1).cpu().numpy(), some, SKIPPED)

@@ -52,9 +52,9 @@ class Thinker:
     gate: Gate | None = None
     threshold: float = 0.0
 
-    def wants(self, hidden: Tensor) -> Tensor:
-        """Where the gate says to think (...), from the states (..., D) without thoughts."""
-        return self.gate(hidden) > self.threshold
+    def wants(self, gains: Tensor) -> Tensor:
+        """Whether to think (...) where the gate expects these ``gains`` (...)."""
+        return gains > self.threshold
 
     def read(
         self,
