@@ -81,11 +81,12 @@ def sample(
 def entropies(head: Head, hidden: Tensor) -> Tensor:
     """Entropies (...) in nats of the predictions from hidden states (..., D), in chunks as in `sample`."""
     chunks = (ban(head.logits(rows), []) for rows in hidden.flatten(0, -2).split(chunk_rows(head.weight)))
-    return torch.cat([entropy(logits, logits.softmax(-1)) for logits in chunks]).view(hidden.shape[:-1])
+    return torch.cat([entropy(logits) for logits in chunks]).view(hidden.shape[:-1])
 
 
-def entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Entropy in nats (M,) of ``probabilities`` (M, V), the softmax of ``logits`` (M, V)."""
+def entropy(logits: Tensor, probabilities: Tensor | None = None) -> Tensor:
+    """Entropy in nats (M,) of predictions by ``logits`` (M, V); ``probabilities``: their softmax, if it is known."""
+    probabilities = logits.softmax(-1) if probabilities is None else probabilities
     log_sum = logits.amax(-1) - probabilities.amax(-1).log()
     return log_sum - torch.linalg.vecdot(probabilities, logits)
 
