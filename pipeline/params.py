@@ -234,6 +234,11 @@ class Train:
     optimizer: Annotated[str, ("one of", ("adamw", "adamw_8bit"))] = MISSING
     trackers: list[Tracker] = MISSING
 
+    @property
+    def every_stage(self) -> list[Stage]:
+        """The stages in turn: one with the settings above, where ``stages`` names none."""
+        return self.stages or [Stage(self.thought_tokens, self.lookahead, self.learning_rate, self.steps)]
+
 
 @dataclass
 class Measured:

@@ -26,7 +26,6 @@ from pipeline.plan.estimate import estimate
 from pipeline.preset import options as preset
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import SAMPLED
-from pipeline.training.quiet_star.schedule import stages_of
 
 TABLE = Path("results/methods.csv")
 COLUMNS = ["method", "budget", "seed", "task", "accuracy", "content_effect", "heldout_loss", "thoughts_per_token"]
@@ -120,7 +119,7 @@ def costs(words: list[str]) -> dict[str, float]:
     more = params.load(changes=changes | {"train.evaluation_texts": 2 * every.train.evaluation_texts})
     planned, train = estimate(every), every.train
     operations = 2 * planned.flops["train"] - estimate(more).flops["train"]  # as evaluation takes as much for each text
-    stages = stages_of(train)
+    stages = train.every_stage
     steps = sum(stage.steps for stage in stages)
     length = sum(stage.steps * stage.thought_tokens for stage in stages) / steps
     samples = METHODS[every.arms.methods[0]].thoughts == SAMPLED
@@ -145,7 +144,7 @@ def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
         loss = values.get((HELDOUT, LOSS, f"{method}{way}"))
         if way == f"/{GATED}":
             thinks, loss = _gated(arm, f"{method}-{seed}", changes.train.gate_share)
-        length = stages_of(changes.train)[-1].thought_tokens
+        length = changes.train.every_stage[-1].thought_tokens
         facts = {"method": row, "budget": budget, "seed": seed, "heldout_loss": loss}
         facts |= {key: arm.about[key] for key in ("thoughts_per_token", "training_operations")}
         facts["generation_passes"] = 1 + thinks * length

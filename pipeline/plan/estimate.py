@@ -9,7 +9,7 @@ from pipeline.thought.head import chunk_logits
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
-from pipeline.training.quiet_star.schedule import in_all, stages_of
+from pipeline.training.quiet_star.schedule import in_all
 from pipeline.training.quiet_star.train import settings_of
 
 MEASURED = ("evaluate", "perplexity", "chain_of_thought")  # stages with a launcher of their own
@@ -58,7 +58,7 @@ def estimate(params: Params) -> Estimate:
     # where a marker says where to think, every position is the most that it can be
     share = thinking_share(train.thinking, tokenize.span) or 1.0
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead, share)
-    stages = [(stage.steps, _in_stage(step, stage)) for stage in stages_of(train)]
+    stages = [(stage.steps, _in_stage(step, stage)) for stage in train.every_stage]
     learned = trainable_parameters(shape, train)
     trained = len(params.arms.seeds) * sum(METHODS[method].trains for method in params.arms.methods)
     if train.saved == "learned":  # base model and release are whole
@@ -107,7 +107,7 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
         """Training and its held-out losses: no thoughts in continued pretraining, a pause a position, not sampled."""
         kind, found = METHODS[method].thoughts, 0.0
         own = replace(step, rationales={NOTHING: 0, PAUSES: 1, SAMPLED: step.rationales}[kind])
-        for i, stage in enumerate(stages_of(settings_of(train, method))):
+        for i, stage in enumerate(settings_of(train, method).every_stage):
             own, passes = _in_stage(own, stage), stage.steps * train.accumulation
             times = (not i) + (1 + (stage.steps - 1) // train.evaluation_steps if stage.steps else 0)
             watched = times * train.evaluation_texts / step.texts

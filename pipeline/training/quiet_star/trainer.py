@@ -28,7 +28,7 @@ from pipeline.training.processes import is_main
 from pipeline.training.quiet_star.ema import Ema
 from pipeline.training.quiet_star.epochs import Repeated, WholeBatches
 from pipeline.training.quiet_star.probe import Probe
-from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at, stages_of
+from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import CheckedTrainer, _reads_checkpoint
@@ -80,7 +80,7 @@ class QuietStarTrainer(CheckedTrainer):
             self.add_callback(self._ema)
         self._apart = params.clip == APART and has_policy(self.model)
         self._engine = Engine(params.attention, params.positions, self._apart)
-        self._stage: int | None = None  # of `stages_of`, that the model thinks by
+        self._stage: int | None = None  # of `Train.every_stage`, that the model thinks by
         self._enter_stage()
         self.add_callback(StageEnds(params))
         self.model_accepts_loss_kwargs = True  # keeps the Trainer from dividing our loss by the micro-batches
@@ -107,7 +107,7 @@ class QuietStarTrainer(CheckedTrainer):
         """Let the model think as the next step's stage does; held-out losses are then those of the last step's."""
         stage = stage_at(self._params, self.state.global_step)
         if self._params.stages and stage != self._stage:
-            now = stages_of(self._params)[stage]
+            now = self._params.every_stage[stage]
             sizes = {"thought_tokens": now.thought_tokens, "lookahead": now.lookahead}
             self.model.config.update(sizes)
             self._speed = speed_of(replace(self._params, **sizes), self.model, self.train_dataset.mean_length)
