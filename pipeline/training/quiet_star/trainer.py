@@ -31,7 +31,7 @@ from pipeline.training.quiet_star.probe import Probe
 from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.where import Where
-from pipeline.training.trainer import CheckedTrainer, _reads_checkpoint
+from pipeline.training.trainer import CheckedTrainer, reads_checkpoint
 from pipeline.training.warnings import HELDOUT_LOSS, Watch
 
 # of the next token without thoughts; of all tokens ahead that the talk loss has, without thoughts and with
@@ -176,7 +176,7 @@ class QuietStarTrainer(CheckedTrainer):
         if self._ema is not None and self.args.should_save:
             self._ema.save(Path(output_dir))
 
-    @_reads_checkpoint
+    @reads_checkpoint
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self._ema is not None and checkpoint is not None:
