@@ -82,10 +82,7 @@ def _digest(*texts: str) -> str:
 
 def read_grid(path: Path) -> Grid:
     """Read a grid file. Raises UserError if it is missing or malformed, or if an axis is empty or has duplicates."""
-    try:
-        grid = typed_yaml.load(path, Grid)
-    except FileNotFoundError as error:
-        raise UserError(f"the grid {path} is missing") from error
+    grid = typed_yaml.load(path, Grid)
     for axis in ("methods", "thought_tokens", "lookaheads", "seeds"):
         values = getattr(grid, axis)
         if not values or len(set(values)) < len(values):

@@ -55,10 +55,7 @@ class Rung:
 
 def read_rung(path: Path) -> Rung:
     """Read a rung's file. Raises UserError if it is missing or malformed, or names arms that cannot be."""
-    try:
-        rung = typed_yaml.load(path, Rung)
-    except FileNotFoundError as error:
-        raise UserError(f"the rung {path} is missing") from error
+    rung = typed_yaml.load(path, Rung)
     if not rung.arms or len(set(rung.arms)) < len(rung.arms):
         raise UserError(f"{path}: arms is {rung.arms}, but must name at least one and none twice")
     for arm in rung.arms:
