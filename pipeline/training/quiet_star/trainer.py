@@ -201,21 +201,21 @@ class QuietStarTrainer(CheckedTrainer):
         """Clip the gradient of the whole loss or, apart, those of its two parts, and add them up.
 
         Clipped together, the larger part is all that is left of the other's direction. Returns the norm before clipping
-        or, apart, that of the sum.
+        or, apart, that of the sum. What a gate or an objective's own parameters (a learned value) have to learn is not
+        part of it, as that would change what all else learns: a gate is not clipped, the latter by themselves.
         """
-        if self.model.gate is not None:  # its gradient is not clipped, and not part of the norm of the others
-            gate = {parameter: parameter.grad for parameter in self.model.gate.parameters()}
-            for parameter in gate:
-                parameter.grad = None
-            norm = self._clip_others(model)
-            for parameter, gradient in gate.items():
-                parameter.grad = gradient
-            return norm
-        return self._clip_others(model)
+        own = list(self.model.objective.parameters())
+        beside = own + list(self.model.gate.parameters() if self.model.gate is not None else ())
+        gradients = [parameter.grad for parameter in beside]
+        for parameter in beside:
+            parameter.grad = None
+        norm = self._clip_apart(model) if self._apart else super().clip(model)
+        for parameter, gradient in zip(beside, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(own, self.args.max_grad_norm)
+        return norm
 
-    def _clip_others(self, model: torch.nn.Module) -> Tensor:
-        if not self._apart:
-            return super().clip(model)
+    def _clip_apart(self, model: torch.nn.Module) -> Tensor:
         policy, self._policy = self._policy, {}
         learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norms, language = [super().clip(model)], [parameter.grad for parameter in learned]
