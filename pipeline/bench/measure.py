@@ -58,6 +58,7 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
         policy_weight=1.0,
         start_token_id=options.vocab - 1,
         end_token_id=options.vocab - 2,
+        gate=options.choose == "gate",
     )
     with torch.device(options.device):
         # precision compares autocast with float32 weights
@@ -97,7 +98,12 @@ def measure_training(model: QuietStarForCausalLM, ids: Tensor, options: argparse
     def chosen() -> Tensor | None:
         if options.share == 1:
             return None
-        scores = model.entropies(ids) if options.choose == "entropy" else torch.rand(ids.shape, device=ids.device)
+        if options.choose == "entropy":
+            scores = model.entropies(ids)
+        elif options.choose == "gate":
+            scores = model.gate_scores(ids)
+        else:
+            scores = torch.rand(ids.shape, device=ids.device)
         wanted = thinking(lookahead_targets(ids, options.lookahead), None)
         count = round(options.share * ids.shape[1])
         return likeliest(scores, wanted, torch.full((len(ids),), count, device=ids.device))
