@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from pipeline.errors import UserError
 from pipeline.plan.shape import shape_of
-from pipeline.plan.work import Step, pass_flops, products
+from pipeline.plan.work import Step, pass_flops, peak_of, products
 from pipeline.thought.generation import continue_texts
 from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
@@ -30,9 +30,7 @@ from pipeline.thought.step import Engine
 
 SEED = 0
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
-# dense bfloat16 operations a second from the datasheets, by a part of the device's name
 MIXING_WEIGHTS = (0.001, 0.01, 0.1)
-DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def build(options: argparse.Namespace) -> QuietStarForCausalLM:
@@ -184,9 +182,8 @@ def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measure
     rate = work / sum(_product_seconds(shape, options) * count for shape, count in counts.items())
     achieved = measured["useful_flops"] / measured["step_seconds"]
     found = {"gemm_flops_per_second": rate, "gemm_fraction": achieved / rate, "gemm_2048_flops_per_second": cube}
-    for part, peak in DATASHEET.items():
-        if options.device == "cuda" and part in torch.cuda.get_device_name():
-            found["mfu"] = achieved / peak
+    if options.device == "cuda" and (peak := peak_of(torch.cuda.get_device_name())) is not None:
+        found["mfu"] = achieved / peak
     return found
 
 

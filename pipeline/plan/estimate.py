@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.params import Params, Stage, Train
 from pipeline.plan.shape import Shape, hub_shape, shape_from
-from pipeline.plan.work import Step, pass_flops, reading_flops, thinking_share
+from pipeline.plan.work import Step, learned_rank, pass_flops, reading_flops, thinking_share
 from pipeline.thought.head import chunk_logits
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
@@ -101,7 +101,6 @@ def estimate(params: Params) -> Estimate:
 def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) -> dict[str, float]:
     train, cot, span = params.train, params.chain_of_thought, params.tokenize.span
     methods, seeds = params.arms.methods, len(params.arms.seeds)
-    rank = {"whole": None, "lora": train.lora.rank, "frozen": 0}[train.adapt]
 
     def training(method: str) -> float:
         """Training and its held-out losses: no thoughts in continued pretraining, a pause a position, not sampled."""
@@ -111,7 +110,7 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
             own, passes = _in_stage(own, stage), stage.steps * train.accumulation
             times = (not i) + (1 + (stage.steps - 1) // train.evaluation_steps if stage.steps else 0)
             watched = times * train.evaluation_texts / step.texts
-            found += passes * pass_flops(shape, own, rank)
+            found += passes * pass_flops(shape, own, learned_rank(train))
             found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
             chooses, averages = train.thinking.where in ("entropy", "gate"), train.ema is not None
             if kind != NOTHING:  # read once more, to choose positions, and by the averaged weights
