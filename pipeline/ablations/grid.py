@@ -72,11 +72,12 @@ class Workspace:
         """
         changes = preset.options(options)
         settings = str(params.load(changes=changes))
-        name = f"{label}-{_digest(self.baseline, self._hashes, settings)}"
-        return Arm(name, about, changes, _digest(settings), self.baseline, self.snapshot, target)
+        name = f"{label}-{digest(self.baseline, self._hashes, settings)}"
+        return Arm(name, about, changes, digest(settings), self.baseline, self.snapshot, target)
 
 
-def _digest(*texts: str) -> str:
+def digest(*texts: str) -> str:
+    """Eight digits that stand for these texts."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
 
 

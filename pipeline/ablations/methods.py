@@ -6,7 +6,6 @@ what that of signed does, by `pipeline.plan`. Rows go to results/methods.csv onc
 there is not run again: delete the file after a change of the methods. Also writes methods.md.
 """
 
-import argparse
 import io
 from collections import defaultdict
 from itertools import product
@@ -48,11 +47,7 @@ CLOSE = 0.05  # operations that differ by no more are equal
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.ablations.methods",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = experiments.parser("python -m pipeline.ablations.methods", __doc__)
     parser.add_argument("names", nargs="*", default=list(TRAININGS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
@@ -77,7 +72,7 @@ def main() -> None:
         found = [rows_of(arm, budget) for budget in budgets[arm.name]]
         add_rows(TABLE, COLUMNS, found, ["method", "budget", "seed", "task"], ["budget", "method", "seed"])
 
-    failed = experiments.run(list(arms.values()), options.jobs, lambda line: print(line, flush=True), keep)
+    failed = experiments.run(list(arms.values()), options.jobs, done=keep)
     if not (rows := read_rows(TABLE, COLUMNS)).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")
