@@ -5,7 +5,7 @@ shard or slice.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,10 @@ class Thoughts:
     ids: Tensor
     entropy: Tensor
     lengths: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Thoughts":
+        """The same with a ``change`` made to each tensor."""
+        return Thoughts(change(self.ids), change(self.entropy), change(self.lengths))
 
     @property
     def mean_entropy(self) -> Tensor:
