@@ -19,6 +19,7 @@ THOUGHT, NO_THOUGHT = "thought", "no_thought"
 GATED = "gated"  # a thought where the model's gate says so, else without
 SAMPLED, MEAN = "sampled", "mean16"  # a model that never trained may know more than its greedy thoughts say
 MEAN_SAMPLES = 16
+HELD_LOGITS = 2**25  # in memory at once where texts are scored: 128 MiB in float32
 NOT_FINITE = "the model's predictions are not finite: lower the learning rate"
 
 
