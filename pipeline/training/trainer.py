@@ -170,9 +170,13 @@ class CheckedTrainer(Trainer):
         return arguments
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TextOrder:
-        args, texts = self.args, len(self.train_dataset)
-        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return TextOrder(texts, args.max_steps * step, args.data_seed)
+        return TextOrder(len(self.train_dataset), self.args.max_steps * self.step_texts, self.args.data_seed)
+
+    @property
+    def step_texts(self) -> int:
+        """How many texts all processes read in an optimizer step."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: object) -> Tensor:
         loss = super().training_step(model, inputs, *args)

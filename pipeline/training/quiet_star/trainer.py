@@ -134,8 +134,7 @@ class QuietStarTrainer(CheckedTrainer):
         return self._batch
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return Repeated(super()._get_train_sampler(train_dataset), step, self._epochs)
+        return Repeated(super()._get_train_sampler(train_dataset), self.step_texts, self._epochs)
 
     @property
     def _seed(self) -> int:
