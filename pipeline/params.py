@@ -246,6 +246,11 @@ class Train:
     optimizer: Annotated[str, ("one of", ("adamw", "adamw_8bit"))] = MISSING
     trackers: list[Tracker] = MISSING
 
+    @property
+    def every_stage(self) -> list[Stage]:
+        """The stages in turn: one with the settings above, where ``stages`` names none."""
+        return self.stages or [Stage(self.thought_tokens, self.lookahead, self.learning_rate, self.steps)]
+
 
 @dataclass
 class Measured:
@@ -313,10 +318,7 @@ def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) 
 
     Raises UserError, in one line, if there is no such file or no run can have these parameters.
     """
-    try:
-        params = typed_yaml.load(path, Params, changes)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: run from the project's root") from error
+    params = typed_yaml.load(path, Params, changes)
     for problem in chain(_out_of_bounds(params, ""), _impossible(params)):
         raise UserError(f"{path}: {problem}")
     return params

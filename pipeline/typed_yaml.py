@@ -44,7 +44,7 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the C parser tak
 def load(path: Path, schema: type[T], changes: Mapping[str, object] | None = None) -> T:
     """Read the file as a ``schema`` (a dataclass), with ``changes`` by dotted name put on top.
 
-    Raises FileNotFoundError if there is no file, and UserError if its content does not fit the schema.
+    Raises UserError as `read` does, and if the content does not fit the schema.
     """
     given = read(path)
     if not isinstance(given, dict):
@@ -69,11 +69,11 @@ def load(path: Path, schema: type[T], changes: Mapping[str, object] | None = Non
 
 
 def read(path: Path) -> object:
-    """The file's values. Raises FileNotFoundError if there is no file, and UserError if it is not plain YAML."""
+    """The file's values. Raises UserError if there is no file, or if it is not plain YAML."""
     try:
         return yaml.load(path.read_bytes(), Loader)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: run from the project's root, or correct the name") from error
     except OSError as error:
         raise UserError(f"{path} is not readable: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # as of `!!int ""`

@@ -49,14 +49,18 @@ def test_generate_prints_one_line_and_equals_recomputation(count: int, capsys: p
     assert record["equal_to_recomputed"] is True
 
 
-@pytest.mark.parametrize("choose", ["random", "entropy"])
-def test_a_share_of_the_positions_thinks(choose: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """As many rows are run as the useful work counts."""
-    rows = rows_of(Decoder, "run_rows", monkeypatch)
+@pytest.mark.parametrize(("choose", "reads"), [("random", 1), ("entropy", 2), ("gate", 2)])
+def test_a_share_of_the_positions_thinks(choose: str, reads: int, capsys, monkeypatch: pytest.MonkeyPatch):
+    """As many rows are run as the useful work counts. Only a model whose gate chooses has one."""
+    rows, read, texts = rows_of(Decoder, "run_rows", monkeypatch), Decoder.read, []
+    monkeypatch.setattr(Decoder, "read", lambda self, *given: texts.append(given) or read(self, *given))
     record = printed(f"train {TINY} --tokens 41 --share 0.25 --choose {choose}", capsys)
     assert set(rows) == {2 * 10, 2 * 10 * 14} and record["share"] == 0.25
+    assert len(texts) == 2 * reads  # in the warm-up and the measured step
+    gate = 16 * 16 + 16 + 16 + 1 if choose == "gate" else 0
     every = printed(f"train {TINY} --tokens 41", capsys)
     assert 0.25 < record["useful_flops"] / every["useful_flops"] < 0.3
+    assert record["parameters"] == every["parameters"] + gate
 
 
 def test_precision_prints_how_advantages_in_bfloat16_correlate(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -6,7 +6,6 @@ results/GRID.csv with the same settings is not run again, whatever the code: del
 method. If arms failed, all three files name them and the exit code is 1.
 """
 
-import argparse
 from pathlib import Path
 
 from pandas import DataFrame
@@ -18,9 +17,7 @@ from pipeline.files import replacing, write_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = experiments.parser("python -m pipeline.ablations", __doc__)
     parser.add_argument("grid", nargs="?", type=Path, default=Path("ablations.yaml"), help="default: %(default)s")
     options = experiments.parse(parser)
     grid = read_grid(options.grid)
@@ -35,7 +32,7 @@ def main() -> None:
         done[arm.name] = results.figures_of(arm)
         write_table(stem.with_suffix(".csv"), results.table(every, kept, done, failed={}))
 
-    failed = experiments.run(missing, options.jobs, tell=lambda line: print(line, flush=True), done=add)
+    failed = experiments.run(missing, options.jobs, done=add)
     rows = results.table(every, kept, done, failed)
     seeds = f"seed {grid.seeds[0]}" if len(grid.seeds) == 1 else f"seeds {', '.join(map(str, grid.seeds))}"
     about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}, {seeds}. "

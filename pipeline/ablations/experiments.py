@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,13 @@ from pipeline.preset import options as preset
 
 FOLDER = Path(".dvc/tmp/ablations")  # holds clones and logs; DVC keeps .dvc/tmp out of git
 RESUME = ".resume"  # where stages keep unfinished work (pipeline.resume)
+PRINT = partial(print, flush=True)
 DVC = (sys.executable, "-m", "dvc")
+
+
+def parser(command: str, about: str) -> ArgumentParser:
+    """The parser of a ``command``, whose help says what it is ``about``, line by line."""
+    return ArgumentParser(prog=command, description=about, formatter_class=RawDescriptionHelpFormatter)
 
 
 def parse(parser: ArgumentParser, what: str = "arms") -> Namespace:
@@ -44,7 +51,10 @@ def check_done(failed: Mapping[str, str], asked: int, what: str = "arms") -> Non
 
 
 def run(
-    arms: Sequence[Arm], jobs: int, tell: Callable[[str], None], done: Callable[[Arm], None] = lambda arm: None
+    arms: Sequence[Arm],
+    jobs: int,
+    tell: Callable[[str], None] = PRINT,
+    done: Callable[[Arm], None] = lambda arm: None,
 ) -> dict[str, str]:
     """Run the arms that are not done, ``jobs`` at a time; ``tell`` gets a line for each start and end.
 

@@ -72,20 +72,18 @@ class Workspace:
         """
         changes = preset.options(options)
         settings = str(params.load(changes=changes))
-        name = f"{label}-{_digest(self.baseline, self._hashes, settings)}"
-        return Arm(name, about, changes, _digest(settings), self.baseline, self.snapshot, target)
+        name = f"{label}-{digest(self.baseline, self._hashes, settings)}"
+        return Arm(name, about, changes, digest(settings), self.baseline, self.snapshot, target)
 
 
-def _digest(*texts: str) -> str:
+def digest(*texts: str) -> str:
+    """Eight digits that stand for these texts."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
 
 
 def read_grid(path: Path) -> Grid:
     """Read a grid file. Raises UserError if it is missing or malformed, or if an axis is empty or has duplicates."""
-    try:
-        grid = typed_yaml.load(path, Grid)
-    except FileNotFoundError as error:
-        raise UserError(f"the grid {path} is missing") from error
+    grid = typed_yaml.load(path, Grid)
     for axis in ("methods", "thought_tokens", "lookaheads", "seeds"):
         values = getattr(grid, axis)
         if not values or len(set(values)) < len(values):

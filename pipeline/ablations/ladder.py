@@ -6,7 +6,6 @@ only what is missing there or has other options, whatever the code: remove a fol
 results/real/comparison.csv after each arm. If arms failed, their reasons are told and the exit code is 1.
 """
 
-import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -28,11 +27,7 @@ BASES = Path(".dvc/tmp/bases")  # models that later rungs begin on
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.ablations.ladder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = experiments.parser("python -m pipeline.ablations.ladder", __doc__)
     parser.add_argument("rungs", nargs="*", type=Path, metavar="RUNG", help="default: all of ladder/")
     parser.add_argument("--model", type=Path, help="the folder of a base model in place of the preset's")
     parser.add_argument("--root", type=Path, help="a folder with data sets in the hub's layout")
@@ -57,7 +52,7 @@ def main() -> None:
         write = partial(_write, name, list(settings), settings)
         write()
         missing = [arm for run, arm in arms.items() if run not in done]
-        found = experiments.run(missing, options.jobs, lambda line: print(line, flush=True), write)
+        found = experiments.run(missing, options.jobs, done=write)
         failed |= found
         asked += len(arms)
     experiments.check_done(failed, asked)

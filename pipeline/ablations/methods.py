@@ -6,7 +6,6 @@ what that of signed does, by `pipeline.plan`. Rows go to results/methods.csv onc
 there is not run again: delete the file after a change of the methods. Also writes methods.md.
 """
 
-import argparse
 import io
 from collections import defaultdict
 from itertools import product
@@ -26,7 +25,6 @@ from pipeline.plan.estimate import estimate
 from pipeline.preset import options as preset
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import SAMPLED
-from pipeline.training.quiet_star.schedule import stages_of
 
 TABLE = Path("results/methods.csv")
 COLUMNS = ["method", "budget", "seed", "task", "accuracy", "content_effect", "heldout_loss", "thoughts_per_token"]
@@ -49,11 +47,7 @@ CLOSE = 0.05  # operations that differ by no more are equal
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.ablations.methods",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = experiments.parser("python -m pipeline.ablations.methods", __doc__)
     parser.add_argument("names", nargs="*", default=list(TRAININGS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS)
@@ -78,7 +72,7 @@ def main() -> None:
         found = [rows_of(arm, budget) for budget in budgets[arm.name]]
         add_rows(TABLE, COLUMNS, found, ["method", "budget", "seed", "task"], ["budget", "method", "seed"])
 
-    failed = experiments.run(list(arms.values()), options.jobs, lambda line: print(line, flush=True), keep)
+    failed = experiments.run(list(arms.values()), options.jobs, done=keep)
     if not (rows := read_rows(TABLE, COLUMNS)).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")
@@ -120,7 +114,7 @@ def costs(words: list[str]) -> dict[str, float]:
     more = params.load(changes=changes | {"train.evaluation_texts": 2 * every.train.evaluation_texts})
     planned, train = estimate(every), every.train
     operations = 2 * planned.flops["train"] - estimate(more).flops["train"]  # as evaluation takes as much for each text
-    stages = stages_of(train)
+    stages = train.every_stage
     steps = sum(stage.steps for stage in stages)
     length = sum(stage.steps * stage.thought_tokens for stage in stages) / steps
     samples = METHODS[every.arms.methods[0]].thoughts == SAMPLED
@@ -145,7 +139,7 @@ def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
         loss = values.get((HELDOUT, LOSS, f"{method}{way}"))
         if way == f"/{GATED}":
             thinks, loss = _gated(arm, f"{method}-{seed}", changes.train.gate_share)
-        length = stages_of(changes.train)[-1].thought_tokens
+        length = changes.train.every_stage[-1].thought_tokens
         facts = {"method": row, "budget": budget, "seed": seed, "heldout_loss": loss}
         facts |= {key: arm.about[key] for key in ("thoughts_per_token", "training_operations")}
         facts["generation_passes"] = 1 + thinks * length

@@ -6,7 +6,6 @@ pretraining, with thoughts exchanged. The run is a DVC experiment: the workspace
 results/real/report.html, summary.json and compare/.
 """
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -29,11 +28,7 @@ SMALL = ("tasks.files=[tasks/text/commonsense_qa_text.yaml]", "evaluate.question
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.ablations.real",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = experiments.parser("python -m pipeline.ablations.real", __doc__)
     parser.add_argument("words", nargs="*", default=["data=textbooks"], metavar="WORD")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--root", type=Path)
@@ -43,7 +38,7 @@ def main() -> None:
         words.append(f"base_model.path={given.model.resolve()}")
     values = preset.options(words, None if given.root is None else str(given.root.resolve()))
     arm = Workspace().arm("real", {}, preset.words(values), target="report")
-    failed = experiments.run([arm], 1, lambda line: print(line, flush=True))
+    failed = experiments.run([arm], 1)
     if failed:
         raise UserError(f"the run failed: {failed[arm.name]}. Put it right and run this again: it resumes")
     files = DVCFileSystem(rev=git("rev-parse", arm.ref))

@@ -4,7 +4,6 @@ A rung is a file of `ladder/`. Each of its arms is a DVC experiment of one metho
 needs of a finished arm is kept in git (results/real/RUNG/METHOD-SEED), so that nobody has to train it again.
 """
 
-import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pandas as pd
 from dvc.api import DVCFileSystem
 
 from pipeline import typed_yaml
-from pipeline.ablations.grid import Arm, git
+from pipeline.ablations.grid import Arm, digest, git
 from pipeline.errors import UserError
 from pipeline.evaluation.arms import BEFORE, LOSS, pairs, read_arms
 from pipeline.evaluation.compare import better
@@ -55,10 +54,7 @@ class Rung:
 
 def read_rung(path: Path) -> Rung:
     """Read a rung's file. Raises UserError if it is missing or malformed, or names arms that cannot be."""
-    try:
-        rung = typed_yaml.load(path, Rung)
-    except FileNotFoundError as error:
-        raise UserError(f"the rung {path} is missing") from error
+    rung = typed_yaml.load(path, Rung)
     if not rung.arms or len(set(rung.arms)) < len(rung.arms):
         raise UserError(f"{path}: arms is {rung.arms}, but must name at least one and none twice")
     for arm in rung.arms:
@@ -71,7 +67,7 @@ def read_rung(path: Path) -> Rung:
 def settings_of(arm: Arm, base: str | None) -> str:
     """A digest of the arm's options and base, wherever its model and data are: the weights have a name of their own."""
     words = [f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in PLACES]
-    return hashlib.sha256("\n".join([*words, str(base)]).encode()).hexdigest()[:8]
+    return digest(*words, str(base))
 
 
 def keep(arm: Arm, run: str, settings: str, out: Path) -> None:

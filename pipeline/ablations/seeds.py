@@ -6,7 +6,6 @@ to results/seeds.csv once it is done, and what has rows there is not run again: 
 method. Also writes seeds.md.
 """
 
-import argparse
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -28,11 +27,7 @@ PAIRS = [f"{s}:{s}" for s in range(1, 11)] + [f"1:{s}" for s in range(2, 6)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.ablations.seeds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = experiments.parser("python -m pipeline.ablations.seeds", __doc__)
     parser.add_argument("pairs", nargs="*", default=PAIRS, metavar="BASE:SEED")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: params.yaml's arms.methods")
     options = experiments.parse(parser, "runs")
@@ -52,7 +47,7 @@ def main() -> None:
         found = [run_rows(figures_of(arm), missing[arm.name]).assign(**arm.about)]
         add_rows(TABLE, COLUMNS, found, ["method", "base_seed", "seed", "task"], ["base_seed", "seed"])
 
-    failed = experiments.run(runs, options.jobs, lambda line: print(line, flush=True), keep)
+    failed = experiments.run(runs, options.jobs, done=keep)
     if not (rows := read_rows(TABLE, COLUMNS)).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")

@@ -63,7 +63,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=_size, default=default, help=f"{text} ({default})")
     parser.add_argument("--positions", type=_size, default=None, help="positions that think at a time (all)")
     parser.add_argument("--share", type=float, default=1.0, help="of the positions that think (1)")
-    parser.add_argument("--choose", choices=["random", "entropy"], default="random", help="which (random)")
+    parser.add_argument("--choose", choices=["random", "entropy", "gate"], default="random", help="which (random)")
     parser.add_argument("--model", help="precision of a model's folder, in place of random weights")
     parser.add_argument("--text", help="a file with the text that it reads")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from pipeline.errors import UserError
 from pipeline.plan.shape import shape_of
-from pipeline.plan.work import Step, pass_flops, products
+from pipeline.plan.work import Step, pass_flops, peak_of, products
 from pipeline.thought.generation import continue_texts
 from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
@@ -30,9 +30,7 @@ from pipeline.thought.step import Engine
 
 SEED = 0
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
-# dense bfloat16 operations a second from the datasheets, by a part of the device's name
 MIXING_WEIGHTS = (0.001, 0.01, 0.1)
-DATASHEET = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def build(options: argparse.Namespace) -> QuietStarForCausalLM:
@@ -58,6 +56,7 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
         policy_weight=1.0,
         start_token_id=options.vocab - 1,
         end_token_id=options.vocab - 2,
+        gate=options.choose == "gate",
     )
     with torch.device(options.device):
         # precision compares autocast with float32 weights
@@ -97,7 +96,12 @@ def measure_training(model: QuietStarForCausalLM, ids: Tensor, options: argparse
     def chosen() -> Tensor | None:
         if options.share == 1:
             return None
-        scores = model.entropies(ids) if options.choose == "entropy" else torch.rand(ids.shape, device=ids.device)
+        if options.choose == "entropy":
+            scores = model.entropies(ids)
+        elif options.choose == "gate":
+            scores = model.gate_scores(ids)
+        else:
+            scores = torch.rand(ids.shape, device=ids.device)
         wanted = thinking(lookahead_targets(ids, options.lookahead), None)
         count = round(options.share * ids.shape[1])
         return likeliest(scores, wanted, torch.full((len(ids),), count, device=ids.device))
@@ -178,9 +182,8 @@ def gemm_rates(model: QuietStarForCausalLM, options: argparse.Namespace, measure
     rate = work / sum(_product_seconds(shape, options) * count for shape, count in counts.items())
     achieved = measured["useful_flops"] / measured["step_seconds"]
     found = {"gemm_flops_per_second": rate, "gemm_fraction": achieved / rate, "gemm_2048_flops_per_second": cube}
-    for part, peak in DATASHEET.items():
-        if options.device == "cuda" and part in torch.cuda.get_device_name():
-            found["mfu"] = achieved / peak
+    if options.device == "cuda" and (peak := peak_of(torch.cuda.get_device_name())) is not None:
+        found["mfu"] = achieved / peak
     return found
 
 

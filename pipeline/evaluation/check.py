@@ -6,12 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError, run
-from pipeline.evaluation.arms import ACCURACY, BEFORE, LOSS, OFF, SWAPPED
+from pipeline.evaluation.arms import ACCURACY, BEFORE, LOSS, OFF
+from pipeline.report.results import rivals_of
 from pipeline.training.warnings import HARM
 
 COMPARISONS = Path("results/compare/comparisons.csv")
 RUN = "quiet_star"
-BEATEN = ("no_policy", BEFORE, "untrained", f"{RUN}/{SWAPPED}")  # in each task; swapped: it is what thoughts say
+RIVALS = rivals_of(RUN)  # in each task
 
 
 def main() -> None:
@@ -23,13 +24,13 @@ def main() -> None:
     claims = []  # and whether each holds
     for row in rows.itertuples():
         interval = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-        if row.measure == ACCURACY and row.arm == RUN and row.against in BEATEN:
+        if row.measure == ACCURACY and row.arm == RUN and row.against in RIVALS:
             claims.append((f"{row.task}: {RUN} is right more often than {row.against}: {interval}", row.low > 0))
         elif row.measure == LOSS and row.arm == f"{RUN}/{OFF}" and row.against == BEFORE:
             text = f"{row.task}: without thoughts, {RUN} is at most {HARM} nats worse than before training: {interval}"
             claims.append((text, row.low >= -HARM))
     if not claims:
-        raise UserError(f"{COMPARISONS} has nothing to check: {RUN} is compared with none of {', '.join(BEATEN)}")
+        raise UserError(f"{COMPARISONS} has nothing to check: {RUN} is compared with none of {', '.join(RIVALS)}")
     for text, holds in claims:
         print(f"{'holds' if holds else 'FAILS'}  {text}")
     sys.exit(0 if all(holds for _, holds in claims) else 1)

@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetsError
 from tqdm import tqdm
 
 from pipeline.errors import UserError, reason, run
-from pipeline.evaluation.prompts import AskedModel, before_stop, left_padded, prompt_ids
+from pipeline.evaluation.prompts import HELD_LOGITS, AskedModel, before_stop, left_padded, prompt_ids
 from pipeline.files import batches
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
@@ -37,7 +37,6 @@ except ModuleNotFoundError as missing:
         raise
     cli_evaluate, TemplateLM, register_model = None, object, lambda name: lambda model: model  # `main` says so
 
-HELD_LOGITS = 2**25  # logits in memory at once: 128 MiB in float32
 POSITIONS = 2048  # lm-eval's default for a model whose configuration does not say
 NEW_TOKENS = 256  # lm-eval's default
 GENERATION = ("until", "max_gen_toks", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p")

@@ -19,6 +19,7 @@ THOUGHT, NO_THOUGHT = "thought", "no_thought"
 GATED = "gated"  # a thought where the model's gate says so, else without
 SAMPLED, MEAN = "sampled", "mean16"  # a model that never trained may know more than its greedy thoughts say
 MEAN_SAMPLES = 16
+HELD_LOGITS = 2**25  # in memory at once where texts are scored: 128 MiB in float32
 NOT_FINITE = "the model's predictions are not finite: lower the learning rate"
 
 
@@ -84,7 +85,7 @@ class AskedModel:
             if output.thoughts is not None:
                 thoughts = sampled(output.thoughts)
             if way == GATED:
-                wanted = output.gate > self.model.config.gate_threshold
+                wanted = thinker.wants(output.gate)
                 logits = torch.where(wanted.unsqueeze(-1), logits, output.base_logits)
                 some = np.full((*wanted.shape, 1), ENDED) if thoughts is None else thoughts
                 thoughts = np.where(wanted.unsqueeze(-1).cpu().numpy(), some, SKIPPED)

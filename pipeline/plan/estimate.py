@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 
 from pipeline.params import Params, Stage, Train
 from pipeline.plan.shape import Shape, hub_shape, shape_from
-from pipeline.plan.work import Step, pass_flops, reading_flops, thinking_share
+from pipeline.plan.work import Step, learned_rank, pass_flops, reading_flops, thinking_share
 from pipeline.thought.head import chunk_logits
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
-from pipeline.training.quiet_star.schedule import in_all, stages_of
+from pipeline.training.quiet_star.schedule import in_all
 from pipeline.training.quiet_star.train import settings_of
 
 MEASURED = ("evaluate", "perplexity", "chain_of_thought")  # stages with a launcher of their own
@@ -58,7 +58,7 @@ def estimate(params: Params) -> Estimate:
     # where a marker says where to think, every position is the most that it can be
     share = thinking_share(train.thinking, tokenize.span) or 1.0
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead, share)
-    stages = [(stage.steps, _in_stage(step, stage)) for stage in stages_of(train)]
+    stages = [(stage.steps, _in_stage(step, stage)) for stage in train.every_stage]
     learned = trainable_parameters(shape, train)
     trained = len(params.arms.seeds) * sum(METHODS[method].trains for method in params.arms.methods)
     if train.saved == "learned":  # base model and release are whole
@@ -101,17 +101,16 @@ def estimate(params: Params) -> Estimate:
 def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) -> dict[str, float]:
     train, cot, span = params.train, params.chain_of_thought, params.tokenize.span
     methods, seeds = params.arms.methods, len(params.arms.seeds)
-    rank = {"whole": None, "lora": train.lora.rank, "frozen": 0}[train.adapt]
 
     def training(method: str) -> float:
         """Training and its held-out losses: no thoughts in continued pretraining, a pause a position, not sampled."""
         kind, found = METHODS[method].thoughts, 0.0
         own = replace(step, rationales={NOTHING: 0, PAUSES: 1, SAMPLED: step.rationales}[kind])
-        for i, stage in enumerate(stages_of(settings_of(train, method))):
+        for i, stage in enumerate(settings_of(train, method).every_stage):
             own, passes = _in_stage(own, stage), stage.steps * train.accumulation
             times = (not i) + (1 + (stage.steps - 1) // train.evaluation_steps if stage.steps else 0)
             watched = times * train.evaluation_texts / step.texts
-            found += passes * pass_flops(shape, own, rank)
+            found += passes * pass_flops(shape, own, learned_rank(train))
             found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
             chooses, averages = train.thinking.where in ("entropy", "gate"), train.ema is not None
             if kind != NOTHING:  # read once more, to choose positions, and by the averaged weights

@@ -12,9 +12,21 @@ from pipeline.plan.shape import Shape
 from pipeline.thought.layout import Layout
 
 if TYPE_CHECKING:  # the benchmark runs on the GPU's machine, which has no omegaconf
-    from pipeline.params import Thinking
+    from pipeline.params import Thinking, Train
 
 HEAD_ROWS = 512  # that the head works on at a time
+# dense operations a second in bfloat16, by a part of the device's name; the first that fits (NVIDIA's data sheets)
+PEAKS = {
+    "B200": 2.25e15,
+    "H200": 9.89e14,
+    "H100 PCIe": 7.56e14,
+    "H100": 9.89e14,
+    "A100": 3.12e14,
+    "L40S": 3.62e14,
+    "L4": 1.21e14,
+    "RTX 4090": 1.65e14,
+    "RTX 3090": 7.1e13,
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,16 @@ def thinking_share(thinking: "Thinking", tokens: float) -> float | None:
     """The share of the positions of texts of ``tokens`` tokens that think; None after a marker: the text says where."""
     shares = {"every": 1.0, "one": 1 / tokens, "marker": None}
     return shares.get(thinking.where, thinking.share)
+
+
+def learned_rank(train: "Train") -> int | None:
+    """The ``rank`` of `pass_flops` in this training."""
+    return {"whole": None, "lora": train.lora.rank, "frozen": 0}[train.adapt]
+
+
+def peak_of(device: str) -> float | None:
+    """The operations a second that the device of this name can do, by `PEAKS`; None if it is not known."""
+    return next((peak for part, peak in PEAKS.items() if part in device), None)
 
 
 def products(shape: Shape, step: Step) -> Iterator[tuple[float, int, int, float, float]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.params import Params, Stage, Train
+from pipeline.params import Params
 from pipeline.report.estimates import counted, percent, whole
 from pipeline.report.method import Method
 
@@ -30,7 +30,8 @@ def training_facts(train: dict, summary: dict, params: Params, method: Method) -
         ("seed", str(params.arms.seeds[0])),
     ]
     if method.thinks:
-        facts.append((f"{method.one} at every token, at most", counted(_last(params).thought_tokens, "token")))
+        length = params.train.every_stage[-1].thought_tokens
+        facts.append((f"{method.one} at every token, at most", counted(length, "token")))
         facts.append((f"mean length of a {method.one}", f"{summary['thought_length']:.1f} tokens"))
     share = train["working_share"]
     if method.writes and share is not None:
@@ -51,11 +52,6 @@ def training_sentence(train: dict, params: Params, method: Method) -> str:
 
 def what_it_does(method: Method, params: Params) -> str:
     """What the method does, with the lengths of this run."""
-    last = _last(params)
+    last = params.train.every_stage[-1]
     tokens, ahead = counted(last.thought_tokens, "token"), counted(last.lookahead, "token")
     return method.what.format(tokens=tokens, ahead=ahead)
-
-
-def _last(params: Params) -> Stage | Train:
-    """What has the lengths that the trained model keeps."""
-    return (params.train.stages or [params.train])[-1]

@@ -119,13 +119,17 @@ def read_results(folder: Path, method: Method) -> Results:
     )
 
 
+def rivals_of(key: str) -> dict[str, str]:
+    """The `RIVALS` of the method ``key`` in words, by arm."""
+    return {arm if arm in METHODS else f"{key}/{arm}": words for arm, words in RIVALS.items()}
+
+
 def claims(results: Results) -> list[Finding]:
     """For each task, whether the run beats all `RIVALS`. Empty for a control, of which nothing is claimed."""
     method, found = results.method, []
-    rivals = {arm if arm in METHODS else f"{method.key}/{arm}": words for arm, words in RIVALS.items()}
     for task in results.tasks if method.writes and method.key not in RIVALS else ():
         by_verdict: dict[str, list[str]] = {}
-        for rival, words in rivals.items():
+        for rival, words in rivals_of(method.key).items():
             difference, verdict = results.better(task, "accuracy", method.key, rival), UNTESTED
             if difference is not None:
                 verdict, words = difference.verdict, f"{words} ({interval(difference, points)} points)"

@@ -7,9 +7,10 @@ positions that help, those that help most come first, and one where thoughts do 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .head import IGNORED
+from .head import IGNORED, exact_dtype
 from .objective import Counts, Losses
 
 
@@ -20,8 +21,11 @@ class Gate(nn.Sequential):
         super().__init__(nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Expected gains (...) at states of the text pass (..., D)."""
-        return super().forward(hidden.detach()).squeeze(-1)
+        """Expected gains (...) at states of the text pass (..., D), in at least float32: bfloat16 ranks coarsely."""
+        states, (inner, relu, outer) = hidden.detach().to(exact_dtype(hidden)), self
+        with torch.autocast(states.device.type, enabled=False):
+            states = relu(F.linear(states, inner.weight.to(states), inner.bias.to(states)))
+            return F.linear(states, outer.weight.to(states), outer.bias.to(states)).squeeze(-1)
 
     def loss(self, hidden: Tensor, targets: Tensor, losses: Losses, counts: Counts) -> Tensor:
         """The mean squared error over the step's positions that think, each with the mean gain of its R thoughts.
@@ -30,7 +34,7 @@ class Gate(nn.Sequential):
         """
         where = losses.thinks[:, : targets.shape[1]] & (targets[..., 0] != IGNORED)
         gains = (losses.without_nll - losses.talk_nll)[..., 0].mean(1)[:, : targets.shape[1]]
-        errors = self(hidden).to(gains.dtype) - gains
+        errors = self(hidden) - gains
         return (errors.square() * where).sum() / counts.targets[0].clamp(min=1)
 
 

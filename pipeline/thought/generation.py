@@ -281,7 +281,7 @@ class Writer:
         if self._sampling is None:
             return state[:, 0]
         base, talk = state.unbind(1)
-        thinks = self._going & self._thinker.wants(base) if self._gated else self._going
+        thinks = self._going & self._thinker.wants(self._thinker.gate(base)) if self._gated else self._going
         self._thoughts = self._thoughts + thinks.sum()
         if not self._gated or thinks.all():
             return self._think(base, talk, keys)

@@ -5,7 +5,7 @@ shard or slice.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,10 @@ class Thoughts:
     entropy: Tensor
     lengths: Tensor
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Thoughts":
+        """The same with a ``change`` made to each tensor."""
+        return Thoughts(change(self.ids), change(self.entropy), change(self.lengths))
+
     @property
     def mean_entropy(self) -> Tensor:
         """The mean entropy (B, R, P) of each thought's own draws, the one that ended it included."""
@@ -81,11 +85,12 @@ def sample(
 def entropies(head: Head, hidden: Tensor) -> Tensor:
     """Entropies (...) in nats of the predictions from hidden states (..., D), in chunks as in `sample`."""
     chunks = (ban(head.logits(rows), []) for rows in hidden.flatten(0, -2).split(chunk_rows(head.weight)))
-    return torch.cat([entropy(logits, logits.softmax(-1)) for logits in chunks]).view(hidden.shape[:-1])
+    return torch.cat([entropy(logits) for logits in chunks]).view(hidden.shape[:-1])
 
 
-def entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Entropy in nats (M,) of ``probabilities`` (M, V), the softmax of ``logits`` (M, V)."""
+def entropy(logits: Tensor, probabilities: Tensor | None = None) -> Tensor:
+    """Entropy in nats (M,) of predictions by ``logits`` (M, V); ``probabilities``: their softmax, if it is known."""
+    probabilities = logits.softmax(-1) if probabilities is None else probabilities
     log_sum = logits.amax(-1) - probabilities.amax(-1).log()
     return log_sum - torch.linalg.vecdot(probabilities, logits)
 

@@ -166,5 +166,5 @@ class Learner:
             parts = losses.parts | {"gate": gate if engine.apart else gate.detach()}
             losses = replace(losses, total=losses.total + gate, parts=parts)
         if thoughts is not None:
-            thoughts = Thoughts(*(places.spread(getattr(thoughts, f.name), tokens) for f in fields(Thoughts)))
+            thoughts = thoughts.each(lambda values: places.spread(values, tokens))
         return losses, thoughts

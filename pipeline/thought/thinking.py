@@ -1,7 +1,7 @@
 """Think and talk: thoughts after a text's positions, and the states at their ends (paper, sections 4.2 and 4.3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,9 +52,9 @@ class Thinker:
     gate: Gate | None = None
     threshold: float = 0.0
 
-    def wants(self, hidden: Tensor) -> Tensor:
-        """Where the gate says to think (...), from the states (..., D) without thoughts."""
-        return self.gate(hidden) > self.threshold
+    def wants(self, gains: Tensor) -> Tensor:
+        """Whether to think (...) where the gate expects these ``gains`` (...)."""
+        return gains > self.threshold
 
     def read(
         self,
@@ -102,8 +102,7 @@ class Thinker:
 
         state = run(packing.pack(self.start.expand(1, 1, 1, 1, -1)), 0)[:, 0]
         thoughts, end = self.think(state, run, chances, sampling, talk)
-        thoughts = Thoughts(*(packing.unpack(getattr(thoughts, field.name)) for field in fields(Thoughts)))
-        return thoughts, end if end is None else packing.unpack(end)
+        return thoughts.each(packing.unpack), end if end is None else packing.unpack(end)
 
     def think(
         self,

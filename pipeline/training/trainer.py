@@ -114,7 +114,7 @@ def _as_user_error(message: str) -> Iterator[None]:
         raise UserError(message.replace("%s", reason(cause))) from error
 
 
-def _reads_checkpoint(load: Callable[..., None]) -> Callable[..., None]:
+def reads_checkpoint(load: Callable[..., None]) -> Callable[..., None]:
     """Wrap a method that loads part of a checkpoint: its errors become UserErrors that name the checkpoint."""
 
     def read(self: Trainer, checkpoint: Path | str | None, *args: object, **kwargs: object) -> None:
@@ -151,7 +151,7 @@ class CheckedTrainer(Trainer):
         self._check_weights()
         return self.state.log_history
 
-    @_reads_checkpoint
+    @reads_checkpoint
     def _check_checkpoint(self, checkpoint: Path) -> None:
         """Raise UserError if files are missing that the Trainer would silently do without."""
         random = f"rng_state_{self.args.process_index}.pth" if processes() > 1 else "rng_state.pth"
@@ -159,9 +159,9 @@ class CheckedTrainer(Trainer):
         for name in (SCHEDULER_NAME, random, *([] if is_sharded() else [OPTIMIZER_NAME])):
             (checkpoint / name).stat()
 
-    _load_from_checkpoint = _reads_checkpoint(Trainer._load_from_checkpoint)
-    _load_optimizer_and_scheduler = _reads_checkpoint(Trainer._load_optimizer_and_scheduler)
-    _load_rng_state = _reads_checkpoint(Trainer._load_rng_state)
+    _load_from_checkpoint = reads_checkpoint(Trainer._load_from_checkpoint)
+    _load_optimizer_and_scheduler = reads_checkpoint(Trainer._load_optimizer_and_scheduler)
+    _load_rng_state = reads_checkpoint(Trainer._load_rng_state)
 
     def _build_accelerator_args(self, **kwargs: object) -> dict:
         arguments = super()._build_accelerator_args(**kwargs)
@@ -170,9 +170,13 @@ class CheckedTrainer(Trainer):
         return arguments
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> TextOrder:
-        args, texts = self.args, len(self.train_dataset)
-        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return TextOrder(texts, args.max_steps * step, args.data_seed)
+        return TextOrder(len(self.train_dataset), self.args.max_steps * self.step_texts, self.args.data_seed)
+
+    @property
+    def step_texts(self) -> int:
+        """How many texts all processes read in an optimizer step."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: object) -> Tensor:
         loss = super().training_step(model, inputs, *args)

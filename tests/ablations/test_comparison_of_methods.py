@@ -11,7 +11,6 @@ from pipeline.ablations import experiments, methods
 from pipeline.ablations.grid import Arm
 from pipeline.errors import UserError
 from pipeline.preset import options as preset
-from pipeline.training.quiet_star.schedule import stages_of
 from tests.ablations.toy import STUB, Project
 
 
@@ -25,7 +24,7 @@ def test_at_equal_operations_each_training_costs_what_the_reference_does(name: s
     words, equal = methods.training(name, methods.OPERATIONS)
     assert equal["training_operations"] == pytest.approx(reference["training_operations"], rel=methods.CLOSE)
     read = params.load(changes=preset.options(words)).train
-    assert equal["steps"] == sum(stage.steps for stage in stages_of(read))
+    assert equal["steps"] == sum(stage.steps for stage in read.every_stage)
     assert equal["thoughts_per_token"] == pytest.approx(text["thoughts_per_token"])
 
 

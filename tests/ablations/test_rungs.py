@@ -131,7 +131,7 @@ def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tm
     """One arm fails, is named, and is tried again alone; other rungs' rows stay."""
     ran, broken = [], {"no_thought-1"}
 
-    def run(arms: list[Arm], jobs: int, tell: object, done: object) -> dict[str, str]:
+    def run(arms: list[Arm], jobs: int, done: object) -> dict[str, str]:
         ran.extend(arm.about["run"] for arm in arms)
         for arm in arms:
             if arm.about["run"] not in broken:

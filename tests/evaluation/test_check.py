@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation import check
+from pipeline.report.results import rivals_of
 
 ROWS = [
     ("rings", "accuracy", "quiet_star", "before", 0.8, 0.7),
@@ -33,6 +34,13 @@ def test_a_claim_that_fails_is_told(failing: int | None, low: float, tmp_path: P
     rows = [(*row[:-1], low) if i == failing else row for i, row in enumerate(ROWS)]
     words = ["FAILS" if i == failing else "holds" for i in (0, 1, 4)]
     assert outcome(tmp_path, rows, monkeypatch, capsys) == (int(failing is not None), words)
+
+
+def test_each_of_the_reports_rivals_has_a_line(tmp_path: Path, monkeypatch, capsys):
+    rivals = ["no_policy", "untrained", "before", "quiet_star/swapped"]
+    assert list(rivals_of("quiet_star")) == rivals
+    rows = [("rings", "accuracy", "quiet_star", rival, 0.2, 0.1) for rival in [*rivals, "pause", "quiet_star/random"]]
+    assert outcome(tmp_path, rows, monkeypatch, capsys) == (0, ["holds"] * 4)
 
 
 def test_nothing_to_check_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """The gate's loss and gradient are the formula's, it changes nothing else, and generation thinks where it says so."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -110,6 +111,19 @@ def test_the_threshold_leaves_the_share_above_it():
     scores = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     for share in (0.01, 0.05, 0.5, 1.0):
         assert (scores > threshold_for(scores, share)).sum() == round(share * 1000)
+
+
+def test_its_scores_are_float32_in_low_precision():
+    """Under autocast to the bit those without; of a model in bfloat16, those of its weights."""
+    model, ids = gated().eval(), random_ids(2, 5)
+    hidden = model.thinker.read(ids).hidden
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(ids).gate.dtype == model.gate_scores(ids).dtype == torch.float32
+        found = model.gate(hidden)
+    assert torch.equal(found, model.gate(hidden))
+    low, states = deepcopy(model.gate).bfloat16(), hidden.bfloat16()
+    found = low(states)
+    assert found.dtype == torch.float32 and torch.equal(found, low.float()(states.float()))
 
 
 def test_it_is_saved_with_its_threshold_and_only_where_it_is_asked_for(tmp_path):

@@ -63,10 +63,7 @@ class Task:
 
 def read_task(path: Path) -> Task:
     """Read a task from a YAML file. Raises UserError where the file is missing or does not describe a task."""
-    try:
-        task = typed_yaml.load(path, Task)
-    except FileNotFoundError as error:
-        raise UserError(f"the task file {path} is missing") from error
+    task = typed_yaml.load(path, Task)
     reasoning = task.chain_of_thought
     problems = {
         "prompt is empty": not task.prompt,

@@ -82,15 +82,8 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
         write_rows(results / "predictions.parquet", _predictions(encoded, firsts, scratch.rows), PREDICTIONS)
         columns = ["task", "group", "way", "correct", "correct_norm", "prob"]
         answers = pd.read_parquet(results / "predictions.parquet", columns=columns).groupby("task", sort=False)
-        thoughts = (thought for row in scratch.rows if OWN in row for thought in row[OWN][ANSWER])
-        cost = cost_of(asked, [len(thought) - thought.count(ENDED) for thought in thoughts])
-        gated = [
-            thought[0] != SKIPPED for row in scratch.rows if OWN_GATED in row for thought in row[OWN_GATED][ANSWER]
-        ]
-        if gated:
-            cost["gated_share"] = sum(gated) / len(gated)
-            cost[f"operations_{GATED}"] = 1.0 + cost["gated_share"] * asked.thought_room
-        write_json(results / "metrics.json", {task: summary(rows) for task, rows in answers} | {"cost": cost})
+        metrics = {task: summary(rows) for task, rows in answers}
+        write_json(results / "metrics.json", metrics | {"cost": cost_of(asked, scratch.rows)})
 
 
 def _ask(
@@ -128,14 +121,20 @@ def summary(answers: pd.DataFrame) -> dict:
     return found
 
 
-def cost_of(asked: AskedModel, lengths: list[int]) -> dict[str, float]:
-    """What thinking costs: ``lengths``, the tokens of the own thoughts where they are sampled.
+def cost_of(asked: AskedModel, rows: KeptRows) -> dict[str, float]:
+    """What thinking costs, from the ``rows`` of all tasks.
 
     thought_length: mean tokens of a thought; operations: tokens that pass through the decoder for each one that is
-    predicted, as many times as many as the base model needs.
+    predicted, as many times as many as the base model needs; gated_share: how often the gate wanted a thought.
     """
-    length = sum(lengths) / len(lengths) if lengths else float(max(0, asked.thought_room - 2))
-    cost = {"thought_length": length, "operations": 1.0 + asked.thought_room}
+    lengths = [len(own) - own.count(ENDED) for row in rows if OWN in row for own in row[OWN][ANSWER]]
+    wanted = [own[0] != SKIPPED for row in rows if OWN_GATED in row for own in row[OWN_GATED][ANSWER]]
+    room = asked.thought_room
+    length = sum(lengths) / len(lengths) if lengths else float(max(0, room - 2))
+    cost = {"thought_length": length, "operations": 1.0 + room}
     if MEAN in asked.direct_ways:
-        cost[f"operations_{MEAN}"] = 1.0 + MEAN_SAMPLES * asked.thought_room
+        cost[f"operations_{MEAN}"] = 1.0 + MEAN_SAMPLES * room
+    if wanted:
+        cost["gated_share"] = sum(wanted) / len(wanted)
+        cost[f"operations_{GATED}"] = 1.0 + cost["gated_share"] * room
     return cost

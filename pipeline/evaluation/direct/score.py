@@ -13,14 +13,13 @@ from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
 from pipeline.data.tasks.spec import NUMBER, TEXT, Task
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
 from pipeline.evaluation.donors import ANSWER, CONTROLS, WRITTEN, ByPlace, Controls, ending_together
-from pipeline.evaluation.prompts import GATED, THOUGHT, AskedModel, before_stop
+from pipeline.evaluation.prompts import GATED, HELD_LOGITS, THOUGHT, AskedModel, before_stop
 from pipeline.evaluation.shared import in_turns
 from pipeline.files import batches
 from pipeline.models.trained import check_room
 from pipeline.thought.head import ban, exact_dtype
 from pipeline.training.processes import is_main
 
-HELD_LOGITS = 2**25  # in memory at once where texts are scored: 128 MiB in float32
 ANSWER_TOKENS = 12  # to write a number in; the paper allows as many for a number after a chain of thought
 OWN, OWN_GATED = "own", "own_gated"  # the model's own thoughts in a row
 

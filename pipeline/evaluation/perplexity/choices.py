@@ -33,7 +33,8 @@ def choices_table(tokens: pd.DataFrame, marker: str, seed: int) -> pd.DataFrame:
             here = values.where(chosen, 0.0)
             low, high = interval_over_texts(here, tokens["text"])
             row |= {name: here.mean(), f"{name}_low": low, f"{name}_high": high}
-            row[f"kept_{name}"] = here.sum() / values.sum()
+            if whole := values.sum():  # of nothing there is no share
+                row[f"kept_{name}"] = here.sum() / whole
         rows.append(row)
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 

@@ -123,8 +123,7 @@ def _own(model: QuietStarForCausalLM, reader: TokenReader, sampling: Sampling, b
     if model.has_thoughts:
         columns["nll_thought"] = _losses(output.logits, ids, mask)
         columns["weight"] = output.weight[:, :-1][predicted].double().tolist()
-        by_text = (logits.float() for logits in output.base_logits[:, :-1])
-        entropies = torch.stack([entropy(logits, logits.softmax(-1)) for logits in by_text])
+        entropies = torch.stack([entropy(logits.float()) for logits in output.base_logits[:, :-1]])
         columns["entropy"] = entropies[predicted].double().tolist()
         columns["thought"] = [""] * len(row)
     if output.gate is not None:

@@ -12,17 +12,12 @@ from itertools import accumulate
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from pipeline.params import Stage, Train
-
-
-def stages_of(params: Train) -> list[Stage]:
-    """The stages in turn: one with the settings of ``params``, where these name none."""
-    return params.stages or [Stage(params.thought_tokens, params.lookahead, params.learning_rate, params.steps)]
+from pipeline.params import Train
 
 
 def ends_of(params: Train) -> list[int]:
     """How many steps of the run are finished at each stage's end."""
-    return list(accumulate(stage.steps for stage in stages_of(params)))
+    return list(accumulate(stage.steps for stage in params.every_stage))
 
 
 def stage_at(params: Train, finished: int) -> int:
@@ -35,14 +30,14 @@ def in_all(params: Train) -> Train:
 
     The trained model keeps these, and evaluation thinks with them.
     """
-    first, last = stages_of(params)[0], stages_of(params)[-1]
+    first, last = params.every_stage[0], params.every_stage[-1]
     sizes = {"thought_tokens": last.thought_tokens, "lookahead": last.lookahead}
     return replace(params, steps=ends_of(params)[-1], learning_rate=first.learning_rate, **sizes)
 
 
 def scale_rates(scheduler: LambdaLR, params: Train) -> None:
     """Multiply the rates that a scheduler gives by that of each step's stage over the first stage's."""
-    stages = stages_of(params)
+    stages = params.every_stage
 
     def scaled(rate: Callable[[int], float], step: int) -> float:
         stage = stages[min(stage_at(params, step), len(stages) - 1)]

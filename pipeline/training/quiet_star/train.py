@@ -23,7 +23,7 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
-from pipeline.training.quiet_star.schedule import in_all, stage_at, stages_of
+from pipeline.training.quiet_star.schedule import in_all, stage_at
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.trainer import (
     APART,
@@ -142,7 +142,7 @@ def _trainer(
         round_frozen(model)
     spans = Spans(tokens / "train.arrow", model.vocabulary)
     heldout = Spans(tokens / "heldout.arrow", model.vocabulary, params.evaluation_texts)
-    stages = stages_of(params)
+    stages = params.every_stage
     rows = [Layout(stage.thought_tokens, stage.lookahead).row_tokens for stage in stages if model.has_thoughts]
     check_room(model, len(spans[0]["input_ids"]) + max(rows, default=0), "a span")
     asked = read_probe(probe, tokenizer, params.rationales) if model.samples_thoughts else None

@@ -28,10 +28,10 @@ from pipeline.training.processes import is_main
 from pipeline.training.quiet_star.ema import Ema
 from pipeline.training.quiet_star.epochs import Repeated, WholeBatches
 from pipeline.training.quiet_star.probe import Probe
-from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at, stages_of
+from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.where import Where
-from pipeline.training.trainer import CheckedTrainer, _reads_checkpoint
+from pipeline.training.trainer import CheckedTrainer, reads_checkpoint
 from pipeline.training.warnings import HELDOUT_LOSS, Watch
 
 # of the next token without thoughts; of all tokens ahead that the talk loss has, without thoughts and with
@@ -80,7 +80,7 @@ class QuietStarTrainer(CheckedTrainer):
             self.add_callback(self._ema)
         self._apart = params.clip == APART and has_policy(self.model)
         self._engine = Engine(params.attention, params.positions, self._apart)
-        self._stage: int | None = None  # of `stages_of`, that the model thinks by
+        self._stage: int | None = None  # of `Train.every_stage`, that the model thinks by
         self._enter_stage()
         self.add_callback(StageEnds(params))
         self.model_accepts_loss_kwargs = True  # keeps the Trainer from dividing our loss by the micro-batches
@@ -107,7 +107,7 @@ class QuietStarTrainer(CheckedTrainer):
         """Let the model think as the next step's stage does; held-out losses are then those of the last step's."""
         stage = stage_at(self._params, self.state.global_step)
         if self._params.stages and stage != self._stage:
-            now = stages_of(self._params)[stage]
+            now = self._params.every_stage[stage]
             sizes = {"thought_tokens": now.thought_tokens, "lookahead": now.lookahead}
             self.model.config.update(sizes)
             self._speed = speed_of(replace(self._params, **sizes), self.model, self.train_dataset.mean_length)
@@ -134,8 +134,7 @@ class QuietStarTrainer(CheckedTrainer):
         return self._batch
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return Repeated(super()._get_train_sampler(train_dataset), step, self._epochs)
+        return Repeated(super()._get_train_sampler(train_dataset), self.step_texts, self._epochs)
 
     @property
     def _seed(self) -> int:
@@ -176,7 +175,7 @@ class QuietStarTrainer(CheckedTrainer):
         if self._ema is not None and self.args.should_save:
             self._ema.save(Path(output_dir))
 
-    @_reads_checkpoint
+    @reads_checkpoint
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self._ema is not None and checkpoint is not None:
@@ -201,21 +200,21 @@ class QuietStarTrainer(CheckedTrainer):
         """Clip the gradient of the whole loss or, apart, those of its two parts, and add them up.
 
         Clipped together, the larger part is all that is left of the other's direction. Returns the norm before clipping
-        or, apart, that of the sum.
+        or, apart, that of the sum. What a gate or an objective's own parameters (a learned value) have to learn is not
+        part of it, as that would change what all else learns: a gate is not clipped, the latter by themselves.
         """
-        if self.model.gate is not None:  # its gradient is not clipped, and not part of the norm of the others
-            gate = {parameter: parameter.grad for parameter in self.model.gate.parameters()}
-            for parameter in gate:
-                parameter.grad = None
-            norm = self._clip_others(model)
-            for parameter, gradient in gate.items():
-                parameter.grad = gradient
-            return norm
-        return self._clip_others(model)
+        own = list(self.model.objective.parameters())
+        beside = own + list(self.model.gate.parameters() if self.model.gate is not None else ())
+        gradients = [parameter.grad for parameter in beside]
+        for parameter in beside:
+            parameter.grad = None
+        norm = self._clip_apart(model) if self._apart else super().clip(model)
+        for parameter, gradient in zip(beside, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(own, self.args.max_grad_norm)
+        return norm
 
-    def _clip_others(self, model: torch.nn.Module) -> Tensor:
-        if not self._apart:
-            return super().clip(model)
+    def _clip_apart(self, model: torch.nn.Module) -> Tensor:
         policy, self._policy = self._policy, {}
         learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norms, language = [super().clip(model)], [parameter.grad for parameter in learned]

@@ -73,6 +73,16 @@ def test_without_a_gate_sampled_thoughts_or_a_marker():
     assert table["content"].isna().all() and table["kept_content"].isna().all() and table["gain"].notna().all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_thoughts_change_nothing_there_is_no_share_of_it():
+    tokens = made_up()
+    tokens["nll_swapped"] = tokens["nll_thought"]
+    table = choices_table(tokens, "A:", seed=5)
+    assert table["kept_gain"].notna().all() and table["kept_content"].isna().all()
+    table = choices_table(tokens.assign(nll_no_thought=tokens["nll_thought"]), "A:", seed=5)
+    assert table["kept_gain"].isna().all() and (table["gain"] == 0).all()
+
+
 def test_a_marker_may_be_several_tokens_but_not_of_two_texts():
     tokens = pd.DataFrame({"text": [0, 0, 0, 1, 1, 1], "token": ["x", "A", ":", ":", "A:", "b"]})
     assert list(follows(tokens, "A:")) == [False] * 5 + [True]

@@ -14,8 +14,9 @@ from pipeline.data.spans import Spans
 from pipeline.files import write_rows
 from pipeline.models.trained import load_trained
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
-from pipeline.thought.objective import counts_of
+from pipeline.thought.objective import SliceLosses, counts_of
 from pipeline.thought.sampler import Sampling
+from pipeline.thought.value import Value
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.quiet_star.epochs import Repeated
 from pipeline.training.quiet_star.train import write_trained
@@ -197,6 +198,39 @@ def test_a_value_has_the_mixing_heads_rate_and_is_logged(spans: Spans):
     assert {rates[id(p)] for p in one.model.objective.parameters()} == {0.02}
     assert min(column(one.state.log_history, "value_part")) > 0
     assert all((p != q).any() for p, q in zip(one.model.objective.parameters(), start("value"), strict=True))
+
+
+@pytest.mark.parametrize("clip", ["together", "apart"])
+def test_a_values_gradient_is_clipped_by_itself(clip: str, spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    """However large it is, the norm that is logged and all other gradients of a step stay the same to the bit."""
+
+    def step(scale: float) -> tuple[list[float], dict[str, torch.Tensor], torch.Tensor]:
+        def scaled(self: Value, *args: object) -> SliceLosses:
+            losses = forward(self, *args)
+            return replace(losses, parts=losses.parts | {"value": scale * losses.parts["value"]})
+
+        monkeypatch.setattr(Value, "forward", scaled)
+        settings = replace(TRAIN, steps=1, gradient_clip=0.05, clip=clip)
+        one = trainer(quiet_star(LLAMA, method="value", policy_weight=5.0, rationales=1), spans, settings)
+        with torch.no_grad():
+            one.model.objective.outer.fill_(0.01)
+        others, whole = {}, one.clip
+
+        def spy(model: torch.nn.Module) -> torch.Tensor:
+            norm = whole(model)
+            others.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+            return norm
+
+        one.clip = spy
+        one.run()
+        own = [others.pop(name) for name in list(others) if name.startswith("objective.")]
+        return column(one.state.log_history, "grad_norm"), others, torch.cat([g.flatten() for g in own]).norm()
+
+    forward = Value.forward
+    (norm, others, small), (again, same, large) = step(1e-3), step(1e3)
+    assert norm == again and norm[0] > 0.05
+    assert others.keys() == same.keys() and all(torch.equal(value, same[name]) for name, value in others.items())
+    assert 0 < small < 0.04 and large.item() == pytest.approx(0.05, rel=1e-3)
 
 
 def start(method: str) -> list[torch.Tensor]:
