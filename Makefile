@@ -8,7 +8,7 @@ EIGHT_BIT := $(VENV)/8bit/.ready
 RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests repro check real ladder methods seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
+.PHONY: help setup setup-tests repro quick check real ladder methods seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ repro: setup ## run the whole pipeline (dvc repro); what is cached is not run ag
 	@$(RUN) dvc repro
 	@$(BIN)/python -c 'import pandas; print(pandas.read_csv("results/compare/figures.csv").to_string(index=False))'
 	@echo "== the report is results/report/index.html"
+
+quick: setup ## the effect of thinking in minutes, in a smaller world: results/quick/report.html
+	@$(RUN) python -m pipeline.ablations.quick
 
 check: setup ## whether the run's claims hold (results/compare): a line for each that does not, and exit code 1
 	@$(RUN) python -m pipeline.evaluation.check

@@ -6,6 +6,7 @@ experiments failed. An arm is done when this repository has the commit of its ex
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pipeline.preset import options as preset
 FOLDER = Path(".dvc/tmp/ablations")  # holds clones and logs; DVC keeps .dvc/tmp out of git
 RESUME = ".resume"  # where stages keep unfinished work (pipeline.resume)
 PRINT = partial(print, flush=True)
+STAGE_ENDED = re.compile(r"[a-z_]+( \w+ \d+)?: [\d hmins]+")  # as `errors.run_stage` says: train pause 1: 2 min 3 s
 DVC = (sys.executable, "-m", "dvc")
 
 
@@ -123,9 +125,14 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     subprocess.run([*DVC, "config", "--local", "cache.dir", str(cache)], cwd=clone, env=environment, check=True)
     changes = [part for word in preset.words(arm.params) for part in ("-S", word)]
     words = [*DVC, "exp", "run", "--name", arm.name, arm.target, *changes]
-    with log.open("wb") as file:
+    with log.open("wb") as file, log.open(errors="replace") as written:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-        code = subprocess.run(words, cwd=clone, env=environment, pass_fds=[lock], check=False, **pipes).returncode
+        process, text = subprocess.Popen(words, cwd=clone, env=environment, pass_fds=[lock], **pipes), ""
+        while process.poll() is None:
+            time.sleep(1)
+            *lines, text = (text + written.read()).split("\n")
+            for line in filter(STAGE_ENDED.fullmatch, lines):
+                tell(f"{arm.name}: {line}")
     try:
         _fetch(clone)
     except UserError as error:
@@ -133,7 +140,7 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     shutil.rmtree(clone)
     if git("for-each-ref", arm.ref):
         return None
-    if not code:
+    if not process.returncode:
         return "it ran, but DVC has kept no commit of it"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]

@@ -9,18 +9,13 @@ results/real/report.html, summary.json and compare/.
 from pathlib import Path
 
 import pandas as pd
-from dvc.api import DVCFileSystem
 
 from pipeline import errors
 from pipeline.ablations import experiments
-from pipeline.ablations.grid import Workspace, git
-from pipeline.errors import UserError
-from pipeline.files import replacing
+from pipeline.ablations.single import run_single
 from pipeline.preset import options as preset
 
 OUT = Path("results/real")
-FILES = {"report.html": "results/report/index.html", "summary.json": "results/summary.json"}
-FILES |= {f"compare/{name}.csv": f"results/compare/{name}.csv" for name in ("figures", "comparisons", "seeds")}
 METHODS = ("quiet_star", "no_policy", "no_thought", "before")
 WORDS = ("model=smollm2-135m", "scale=study", "train.evaluation_steps=100")
 # half the evaluation of the ladder's arms, so that it takes about an hour on two cores
@@ -37,16 +32,8 @@ def main() -> None:
     if given.model is not None:
         words.append(f"base_model.path={given.model.resolve()}")
     values = preset.options(words, None if given.root is None else str(given.root.resolve()))
-    arm = Workspace().arm("real", {}, preset.words(values), target="report")
-    failed = experiments.run([arm], 1)
-    if failed:
-        raise UserError(f"the run failed: {failed[arm.name]}. Put it right and run this again: it resumes")
-    files = DVCFileSystem(rev=git("rev-parse", arm.ref))
-    for name, source in FILES.items():
-        with replacing(OUT / name) as part:
-            files.get_file(source, str(part))
+    run_single("real", values, OUT)
     print(pd.read_csv(OUT / "compare/comparisons.csv").to_string(index=False))
-    print(f"the report is {OUT / 'report.html'}")
 
 
 if __name__ == "__main__":
