@@ -129,7 +129,8 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
         pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
         process, text = subprocess.Popen(words, cwd=clone, env=environment, pass_fds=[lock], **pipes), ""
         while process.poll() is None:
-            time.sleep(1)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
             *lines, text = (text + written.read()).split("\n")
             for line in filter(STAGE_ENDED.fullmatch, lines):
                 tell(f"{arm.name}: {line}")

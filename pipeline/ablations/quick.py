@@ -1,7 +1,7 @@
 """The effect of thinking in minutes: `python -m pipeline.ablations.quick` (`make quick`).
 
-The preset scale=quick, a smaller world than the default run's, as a DVC experiment: the workspace stays as it is. Writes
-results/quick/report.html, summary.json and compare/.
+A DVC experiment with the preset scale=quick, a smaller world than the default run's: the workspace stays as it is.
+Writes results/quick/report.html, summary.json and compare/.
 """
 
 from pathlib import Path

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pipeline.ablations import __main__ as command
-from pipeline.ablations import experiments, seeds
+from pipeline.ablations import experiments, seeds, single
 from pipeline.ablations.grid import arms, git, read_grid
 from pipeline.errors import UserError
 from tests.ablations.toy import ROOT, STUB, Project
@@ -47,7 +47,8 @@ def test_every_arm_is_an_experiment_and_nothing_is_run_twice(project: Project, c
     project.stage(shift=0.2)  # not committed: arms have the workspace's code
     before = project.call("git", "status", "--porcelain")
     ablations("--jobs", "2")
-    assert "all 5 arms are done" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "all 5 arms are done" in told and told.count(": compare: 2 s\n") == 5
     assert sorted(project.ran) == ["1 1", "1 2", "3 1", "3 2", "5 2"]  # no_thought's are the shipped ones
     assert project.accuracies() == {(1, 1): 0.3, (1, 2): 0.3, (3, 1): 0.5, (3, 2): 0.5}
     assert (project.table["state"] == "done").all()
@@ -229,6 +230,19 @@ def test_runs_of_named_methods_two_at_a_time_keep_what_is_done_when_interrupted(
         seed_runs("1:1", "--jobs", "0")
     with pytest.raises(UserError, match=r"arms.methods is \['nothing'\], but must be one of"):
         seed_runs("1:1", "--methods", "nothing")
+
+
+def test_a_single_run_is_kept_beside_the_workspace_as_it_is(project: Project, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(single, "FILES", {"figures.csv": "results/compare/figures.csv"})
+    before = project.call("git", "status", "--porcelain", "--", ":!results")
+    for _ in range(2):
+        single.run_single("small", {"train.thought_tokens": 7}, Path("results/small"))
+        kept = pd.read_csv("results/small/figures.csv")
+        assert set(kept.query("measure == 'accuracy' and arm == 'quiet_star'")["value"]) == {0.7}
+    assert project.ran == ["7 2"] and project.call("git", "status", "--porcelain", "--", ":!results") == before
+    project.stage(broken=(8, 2))
+    with pytest.raises(UserError, match=r"the run failed: error: this one breaks\. Put it right"):
+        single.run_single("small", {"train.thought_tokens": 8}, Path("results/small"))
 
 
 @pytest.fixture

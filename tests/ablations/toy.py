@@ -32,6 +32,7 @@ lines = ["task,measure,arm,seeds,n,groups,value,low,high", *(",".join(map(str, r
 Path("results/compare/figures.csv").write_text("\\n".join(lines) + "\\n")
 with open({log!r}, "a") as log:
     log.write(f"end {{length}} {{lookahead}}\\n")
+print("compare: 2 s")
 """
 OUTS = [{"results/compare/figures.csv": {"cache": False}}]
 COMPARE = {
