@@ -1,5 +1,6 @@
 """What a run tells while it trains: tokens a second, the share of a device's peak; trackers change nothing."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,3 +89,17 @@ def test_a_tracker_that_is_not_installed(write: Callable, monkeypatch: pytest.Mo
     monkeypatch.setattr(train, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^train\.trackers names mlflow, which is not installed: pip install mlflow$"):
         write(["mlflow"])
+
+
+def test_a_tracker_that_does_not_start(write: Callable, monkeypatch: pytest.MonkeyPatch):
+    class Tracker(TrainerCallback):
+        def setup(self, args, state, model):
+            assert args.run_name == "pause-1" and state.is_world_process_zero and model.config.method == "pause"
+            raise RuntimeError("No API key configured. Use `wandb login` to log in.\nMore lines.")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    monkeypatch.setattr(train, "find_spec", lambda name: name)
+    complaint = "train.trackers names wandb, which does not start: No API key configured. Use `wandb login` to log in."
+    with pytest.raises(UserError, match=f"^{re.escape(complaint)}$"):
+        write(["wandb"])
+    assert not Path("out").exists() and not Path("results/train").exists()
