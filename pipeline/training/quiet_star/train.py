@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from dataclasses import asdict, replace
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -110,7 +110,7 @@ def write_trained(
 
 
 def _check_device_settings(params: Train, device: str) -> None:
-    """Raise UserError for settings that the device or FSDP cannot run, and for trackers that are not installed."""
+    """Raise UserError for settings that the device or FSDP cannot run, and for trackers that cannot be imported."""
     if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
     if params.positions is not None and is_sharded():
@@ -118,8 +118,13 @@ def _check_device_settings(params: Train, device: str) -> None:
     if params.clip == APART and is_sharded():
         raise UserError("train.clip is apart, which FSDP-sharded weights cannot do: set it to together")
     for name in params.trackers:
-        if find_spec(name) is None:
-            raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            needed = f"which needs {error.name}: pip install {error.name}"
+            raise UserError(f"train.trackers names {name}, {needed}") from error
+        except ImportError as error:
+            raise UserError(f"train.trackers names {name}, which cannot be imported: {reason(error)}") from error
     if params.ema is not None and is_sharded():
         raise UserError("train.ema is set, but FSDP-sharded weights are not averaged: make it null")
     if params.optimizer == "adamw_8bit" and is_sharded():
