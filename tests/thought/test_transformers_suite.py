@@ -1,7 +1,7 @@
 """transformers' own tests of `generate` on a tiny model, where a copy of them is given; docs/running.md has the result.
 
 They are in no package. With a checkout of transformers at the pinned version, and parameterized installed:
-`GENERATION_TESTS=CHECKOUT/tests/generation/test_utils.py pytest -o addopts= -rs tests/thought/test_transformers_suite.py`
+`GENERATION_TESTS=CHECKOUT/tests/generation/test_utils.py pytest -o addopts= -rs FILE`, where FILE is this one.
 """
 
 import importlib.util
