@@ -124,8 +124,9 @@ class ThoughtGenerationMixin(GenerationMixin):
         ``thought_sampling``: how thoughts are drawn. A seed from torch's generator is added to its own, so that
         `torch.manual_seed` makes thoughts and text the same again. Meta-tokens are never written. Keys and values are
         always cached, by this call alone. Raises ValueError for what needs several continuations of a text at once
-        (beams, assistants), for attentions and hidden states, for a gate that the model has not, for any other
-        ``think``, and where a prompt is empty or padded on the right; FloatingPointError where logits are not finite.
+        (beams, assistants), for attentions and hidden states, for guidance and position ids, for a gate that the model
+        has not, for any other ``think``, and where a prompt is empty or padded on the right; FloatingPointError where
+        logits are not finite.
         """
         if think not in (True, False, GATE):
             raise ValueError(f"think is {think!r}, but must be True, False or {GATE!r}")
@@ -145,6 +146,10 @@ class ThoughtGenerationMixin(GenerationMixin):
         """transformers' loop over new tokens; a `Writer`, handed on to `forward`, predicts each."""
         if generation_config.output_attentions or generation_config.output_hidden_states:
             raise ValueError("generate gives no attentions and no hidden states: a token has those of K + 1 passes")
+        if generation_config.guidance_scale not in (None, 1):
+            raise ValueError("guidance_scale needs a prediction without the prompt, which generate does not make")
+        if settings.get("position_ids") is not None:
+            raise ValueError("generate takes no position_ids: positions follow from the attention mask")
         if thought_sampling.temperature > 0:
             thought_sampling = replace(thought_sampling, seed=thought_sampling.seed + new_seed())
         settings.pop("tokenizer", None)  # that of stop strings, which are among the criteria

@@ -310,6 +310,7 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        use_cache: bool | None = None,
     ) -> QuietStarOutput:
         """Train on ``labels`` (B, N; -100 is ignored), or predict the next token at every position without them.
 
@@ -323,8 +324,9 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         ``engine``: how it is computed, which changes speed and memory and nothing else.
         ``old``: the losses of an earlier pass over the same ``thought_ids``, for objectives with inner epochs.
         ``writer``: `generate`'s, which has read what is before ``input_ids``; only the next token is predicted then.
-        The rest are names that callers of other models use: token types, which decoders have not, and ``return_dict``
-        change nothing. Raises ValueError for others of them, and for ``thought_ids`` where the method samples none.
+        The rest are names that callers of other models use: token types, which decoders have not, ``return_dict`` and
+        ``use_cache`` change nothing (keys and values are never returned). Raises ValueError for others of them, and for
+        ``thought_ids`` where the method samples none.
         """
         if inputs_embeds is not None or output_attentions or output_hidden_states:
             raise ValueError("inputs_embeds, output_attentions and output_hidden_states: a model that thinks has none")

@@ -95,6 +95,21 @@ def test_torchs_seed_decides_text_and_thoughts(model: QuietStarForCausalLM, thou
         assert write(1, thought_sampling=Sampling(1.0), do_sample=True) != write(1, do_sample=True)
 
 
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}])
+def test_caches_that_are_asked_for_change_nothing(model: QuietStarForCausalLM, options: dict):
+    ids = random_ids(2, 5)
+    written = model.generate(ids, max_new_tokens=NEW, return_dict_in_generate=True, **options)
+    assert torch.equal(written.sequences, model.generate(ids, max_new_tokens=NEW)) and written.past_key_values is None
+
+
+def test_a_mask_with_a_hole_hides_the_token(model: QuietStarForCausalLM):
+    """As transformers makes one, where none is given and a prompt has its padding token."""
+    ids, mask = random_ids(1, 7), torch.tensor([[0, 1, 1, 0, 1, 1, 1]])
+    expected = model.generate(ids[mask.bool()][None], max_new_tokens=NEW)[0, 5:]
+    for given in (mask, mask.bool()):
+        assert torch.equal(model.generate(ids, attention_mask=given, max_new_tokens=NEW)[0, 7:], expected)
+
+
 def test_passes_that_a_token_costs(model: QuietStarForCausalLM, monkeypatch: pytest.MonkeyPatch):
     passes, run = [], Decoder.run
     monkeypatch.setattr(Decoder, "run", lambda self, x, *rest: passes.append(x.shape[1]) or run(self, x, *rest))
@@ -151,6 +166,10 @@ def test_meta_tokens_are_never_written(kind: str):
         ({"return_dict_in_generate": True, "output_hidden_states": True}, "no attentions and no hidden states"),
         ({"sampling": Sampling()}, r"not used by the model: \['sampling'\]"),
         ({"past_key_values": 3}, r"not used by the model: \['past_key_values'\]"),
+        ({"inputs_embeds": torch.zeros(1, 5, 16)}, r"not used by the model: \['inputs_embeds'\]"),
+        ({"position_ids": torch.arange(5)[None]}, "takes no position_ids"),
+        ({"guidance_scale": 1.5}, "guidance_scale needs a prediction"),
+        ({"guidance_scale": 1.5, "negative_prompt_ids": torch.ones(1, 2).long()}, "guidance_scale needs a prediction"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}, "left side only"),
     ],
 )
@@ -172,7 +191,7 @@ def test_a_tokenizers_output_stop_strings_and_a_streamer(writes: QuietStarForCau
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
     writes.generate(**asked, max_new_tokens=8, streamer=streamer)
     assert "".join(streamer).strip() == new.strip()
-    assert torch.equal(writes(**asked).logits, writes(asked.input_ids).logits)
+    assert torch.equal(writes(**asked, use_cache=True, return_dict=True).logits, writes(asked.input_ids).logits)
 
 
 def test_the_text_generation_pipeline(writes: QuietStarForCausalLM, tokenizer):

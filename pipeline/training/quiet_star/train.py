@@ -4,14 +4,15 @@ import hashlib
 import math
 import os
 from dataclasses import asdict, replace
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from pipeline.data.spans import Spans
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.files import digests, replacing, write_json, write_table
 from pipeline.models.base import load_base, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
@@ -109,7 +110,7 @@ def write_trained(
 
 
 def _check_device_settings(params: Train, device: str) -> None:
-    """Raise UserError for settings that the device or FSDP cannot run, and for trackers that are not installed."""
+    """Raise UserError for settings that the device or FSDP cannot run, and for trackers that cannot be imported."""
     if params.attention == "flex" and device == "cpu":
         raise UserError("train.attention is flex, which needs a CUDA GPU to train on: set it to auto")
     if params.positions is not None and is_sharded():
@@ -117,8 +118,13 @@ def _check_device_settings(params: Train, device: str) -> None:
     if params.clip == APART and is_sharded():
         raise UserError("train.clip is apart, which FSDP-sharded weights cannot do: set it to together")
     for name in params.trackers:
-        if find_spec(name) is None:
-            raise UserError(f"train.trackers names {name}, which is not installed: pip install {name}")
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            needed = f"which needs {error.name}: pip install {error.name}"
+            raise UserError(f"train.trackers names {name}, {needed}") from error
+        except ImportError as error:
+            raise UserError(f"train.trackers names {name}, which cannot be imported: {reason(error)}") from error
     if params.ema is not None and is_sharded():
         raise UserError("train.ema is set, but FSDP-sharded weights are not averaged: make it null")
     if params.optimizer == "adamw_8bit" and is_sharded():
@@ -128,7 +134,7 @@ def _check_device_settings(params: Train, device: str) -> None:
 def _trainer(
     params: Train, method: str, seed: int, base: Path, tokens: Path, probe: Path, folder: Path
 ) -> QuietStarTrainer:
-    """The trainer with its model and data. Raises UserError for inputs that cannot be trained on."""
+    """The trainer with its model and data. Raises UserError for inputs that cannot be trained on, and for trackers."""
     first = last_checkpoint(folder) is None  # a resumed run has the evaluation before step 1 in its log
     name = f"{method}-{seed}"
     if params.trackers:
@@ -154,7 +160,20 @@ def _trainer(
         where.check(spans)
     data = {"train_dataset": spans, "eval_dataset": heldout}
     speed = speed_of(params, model, spans.mean_length)
-    return QuietStarTrainer(params, asked, where, arguments, folder=folder, speed=speed, model=model, **data)
+    trainer = QuietStarTrainer(params, asked, where, arguments, folder=folder, speed=speed, model=model, **data)
+    _start_trackers(params, trainer)
+    return trainer
+
+
+def _start_trackers(params: Train, trainer: QuietStarTrainer) -> None:
+    """Start the trackers that wait for the first step. Raises UserError for one that cannot: no login, no server."""
+    for name, kind in zip(params.trackers, get_reporting_integration_callbacks(params.trackers), strict=True):
+        for tracker in trainer.callback_handler.callbacks:
+            if isinstance(tracker, kind) and hasattr(tracker, "setup"):
+                try:
+                    tracker.setup(trainer.args, trainer.state, trainer.model)
+                except Exception as error:  # of each library its own
+                    raise UserError(f"train.trackers names {name}, which does not start: {reason(error)}") from error
 
 
 def trainer_settings(params: Train) -> dict:

@@ -1,5 +1,6 @@
 """What a run tells while it trains: tokens a second, the share of a device's peak; trackers change nothing."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_a_tracker_gets_every_row_and_changes_no_byte(write: Callable, monkeypat
             rows.append((args.run_name, state.global_step, *logs))
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
-    monkeypatch.setattr(train, "find_spec", lambda name: name)
+    monkeypatch.setattr(train, "import_module", lambda name: name)
     about, keys = [], train.checkpoints
     monkeypatch.setattr(
         train, "checkpoints", lambda stage, params, *rest: about.append(params) or keys(stage, params, *rest)
@@ -84,7 +85,32 @@ def test_a_tracker_gets_every_row_and_changes_no_byte(write: Callable, monkeypat
     assert len(steps) == TRAIN.steps and all("tokens_per_second" in row for row in steps)
 
 
-def test_a_tracker_that_is_not_installed(write: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^train\.trackers names mlflow, which is not installed: pip install mlflow$"):
+@pytest.mark.parametrize(
+    ("error", "complaint"),
+    [
+        (ModuleNotFoundError(name="mlflow"), "needs mlflow: pip install mlflow"),
+        (ModuleNotFoundError(name="httpx"), "needs httpx: pip install httpx"),
+        (ImportError("cannot import name 'service'"), "cannot be imported: cannot import name 'service'"),
+    ],
+)
+def test_a_tracker_that_cannot_be_imported(write: Callable, monkeypatch: pytest.MonkeyPatch, error, complaint: str):
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "import_module", fail)
+    with pytest.raises(UserError, match=f"^train.trackers names mlflow, which {complaint}$"):
         write(["mlflow"])
+
+
+def test_a_tracker_that_does_not_start(write: Callable, monkeypatch: pytest.MonkeyPatch):
+    class Tracker(TrainerCallback):
+        def setup(self, args, state, model):
+            assert args.run_name == "pause-1" and state.is_world_process_zero and model.config.method == "pause"
+            raise RuntimeError("No API key configured. Use `wandb login` to log in.\nMore lines.")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    monkeypatch.setattr(train, "import_module", lambda name: name)
+    complaint = "train.trackers names wandb, which does not start: No API key configured. Use `wandb login` to log in."
+    with pytest.raises(UserError, match=f"^{re.escape(complaint)}$"):
+        write(["wandb"])
+    assert not Path("out").exists() and not Path("results/train").exists()
