@@ -6,6 +6,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before libraries load: no test waits for a network
+
+# isort: split
 import pytest
 from hypothesis import HealthCheck, settings
 

@@ -65,7 +65,7 @@ TINY = {
     "chain_of_thought.answer_tokens": 2,
     "perplexity.texts": 4,
 }
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # offline: no test waits for a network
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
