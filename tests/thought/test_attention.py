@@ -292,6 +292,7 @@ def test_paths_are_picked_by_name_or_device_and_logged_once(caplog, monkeypatch)
         with pytest.raises(ValueError, match=f"'{name}', but must be one of auto, reference, blocked, flex"):
             pick.pick(name, torch.device("cpu"))
     pick.pick.cache_clear()
+    caplog.clear()  # a command that ran in this process has left the project's messages on
     with caplog.at_level(logging.INFO, logger=pick.__name__):
         for _ in range(3):
             pick.pick("auto", torch.device("cpu"))
