@@ -85,12 +85,12 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def same_model(one: Path, other: Path) -> None:
-    """The same losses over all steps, and the same weights at the end."""
+    """The same losses over all steps, but for rounding, which grows from step to step, and the same weights at the end."""
     logs = [steps_of(folder) for folder in (other, one)]
     # shares of some hundred rewards: another rounding moves one or two across the bound
     counted = logs[0].columns.intersection(["unresolved_rewards", "positive_advantages"])
     pd.testing.assert_frame_equal(*(log[counted] for log in logs), rtol=0, atol=0.01)
-    pd.testing.assert_frame_equal(*(log.drop(columns=counted) for log in logs), rtol=1e-5, atol=1e-6)
+    pd.testing.assert_frame_equal(*(log.drop(columns=counted) for log in logs), rtol=1e-4, atol=1e-6)
     assert farthest(model_of(one), model_of(other)) < 1e-4
 
 
