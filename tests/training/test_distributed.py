@@ -85,7 +85,7 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def same_model(one: Path, other: Path) -> None:
-    """The same losses over all steps, but for rounding, which grows from step to step, and the same weights at the end."""
+    """The same losses over all steps, but for rounding, which grows with them, and the same weights at the end."""
     logs = [steps_of(folder) for folder in (other, one)]
     # shares of some hundred rewards: another rounding moves one or two across the bound
     counted = logs[0].columns.intersection(["unresolved_rewards", "positive_advantages"])
