@@ -84,13 +84,13 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return max(((one[name] - other[name]).norm() / one[name].norm().clamp(min=1e-12)).item() for name in one)
 
 
-def same_model(one: Path, other: Path) -> None:
-    """The same losses over all steps, but for rounding, which grows with them, and the same weights at the end."""
+def same_model(one: Path, other: Path, rtol: float = 1e-5) -> None:
+    """The same losses over all steps, and the same weights at the end."""
     logs = [steps_of(folder) for folder in (other, one)]
     # shares of some hundred rewards: another rounding moves one or two across the bound
     counted = logs[0].columns.intersection(["unresolved_rewards", "positive_advantages"])
     pd.testing.assert_frame_equal(*(log[counted] for log in logs), rtol=0, atol=0.01)
-    pd.testing.assert_frame_equal(*(log.drop(columns=counted) for log in logs), rtol=1e-4, atol=1e-6)
+    pd.testing.assert_frame_equal(*(log.drop(columns=counted) for log in logs), rtol=rtol, atol=1e-6)
     assert farthest(model_of(one), model_of(other)) < 1e-4
 
 
@@ -120,7 +120,8 @@ def test_two_processes_train_as_one(stage: str, changes: dict, way: str, project
     alone, two = one(changes, stage), trained(project, tmp_path / "two", 2, WAYS[way], changes, stage)
     same_gradients(alone, two)
     assert steps_of(alone)["base_loss"].nunique() == 20
-    same_model(alone, two)
+    # without AVX-512 the losses of a value on sharded processes drift apart by rounding: 1.3e-5 after 17 steps
+    same_model(alone, two, rtol=1e-4 if stage == "train value 1" else 1e-5)
     assert outputs(two, stage).keys() == outputs(alone, stage).keys() and scratches(two) == []
 
 
