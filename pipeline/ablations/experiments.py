@@ -58,8 +58,9 @@ def run(
     tell: Callable[[str], None] = PRINT,
     done: Callable[[Arm], None] = lambda arm: None,
 ) -> dict[str, str]:
-    """Run the arms that are not done, ``jobs`` at a time; ``tell`` gets a line for each start and end.
+    """Run the arms that are not done, ``jobs`` at a time.
 
+    ``tell`` gets a line when an arm starts, when one of its stages has ended and when it ends itself.
     ``done`` gets each arm as soon as it is done, first those that an earlier call has finished.
     Returns {arm name: why it failed}. Ctrl-C kills the arms and their stages. When killed itself, this process leaves
     the arms running; they hold the lock, so that the next call waits for them.

@@ -86,7 +86,6 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket.socket, "connect", None)  # no test connects
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def saved(folder: Path, make: Callable = byte_tokenizer, base: dict = LLAMA, positions: int = 512, **own) -> Path:
@@ -459,7 +458,7 @@ def test_the_command(folder: Path, tmp_path: Path):
     written_task(tmp_path, CHOICE_TASK, rows)
     options = f"--model quiet_star --model_args pretrained={folder},think=true --tasks letters --batch_size 4"
     line = [sys.executable, "-m", "pipeline.evaluation.harness", *options.split(), "--include_path", str(tmp_path)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    environment = {**os.environ, "HF_DATASETS_OFFLINE": "1"}
     told = subprocess.check_output(line, cwd=ROOT, env=environment, text=True, timeout=300)
     row = next(line for line in told.splitlines() if line.startswith("|letters"))
     assert float(row.split("|")[7]) == evaluated(folder, tmp_path, "letters", think=True)[0]["acc,none"]
@@ -473,7 +472,7 @@ def test_lm_evals_own_command_reads_a_release(folder: Path, tmp_path: Path):
     add_code(tmp_path / "release")
     options = f"--model hf --model_args pretrained={tmp_path}/release,trust_remote_code=True,dtype=float32 --device cpu"
     line = [sys.executable, "-m", "lm_eval", "run", *options.split(), "--tasks", "letters", "--batch_size", "4"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     told = subprocess.check_output(
         [*line, "--include_path", str(tmp_path)], cwd=tmp_path, env=environment, text=True, timeout=300
     )

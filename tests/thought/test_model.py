@@ -306,7 +306,7 @@ def test_a_folder_with_the_package_loads_without_this_project(tmp_path: Path):
     config["auto_map"] = {"AutoConfig": "model.QuietStarConfig", "AutoModelForCausalLM": "model.QuietStarForCausalLM"}
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     torch.save(ids, tmp_path / "ids.pt")
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ""}
     subprocess.run([sys.executable, "-c", LOAD, "model"], cwd=tmp_path, env=environment, check=True)
     logits, sequences, share = torch.load(tmp_path / "found.pt")
     torch.testing.assert_close(logits, model(ids).logits.detach())

@@ -202,8 +202,10 @@ def documents(
         "facts": lambda: fact_document(rng),
         "stories": lambda: story_document(rng, aside_share),
     }
+    weights = [kinds[kind] for kind in makers]
     for _ in range(count):
-        yield makers[rng.choices(list(kinds), weights=list(kinds.values()))[0]]()
+        [make] = rng.choices(list(makers.values()), weights)
+        yield make()
 
 
 def problems(task: str, split: str, count: int, seed: int, moves: Moves) -> list[Problem]:
