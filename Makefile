@@ -45,7 +45,7 @@ quick: setup ## the effect of thinking in minutes, in a smaller world: results/q
 	@$(RUN) python -m pipeline.ablations.quick
 
 check: setup ## whether the run's claims hold (results/compare): a line for each that does not, and exit code 1
-	@$(RUN) python -m pipeline.evaluation.check
+	@$(RUN) python -m pipeline.report.check
 
 # a real model from packages; `make real MODEL=FOLDER` takes another one, `MODEL=` the preset's from the hub
 MODEL ?= $(VENV)/smollm2

@@ -71,7 +71,7 @@ def test_ctrl_c_while_libraries_are_loaded(words: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "words", ["pipeline.preset scale=smoke", "pipeline.evaluation.check -h", "stages.inputs -h", "stages.compare -h"]
+    "words", ["pipeline.preset scale=smoke", "pipeline.report.check -h", "stages.inputs -h", "stages.compare -h"]
 )
 def test_a_command_that_needs_no_model_does_not_load_torch(words: str):
     """Loading torch and transformers takes seconds."""

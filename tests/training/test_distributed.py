@@ -151,8 +151,8 @@ def test_two_processes_with_two_micro_batches_each(way: str, project: Path, one:
     changes = {"train.accumulation": 4, "train.batch_size": 1}
     alone, two = one(changes), trained(project, tmp_path / "two", 2, WAYS[way], changes)
     same_gradients(alone, two)
-    # with single texts, rounding has come to 2e-5 of a loss after 9 steps and, on one machine, to 3e-4 after 18, by when
-    # it decides which of two tokens a thought has drawn
+    # with single texts, rounding has come to 2e-5 of a loss after 9 steps and, on one machine, 3e-4 after 18: by then
+    # it decides which of two tokens a thought draws
     losses = [steps_of(folder)[["loss", "base_loss"]] for folder in (alone, two)]
     pd.testing.assert_frame_equal(*(some.head(10) for some in losses), rtol=1e-4)
     pd.testing.assert_frame_equal(*losses, rtol=1e-2)

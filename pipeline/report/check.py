@@ -1,4 +1,4 @@
-"""`python -m pipeline.evaluation.check`: do the run's claims hold? A line for each, and exit code 1 if one fails."""
+"""`python -m pipeline.report.check`: do the run's claims hold? A line for each, and exit code 1 if one fails."""
 
 import sys
 from pathlib import Path

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluation import check
+from pipeline.report import check
 from pipeline.report.results import rivals_of
 
 ROWS = [
