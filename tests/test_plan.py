@@ -125,7 +125,7 @@ def test_memory_against_measured_steps(
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
     shape = with_thoughts(shape_from(LlamaConfig(vocab_size=vocab, tie_word_embeddings=False, **sizes, **heads)))
     step = Step(texts=1, tokens=tokens, rationales=2, thought_tokens=thought_tokens, lookahead=4)
-    train = replace(TRAIN, positions=positions, checkpointing=checkpointing)
+    train = replace(TRAIN, positions=positions, checkpointing=checkpointing, clip="together")
     found, whole = (training_memory(shape, step, 1, some) for some in (train, replace(train, positions=tokens)))
     assert sum(found.values()) == pytest.approx(peak * GIGA, rel=0.15)
     assert found["gradients"] == whole["gradients"] * (2 if positions else 1)  # slices keep their gradients apart
@@ -231,7 +231,10 @@ def test_what_fits_is_not_warned_of():
         ([*ADAPTERS, "plan.device_memory=20", "train.precision=float32"], "; set train.precision to bfloat16, or"),
         (["plan.device_memory=0.3"], "lower train.batch_size and raise train.accumulation"),
         (["plan.device_memory=0.06", "train.batch_size=1"], "set train.checkpointing"),
-        (["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"], "set train.positions below 48"),
+        (
+            ["plan.device_memory=0.03", "train.batch_size=1", "train.checkpointing=true"],
+            "set train.positions below 48 and train.clip to together",
+        ),
         (["plan.disk=0.01"], "go to the disk"),
         (
             [*PAPER, "hardware=gpu", "plan.device_memory=24", "evaluate.precision=float32"],
@@ -242,6 +245,7 @@ def test_what_fits_is_not_warned_of():
         (["plan.devices=8", "train.accumulation=12"], "cannot be shared out over 8 devices"),
         ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which is refused"),
         ([*PAPER, "hardware=node", "train.positions=64"], "train.positions is 64, which is refused"),
+        ([*PAPER, "hardware=node", "train.clip=apart"], "train.clip is apart, which is refused"),
     ],
 )
 def test_what_does_not_fit_is(words: list[str], warning: str):

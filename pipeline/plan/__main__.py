@@ -76,7 +76,7 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
     slow = [stage for stage in MEASURED if getattr(every, stage).precision != train.precision]
     if slow and train.precision == "bfloat16":
         yield f"training is in bfloat16, {', '.join(slow)} in float32, which runs slower than plan.flops"
-    for name, value in (("optimizer", "adamw"), ("positions", None)):
+    for name, value in (("optimizer", "adamw"), ("positions", None), ("clip", "together")):
         if plan.devices > 1 and getattr(train, name) != value:
             yield f"train.{name} is {getattr(train, name)}, which is refused where weights are sharded (FSDP2)"
     if train.accumulation % plan.devices:
@@ -100,7 +100,10 @@ def advice(found: Estimate, every: Params) -> str:
         return "set train.checkpointing"
     if every.plan.devices > 1:
         return "take shorter spans, or set train.adapt to lora"
-    return "lower train.positions" if train.positions else f"set train.positions below {every.tokenize.span}"
+    if train.positions:
+        return "lower train.positions"
+    clip = " and train.clip to together" if train.clip == "apart" else ""
+    return f"set train.positions below {every.tokenize.span}{clip}"
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny project that trains for 20 steps of two micro-batches, among them padded texts."""
     changes = {"train.steps": 20, "train.evaluation_steps": 7, "train.accumulation": 2, "train.batch_size": 2}
     folder = copy_project(tmp_path_factory.mktemp("distributed") / "project")
-    set_params(folder, changes | {"base_model.scratch.layers": 2, "tokenize.span": 40})
+    set_params(folder, changes | {"base_model.scratch.layers": 2, "tokenize.span": 40, "train.clip": "together"})
     run_stages(folder, ("corpus", "tokenize", "base_model"))
     return folder
 
@@ -228,6 +228,7 @@ def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, 
         # its gradients are taken inside the forward pass, where FSDP2 has no layer's weights but the one it is in
         ({"positions": 4}, "train.positions is set, but FSDP-sharded weights need"),
         ({"ema": 0.9}, "train.ema is set, but FSDP-sharded weights are not averaged: make it null"),
+        ({"clip": "apart"}, "train.clip is apart, which FSDP-sharded weights cannot do"),
         ({"optimizer": "adamw_8bit"}, "train.optimizer is adamw_8bit, which cannot change FSDP"),
     ],
 )

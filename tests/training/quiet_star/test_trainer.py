@@ -64,6 +64,7 @@ TRAIN = replace(
     weight_decay=0.1,
     warmup_steps=0,
     gradient_clip=1.0,
+    clip="together",
     log_steps=1,
     evaluation_steps=1,
     policy_weight=5.0,
