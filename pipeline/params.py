@@ -56,6 +56,7 @@ class HubSplit:
     split: str = MISSING
     revision: str | None = None
     columns: str | None = None
+    solution: Annotated[str, ("one of", ("whole", "equations", "final"))] = "whole"
     rows: Amount | None = None
     part: str | None = None
 
@@ -359,6 +360,8 @@ def _impossible(params: Params) -> Iterator[str]:
             yield f"corpus.hub.{split}.part is {source.part}, but must be COLUMN:I/N, such as module:1/2, or null"
         if source.columns and source.columns.count("+") > 1:
             yield f"corpus.hub.{split}.columns is {source.columns}, but must name one column, or two with a + between"
+        if source.solution != "whole" and "+" not in (source.columns or ""):
+            yield f"corpus.hub.{split}.solution is {source.solution}, but columns names no question+answer"
     for name, values in vars(arms).items():
         if not values or len(set(values)) < len(values):
             yield f"arms.{name} is {values}, but must name at least one and none twice"

@@ -71,6 +71,11 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.distill.form", "released", "train.distill.form is released, but must be one of kl, reinforce"),
         ("train.meta_token_text", "", "train.meta_token_text is empty"),
         ("corpus.hub.train.columns", "a+b+c", "corpus.hub.train.columns is a+b+c, but must name one column, or two"),
+        (
+            "corpus.hub.pretrain.solution",
+            "final",
+            "corpus.hub.pretrain.solution is final, but columns names no question+answer",
+        ),
         ("corpus.hub.train.part", "module:3/2", "corpus.hub.train.part is module:3/2, but must be COLUMN:I/N"),
         ("corpus.hub.train.part", "half", "corpus.hub.train.part is half, but must be COLUMN:I/N, such as module:1/2"),
         ("base_model.source", "hub", "base_model.path is missing"),

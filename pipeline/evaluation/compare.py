@@ -11,6 +11,9 @@ from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Difference, 
 from pipeline.files import replacing, write_json, write_table
 from pipeline.params import Arms
 
+COMPARISONS = ["task", "measure", "arm", "against", "seeds", "n", "groups"]
+COMPARISONS += ["difference", "low", "high", "p_value", "share"]
+
 
 def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Path, summary: Path) -> None:
     """Compare the arms' answers and losses, which are in METHOD-SEED in ``evaluations`` and ``perplexities``.
@@ -39,7 +42,8 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
                 share = found.value / gain.value if gain.low > 0 else None
             row = {**about, "arm": arm, "against": against, **sizes[arm], "difference": found.value}
             comparisons.append(row | {"low": found.low, "high": found.high, "p_value": found.p_value, "share": share})
-    figures, seeds, comparisons = map(pd.DataFrame, (figures, seeds, comparisons))
+    figures, seeds = map(pd.DataFrame, (figures, seeds))
+    comparisons = pd.DataFrame(comparisons, columns=COMPARISONS)  # there are none of one arm alone
     noted = [(evaluations / f"{run}-{seed}/metrics.json").read_text(encoding="utf-8") for seed in arms.seeds]
     with replacing(results) as folder:
         for name, table in {"figures": figures, "seeds": seeds, "comparisons": comparisons}.items():

@@ -201,6 +201,11 @@ def test_a_run_without_thoughts_has_no_content(folder: Path):
     assert summary["base_harm"] == pytest.approx(-summary["heldout_gain"])
 
 
+def test_one_arm_alone_is_compared_with_nothing(folder: Path):
+    _, comparisons, _, summary = compared(folder, ["before"], [1])
+    assert comparisons.empty and summary["heldout_gain"] is None and summary["rings"] is not None
+
+
 def test_a_task_of_one_group_has_nothing_swapped(folder: Path, tmp_path: Path):
     """The other task keeps its swapped thoughts, and all other figures are what they were."""
     whole, _, _, _ = compared(folder, ["quiet_star", "no_policy"], SEEDS)

@@ -5,6 +5,7 @@ Data sets are streamed: only what is used is downloaded, and a corpus may be lar
 
 import logging
 import random
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,8 @@ def in_part(row: dict, source: HubSplit) -> bool:
 def document(row: dict, source: HubSplit) -> str:
     """The text of a row: its column ``source.columns`` ("text"), or "Q: ...\\nA: ..." of two (``question+answer``).
 
-    Raises UserError where there is no such column or its value is not text.
+    Of an answer in GSM8K's form, ``source.solution`` may leave the final number, after the equations between dashes or
+    alone. Raises UserError where there is no such column, or its value is not text or not of that form.
     """
     names = (source.columns or "text").split("+")
     for name in names:
@@ -78,7 +80,19 @@ def document(row: dict, source: HubSplit) -> str:
             raise UserError(f"{describe(source)} has no column {name!r}; its columns are {', '.join(row)}")
         if not isinstance(row[name], str):
             raise UserError(f"{describe(source)}: column {name} is not text")
-    return row[names[0]] if len(names) == 1 else "Q: {}\nA: {}".format(*(row[name] for name in names))
+    if len(names) == 1:
+        return row[names[0]]
+    question, answer = (row[name] for name in names)
+    if source.solution != "whole":
+        answer, mark, final = answer.rpartition("####")
+        final = final.strip()
+        if not (mark and final):
+            raise UserError(
+                f"{describe(source)}: solution is {source.solution}, but an answer has no number after ####"
+            )
+        equations = " ".join(re.findall("<<(.+?)>>", answer)) if source.solution == "equations" else ""
+        answer = f"— {equations} — {final}" if equations else final
+    return f"Q: {question}\nA: {answer}"
 
 
 def describe(source: HubSplit) -> str:

@@ -54,11 +54,15 @@ def _choices(tokens: pd.DataFrame, marker: str, seed: int) -> Iterator[tuple[str
 
 
 def follows(tokens: pd.DataFrame, marker: str) -> pd.Series:
-    """Whether the text before each token (n,) ends with ``marker``, a text's first token aside: no row has that."""
+    """Whether the text before each token (n,) ends with ``marker`` or with that and spaces.
+
+    A text's first token aside: no row has that.
+    """
     found = []
     for _, text in tokens.groupby("text", sort=False)["token"]:
         whole, end = "".join(text), 0
         for token in text:
-            found.append(whole[:end].endswith(marker))
+            before = whole[:end]
+            found.append(before.endswith(marker) or before.rstrip(" ").endswith(marker))
             end += len(token)
     return pd.Series(found, index=tokens.index)

@@ -87,6 +87,22 @@ def test_parts_share_out_the_rows_by_a_column(tmp_path: Path):
         texts(source(folder, part="chapter:1/2"))
 
 
+def test_of_an_answer_its_equations_or_the_final_number(tmp_path: Path):
+    answers = ["Half: <<48/2=24>>24.\nIn all <<48+24=72>>72.\n#### 72", "None.\n#### 1,000"]
+    rows = [{"question": "How many?", "answer": answer} for answer in answers]
+    folder = local_hub.jsonl(tmp_path / "set", "train", rows)
+    for solution, expected in {
+        "whole": answers,
+        "equations": ["— 48/2=24 48+24=72 — 72", "1,000"],
+        "final": ["72", "1,000"],
+    }.items():
+        found = texts(source(folder, columns="question+answer", solution=solution))
+        assert found == [f"Q: How many?\nA: {answer}" for answer in expected]
+    local_hub.jsonl(folder, "train", [{"question": "How many?", "answer": "72"}])
+    with pytest.raises(UserError, match="solution is final, but an answer has no number after ####"):
+        texts(source(folder, columns="question+answer", solution="final"))
+
+
 def test_blank_documents_are_left_out_and_rows_without_text_refused(tmp_path: Path):
     folder = local_hub.jsonl(tmp_path / "set", "train", [{"text": "a"}, {"text": " \n"}, {"text": "b"}])
     assert texts(source(folder)) == ["a", "b"]

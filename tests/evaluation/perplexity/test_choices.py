@@ -87,3 +87,6 @@ def test_a_marker_may_be_several_tokens_but_not_of_two_texts():
     tokens = pd.DataFrame({"text": [0, 0, 0, 1, 1, 1], "token": ["x", "A", ":", ":", "A:", "b"]})
     assert list(follows(tokens, "A:")) == [False] * 5 + [True]
     assert list(follows(tokens.assign(text=0), "A:")) == [False, False, False, True, False, True]
+    spaced = pd.DataFrame({"text": 0, "token": ["A:", " ", "7", " ", "A: "]})
+    assert list(follows(spaced, "A:")) == [False, True, True, False, False]
+    assert list(follows(spaced, "7 ")) == [False, False, False, False, True]

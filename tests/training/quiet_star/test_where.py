@@ -17,13 +17,16 @@ from tests.thought.tiny import LLAMA, quiet_star, random_ids
 from tests.training.quiet_star.test_trainer import TRAIN, some_spans, trainer
 
 LENGTHS = (12, 9, 2, 12)
+SPACE = 7  # a token
 
 
 class Letters:
-    """A tokenizer whose tokens are letters."""
+    """A tokenizer whose tokens are letters, and a space."""
 
     def batch_decode(self, texts: list[list[int]]) -> list[str]:
-        return ["".join(chr(ord("a") + i) for i in text) for text in texts or [[]]]  # one of none, as transformers 5
+        return [
+            "".join(" " if i == SPACE else chr(ord("a") + i) for i in text) for text in texts or [[]]
+        ]  # one of none, as transformers 5
 
 
 def batch_of(rows: list[int]) -> dict[str, Tensor]:
@@ -81,6 +84,8 @@ def test_after_a_marker_of_several_tokens(model):
     for _ in range(2):  # the second time no token is new
         chosen = chooser.thinks(model, batch, seed=1)
         assert chosen.nonzero().tolist() == [[0, 2], [0, 4], [1, 6]]  # not the last token, which has no target
+    spaced = dict.fromkeys(("input_ids", "labels"), torch.tensor([[1, 2, SPACE, 3, SPACE, 1, 2, 0]] * 2))
+    assert chooser.thinks(model, batch | spaced, seed=1)[0].nonzero().flatten().tolist() == [1, 2, 6]
     nowhere = batch | {name: torch.zeros_like(ids) for name in ("input_ids", "labels")}
     assert not chooser.thinks(model, nowhere, seed=1).any()
 
