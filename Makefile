@@ -44,7 +44,7 @@ repro: setup ## run the whole pipeline (dvc repro); what is cached is not run ag
 quick: setup ## the effect of thinking in minutes, in a smaller world: results/quick/report.html
 	@$(RUN) python -m pipeline.ablations.quick
 
-check: setup ## whether the run's claims hold (results/compare): a line for each that does not, and exit code 1
+check: setup ## whether the run's claims hold (results/compare): a line for each, and exit code 1 where one fails
 	@$(RUN) python -m pipeline.report.check
 
 # a real model from packages; `make real MODEL=FOLDER` takes another one, `MODEL=` the preset's from the hub

@@ -3,7 +3,8 @@
 NAME is one of `TRAININGS` (default: all), each a preset (`method=NAME`) and a DVC experiment for each seed and budget.
 At equal text every method trains on as many texts; at equal operations it takes so many steps that its training costs
 what that of signed does, by `pipeline.plan`. Rows go to results/methods.csv once a training is done, and what has rows
-there is not run again: delete the file after a change of the methods. Also writes methods.md.
+there is not run again, whatever the code: delete the file after a change of the methods. Rows of another params.yaml
+are run again. Also writes methods.md.
 """
 
 import io
@@ -28,7 +29,7 @@ from pipeline.thought.objective import SAMPLED
 
 TABLE = Path("results/methods.csv")
 COLUMNS = ["method", "budget", "seed", "task", "accuracy", "content_effect", "heldout_loss", "thoughts_per_token"]
-COLUMNS += ["training_operations", "generation_passes"]
+COLUMNS += ["training_operations", "generation_passes", "settings"]
 TEXT, OPERATIONS = BUDGETS = ("text", "operations")
 GATED, NO_THOUGHT = "gated", "no_thought"
 # what is trained, and the rows that come of it: with which way of answering. A gate changes nothing of what it watches,
@@ -148,7 +149,7 @@ def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
             swapped = values.get((task, ACCURACY, f"{method}/{SWAPPED}")) if thinks == 1 else None
             rows.append(facts | {"task": task, "accuracy": accuracy})
             rows[-1]["content_effect"] = None if swapped is None else accuracy - swapped
-    return pd.DataFrame(rows)[COLUMNS]
+    return pd.DataFrame(rows)
 
 
 def _gated(arm: Arm, run: str, share: float) -> tuple[float, float]:

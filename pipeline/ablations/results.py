@@ -3,6 +3,7 @@
 import io
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,8 @@ from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.ablations.grid import Arm, git
+from pipeline import params
+from pipeline.ablations.grid import Arm, digest, git
 from pipeline.evaluation.statistics import mean_interval, totals
 from pipeline.files import replacing, write_table
 
@@ -120,9 +122,15 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def settings_now() -> str:
+    """A digest of what params.yaml says of training and evaluation, but not of which arms, whatever the code."""
+    return digest(str(replace(params.load(), arms=None, report=None, plan=None)))
+
+
 def read_rows(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The rows of a table that is kept in git; none where there is no table yet."""
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+    """The rows of a table that is kept in git: those of params.yaml as it is now, so that two defaults do not mix."""
+    rows = pd.read_csv(path).reindex(columns=columns) if path.exists() else pd.DataFrame(columns=columns)
+    return rows[rows["settings"] == settings_now()]
 
 
 def add_rows(path: Path, columns: list[str], found: Sequence[pd.DataFrame], keys: list[str], order: list[str]) -> None:
@@ -130,6 +138,7 @@ def add_rows(path: Path, columns: list[str], found: Sequence[pd.DataFrame], keys
 
     The last row of equal ``keys`` stays; ``order``: columns to sort by.
     """
+    found = [rows.assign(settings=settings_now()) for rows in found]
     rows = pd.concat([read_rows(path, columns), *found])[columns].drop_duplicates(keys, keep="last")
     write_table(path, rows.sort_values(order, kind="stable"))
 

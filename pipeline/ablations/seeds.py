@@ -2,8 +2,8 @@
 
 By default ten runs with a base model each (1:1, 2:2, ... 10:10), and training seeds 2 to 5 on base model 1. A run is a
 DVC experiment (`pipeline.ablations.experiments`) of all methods in params.yaml, or of those that are named. Its rows go
-to results/seeds.csv once it is done, and what has rows there is not run again: delete the file after a change of the
-method. Also writes seeds.md.
+to results/seeds.csv once it is done, and what has rows there is not run again, whatever the code: delete the file after
+a change of the method. Rows of another params.yaml are run again. Also writes seeds.md.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from pipeline.files import replacing
 from pipeline.preset import options as preset
 
 TABLE = Path("results/seeds.csv")
-COLUMNS = ["method", "base_seed", "seed", "task", "n", "groups", "accuracy", "content_effect"]
+COLUMNS = ["method", "base_seed", "seed", "task", "n", "groups", "accuracy", "content_effect", "settings"]
 PAIRS = [f"{s}:{s}" for s in range(1, 11)] + [f"1:{s}" for s in range(2, 6)]
 
 

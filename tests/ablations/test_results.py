@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline.ablations import results
 from pipeline.ablations.results import COLUMNS, WHOLE, in_words, write_figure
 
 ARMS = {(5, 1): 0.5, (5, 2): 0.6, (1, 1): 0.1, (1, 2): 0.2}  # accuracies; lengths are not in order
@@ -102,3 +103,23 @@ def test_a_table_and_a_panel_by_part_below_those_of_whole_tasks(tmp_path: Path):
         title = f"rings by part: quiet_star, lookahead {lookahead[1]}"
         assert title in drawn and title not in plain
     assert drawn.count(">thought tokens<") == 3 and plain.count(">thought tokens<") == 1
+
+
+def test_rows_of_another_params_yaml_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = Path("params.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    table, columns, kept = Path("table.csv"), ["method", "seed", "accuracy", "settings"], {}
+    for change in (
+        ("", ""),
+        ("seeds: [1]", "seeds: [1, 2]"),
+        ("passages: 6", "passages: 7"),
+        ("steps: 150", "steps: 160"),
+    ):
+        text = text.replace(*change)
+        Path("params.yaml").write_text(text)
+        found = pd.DataFrame({"method": ["pause"], "seed": [len(kept)], "accuracy": [0.5]})
+        results.add_rows(table, columns, [found], ["method", "seed"], ["seed"])
+        kept[change[0]] = results.read_rows(table, columns)["seed"].tolist()
+    assert list(kept.values()) == [[0], [0, 1], [0, 1, 2], [3]]
+    pd.DataFrame({"method": ["pause"], "seed": [1], "accuracy": [0.5]}).to_csv(table)  # as before there were settings
+    assert results.read_rows(table, columns).empty
