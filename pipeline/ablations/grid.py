@@ -5,15 +5,20 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 
 import yaml
 
 from pipeline import params, typed_yaml
 from pipeline.errors import UserError
+from pipeline.files import looks_local
 from pipeline.preset import options as preset
 
 WITHOUT_SIZES = ("no_thought", "before")  # methods that have neither thought length nor lookahead: one arm
+ROOT = "tasks.root"
+# parameters that may be folders outside the project
+PLACES = ("base_model.path", ROOT, *(f"corpus.hub.{split}.path" for split in ("pretrain", "train", "heldout")))
 
 
 @dataclass
@@ -71,9 +76,20 @@ class Workspace:
         Raises UserError for parameters that no run can have.
         """
         changes = preset.options(options)
+        changes |= _absolute(params.load(changes=changes))
         settings = str(params.load(changes=changes))
         name = f"{label}-{digest(self.baseline, self._hashes, settings)}"
         return Arm(name, about, changes, digest(settings), self.baseline, self.snapshot, target)
+
+
+def _absolute(every: params.Params) -> dict[str, str]:
+    """The `PLACES` that are relative paths, made absolute: an arm runs in a folder of its own."""
+    found = {}
+    for place in PLACES:
+        path = attrgetter(place)(every)
+        if path is not None and (place == ROOT or looks_local(path)) and not Path(path).is_absolute():
+            found[place] = str(Path(path).expanduser().resolve())
+    return found
 
 
 def digest(*texts: str) -> str:

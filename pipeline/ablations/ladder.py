@@ -21,6 +21,7 @@ from pipeline.files import replacing, write_table
 from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
 from pipeline.preset import options as preset
+from pipeline.report.reading import read_json
 
 OUT = Path("results/real")
 BASES = Path(".dvc/tmp/bases")  # models that later rungs begin on
@@ -35,19 +36,12 @@ def main() -> None:
     paths = options.rungs or sorted(Path("ladder").glob("*.yaml"))
     every, workspace, failed, asked = {path.stem: rungs.read_rung(path) for path in paths}, Workspace(), {}, 0
     for name, rung in every.items():
-        words = list(rung.options)
-        if rung.base is not None:
-            words.append(f"base_model.path={_base(rung.base)}")
-        elif options.model is not None:
-            words.append(f"base_model.path={options.model.resolve()}")
         root = None if options.root is None else str(options.root.resolve())
-        arms = {}
-        for run in rung.arms:
-            method, _, seed = run.rpartition("-")
-            values = preset.options([*words, f"arms.methods=[{method}]", f"arms.seeds=[{seed}]"], root)
-            arms[run] = workspace.arm(f"{name}-{run}", {"rung": name, "run": run}, preset.words(values))
+        arms = _arms(workspace, name, rung, BASES if rung.base is not None else options.model, root)
         settings = {run: rungs.settings_of(arm, rung.base) for run, arm in arms.items()}
         done = rungs.kept(OUT / name, settings)
+        if rung.base is not None and len(done) < len(arms):
+            arms = _arms(workspace, name, rung, _base(rung.base), root)
         print(f"{name}: {len(arms)} arms, {len(done)} of which {OUT / name} has", flush=True)
         write = partial(_write, name, list(settings), settings)
         write()
@@ -57,6 +51,17 @@ def main() -> None:
         asked += len(arms)
     experiments.check_done(failed, asked)
     print(f"all {asked} arms are done: {OUT / 'comparison.csv'}")
+
+
+def _arms(workspace: Workspace, name: str, rung: rungs.Rung, model: Path | None, root: str | None) -> dict[str, Arm]:
+    """The rung's arms, METHOD-SEED, on the base model in the folder ``model`` (None: the preset's)."""
+    words = list(rung.options) if model is None else [*rung.options, f"base_model.path={model.resolve()}"]
+    arms = {}
+    for run in rung.arms:
+        method, _, seed = run.rpartition("-")
+        values = preset.options([*words, f"arms.methods=[{method}]", f"arms.seeds=[{seed}]"], root)
+        arms[run] = workspace.arm(f"{name}-{run}", {"rung": name, "run": run}, preset.words(values))
+    return arms
 
 
 def _write(name: str, runs: list[str], settings: dict[str, str], arm: Arm | None = None) -> None:
@@ -75,17 +80,21 @@ def _write(name: str, runs: list[str], settings: dict[str, str], arm: Arm | None
 def _base(arm: str) -> Path:
     """The folder of the plain model that the ``arm`` (RUNG/METHOD-SEED) of an earlier rung has trained.
 
-    Raises UserError if no experiment has it: what is kept of an arm holds no weights.
+    It is that of the experiment of which the arm was kept. Raises UserError if the arm was not kept, or the experiment
+    is not in this repository: what is kept of an arm holds no weights.
     """
     rung, _, run = arm.partition("/")
-    label = f"{rung}-{run}-"
-    found = [ref for ref in git("for-each-ref", "--format=%(refname)", "refs/exps").split() if f"/{label}" in ref]
-    if not found:
+    kept, again = OUT / arm, f"run `python -m pipeline.ablations.ladder ladder/{rung}.yaml`"
+    if not (kept / rungs.ABOUT).exists():
+        raise UserError(f"no experiment has trained {arm}: {again}")
+    commit = read_json(kept / rungs.ABOUT)["experiment"]
+    try:
+        git("cat-file", "-e", commit)
+    except UserError as error:
         raise UserError(
-            f"no experiment has trained {arm}: run `python -m pipeline.ablations.ladder ladder/{rung}.yaml`"
-        )
-    commit = git("rev-parse", found[-1])
-    out = (BASES / f"{label}{commit[:8]}").resolve()
+            f"this repository has no experiment with the weights of {arm}: remove {kept}, {again}"
+        ) from error
+    out = (BASES / f"{rung}-{run}-{commit[:8]}").resolve()
     if not out.exists():
         with replacing(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
             trained = Path(scratch) / run

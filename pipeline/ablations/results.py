@@ -41,7 +41,7 @@ def figures_of(arm: Arm) -> pd.DataFrame:
 
 def kept(path: Path, arms: Sequence[Arm]) -> pd.DataFrame:
     """The rows in the table at ``path`` of arms with the settings of ``arms`` that are done, whatever their code."""
-    rows = pd.read_csv(path).reindex(columns=COLUMNS) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    rows = _read(path, COLUMNS)
     wanted = {arm.settings for arm in arms}
     return rows[rows["settings"].isin(wanted) & (rows["state"] == DONE)]
 
@@ -129,8 +129,15 @@ def settings_now() -> str:
 
 def read_rows(path: Path, columns: list[str]) -> pd.DataFrame:
     """The rows of a table that is kept in git: those of params.yaml as it is now, so that two defaults do not mix."""
-    rows = pd.read_csv(path).reindex(columns=columns) if path.exists() else pd.DataFrame(columns=columns)
+    rows = _read(path, columns)
     return rows[rows["settings"] == settings_now()]
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """The rows of a table with these columns; none where there is no table yet. A digest may look like a number."""
+    if not path.exists():
+        return pd.DataFrame(columns=columns)
+    return pd.read_csv(path, dtype={"settings": str}).reindex(columns=columns)
 
 
 def add_rows(path: Path, columns: list[str], found: Sequence[pd.DataFrame], keys: list[str], order: list[str]) -> None:

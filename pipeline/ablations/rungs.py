@@ -14,11 +14,11 @@ import pandas as pd
 from dvc.api import DVCFileSystem
 
 from pipeline import typed_yaml
-from pipeline.ablations.grid import Arm, digest, git
+from pipeline.ablations.grid import PLACES, Arm, digest, git
 from pipeline.errors import UserError
 from pipeline.evaluation.arms import BEFORE, LOSS, pairs, read_arms
 from pipeline.evaluation.compare import better
-from pipeline.evaluation.statistics import SHARE, Totals, mean, mean_interval
+from pipeline.evaluation.statistics import SHARE, Totals, asked, mean, mean_interval
 from pipeline.files import replacing, write_json, write_table
 from pipeline.params import METHODS, Arms
 from pipeline.report.reading import read_json
@@ -31,13 +31,6 @@ COPIES = ("train/{run}/steps.csv", "train/{run}/heldout.csv", "perplexity/{run}/
 COPIES += ("perplexity/{run}/tables/metrics.json",)
 COLUMNS = ["rung", "method", "seed", "measure", "n", "value", "difference_to", "difference", "low", "high", "weights"]
 EVERY = "all"  # seeds
-PLACES = (
-    "base_model.path",
-    "tasks.root",
-    "corpus.hub.pretrain.path",
-    "corpus.hub.train.path",
-    "corpus.hub.heldout.path",
-)
 
 
 @dataclass
@@ -86,16 +79,19 @@ def keep(arm: Arm, run: str, settings: str, out: Path) -> None:
                 files.get_file(source, str(folder / Path(source).name))
         files.get_file(f"results/train/{run}/metrics.json", str(here / "metrics.json"))
         found = read_arms(Arms([method], [int(seed)]), here / "evaluate", here / "perplexity")
-        tables = [
-            pd.DataFrame(
-                {"task": task, "measure": measure, "arm": name, "sum": side.sums[0], "weight": side.weights[0]}
-            )
-            for (task, measure), by_arm in found.items()
-            for name, side in by_arm.items()
-        ]
-        write_table(folder / TOTALS, pd.concat(tables, ignore_index=True))
-        weights = read_json(here / "metrics.json")["base_weights"]
-        write_json(folder / ABOUT, {"settings": settings, "weights": weights, "commit": arm.baseline})
+        write_table(folder / TOTALS, totals_table(found))
+        about = {"settings": settings, "weights": read_json(here / "metrics.json")["base_weights"]}
+        write_json(folder / ABOUT, about | {"commit": arm.baseline, "experiment": git("rev-parse", arm.ref)})
+
+
+def totals_table(found: Mapping[tuple[str, str], Mapping[str, Totals]]) -> pd.DataFrame:
+    """What `read_arms` has found of one seed, a row for each task, measure, arm and group."""
+    tables = [
+        pd.DataFrame({"task": task, "measure": measure, "arm": name, "sum": side.sums[0], "weight": side.weights[0]})
+        for (task, measure), by_arm in found.items()
+        for name, side in by_arm.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def kept(folder: Path, settings: Mapping[str, str]) -> list[str]:
@@ -152,5 +148,5 @@ def comparison(rung: str, folder: Path, runs: Sequence[str]) -> pd.DataFrame:
 
 
 def _joined(by_seed: Mapping[int, Totals], seeds: Sequence[int]) -> Totals:
-    """The totals (S, G) of these seeds."""
-    return Totals(*(np.concatenate(parts) for parts in zip(*(by_seed[seed] for seed in seeds), strict=True)))
+    """The totals (S, G) of these seeds, which were asked about the same groups; none of some have weight 0."""
+    return asked(Totals(*(np.concatenate(parts) for parts in zip(*(by_seed[seed] for seed in seeds), strict=True))))

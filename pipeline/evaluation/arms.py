@@ -30,10 +30,11 @@ WHOLE = ("sampled", "mean16")  # ways of an untrained model, compared as if they
 def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[str, str], dict[str, Totals]]:
     """The totals of each arm by task and measure, from METHOD-SEED/predictions.parquet and METHOD-SEED/tokens.parquet.
 
-    Seeds are in the order of ``arms``. A task lacks the arms whose ways it does not have (nothing is swapped where all
-    questions are of one group). Where its questions are of several parts, each part is a task, too, with the accuracies
-    of the methods as they answer by themselves. Raises UserError where a file is missing or broken, or the arms were
-    not asked the same questions.
+    Seeds are in the order of ``arms``; all arms of a task have its groups, in one order, with weight 0 where they were
+    not asked (`SAME_LAST`; see `statistics.asked`). A task lacks the arms whose ways it does not have (nothing is
+    swapped where all questions are of one group). Where its questions are of several parts, each part is a task, too,
+    with the accuracies of the methods as they answer by themselves. Raises UserError where a file is missing or broken,
+    or the arms were not asked the same questions.
     """
     answers = pd.concat(_answers(evaluations, *run) for run in product(arms.methods, arms.seeds))
     found: dict[tuple[str, str], dict[str, Totals]] = {}
@@ -57,8 +58,7 @@ def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[s
                         continue
                 elif not (alike and there.all()):
                     raise UserError(f"{task}: the arms were not asked the same questions: run `dvc repro` to ask again")
-                asked = there.any(0)
-                found[task, measure][arm] = totals(values[:, asked], groups[asked])
+                found[task, measure][arm] = totals(values, groups)
                 for part in names if len(names) > 1 and measure == ACCURACY and "/" not in arm else ():
                     own = parts == part
                     found.setdefault((f"{task}/{part}", measure), {})[arm] = totals(values[:, own], groups[own])

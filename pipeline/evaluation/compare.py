@@ -7,7 +7,16 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.arms import ACCURACY, BEFORE, HELDOUT, LOSS, OFF, SWAPPED, pairs, read_arms
-from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Difference, Totals, difference, mean, mean_interval
+from pipeline.evaluation.statistics import (
+    SHARE,
+    SHARE_DIFFERENCE,
+    Difference,
+    Totals,
+    asked,
+    difference,
+    mean,
+    mean_interval,
+)
 from pipeline.files import replacing, write_json, write_table
 from pipeline.params import Arms
 
@@ -28,6 +37,7 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
     figures, seeds, comparisons = [], [], []
     for (task, measure), by_arm in read_arms(arms, evaluations, perplexities).items():
         about, sizes = {"task": task, "measure": measure}, {}
+        by_arm = {arm: asked(side) for arm, side in by_arm.items()}
         for arm, side in by_arm.items():
             sizes[arm] = {"seeds": len(arms.seeds), "n": round(side.weights.sum(-1).mean())}
             sizes[arm]["groups"] = side.sums.shape[-1]

@@ -49,6 +49,12 @@ def totals(values: np.ndarray, groups: Sequence | None = None) -> Totals:
     return Totals(sums, np.add.reduceat(there, starts, axis=-1, dtype=float))
 
 
+def asked(side: Totals) -> Totals:
+    """The totals (S, G) of those groups of which a seed was asked something: others must not count as groups."""
+    there = side.weights.any(-2)
+    return Totals(side.sums[:, there], side.weights[:, there])
+
+
 def mean(side: Totals) -> np.ndarray:
     """The mean over seeds of each seed's mean over its questions (...,)."""
     return (side.sums.sum(-1) / side.weights.sum(-1)).mean(-1)

@@ -51,7 +51,16 @@ def training_sentence(train: dict, params: Params, method: Method) -> str:
 
 
 def what_it_does(method: Method, params: Params) -> str:
-    """What the method does, with the lengths of this run."""
-    last = params.train.every_stage[-1]
+    """What the method does, with the lengths and the places of this run."""
+    last, thinking = params.train.every_stage[-1], params.train.thinking
     tokens, ahead = counted(last.thought_tokens, "token"), counted(last.lookahead, "token")
-    return method.what.format(tokens=tokens, ahead=ahead)
+    share = f"{percent(thinking.share)} of the tokens"
+    where = {
+        "every": "every token",
+        "random": f"a random {share}",
+        "entropy": f"the {share} whose next one is least certain",
+        "gate": f"the {share} that its gate chooses",
+        "one": "one random token",
+        "marker": f"each “{thinking.marker}”",
+    }[thinking.where]
+    return method.what.format(tokens=tokens, ahead=ahead, where=where)

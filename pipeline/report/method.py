@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Method:
     """``thinks``: thoughts or pauses come before a prediction; ``writes``: they are sampled, so they can be read.
 
-    ``what`` says what the method does; {tokens} and {ahead} stand for the lengths of a thought and of the lookahead.
+    ``what`` says what the method does in training; {tokens} and {ahead} stand for the lengths of a thought and of the
+    lookahead, {where} for the tokens that are thought about.
     """
 
     key: str
@@ -41,7 +42,7 @@ METHODS = {
         Method(
             "quiet_star",
             "Quiet-STaR",
-            "A hidden thought of {tokens} is written after every token of a text, and rewarded if it makes the next "
+            "A hidden thought of {tokens} is written after {where} of a text, and rewarded if it makes the next "
             "{ahead} easier to predict.",
         ),
         Method(
@@ -82,7 +83,7 @@ METHODS = {
         Method(
             "pause",
             "pauses",
-            "A pause of {tokens} after every token of a text. Its tokens are learned and always the same.",
+            "A pause of {tokens} after {where} of a text. Its tokens are learned and always the same.",
             "pause",
             "pauses",
             writes=False,
@@ -90,7 +91,7 @@ METHODS = {
         Method(
             "pause_same_compute",
             "pauses, same compute",
-            "A pause of {tokens} after every token of a text, trained for so many more steps that as many tokens pass "
+            "A pause of {tokens} after {where} of a text, trained for so many more steps that as many tokens pass "
             "through the model as with Quiet-STaR.",
             "pause",
             "pauses",

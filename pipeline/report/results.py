@@ -39,6 +39,7 @@ RIVALS = {
     BEFORE: "the model before training",
     "swapped": "the same model with the thoughts of other questions",
 }
+CONTROLS = (*RIVALS, "shuffled_reward", "trained_swapped")  # methods of which nothing is claimed
 UNTESTED = "untested"
 STANDS = {
     ABOVE: "answers more questions right than",
@@ -125,9 +126,9 @@ def rivals_of(key: str) -> dict[str, str]:
 
 
 def claims(results: Results) -> list[Finding]:
-    """For each task, whether the run beats all `RIVALS`. Empty for a control, of which nothing is claimed."""
+    """For each task, whether the run beats all `RIVALS`. Empty for one of the `CONTROLS`."""
     method, found = results.method, []
-    for task in results.tasks if method.writes and method.key not in RIVALS else ():
+    for task in results.tasks if method.writes and method.key not in CONTROLS else ():
         by_verdict: dict[str, list[str]] = {}
         for rival, words in rivals_of(method.key).items():
             difference, verdict = results.better(task, "accuracy", method.key, rival), UNTESTED
@@ -237,7 +238,7 @@ def counts_sentence(results: Results) -> str:
     """How many questions, texts and seeds the figures rest on."""
     parts, seeds = [], 0
     for (task, measure, arm), row in results.figures.items():
-        if arm == results.method.key and measure != "prob":
+        if arm == results.method.key and measure in ("accuracy", LOSS):
             n, groups, seeds = whole(row["n"]), whole(row["groups"]), row["seeds"]
             alike = f" in {groups} groups of like questions" if groups != n else ""
             held = f"held-out text: {n} tokens in {groups} texts"

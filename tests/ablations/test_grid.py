@@ -42,6 +42,13 @@ def test_options_and_seeds_are_those_of_every_arm(tmp_path: Path):
     assert names[0].startswith("quiet_star-k1-a1-") and len(names[0].rpartition("-")[2]) == 8
 
 
+def test_relative_folders_become_absolute_as_an_arm_runs_elsewhere(tmp_path: Path):
+    options = ["base_model.source=hub", "base_model.path=../models/x", "tasks.root=hub", "corpus.hub.train.path=a/b"]
+    given = asked(tmp_path, options=options)[0].params
+    assert given["base_model.path"] == str(Path("../models/x").resolve())
+    assert given["tasks.root"] == str(Path("hub").resolve()) and given["corpus.hub.train.path"] == "a/b"  # a hub name
+
+
 @pytest.mark.parametrize(
     "grid, complaint",
     [

@@ -13,6 +13,7 @@ from pipeline.ablations import ladder, rungs
 from pipeline.ablations.grid import Arm, Workspace
 from pipeline.errors import UserError
 from pipeline.evaluation.arms import read_arms
+from pipeline.evaluation.compare import write_compare
 from pipeline.evaluation.statistics import Totals, difference
 from pipeline.params import Arms
 from pipeline.preset import options as preset
@@ -80,6 +81,28 @@ def test_arms_that_cannot_be_compared(tmp_path: Path):
     keep(tmp_path, "no_thought-2", weights="other")
     with pytest.raises(UserError, match="arms of 2 base models: remove the folders of one"):
         rungs.comparison("a", tmp_path, ["quiet_star-1", "no_thought-2"])
+
+
+def test_seeds_with_thoughts_of_the_same_end_at_other_questions(tmp_path: Path):
+    """Each seed's rows are of its own groups, and those of all seeds are those of `compare`."""
+    write = tmp_path / "results"
+    for seed in (1, 2):
+        write_run(write, "quiet_star", seed)
+        table = read_arms(Arms(["quiet_star"], [seed]), write / "evaluate", write / "perplexity")
+        (tmp_path / f"kept/quiet_star-{seed}").mkdir(parents=True)
+        rungs.totals_table(table).to_parquet(tmp_path / f"kept/quiet_star-{seed}" / rungs.TOTALS)
+        about = json.dumps({"settings": "s", "weights": "abc"})
+        (tmp_path / f"kept/quiet_star-{seed}" / rungs.ABOUT).write_text(about)
+    names = ["measure", "method", "difference_to", "seed"]
+    found = rungs.comparison("a", tmp_path / "kept", ["quiet_star-1", "quiet_star-2"]).set_index(names)
+    for seeds, name in (([1, 2], "all"), ([1], 1), ([2], 2)):
+        out = (tmp_path / f"out{name}", tmp_path / "summary.json")
+        write_compare(Arms(["quiet_star"], seeds), write / "evaluate", write / "perplexity", *out)
+        rows = pd.read_csv(out[0] / "comparisons.csv").set_index(["task", "measure", "arm", "against"])
+        pair = ("quiet_star/own_where_same_last", "quiet_star/same_last")
+        expected = rows.loc["rings", "accuracy", *pair][["difference", "low", "high"]].to_list()
+        row = found.loc["rings accuracy", *pair, name]
+        assert row[["difference", "low", "high"]].to_list() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -162,6 +185,36 @@ def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tm
     assert ran[3:] == ["no_thought-1"] and "no_thought" in set(again["difference_to"]) and len(again) > len(table)
     ladder.main()
     assert len(ran) == 4 and pd.read_csv(tmp_path / "real/comparison.csv").equals(again)
+
+
+def test_a_rung_on_another_ones_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It begins on the model of the arm that was kept; where all of its own arms are kept, it needs none."""
+    ran = []
+    monkeypatch.setattr(ladder.experiments, "run", lambda arms, jobs, done: ran.extend(arms) or {})
+    monkeypatch.setattr(Workspace, "__init__", lambda self: vars(self).update(baseline="b", snapshot="b", _hashes=""))
+    monkeypatch.setattr(ladder, "OUT", tmp_path / "real")
+    path = tmp_path / "two.yaml"
+    options = ["model=smollm2-135m", "data=textbooks"]
+    path.write_text(yaml.safe_dump({"arms": ["quiet_star-1"], "options": options, "base": "one/no_thought-1"}))
+    monkeypatch.setattr("sys.argv", ["ladder", str(path), "--root", str(tmp_path)])
+    with pytest.raises(UserError, match="no experiment has trained one/no_thought-1: run "):
+        ladder.main()
+    keep(tmp_path / "real/one", "no_thought-1")
+    about = tmp_path / "real/one/no_thought-1" / rungs.ABOUT
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"experiment": "0" * 40}))
+    with pytest.raises(UserError, match="this repository has no experiment with the weights of one/no_thought-1: rem"):
+        ladder.main()
+    monkeypatch.setattr(ladder, "BASES", tmp_path)
+    (tmp_path / "one-no_thought-1-00000000").mkdir()
+    monkeypatch.setattr(ladder, "git", lambda *words: "")
+    ladder.main()
+    assert [arm.params["base_model.path"] for arm in ran] == [str(tmp_path / "one-no_thought-1-00000000")]
+    keep(tmp_path / "real/two", "quiet_star-1")
+    settings = rungs.settings_of(ran[0], "one/no_thought-1")
+    (tmp_path / "real/two/quiet_star-1" / rungs.ABOUT).write_text(json.dumps({"settings": settings, "weights": "abc"}))
+    about.unlink()
+    ladder.main()
+    assert len(ran) == 1
 
 
 @pytest.mark.parametrize(

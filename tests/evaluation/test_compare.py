@@ -201,6 +201,17 @@ def test_a_run_without_thoughts_has_no_content(folder: Path):
     assert summary["base_harm"] == pytest.approx(-summary["heldout_gain"])
 
 
+def test_groups_that_were_not_asked_do_not_count(folder: Path):
+    """Of each seed some groups have a `same_last` thought: all of them are groups of the arm."""
+    found, comparisons, _, _ = compared(folder, ["quiet_star"], SEEDS)
+    for seeds in (SEEDS, [1]):
+        there = {GROUPS[i] for seed in seeds for i in range(len(GROUPS)) if i % 3 == seed % 2}
+        found, comparisons, _, _ = compared(folder, ["quiet_star"], seeds)
+        assert found.loc["rings", "accuracy", "quiet_star/same_last"]["groups"] == len(there) < 6 + (seeds == SEEDS)
+        row = comparisons.loc["rings", "accuracy", "quiet_star/own_where_same_last", "quiet_star/same_last"]
+        assert row["groups"] == len(there)
+
+
 def test_one_arm_alone_is_compared_with_nothing(folder: Path):
     _, comparisons, _, summary = compared(folder, ["before"], [1])
     assert comparisons.empty and summary["heldout_gain"] is None and summary["rings"] is not None

@@ -19,10 +19,12 @@ ROWS = [
 COLUMNS = ["task", "measure", "arm", "against", "difference", "low"]
 
 
-def outcome(folder: Path, rows: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple:
+def outcome(
+    folder: Path, rows: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, high: float = 1.0
+) -> tuple:
     """The exit code and the first word of each line."""
     path = folder / "comparisons.csv"
-    pd.DataFrame(rows, columns=COLUMNS).assign(high=1.0).to_csv(path)
+    pd.DataFrame(rows, columns=COLUMNS).assign(high=high).to_csv(path)
     monkeypatch.setattr(check, "COMPARISONS", path)
     with pytest.raises(SystemExit) as ended:
         check.main()
@@ -41,6 +43,13 @@ def test_each_of_the_reports_rivals_has_a_line(tmp_path: Path, monkeypatch, caps
     assert list(rivals_of("quiet_star")) == rivals
     rows = [("rings", "accuracy", "quiet_star", rival, 0.2, 0.1) for rival in [*rivals, "pause", "quiet_star/random"]]
     assert outcome(tmp_path, rows, monkeypatch, capsys) == (0, ["holds"] * 4)
+
+
+def test_a_rival_may_be_the_run_that_is_compared(tmp_path: Path, monkeypatch, capsys):
+    """Then the comparison is the other way round. The interval's upper end is 1."""
+    rows = [("rings", "accuracy", "no_policy", "quiet_star", -0.2, -0.5)]
+    assert outcome(tmp_path, rows, monkeypatch, capsys, high=-0.1) == (0, ["holds"])
+    assert outcome(tmp_path, rows, monkeypatch, capsys) == (1, ["FAILS"])
 
 
 def test_nothing_to_check_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,3 +19,16 @@ def test_lengths_are_those_that_the_trained_model_keeps(stages: list[dict], leng
     changes = {"arms.methods": ["quiet_star"], "train.stages": stages}
     told = what_it_does(METHODS["quiet_star"], params.load(Path(__file__).parents[2] / "params.yaml", changes))
     assert [length in told for length in lengths] == [True, True], told
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("every", "after every token of a text"),
+        ("random", "after a random 25"),
+        ("marker", "after each “A:” of a text"),
+    ],
+)
+def test_where_the_run_thinks_is_told(where: str, words: str):
+    given = params.load(Path(__file__).parents[2] / "params.yaml", {"train.thinking.where": where})
+    assert words in what_it_does(METHODS["quiet_star"], given) and words in what_it_does(METHODS["pause"], given)
