@@ -133,7 +133,17 @@ class Tokenize:
 
 
 @dataclass
-class Scratch:
+class Pretraining:
+    steps: SizeOrZero = MISSING
+    batch_size: Size = MISSING
+    learning_rate: Positive = MISSING
+    warmup_steps: SizeOrZero = MISSING
+    weight_decay: NotNegative = MISSING
+    precision: Precision = MISSING
+
+
+@dataclass
+class Scratch(Pretraining):
     architecture: Annotated[str, ("one of", ("llama", "mistral", "qwen2", "qwen3", "gemma"))] = MISSING
     hidden_size: Size = MISSING
     layers: Annotated[int, ("at least", 1), ("at most", 1000)] = MISSING
@@ -142,11 +152,6 @@ class Scratch:
     ffn_size: Size = MISSING
     init_std: Annotated[float, ("above", 0), ("at most", 1)] = MISSING
     tied_embeddings: bool = MISSING
-    steps: Size = MISSING
-    batch_size: Size = MISSING
-    learning_rate: Positive = MISSING
-    warmup_steps: SizeOrZero = MISSING
-    weight_decay: NotNegative = MISSING
 
 
 @dataclass
@@ -156,6 +161,16 @@ class BaseModel:
     path: str | None = None
     revision: str | None = None
     scratch: Scratch = field(default_factory=Scratch)
+    further: Pretraining = field(default_factory=Pretraining)
+
+    @property
+    def pretraining(self) -> Pretraining:
+        """What is done in this project, to new weights or to a hub model's."""
+        return self.scratch if self.source == "scratch" else self.further
+
+    @property
+    def pretrains(self) -> bool:
+        return bool(self.pretraining.steps)
 
 
 @dataclass
@@ -397,6 +412,8 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "train.rlp.epochs is above 1, and a stage may end between a batch's epochs: make it 1, or train.stages []"
     if train.stages and (pauses := {"pause", "pause_same_compute"} & {*arms.methods}):
         yield f"arms.methods has {min(pauses)}, whose pauses have one length: drop it, or make train.stages []"
+    if not scratch.steps:
+        yield "base_model.scratch.steps is 0, but must be at least 1: new weights know nothing"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
         yield "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
     elif scratch.hidden_size // scratch.heads % 2:

@@ -8,7 +8,7 @@ from pipeline.data.corpus.build import write_corpus
 
 def main() -> None:
     every = params.load()
-    pretrain = every.base_model.source == "scratch"
+    pretrain = every.base_model.pretrains
     write_corpus(every.corpus, pretrain, texts=Path("data/corpus/texts"), tasks=Path("data/corpus/tasks"))
 
 

@@ -35,14 +35,10 @@ EVERY = "all"  # seeds
 
 @dataclass
 class Rung:
-    """``arms``: METHOD-SEED, in the order in which they are run. ``options``: words for `python -m pipeline.preset`.
-
-    ``base``: RUNG/METHOD-SEED, an arm of an earlier rung on whose trained model (without thoughts) this one begins.
-    """
+    """``arms``: METHOD-SEED, in the order in which they are run. ``options``: words for `python -m pipeline.preset`."""
 
     arms: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
-    base: str | None = None
 
 
 def read_rung(path: Path) -> Rung:
@@ -57,10 +53,9 @@ def read_rung(path: Path) -> Rung:
     return rung
 
 
-def settings_of(arm: Arm, base: str | None) -> str:
-    """A digest of the arm's options and base, wherever its model and data are: the weights have a name of their own."""
-    words = [f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in PLACES]
-    return digest(*words, str(base))
+def settings_of(arm: Arm) -> str:
+    """A digest of the arm's options, wherever its model and data are: the weights have a name of their own."""
+    return digest(*(f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in PLACES))
 
 
 def keep(arm: Arm, run: str, settings: str, out: Path) -> None:
@@ -80,8 +75,8 @@ def keep(arm: Arm, run: str, settings: str, out: Path) -> None:
         files.get_file(f"results/train/{run}/metrics.json", str(here / "metrics.json"))
         found = read_arms(Arms([method], [int(seed)]), here / "evaluate", here / "perplexity")
         write_table(folder / TOTALS, totals_table(found))
-        about = {"settings": settings, "weights": read_json(here / "metrics.json")["base_weights"]}
-        write_json(folder / ABOUT, about | {"commit": arm.baseline, "experiment": git("rev-parse", arm.ref)})
+        weights = read_json(here / "metrics.json")["base_weights"]
+        write_json(folder / ABOUT, {"settings": settings, "weights": weights, "commit": arm.baseline})
 
 
 def totals_table(found: Mapping[tuple[str, str], Mapping[str, Totals]]) -> pd.DataFrame:

@@ -50,10 +50,10 @@ def estimate(params: Params) -> Estimate:
     """What the run with these parameters takes. Raises UserError as `hub_shape` does."""
     base, train, tokenize, plan = params.base_model, in_all(params.train), params.tokenize, params.plan
     if base.source == "hub":
-        shape, pretraining_tokens = hub_shape(base.path, base.revision), 0
+        shape = hub_shape(base.path, base.revision)
     else:
         shape = shape_from(scratch_config(base.scratch, tokenize.vocabulary, end=0))
-        pretraining_tokens = base.scratch.steps * base.scratch.batch_size * tokenize.pretrain_span
+    pretraining_tokens = base.pretraining.steps * base.pretraining.batch_size * tokenize.pretrain_span
     shape = replace(shape, parameters=shape.parameters + shape.mixing_head)
     # where a marker says where to think, every position is the most that it can be
     share = thinking_share(train.thinking, tokenize.span) or 1.0
@@ -69,7 +69,7 @@ def estimate(params: Params) -> Estimate:
     if base.source == "hub":
         disk["hub cache"] = shape.parameters * FLOAT / 2
     disk["corpus"] = disk["tokens"] = 0.0
-    for split in ("train", "heldout", "pretrain") if base.source == "scratch" else ("train", "heldout"):
+    for split in ("train", "heldout", "pretrain") if pretraining_tokens else ("train", "heldout"):
         if params.corpus.source == "microworld":
             documents = getattr(params.corpus.microworld, f"{split}_documents")
         else:

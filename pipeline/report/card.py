@@ -88,7 +88,7 @@ def sources(given: params.Params) -> list[str]:
     base, hub = given.base_model, given.corpus.hub
     names = [base.path] if base.source == "hub" else []
     if given.corpus.source == "hub":
-        names += [hub.train.path] if base.source == "hub" else [hub.pretrain.path, hub.train.path]
+        names += [hub.pretrain.path, hub.train.path] if base.pretrains else [hub.train.path]
     return list(dict.fromkeys(names))
 
 

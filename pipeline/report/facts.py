@@ -14,6 +14,8 @@ def training_facts(train: dict, summary: dict, params: Params, method: Method) -
     if given.source == "hub":
         pinned = given.revision and not Path(given.path).exists()  # a folder has no revisions
         base_model = f"{given.path} at {given.revision}" if pinned else str(given.path)
+        if given.further.steps:
+            base_model += f", pretrained further for {counted(given.further.steps, 'step')}"
     text = f"micro-world, seed {params.corpus.seed}"
     if params.corpus.source == "hub":
         split = params.corpus.hub.train

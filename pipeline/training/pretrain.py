@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
 from pipeline.models.base import read_model, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
-from pipeline.params import BaseModel, Scratch
+from pipeline.params import BaseModel, Pretraining, Scratch
 from pipeline.training.checkpoints import checkpoints
 from pipeline.training.trainer import CheckedTrainer, Speed, logged, training_arguments
 
@@ -33,18 +33,26 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
     Raises UserError for a model that is missing, broken or of a kind that cannot think in parallel.
     """
     keep_memory()
-    tokenizer = read_tokenizer(tokens / "tokenizer")
+    tokenizer, training = read_tokenizer(tokens / "tokenizer"), params.pretraining
+    set_seed(params.seed)
+    if params.source == "hub":
+        model = read_model(params.path, revision=params.revision)
+        model.set_attn_implementation("sdpa")  # it was checked with thoughts' own
+        known = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > known:
+            raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {len(tokenizer)}")
+    else:
+        model = AutoModelForCausalLM.from_config(scratch_config(params.scratch, len(tokenizer), tokenizer.eos_token_id))
+    rows = pd.DataFrame(columns=["step", *COLUMNS])
     with ExitStack() as stack:
-        if params.source == "hub":
-            model, rows = read_model(params.path, revision=params.revision), pd.DataFrame(columns=["step", *COLUMNS])
-            known = model.get_input_embeddings().num_embeddings
-            if len(tokenizer) > known:
-                raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {len(tokenizer)}")
-        else:
+        if params.pretrains:
             inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
-            about = {"seed": params.seed, "isolate": isolate, "device": pick_device("auto")} | asdict(params.scratch)
+            if params.source == "hub" and Path(params.path).is_dir():
+                inputs.append(Path(params.path))
+            about = {"isolate": isolate, "device": pick_device("auto")} | asdict(params)
             folder = stack.enter_context(checkpoints("base_model", about, inputs, Path(__file__)))
-            model, rows = _pretrain(params, isolate, tokens, tokenizer, folder)
+            end = tokenizer.eos_token_id if isolate else None
+            rows = _pretrain(model, training, params.seed, end, tokens, len(tokenizer), folder)
         with replacing(out) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
@@ -52,54 +60,60 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
 
 
 def _pretrain(
-    params: BaseModel, isolate: bool, tokens: Path, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> tuple[PreTrainedModel, pd.DataFrame]:
-    """The trained model on the CPU, and the rows of its log; checkpoints go to ``folder``."""
-    set_seed(params.seed)
-    scratch = params.scratch
-    model = AutoModelForCausalLM.from_config(scratch_config(scratch, len(tokenizer), tokenizer.eos_token_id))
-    spans = Spans(tokens / "pretrain.arrow", len(tokenizer))
-    heldout = Spans(tokens / "heldout.arrow", len(tokenizer), HELDOUT_SPANS)
+    model: PreTrainedModel,
+    training: Pretraining,
+    seed: int,
+    end: int | None,
+    tokens: Path,
+    vocabulary: int,
+    folder: Path,
+) -> pd.DataFrame:
+    """Train the model, which is then on the CPU, and return the rows of its log; checkpoints go to ``folder``."""
+    spans = Spans(tokens / "pretrain.arrow", vocabulary)
+    heldout = Spans(tokens / "heldout.arrow", vocabulary, HELDOUT_SPANS)
     arguments = training_arguments(
         "auto",
-        params.seed,
+        seed,
         folder,
-        max_steps=scratch.steps,
-        per_device_train_batch_size=scratch.batch_size,
-        learning_rate=scratch.learning_rate,
+        max_steps=training.steps,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
         lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": scratch.steps // DECAY},
-        warmup_steps=scratch.warmup_steps,
-        weight_decay=scratch.weight_decay,
+        lr_scheduler_kwargs={"num_decay_steps": training.steps // DECAY},
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
         adam_beta2=0.95,
+        bf16=training.precision == "bfloat16",
         logging_steps=LOG_STEPS,
         eval_strategy="steps",
         eval_steps=LOG_STEPS * HELDOUT_EVERY,
     )
     data = {"model": model, "train_dataset": spans, "eval_dataset": heldout}
-    speed = Speed(scratch.batch_size * spans.mean_length)
-    log = PretrainTrainer(isolate, arguments, folder, speed, **data).run()
+    speed = Speed(training.batch_size * spans.mean_length)
+    log = PretrainTrainer(end, arguments, folder, speed, **data).run()
     rows = logged(log, COLUMNS, needed="loss").set_index("step")
     rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
     if not np.isfinite(rows["heldout_loss"].dropna()).all():
-        raise UserError("a held-out loss is not a finite number: lower base_model.scratch.learning_rate")
-    return model.to("cpu"), rows.reset_index()
+        raise UserError("a held-out loss is not a finite number: lower base_model's learning_rate")
+    model.to("cpu")
+    return rows.reset_index()
 
 
 class PretrainTrainer(CheckedTrainer):
-    """Plain language modelling. With ``isolate``, documents that share a span do not attend to each other."""
+    """Plain language modelling. Of packed documents, each ended by the token ``end``, none attends to another.
 
-    def __init__(self, isolate: bool, *args: object, **kwargs: object):
-        self._isolate = isolate
+    ``end`` None: they do.
+    """
+
+    def __init__(self, end: int | None, *args: object, **kwargs: object):
+        self._end = end
         super().__init__(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "text_keys"}
-        if (
-            self._isolate and inputs["attention_mask"].all()
-        ):  # packed: transformers finds the documents by their position ids
-            del inputs["attention_mask"]
-            inputs["position_ids"] = document_positions(inputs["input_ids"], self.model.config.eos_token_id)
+        if self._end is not None and inputs["attention_mask"].all():
+            del inputs["attention_mask"]  # packed: transformers finds the documents by their position ids
+            inputs["position_ids"] = document_positions(inputs["input_ids"], self._end)
         return super().compute_loss(model, inputs | {"use_cache": False}, return_outputs)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from pipeline import params
 from pipeline.ablations import ladder, rungs
 from pipeline.ablations.grid import Arm, Workspace
 from pipeline.errors import UserError
@@ -143,7 +144,7 @@ def test_an_arm_is_kept_while_its_options_are_the_same(tmp_path: Path):
     assert rungs.kept(tmp_path, {"quiet_star-1": "t"}) == []
 
     def settings(*words: str) -> str:
-        return rungs.settings_of(Arm("", {}, preset.options(list(words)), "", "", ""), None)
+        return rungs.settings_of(Arm("", {}, preset.options(list(words)), "", "", ""))
 
     one = settings("model=smollm2-135m", "base_model.path=/here/model")
     assert one == settings("model=smollm2-135m", "base_model.path=/there/model")  # wherever the model is
@@ -187,36 +188,6 @@ def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tm
     assert len(ran) == 4 and pd.read_csv(tmp_path / "real/comparison.csv").equals(again)
 
 
-def test_a_rung_on_another_ones_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It begins on the model of the arm that was kept; where all of its own arms are kept, it needs none."""
-    ran = []
-    monkeypatch.setattr(ladder.experiments, "run", lambda arms, jobs, done: ran.extend(arms) or {})
-    monkeypatch.setattr(Workspace, "__init__", lambda self: vars(self).update(baseline="b", snapshot="b", _hashes=""))
-    monkeypatch.setattr(ladder, "OUT", tmp_path / "real")
-    path = tmp_path / "two.yaml"
-    options = ["model=smollm2-135m", "data=textbooks"]
-    path.write_text(yaml.safe_dump({"arms": ["quiet_star-1"], "options": options, "base": "one/no_thought-1"}))
-    monkeypatch.setattr("sys.argv", ["ladder", str(path), "--root", str(tmp_path)])
-    with pytest.raises(UserError, match="no experiment has trained one/no_thought-1: run "):
-        ladder.main()
-    keep(tmp_path / "real/one", "no_thought-1")
-    about = tmp_path / "real/one/no_thought-1" / rungs.ABOUT
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"experiment": "0" * 40}))
-    with pytest.raises(UserError, match="this repository has no experiment with the weights of one/no_thought-1: rem"):
-        ladder.main()
-    monkeypatch.setattr(ladder, "BASES", tmp_path)
-    (tmp_path / "one-no_thought-1-00000000").mkdir()
-    monkeypatch.setattr(ladder, "git", lambda *words: "")
-    ladder.main()
-    assert [arm.params["base_model.path"] for arm in ran] == [str(tmp_path / "one-no_thought-1-00000000")]
-    keep(tmp_path / "real/two", "quiet_star-1")
-    settings = rungs.settings_of(ran[0], "one/no_thought-1")
-    (tmp_path / "real/two/quiet_star-1" / rungs.ABOUT).write_text(json.dumps({"settings": settings, "weights": "abc"}))
-    about.unlink()
-    ladder.main()
-    assert len(ran) == 1
-
-
 @pytest.mark.parametrize(
     "rung, told",
     [
@@ -239,5 +210,4 @@ def test_a_file_that_is_no_rung(rung: dict, told: str, tmp_path: Path):
 def test_the_shipped_rungs_are_runs(path: Path):
     rung = rungs.read_rung(path)
     values = preset.options([*rung.options, "base_model.path=/model"], "/data")
-    assert values["train.clip"] == "apart" and preset.words(values)
-    assert rung.base is None or (ROOT / "ladder" / f"{rung.base.partition('/')[0]}.yaml").exists()
+    assert params.load(changes=values).train.clip == "apart" and preset.words(values)

@@ -103,3 +103,21 @@ def test_a_model_that_exists_is_kept_as_it_is(tmp_path: Path):
     assert steps.empty and "loss" in steps.columns
     one, other = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (source, tmp_path / "base"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_model_that_exists_may_be_pretrained_further(tokens: Path, tmp_path: Path):
+    """As one from scratch that begins with its weights would be; its folder's weights count when a run resumes."""
+    source = tmp_path / "source"
+    write(tokens, source, replace(BASE, scratch=replace(SCRATCH, steps=1)))
+    further = replace(SHIPPED.base_model.further, steps=2 * LOG_STEPS, batch_size=4, learning_rate=0.01, warmup_steps=5)
+    base = replace(BASE, source="hub", path=str(source / "base"), further=further)
+    steps = write(tokens, tmp_path / "float32", base)
+    assert steps["heldout_loss"].isna().tolist() == [True, False] and steps["loss"].iloc[1] < steps["loss"].iloc[0]
+    low = write(tokens, tmp_path / "bfloat16", replace(base, further=replace(further, precision="bfloat16")))
+    assert low["loss"].to_list() == pytest.approx(steps["loss"].to_list(), rel=0.02)
+    one, other, kept = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "base").state_dict()
+        for name in ("float32", "bfloat16", "source")
+    )
+    assert {weight.dtype for weight in other.values()} == {torch.float32}
+    assert not any(torch.equal(one[name], kept[name]) or torch.equal(one[name], other[name]) for name in one)

@@ -35,7 +35,7 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
 
     ``texts`` gets pretrain, train and heldout (column ``text``) and probe (``task``, ``prompt``, ``working``): prompts
     whose full working is known, to see whether thoughts hold it; the hub's texts have none. Without ``pretrain`` that
-    split is empty, as a base model from outside needs none.
+    split is empty, as a base model that is taken as it is needs none.
     """
     splits = [split for split in microworld.TEXT_SPLITS if pretrain or split != "pretrain"]
     sources = {split: getattr(params.hub, split) for split in splits} if params.source == "hub" else {}

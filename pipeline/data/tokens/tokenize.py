@@ -25,8 +25,7 @@ def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path
 
     Raises UserError where a split that is needed has no span.
     """
-    from_scratch = base_model.source == "scratch"
-    if from_scratch:
+    if base_model.source == "scratch":
         tokenizer = train_tokenizer(islice(read_texts(texts / "pretrain.arrow"), SAMPLE), params.vocabulary)
     else:
         tokenizer = pretrained_tokenizer(base_model)
@@ -40,7 +39,8 @@ def write_tokens(params: Tokenize, base_model: BaseModel, texts: Path, out: Path
                 spans = packed(ids, getattr(params, name))
             else:
                 spans = one_each(ids, params.span, tokenizer.pad_token_id, params.seed)
-            if not write_spans(folder / f"{split}.arrow", spans) and (from_scratch or split != "pretrain"):
+            needed = split != "pretrain" or base_model.pretrains
+            if not write_spans(folder / f"{split}.arrow", spans) and needed:
                 short = f"the {split} text is too short for one span"
                 raise UserError(f"{short}: more documents, or a smaller tokenize.{name}")
 
