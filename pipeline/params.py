@@ -412,6 +412,10 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "train.rlp.epochs is above 1, and a stage may end between a batch's epochs: make it 1, or train.stages []"
     if train.stages and (pauses := {"pause", "pause_same_compute"} & {*arms.methods}):
         yield f"arms.methods has {min(pauses)}, whose pauses have one length: drop it, or make train.stages []"
+    if "pause_same_compute" in arms.methods and train.thinking.where in ("one", "marker"):
+        yield "arms.methods has pause_same_compute, but how much thinks is not known before: train.thinking.where every"
+    if train.log_steps > (steps := sum(stage.steps for stage in train.every_stage)):
+        yield f"train.log_steps is {train.log_steps}, but the run has {steps} steps: make it smaller"
     if not scratch.steps:
         yield "base_model.scratch.steps is 0, but must be at least 1: new weights know nothing"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:

@@ -76,6 +76,8 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
             "final",
             "corpus.hub.pretrain.solution is final, but columns names no question+answer",
         ),
+        ("train.log_steps", 151, "train.log_steps is 151, but the run has 150 steps"),
+        ("base_model.scratch.steps", 0, "base_model.scratch.steps is 0, but must be at least 1"),
         ("corpus.hub.train.part", "module:3/2", "corpus.hub.train.part is module:3/2, but must be COLUMN:I/N"),
         ("corpus.hub.train.part", "half", "corpus.hub.train.part is half, but must be COLUMN:I/N, such as module:1/2"),
         ("base_model.source", "hub", "base_model.path is missing"),

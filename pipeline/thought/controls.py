@@ -18,14 +18,19 @@ class ShuffledReward(QuietStar):
     """Each position's thoughts get the advantages of another position: what an update does whatever they are worth."""
 
     def advantages(self, worth: Tensor, states: SliceStates) -> Tensor:
-        """See `QuietStar.advantages`. They are permuted among the rewarded positions that are computed together."""
+        """See `QuietStar.advantages`. They go around the rewarded positions that are computed together.
+
+        None keeps its own; of one position alone they are 0.
+        """
         advantages = super().advantages(worth, states)
         real = states.rewarded
-        # seeded by the thoughts themselves, so that a resumed run draws the same permutation
+        # seeded by the thoughts themselves, so that a resumed run draws the same order
         generator = torch.Generator().manual_seed(int(states.ids.sum()))
         order = torch.randperm(int(real.sum()), generator=generator).to(real.device)
         by_position = advantages.transpose(1, 2).clone()
-        by_position[real] = by_position[real][order]
+        given = by_position[real]
+        given[order] = given[order.roll(1)] if len(order) > 1 else torch.zeros_like(given)
+        by_position[real] = given
         return by_position.transpose(1, 2)
 
 
@@ -38,11 +43,14 @@ class TrainedSwapped(NoPolicy):
     def exchange(self, ids: Tensor, real: Tensor) -> Tensor:
         """See `Objective.exchange`. The donor is the text before in the batch, at the same slot or its last one.
 
-        A text alone (as in a last batch of held-out texts) gets thoughts of its own other slots.
+        Texts in which nothing thinks give none. A text that thinks alone (as in a last batch of held-out texts) gets
+        thoughts of its own other slots.
         """
-        if len(ids) == 1:
+        thinking = real.any(1).nonzero().squeeze(1)
+        if len(thinking) < 2:
             return ids.roll(max(1, ids.shape[2] // 2), 2)
-        donors = torch.arange(len(ids), device=ids.device).roll(1)
+        donors = torch.arange(len(ids), device=ids.device)
+        donors[thinking] = thinking.roll(1)
         slots = torch.arange(ids.shape[2], device=ids.device)
         last = (real.sum(1) - 1).clamp(min=0)[donors]
         slots = torch.minimum(slots, last.unsqueeze(1))[:, None, :, None]  # (B, 1, P, 1)

@@ -31,6 +31,11 @@ class Counts(NamedTuple):
     thinking: Tensor
     rewards: Tensor
 
+    @property
+    def distances(self) -> Tensor:
+        """How many distances have a target (), at least 1: near the end of a text the farther ones have none."""
+        return (self.targets > 0).sum().clamp(min=1)
+
 
 def counts_of(labels: Tensor, lookahead: int, thinks: Tensor | None = None) -> Counts:
     """The `Counts` of the texts with these ``labels`` (B, N), which think where ``thinks`` (B, N); None: everywhere."""

@@ -17,10 +17,10 @@ class QuietStar(Objective):
     def forward(self, states: SliceStates, counts: Counts, head: HeadLosses) -> SliceLosses:
         """See `Objective.forward`. Gradients flow through all three terms; rewards and advantages are constants."""
         config, exact = self.config, exact_dtype(states.thinking)
-        rationales, lookahead = states.thinking.shape[1], states.targets.shape[-1]
+        rationales = states.thinking.shape[1]
 
         # Talk: the mean over k of the mean cross-entropies of x_{i+1+k} with the thought.
-        weights = 1 / (lookahead * rationales * counts.targets.to(exact).clamp(min=1))
+        weights = 1 / (counts.distances * rationales * counts.targets.to(exact).clamp(min=1))
         talk_loss, talk = head.with_thoughts(
             "talk", states.mixed, states.text, states.at, states.targets, self.talk_share * weights
         )

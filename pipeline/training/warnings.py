@@ -6,7 +6,7 @@ the held-out loss without thoughts is compared with what it was before the first
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -59,16 +59,22 @@ class Watch:
         self._last.append(row)
         if len(self._last) < WINDOW:
             return
-        means = {name: sum(one.get(name, math.nan) for one in self._last) / WINDOW for name in WATCHED}
-        self._start = self._start or means
+        means = {name: _mean(one.get(name, math.nan) for one in self._last) for name in WATCHED}
+        self._start = {name: mean for name, mean in means.items() if not math.isnan(mean)} | self._start
         for rule in RULES:
-            start, now = self._start[rule.column], means[rule.column]
+            start, now = self._start.get(rule.column, math.nan), means[rule.column]
             if rule not in self._reported and rule.broken(start, now):
                 self._reported.add(rule)
                 yield (
                     f"step {int(row['step'])}: {rule.message}: {rule.column.replace('_', ' ')} {now:.3g} over the last "
                     f"{WINDOW} steps, {start:.3g} over the first"
                 )
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean of those that are there; steps in which nothing thinks are blank."""
+    there = [value for value in values if not math.isnan(value)]
+    return sum(there) / len(there) if there else math.nan
 
 
 def warnings(steps: pd.DataFrame, heldout: pd.DataFrame) -> Iterator[str]:

@@ -141,6 +141,46 @@ def test_shuffled_rewards_are_the_same_advantages_elsewhere():
     torch.testing.assert_close(own.losses.reward, shuffled.losses.reward)
 
 
+@pytest.mark.parametrize("positions", [1, 2, 3])
+def test_of_few_shuffled_rewards_none_keeps_its_own(positions: int):
+    """Of one alone there is no other: it gets none."""
+    thinks = torch.zeros(2, TOKENS, dtype=torch.bool)
+    thinks[0, 1 : 1 + positions] = True
+    found = []
+    for method in ("quiet_star", "shuffled_reward"):
+        model, (ids, mask, labels) = quiet_star(LLAMA, method=method, rationales=3, advantage="signed"), texts("right")
+        output = model(ids, mask, labels=labels, thought_ids=given_thoughts(3), thinks=thinks)
+        found.append(output.losses.advantage[0, :, 1 : 1 + positions].T)
+    own, shuffled = found
+    assert (own != 0).all() and not (own == shuffled).any()
+    torch.testing.assert_close(shuffled.sort(0).values, own.sort(0).values * (positions > 1))
+
+
+def test_talk_is_the_mean_over_the_distances_that_have_a_target():
+    """One position thinks, and two tokens follow it in its text."""
+    thinks = torch.zeros(2, TOKENS, dtype=torch.bool)
+    (ids, mask, labels), found = texts("right"), {}
+    last = int(mask[0].sum()) - 1
+    thinks[0, last - 2] = True
+    for lookahead in (2, 4):
+        model = quiet_star(LLAMA, lookahead=lookahead)
+        output = model(ids, mask, labels=labels, thought_ids=given_thoughts(2), thinks=thinks)
+        found[lookahead] = output.losses.talk
+        talk = output.losses.talk_nll[0, :, last - 2, :2]
+        torch.testing.assert_close(output.losses.talk, talk.mean())
+    torch.testing.assert_close(found[2], found[4])
+
+
+def test_texts_in_which_nothing_thinks_give_no_thoughts():
+    model = quiet_star(LLAMA, method="trained_swapped")
+    ids = torch.arange(1, 4 * 2 * 3 + 1).view(4, 1, 2, 3)
+    real = torch.tensor([[True, False], [False, False], [True, True], [False, False]])
+    read = model.objective.exchange(ids, real)
+    assert torch.equal(read[0, :, :1], ids[2, :, :1]) and torch.equal(read[2], ids[0, :, :1].expand(1, 2, 3))
+    alone = model.objective.exchange(ids[1:3], real[1:3])
+    assert torch.equal(alone[1], ids[2].roll(1, 1))
+
+
 @pytest.mark.parametrize(
     "thinks", [None, torch.tensor([[1, 0, 1, 1, 0, 1, 0, 1, 0], [0, 1, 0, 0, 1, 0, 1, 0, 0]]).bool()]
 )

@@ -61,6 +61,13 @@ def test_a_method_without_a_column_is_not_judged_by_it():
     assert len(list(warnings(table, GOOD))) == 1
 
 
+@pytest.mark.parametrize("column, value, told", WRONG)
+def test_steps_in_which_nothing_thinks_hide_nothing(column: str, value: float, told: str):
+    table = log(column, value)
+    table.loc[table["step"] % 3 == 1, list(WELL)] = math.nan
+    assert [told in line for line in warnings(table, GOOD)] == [True]
+
+
 def test_harm_is_told_once_where_it_is_more_than_is_allowed():
     """Against the model before training, whatever was gained meanwhile."""
     assert list(warnings(log(), heldout(3.0, 2.5, 2.9, 3.0 + HARM))) == []

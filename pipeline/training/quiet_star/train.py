@@ -57,7 +57,7 @@ def settings_of(params: Train, method: str) -> Train:
     """The settings that ``method`` runs with; of stages, those of the whole run (`schedule.in_all`).
 
     pause_same_compute takes as many steps as make the tokens that pass through the decoder, backward passes counted
-    twice, those of quiet_star: at each position of a text R rows instead of one, and K tokens of each to sample it.
+    twice, those of quiet_star: at each position that thinks R rows instead of one, and K tokens of each to sample it.
     """
     params = in_all(params)
     if not METHODS[method].trains:
@@ -65,7 +65,9 @@ def settings_of(params: Train, method: str) -> Train:
     if method != PAUSE_SAME_COMPUTE:
         return params
     rows, row_tokens = params.rationales, Layout(params.thought_tokens, params.lookahead).row_tokens
-    thinking, pausing = 3 * (1 + rows * row_tokens) + rows * params.thought_tokens, 3 * (1 + row_tokens)
+    share = 1.0 if params.thinking.where == "every" else params.thinking.share
+    thinking = 3 * (1 + share * rows * row_tokens) + share * rows * params.thought_tokens
+    pausing = 3 * (1 + share * row_tokens)
     return replace(params, steps=round(params.steps * thinking / pausing))
 
 
@@ -157,7 +159,7 @@ def _trainer(
         check_room(model, asked.input_ids.shape[1] + 1 + longest, "a probe's prompt")
     where = None if params.thinking.where == EVERY else Where(params.thinking, tokenizer)
     if where is not None:
-        where.check(spans)
+        where.check(spans, min(stage.lookahead for stage in stages))
     data = {"train_dataset": spans, "eval_dataset": heldout}
     speed = speed_of(params, model, spans.mean_length)
     trainer = QuietStarTrainer(params, asked, where, arguments, folder=folder, speed=speed, model=model, **data)

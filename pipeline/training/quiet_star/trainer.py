@@ -42,6 +42,13 @@ STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning
 CLIP_COLUMNS = ["language_grad_norm", "policy_grad_norm"]  # before clipping, where they are clipped apart
 HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
 MORE_COLUMNS = ["thought_length", "ema_gain"]  # where the run has them
+REWARDED = (
+    "reward",
+    "unresolved_rewards",
+    "positive_advantages",
+    "policy_loss",
+    "ema_gain",
+)  # means over rewarded positions
 APART, POLICY = "apart", "policy"  # `train.clip`, and the part of the loss
 QUIET_STAR_PARTS = ("base", "talk", POLICY)
 PART = "_part"  # ends the column of any other part of the loss, weighted as it counts
@@ -66,6 +73,7 @@ class QuietStarTrainer(CheckedTrainer):
         self._probe = probe
         self._where = where
         self._parts: list[dict[str, Tensor]] = []  # each micro-batch's share of the next row of the log
+        self._counts: list[Counts] = []  # its step's, for each of them
         self._policy: dict[Tensor, Tensor] = {}  # the step's gradient of the policy part, by parameter
         self._norms: dict[str, float] = {}  # of the last step's gradients
         self._watch = Watch()
@@ -153,6 +161,7 @@ class QuietStarTrainer(CheckedTrainer):
             self._rollouts.append((output.thoughts, kept))
         parts = _logged_parts(output, num_items_in_batch)
         self._parts.append(parts | self._more_parts(inputs, output, num_items_in_batch))
+        self._counts.append(num_items_in_batch)
         loss = self._set_policy_aside(output.losses) if self._apart else output.loss
         loss = loss * self.args.world_size  # as gradients are averaged over processes, not summed
         return (loss, output) if return_outputs else loss
@@ -246,13 +255,22 @@ class QuietStarTrainer(CheckedTrainer):
         if "loss" not in logs:
             super().log(logs, start_time)
             return
-        steps = len(self._parts) // self.args.gradient_accumulation_steps
-        sums = torch.stack([torch.stack(list(part.values())) for part in self._parts]).sum(0)
-        means = self.accelerator.reduce(sums, "sum") / steps
-        super().log({**logs, **self._norms, **dict(zip(self._parts[0], means.tolist(), strict=True))}, start_time)
-        self._parts = []
+        super().log({**logs, **self._norms, **self._means()}, start_time)
+        self._parts, self._counts = [], []
         if is_main():
             self._warn()
+
+    def _means(self) -> dict[str, float]:
+        """The means over the row's steps: of thoughts over those that think, of rewards over those that reward.
+
+        A column of which no step has anything is left out.
+        """
+        sums = torch.stack([torch.stack(list(part.values())) for part in self._parts]).sum(0)
+        sums = dict(zip(self._parts[0], self.accelerator.reduce(sums, "sum").tolist(), strict=True))
+        passes = {"base_loss": len(self._counts)} | dict.fromkeys(REWARDED, sum(c.rewards > 0 for c in self._counts))
+        thinking, each = sum(c.thinking > 0 for c in self._counts), self.args.gradient_accumulation_steps
+        steps = {name: int(passes.get(name, thinking)) // each for name in sums}
+        return {name: total / steps[name] for name, total in sums.items() if steps[name]}
 
     def _warn(self) -> None:
         """Log the warnings that the new rows of the log cause; after a resume all rows are new."""
@@ -363,7 +381,7 @@ def _losses(losses: Losses, counts: Counts) -> dict[str, Tensor]:
     rationales, talk_nll = losses.talk_nll.shape[1], losses.talk_nll
     if not rationales:
         return {"base_loss": losses.base, "base_loss_ahead": losses.base, "talk_loss": losses.talk}
-    weights = 1 / (len(counts.targets) * rationales * counts.targets.to(talk_nll.dtype).clamp(min=1))
+    weights = 1 / (counts.distances * rationales * counts.targets.to(talk_nll.dtype).clamp(min=1))
     both = (losses.without_nll.expand_as(talk_nll), talk_nll)
     without, talk = ((nll.contiguous() * weights).sum() for nll in both)
     return {"base_loss": losses.base, "base_loss_ahead": without, "talk_loss": talk}

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.params import Thinking
 from pipeline.thought.layout import text_position_ids
 from pipeline.thought.model import QuietStarForCausalLM
-from pipeline.thought.objective import lookahead_targets
+from pipeline.thought.objective import lookahead_targets, rewarded_positions
 from pipeline.thought.places import likeliest, thinking
 from pipeline.thought.sampler import uniforms
 
@@ -50,15 +50,24 @@ class Where:
         counts = possible.clamp(max=1) if self.params.where == "one" else (self.params.share * possible).ceil()
         return likeliest(scores, wanted, counts)
 
-    def check(self, texts: Spans) -> None:
-        """Raise UserError if the marker is in none of the first ``texts``: nothing would be learned of thinking."""
-        if self.params.where == "marker":
-            some = [texts[i]["input_ids"] for i in range(min(len(texts), LOOKED_AT))]
-            if not self._follow_marker(torch.stack(some)).any():
-                raise UserError(
-                    f"train.thinking.marker is {self.params.marker!r}, but no token of the first {len(some)} training "
-                    "texts ends with it: choose another, or train.thinking.where random"
-                )
+    def check(self, texts: Spans, lookahead: int) -> None:
+        """Raise UserError if no thought after the marker would be rewarded in the first ``texts``."""
+        if self.params.where != "marker":
+            return
+        some = [texts[i] for i in range(min(len(texts), LOOKED_AT))]
+        ids, labels = (torch.stack([text[name] for text in some]) for name in ("input_ids", "labels"))
+        follow, told = self._follow_marker(ids), f"train.thinking.marker is {self.params.marker!r}, but"
+        if not follow.any():
+            raise UserError(
+                f"{told} no token of the first {len(some)} training texts ends with it: choose another, or "
+                "train.thinking.where random"
+            )
+        wanted = thinking(lookahead_targets(labels, lookahead), None) & follow
+        if not wanted[:, : rewarded_positions(ids.shape[1], lookahead)].any():
+            raise UserError(
+                f"{told} in the first {len(some)} training texts always within the last {lookahead + 1} positions, "
+                "where no thought is rewarded: make tokenize.span larger or train.lookahead smaller"
+            )
 
     def _follow_marker(self, ids: Tensor) -> Tensor:
         """Whether the text up to each token (B, N), or up to spaces at its end, ends with the marker.

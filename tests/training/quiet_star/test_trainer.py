@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.distributed import DistError
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoModelForCausalLM, Trainer
@@ -78,7 +79,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
 
-def decoder_tokens(method: str, **sizes: int) -> int:
+def decoder_tokens(method: str, thinks: Tensor | None = None, **sizes: int) -> int:
     """Tokens that pass through the decoder in a training step, counted in its first layer; backward counts twice."""
     model, passed = quiet_star(LLAMA, method=method, **sizes), []
     layer = model.base.model.layers[0].mlp
@@ -86,7 +87,7 @@ def decoder_tokens(method: str, **sizes: int) -> int:
         lambda _, given, __: passed.append(given[0].shape[:-1].numel() * (3 if torch.is_grad_enabled() else 1))
     )
     ids = random_ids(2, 12)
-    model(ids, labels=ids)
+    model(ids, labels=ids, thinks=thinks)
     return sum(passed)
 
 
@@ -102,6 +103,11 @@ def test_pauses_of_the_same_compute_put_as_many_tokens_through_the_decoder(
     assert steps[PAUSE_SAME_COMPUTE] * decoder_tokens(PAUSE_SAME_COMPUTE, **sizes) == pytest.approx(whole, rel=0.01)
     assert 1000 * decoder_tokens(PAUSE, **sizes) < 0.6 * whole
     assert replace(settings_of(settings, PAUSE_SAME_COMPUTE), steps=1000) == settings  # all else is the same
+    quarter = replace(settings, thinking=params.Thinking("random", 0.25, "A:"))
+    thinks = torch.arange(12).expand(2, 12) % 4 == 0  # a quarter of the positions
+    whole = 1000 * decoder_tokens(QUIET_STAR, thinks, **sizes)
+    steps = settings_of(quarter, PAUSE_SAME_COMPUTE).steps
+    assert steps * decoder_tokens(PAUSE_SAME_COMPUTE, thinks, **sizes) == pytest.approx(whole, rel=0.01)
 
 
 def some_spans(path: Path, last: int = 10) -> Spans:
@@ -297,6 +303,32 @@ def test_rows_of_several_steps_are_their_means(spans: Spans, plain: dict[str, Ru
     _, log = trained(spans, replace(TRAIN, log_steps=2))
     for name in ["loss", *LOSS_COLUMNS, "thought_entropy"]:
         assert column(log, name) == pytest.approx([sum(column(plain[QUIET_STAR][1], name)) / 2], rel=1e-5), name
+
+
+def test_of_steps_in_which_nothing_thinks_there_is_nothing_to_log(spans: Spans, monkeypatch: pytest.MonkeyPatch):
+    """Their columns are blank, and a row of several steps has the means over those that think."""
+    where = Where(params.Thinking("one", 0.25, "A:"), None)
+    asked = []
+
+    def thinks(self: Where, model: object, batch: dict[str, Tensor], seed: int) -> Tensor:
+        asked.append(seed)
+        found = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+        found[:, 1] = len(asked) % 2 == 1  # at every other step
+        return found
+
+    monkeypatch.setattr(Where, "thinks", thinks)
+    logs = {}
+    for every in (1, 2):
+        asked.clear()
+        settings = replace(TRAIN, steps=2, log_steps=every)
+        logs[every] = trainer(quiet_star(LLAMA), spans, settings, where=where).run()
+    steps = [row for row in logs[1] if "base_loss" in row]
+    blank = {*LOSS_COLUMNS, "thought_entropy"} - {"base_loss"}
+    assert blank <= steps[0].keys() and not blank & steps[1].keys()
+    (both,) = (row for row in logs[2] if "base_loss" in row)
+    for name in blank:
+        assert both[name] == pytest.approx(steps[0][name], rel=1e-5), name
+    assert both["base_loss"] == pytest.approx((steps[0]["base_loss"] + steps[1]["base_loss"]) / 2, rel=1e-5)
 
 
 @ALL_METHODS

@@ -92,9 +92,11 @@ def test_after_a_marker_of_several_tokens(model):
 
 def test_a_marker_that_no_text_has_is_refused(tmp_path: Path):
     spans = some_spans(tmp_path / "spans.arrow")
-    where("marker", marker="c").check(spans)
+    where("marker", marker="c").check(spans, 2)
     with pytest.raises(UserError, match="train.thinking.marker is 'zz', but no token of the first 8 training texts"):
-        where("marker", marker="zz").check(spans)
+        where("marker", marker="zz").check(spans, 2)
+    with pytest.raises(UserError, match="always within the last 10 positions, where no thought is rewarded"):
+        where("marker", marker="c").check(spans, 9)
 
 
 @pytest.mark.parametrize("kind", ["random", "entropy", "one"])
