@@ -188,10 +188,23 @@ def check_model_folder(path: Path | str) -> None:
         raise UserError(f"there is no model at {path}: the folder does not exist")
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, and links to nothing, in order.
+
+    A link to a folder is followed, as `datasets` does and `rglob` does not, unless it leads to a folder that holds it.
+    """
+    found = []
+    for at, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not Path(at).resolve().is_relative_to(Path(at, name).resolve())]
+        found += (Path(at, name) for name in names)
+    return sorted(found)
+
+
 def digests(path: Path, pattern: str = "*") -> dict[str, str]:
     """SHA-256 digests by relative path: of a file, or of every file in a folder whose name matches ``pattern``."""
     found = {}
-    for one in [path] if path.is_file() else filter(Path.is_file, path.rglob(pattern)):
+    inside = (file for file in files_below(path) if file.is_file() and file.match(pattern))
+    for one in [path] if path.is_file() else inside:
         now = one.stat()
         version = now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
         found[one.relative_to(path).as_posix()] = _digest(one, version)

@@ -80,6 +80,16 @@ def test_a_file_is_hashed_again_only_where_it_was_written_or_replaced(tmp_path: 
     assert again == {name: hashlib.sha256(text).hexdigest() for name, text in {"a": b"A", "b": b"c"}.items()}
 
 
+def test_files_behind_links_to_folders_are_hashed_but_not_those_of_a_link_upward(tmp_path: Path):
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "real/deep/a").write_text("a")
+    (tmp_path / "real/deep/up").symlink_to(tmp_path / "real")
+    (tmp_path / "set/sub").symlink_to(tmp_path / "real")
+    (tmp_path / "set/gone").symlink_to(tmp_path / "nothing")
+    assert list(digests(tmp_path / "set")) == ["sub/deep/a"]
+
+
 def test_a_full_disk_without_a_name(tmp_path: Path):
     """In a folder that is being written, the inner path is named."""
     rust = RuntimeError("I/O error: No space left on device (os error 28)")  # safetensors and tokenizers

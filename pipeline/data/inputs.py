@@ -5,10 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.data.tasks.spec import read_task
-from pipeline.files import digests, looks_local, replacing, write_json
+from pipeline.files import digests, files_below, looks_local, replacing, write_json
 from pipeline.params import Params
 
-MADE = Path("data")  # by the graph itself, which watches it
+MADE = Path("data/corpus/tasks")  # by the graph itself, which watches it
 SEEN = "inputs.seen.json"  # beside the output
 
 
@@ -42,7 +42,7 @@ def write_inputs(params: Params, out: Path) -> None:
 def _digests(path: Path, known: dict[str, str], seen: dict[str, str]) -> dict[str, str]:
     """SHA-256 by relative path of a file or of all files in a folder. Puts them into ``seen``; trusts ``known``."""
     found = {}
-    for file in [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*"))):
+    for file in [path] if path.is_file() else filter(Path.is_file, files_below(path)):
         about = file.stat()
         key = f"{file.absolute()} {about.st_size} {about.st_mtime_ns}"
         seen[key] = known[key] if key in known else digests(file)["."]

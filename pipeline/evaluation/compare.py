@@ -31,7 +31,7 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
     folder ``results``, and the main figures of the run's method, the first, to ``summary``. Parts of a task
     (TASK/PART) are in figures.csv only. Losses are in nats a token.
     n: questions or tokens, the mean over seeds; share: of the gain from an arm's thoughts, what is due to what they
-    say. Raises UserError as `read_arms` does.
+    say. A loss on one text has no interval (blank). Raises UserError as `read_arms` does.
     """
     run = arms.methods[0]
     figures, seeds, comparisons = [], [], []
@@ -85,7 +85,7 @@ def _summary(run: str, figures: pd.DataFrame, comparisons: pd.DataFrame, costs: 
     found["heldout_gain"], _ = row(HELDOUT, LOSS, run, BEFORE)
     thinks = f"{run}/{OFF}" in set(figures["arm"])
     less = row(HELDOUT, LOSS, f"{run}/{OFF}" if thinks else run, BEFORE)
-    found["base_harm"], found["base_harm_high"] = (None if value is None else -value for value in less)
+    found["base_harm"], found["base_harm_high"] = (None if pd.isna(value) else -value for value in less)
     found["thought_length"] = float(np.mean([cost["thought_length"] for cost in costs]))
     found["cost"] = float(np.mean([cost["operations"] for cost in costs]))
     return found

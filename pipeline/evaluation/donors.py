@@ -95,19 +95,22 @@ def same_last(lasts: Sequence[int], groups: Sequence, seed: int) -> np.ndarray:
 def controls_of(
     own: Callable[[int], ByPlace],
     groups: Sequence[str],
+    asked: Sequence[int],
     vocabulary: int,
     seed: int,
     align: Callable[[np.ndarray, int], np.ndarray] = ending_together,
 ) -> Controls:
     """The controls of each question: random tokens, and its donors' thoughts where it has donors.
 
-    ``own`` gives a question's own thoughts by its index, ``groups`` (n,) names each question's group; tokens are below
-    ``vocabulary``. Controls stand at as many positions as the own thoughts; ``align`` says which goes where. A donor
-    that has no thoughts at a place (as it has fewer choices) gives those of its first.
+    ``own`` gives a question's own thoughts by its index, ``groups`` (n,) names each question's group. ``asked`` (n,):
+    the place of the answer's first token that the model chooses; `SAME_LAST` compares the thoughts before it, as those
+    before tokens that are given decide nothing. Tokens are below ``vocabulary``. Controls stand at as many positions as
+    the own thoughts; ``align`` says which goes where. A donor that has no thoughts at a place (as it has fewer choices)
+    gives those of its first.
     """
     indices = range(len(groups))
-    firsts = [own(i)[ANSWER][0] for i in indices]
-    lasts = [first[max(0, (first != ENDED).sum() - 1)] for first in firsts]
+    deciding = [own(i)[ANSWER][place] for i, place in enumerate(asked)]
+    lasts = [thought[max(0, (thought != ENDED).sum() - 1)] for thought in deciding]
     pool = pooled((own(i)[ANSWER] for i in indices), vocabulary)
     donors = {SWAPPED: derangement(groups, seed), SAME_LAST: same_last(lasts, groups, seed)}
 

@@ -122,12 +122,14 @@ def _interval(
 ) -> np.ndarray:
     """Student's interval (2, ...) of a mean; between ``bounds`` it is symmetrical on the logit scale of their distance.
 
+    Without bounds one group has none (NaN), as nothing says how much others would differ.
     Where nothing varies (all are right) the data do not say how wide it is. Then a share u of the groups may have any
     other value, where u is what Wilson's interval (1927) leaves for wrong answers if G of G are right: t^2 / (G + t^2).
     """
     t = stdtrit(freedom, (1 + LEVEL) / 2)
     half = t * np.sqrt(variance)
     if bounds is None:
+        half = np.where(groups > 1, half, np.nan)
         return np.stack([value - half, value + half])
     low, high = bounds
     place = (value - low) / (high - low)

@@ -23,7 +23,8 @@ def main() -> None:
         raise UserError(f"{COMPARISONS} is missing or broken: run `dvc repro compare`") from error
     claims = []  # and whether each holds
     for row in [*rows.itertuples(), *_turned(rows).itertuples()]:
-        interval = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+        ends = ", without an interval" if pd.isna(row.low) else f" [{row.low:+.3f}, {row.high:+.3f}]"
+        interval = f"{row.difference:+.3f}{ends}"
         if row.measure == ACCURACY and row.arm == RUN and row.against in RIVALS:
             claims.append((f"{row.task}: {RUN} is right more often than {row.against}: {interval}", row.low > 0))
         elif row.measure == LOSS and row.arm == f"{RUN}/{OFF}" and row.against == BEFORE:

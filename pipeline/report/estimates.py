@@ -10,7 +10,7 @@ ABOVE, BELOW, UNDECIDED = "above", "below", "undecided"
 
 
 class Estimate(NamedTuple):
-    """A mean and the ends of its 95% interval, in one unit."""
+    """A mean and the ends of its 95% interval, in one unit; NaN where it has no interval."""
 
     mean: float
     low: float
@@ -71,6 +71,8 @@ def counted(number: float, what: str) -> str:
 
 def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
     """The mean and its interval, written by ``show``, without a line break inside."""
+    if pd.isna(estimate.low):
+        return f"{show(estimate.mean)} (no{SPACE}interval)"
     return f"{show(estimate.mean)} [{show(estimate.low)},{SPACE}{show(estimate.high)}]"
 
 

@@ -156,9 +156,10 @@ def harm_findings(results: Results) -> list[Finding]:
     verdict = ABOVE if harm.high <= HARM else BELOW if harm.low > 0 else UNDECIDED
     words = {ABOVE: "did no harm", BELOW: "harmed the model", UNDECIDED: "is not shown to be harmless"}[verdict]
     text = (
-        f"Training {words}: without thoughts the loss on held-out text changed by {interval(harm, nats)} nats a token, "
+        f"Training {words}: without thoughts the loss on held-out text changed by {interval(harm, nats)} nats a token"
     )
-    return [Finding(f"{text}so the harm is at most {nats(harm.high)} ({HARM} is allowed).", verdict)]
+    most = "" if pd.isna(harm.high) else f", so the harm is at most {nats(harm.high)}"
+    return [Finding(f"{text}{most} ({HARM} is allowed).", verdict)]
 
 
 def heldout_findings(results: Results) -> list[Finding]:

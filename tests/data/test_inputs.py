@@ -36,6 +36,20 @@ def test_each_change_of_a_local_input_changes_the_file_of_its_group_alone(tmp_pa
         before = after
 
 
+def test_a_data_set_below_data_is_hashed_and_a_folder_that_is_a_link_is_followed(tmp_path: Path):
+    """Only what the stage corpus writes is left out, as the graph watches that itself."""
+    project = copy_project(tmp_path / "project")
+    set_params(project, local_hub.sources(project / "data/hub"))
+    (project / "data/hub/tau/commonsense_qa/data").rename(tmp_path / "elsewhere")
+    (project / "data/hub/tau/commonsense_qa/data").symlink_to(tmp_path / "elsewhere")
+    set_params(project, {"tasks.root": "data/hub"})
+    before = written(project)
+    file = next((tmp_path / "elsewhere").iterdir())
+    file.write_bytes(file.read_bytes() + b" ")
+    after = written(project)
+    assert [name for name in before if before[name] != after[name]] == ["tasks"]
+
+
 def test_a_file_that_has_not_changed_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     project = copy_project(tmp_path / "project", train__launcher="launchers/cpus.yaml")
     before = written(project)

@@ -194,6 +194,19 @@ def test_one_run_has_p_values_and_the_summary_its_main_figures(folder: Path):
     assert (summary["thought_length"], summary["cost"]) == (6.0, 7.5)
 
 
+def test_of_one_text_losses_have_no_intervals(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("perplexity/*/tokens.parquet"):
+        pd.read_parquet(path).assign(text=0).to_parquet(path)
+    figures, rows, _, summary = compared(tmp_path, ["quiet_star", "before"], [2])
+    for table in (figures, rows):
+        assert table.loc["heldout", ["low", "high"]].isna().all(axis=None)
+        assert table.loc["rings", ["low", "high"]].notna().all(axis=None)
+    assert summary["base_harm_high"] is None and np.isfinite([summary["base_harm"], summary["heldout_gain"]]).all()
+    harm = rows.loc["heldout", "loss", "quiet_star/thoughts_off", "before"]["difference"]
+    assert summary["base_harm"] == pytest.approx(-harm)
+
+
 def test_a_run_without_thoughts_has_no_content(folder: Path):
     _, comparisons, _, summary = compared(folder, ["no_thought", "before"], [1])
     assert {pair[2:] for pair in comparisons.index} == {("no_thought", "before")}

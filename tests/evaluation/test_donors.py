@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluation.direct.evaluate import write_evaluation
-from pipeline.evaluation.donors import ENDED, NOBODY, derangement, ending_together, pooled, random_thoughts, same_last
+from pipeline.evaluation.donors import (
+    ENDED,
+    NOBODY,
+    controls_of,
+    derangement,
+    ending_together,
+    pooled,
+    random_thoughts,
+    same_last,
+)
 from pipeline.evaluation.perplexity.measure import write_perplexity
 from pipeline.params import Evaluate, Perplexity
 from tests.evaluation.chain_of_thought.asking import TOKENIZERS, tasks_folder, tiny_model
@@ -45,6 +54,13 @@ def test_a_donor_with_the_same_last_token_is_of_another_group(data: st.DataObjec
     for i, donor in enumerate(same_last(lasts, groups, seed)):
         others = [j for j in range(len(groups)) if lasts[j] == lasts[i] and groups[j] != groups[i]]
         assert donor in others if others else donor == NOBODY
+
+
+def test_the_last_token_is_that_of_the_thought_before_the_first_token_that_is_asked():
+    """Here the answer's first token is given, and the thoughts before it all end alike."""
+    own = [{"answer": np.array([[0, 1], [0, last]])} for last in (5, 6, 5, 7)]
+    controls = controls_of(own.__getitem__, list("abcd"), [1] * 4, 10, 1)
+    assert [controls(i).get("same_last") is not None for i in range(4)] == [True, False, True, False]
 
 
 @given(THOUGHTS, st.integers(1, 9))

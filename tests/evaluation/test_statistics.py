@@ -41,6 +41,15 @@ def test_a_ratio_is_weighted_by_tokens():
     assert mean(side) == pytest.approx(0.9) and low < 0.9 < high < low + 0.1
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_text_has_no_interval_of_its_loss(seeds: int):
+    """Nothing says how much other texts would differ; a share has an interval by its bounds."""
+    one, other = (Totals(RNG.normal(size=(seeds, 1)), np.ones((seeds, 1))) for _ in range(2))
+    found = difference(one, other, None)
+    assert np.isfinite(found.value) and np.isnan([*mean_interval(one, None), *found[1:]]).all()
+    assert np.isfinite(mean_interval(Totals(np.ones((seeds, 1)), np.ones((seeds, 1))), SHARE)).all()
+
+
 @given(RIGHT, RIGHT)
 def test_shares_and_their_differences_stay_where_they_can_be_and_have_a_width(first: list[bool], second: list[bool]):
     first, second = first[: len(second)], second[: len(first)]

@@ -38,6 +38,16 @@ def test_a_claim_that_fails_is_told(failing: int | None, low: float, tmp_path: P
     assert outcome(tmp_path, rows, monkeypatch, capsys) == (int(failing is not None), words)
 
 
+def test_a_loss_without_an_interval_does_not_hold(tmp_path: Path, monkeypatch, capsys):
+    rows = [(*row[:-1], None if row is ROWS[4] else row[-1]) for row in ROWS]
+    assert outcome(tmp_path, rows, monkeypatch, capsys) == (1, ["holds", "holds", "FAILS"])
+    check_text = (*ROWS[4][:-1], None)
+    with pytest.raises(SystemExit):
+        pd.DataFrame([check_text], columns=COLUMNS).assign(high=None).to_csv(check.COMPARISONS)
+        check.main()
+    assert capsys.readouterr().out.endswith("-0.002, without an interval\n")
+
+
 def test_each_of_the_reports_rivals_has_a_line(tmp_path: Path, monkeypatch, capsys):
     rivals = ["no_policy", "untrained", "before", "quiet_star/swapped"]
     assert list(rivals_of("quiet_star")) == rivals

@@ -61,6 +61,20 @@ def test_verdicts_follow_the_interval(run: Path, low: float, says: str, verdict:
     assert harm.verdict == {0.001: "above", 0.0: "above", -0.04: "below"}.get(low, "undecided")
 
 
+@pytest.mark.filterwarnings("error")
+def test_held_out_text_of_one_document_has_no_intervals(run: Path):
+    """Everything is drawn."""
+    for name in ("figures", "comparisons"):
+        table = getattr(fake, "arms" if name == "figures" else name)()
+        table.loc[table["task"] == "heldout", ["low", "high"]] = None
+        write(run, f"compare/{name}.csv", table)
+    for name, names in GROUPS.items():
+        write(run, f"{TABLES}/{name}.csv", fake.groups(names).assign(ci_low=None, ci_high=None))
+    text = Page(run).text
+    assert "is not shown to be harmless" in text and "changed by +0.010 (no interval) nats a token (0.005 is" in text
+    assert not re.search(r"\bnan\b", text)
+
+
 def test_parts_of_a_task_are_no_tasks_of_the_page(run: Path):
     arms = fake.arms()
     before = results.read_results(run / "results/compare", METHODS["quiet_star"])

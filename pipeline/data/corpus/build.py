@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.data.corpus import hub, microworld
 from pipeline.errors import UserError
-from pipeline.files import arrow_table, replacing, write_rows, write_tables
+from pipeline.files import arrow_table, files_below, replacing, write_rows, write_tables
 from pipeline.params import Corpus, HubSplit
 from pipeline.resume import Scratch, resumable
 
@@ -72,7 +72,7 @@ def kept_splits(sources: Mapping[str, HubSplit], seed: int) -> Iterator[dict[str
         scratches = {}
         for split, source in sources.items():
             folder = Path(source.path).expanduser()
-            files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]  # [] of a hub name
+            files = [(path, path.stat()) for path in filter(Path.is_file, files_below(folder))]  # [] of a hub name
             about = {"seed": seed, **asdict(source), "files": [[str(p), s.st_size, s.st_mtime_ns] for p, s in files]}
             scratches[split] = stack.enter_context(resumable(f"corpus/{split}", about, [], Path(__file__), LIBRARIES))
         yield scratches

@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets import IterableDataset, load_dataset
 
 from pipeline.errors import UserError, reason
-from pipeline.files import looks_local
+from pipeline.files import files_below, looks_local
 from pipeline.params import HubSplit
 
 BLOCK = 10_000  # rows that are shuffled together; also the most that a run reads again after a kill
@@ -107,8 +107,8 @@ def _open(source: HubSplit) -> IterableDataset:
         folder = Path(path).expanduser()
         if not folder.exists():
             raise UserError(f"the folder {path} does not exist: name a hub data set or a folder in the hub's layout")
-        for file in folder.rglob("*"):  # `datasets` would silently leave out what a broken link stands for
-            if file.is_symlink() and not file.exists():
+        for file in files_below(folder):  # `datasets` would silently leave out what a broken link stands for
+            if not file.exists():
                 raise UserError(f"{file} is a link to a file that does not exist: download the data set again")
         path = str(folder)
     return load_dataset(path, source.name, split=source.split, revision=source.revision, streaming=True)

@@ -59,7 +59,7 @@ def questions(task: Task, root: str | None) -> Iterator[Question]:
     ask = _asker(task)
     source = HubSplit(**vars(task.data))
     if root is not None and not looks_local(source.path):
-        source.path = str(Path(root).absolute() / source.path)
+        source.path = str(Path(root).expanduser().absolute() / source.path)
     for index, row in enumerate(rows(source)):
         try:
             question = ask(index, row)
@@ -97,11 +97,14 @@ def _asker(task: Task) -> Callable[[int, dict], Question]:
             if not NUMBER_TEXT.fullmatch(text):
                 raise UserError(f"the answer is {text[:60]!r}, which is not a number")
             return Question(prompt.render(row), number_in(text), [], reasoning.render(row), **about)
-        texts = [str(text) for text in choices(**row)]
-        names = [str(name) for name in labels(**row)] if labels else list(string.ascii_uppercase[: len(texts)])
+        texts = [str(_present(text)) for text in choices(**row)]
+        given = list(labels(**row)) if labels else list(string.ascii_uppercase[: len(texts)])
+        names = [str(_present(name)) for name in given]
         lines = "\n".join(f"({name}) {text}" for name, text in zip(names, texts, strict=True))
         row = {**row, "choice_lines": lines}
-        if isinstance(right, int) and 0 <= right < len(names):
+        if right in given:  # before an index is looked for, as labels may be numbers
+            right = names[given.index(right)]
+        elif isinstance(right, int) and 0 <= right < len(names):
             right = names[right]
         if str(right) not in names:
             raise UserError(f"the answer is {str(right)[:60]!r}, which is not among {', '.join(names)}")

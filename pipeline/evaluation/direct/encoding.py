@@ -36,6 +36,11 @@ class EncodedQuestion:
         return len(self.prompt_ids) + max(map(len, (self.answer_ids, *self.choices)))
 
     @property
+    def first_asked(self) -> int:
+        """The place of the first answer token that the model chooses; 0 of kind text, where it chooses none."""
+        return next((place for place, legal in enumerate(self.legal) if legal), 0)
+
+    @property
     def group(self) -> str:
         """The name of the question's group; where the task has no groups, each question is one."""
         return self.question.group or str(self.index)

@@ -73,8 +73,8 @@ def write_evaluation(params: Evaluate, trained: Path, tasks: Path, results: Path
             if model.samples_thoughts:
                 own = partial(_own, scratch.rows, firsts[name][0], questions)
                 align = beginning_together if questions.task.kind == TEXT else ending_together
-                groups = [q.group for q in questions]
-                controls = controls_of(own, groups, model.vocabulary, params.seed, align)
+                groups, places = zip(*((q.group, q.first_asked) for q in questions), strict=True)
+                controls = controls_of(own, groups, places, model.vocabulary, params.seed, align)
                 firsts[name].append(end)
                 end = _ask(asked, questions, f"{name} (controls)", scratch, end, controls)
         if not is_main():

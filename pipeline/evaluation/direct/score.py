@@ -29,12 +29,12 @@ def score(
 ) -> Iterator[list[dict]]:
     """Yield a list of rows for each batch, the shortest questions first, without the first ``done`` rows.
 
-    A row has index and, for each way, predicted, correct, prob and thought (the text of the one before the answer). The
-    model answers a choice with the likeliest label, a number with the first that greedy decoding writes, and a text as
-    `_choose` says. The ways are the model's, `OWN` has the thoughts that it sampled and `OWN_GATED` those that its gate
-    wanted; with ``controls`` the ways are those instead. A batch with some rows missing is computed as a whole, as
-    rounding depends on the padding in a batch. Several processes take turns at batches and yield the same. Raises
-    UserError if a question has no room in the model, or predictions are not finite.
+    A row has index and, for each way, predicted, correct, prob and thought (the text of the one before the first answer
+    token that is asked). The model answers a choice with the likeliest label, a number with the first that greedy
+    decoding writes, and a text as `_choose` says. The ways are the model's, `OWN` has the thoughts that it sampled and
+    `OWN_GATED` those that its gate wanted; with ``controls`` the ways are those instead. A batch with some rows missing
+    is computed as a whole, as rounding depends on the padding in a batch. Several processes take turns at batches and
+    yield the same. Raises UserError if a question has no room in the model, or predictions are not finite.
     """
     needed = questions.longest + (ANSWER_TOKENS if questions.task.kind == NUMBER else 0)
     check_room(asked.model, needed + asked.thought_room, f"a question of {name}")
@@ -96,7 +96,7 @@ def _answers(
         thought = ""
         if thoughts is not None:
             own[ANSWER] = thoughts[i][-len(q.answer_ids) :].tolist()
-            thought = asked.tokenizer.decode([token for token in own[ANSWER][0] if token >= 0])
+            thought = asked.tokenizer.decode([token for token in own[ANSWER][q.first_asked] if token >= 0])
             if task.kind == NUMBER:
                 own[WRITTEN] = before_written[i]
         correct = predicted == q.question.answer

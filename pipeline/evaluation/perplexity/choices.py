@@ -4,7 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
 
+from pipeline.data.marker import follow_marker
+from pipeline.data.spans import Spans
 from pipeline.evaluation.perplexity.groups import interval_over_texts
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -13,21 +17,21 @@ COLUMNS = ["chooser", "share", "loss", "gain", "gain_low", "gain_high", "content
 COLUMNS += ["kept_gain", "kept_content"]
 
 
-def choices_table(tokens: pd.DataFrame, marker: str, seed: int) -> pd.DataFrame:
+def choices_table(tokens: pd.DataFrame, after: np.ndarray, seed: int) -> pd.DataFrame:
     """A row for each chooser and share of the tokens, chosen from all texts together; elsewhere nothing is thought.
 
     chooser: gate, where the model has one (the largest gains that it expects); entropy (the least certain predictions
-    without a thought); random, drawn from ``seed``; marker, the tokens right after the text ``marker``, at their own
-    share, which the others have a row for, too. None of them sees the token that is predicted. loss (nats a token),
-    gain (over no thoughts) and content (the loss after another text's thought less that after the own, where own
-    thoughts are sampled) are means over all tokens, with intervals over texts; kept_gain and kept_content are shares of
-    what thoughts everywhere give.
+    without a thought); random, drawn from ``seed``; marker, the tokens ``after`` (n,) the marker (`after_marker`), at
+    their own share, which the others have a row for, too. None of them sees the token that is predicted. loss (nats a
+    token), gain (over no thoughts) and content (the loss after another text's thought less that after the own, where
+    own thoughts are sampled) are means over all tokens, with intervals over texts; kept_gain and kept_content are
+    shares of what thoughts everywhere give.
     """
     rows, gains = [], tokens["nll_no_thought"] - tokens["nll_thought"]
     measures = {"gain": gains}
     if "nll_swapped" in tokens:
         measures["content"] = tokens["nll_swapped"] - tokens["nll_thought"]
-    for chooser, chosen in _choices(tokens, marker, seed):
+    for chooser, chosen in _choices(tokens, after, seed):
         row = {"chooser": chooser, "share": chosen.mean(), "loss": (tokens["nll_no_thought"] - gains * chosen).mean()}
         for name, values in measures.items():
             here = values.where(chosen, 0.0)
@@ -39,9 +43,8 @@ def choices_table(tokens: pd.DataFrame, marker: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def _choices(tokens: pd.DataFrame, marker: str, seed: int) -> Iterator[tuple[str, pd.Series]]:
+def _choices(tokens: pd.DataFrame, after: np.ndarray, seed: int) -> Iterator[tuple[str, pd.Series]]:
     """The choosers, each with which of the tokens (n,) it chooses, for each share."""
-    after = follows(tokens, marker)
     shares = sorted({*SHARES, *([after.mean()] if after.any() else [])})
     scores = {GATE: tokens["gate"]} if "gate" in tokens else {}
     scores |= {ENTROPY: tokens["entropy"], RANDOM: pd.Series(np.random.default_rng(seed).random(len(tokens)))}
@@ -50,19 +53,14 @@ def _choices(tokens: pd.DataFrame, marker: str, seed: int) -> Iterator[tuple[str
         for share in shares:
             yield chooser, ranks <= round(share * len(tokens))
     if after.any():
-        yield MARKER, after
+        yield MARKER, pd.Series(after, index=tokens.index)
 
 
-def follows(tokens: pd.DataFrame, marker: str) -> pd.Series:
-    """Whether the text before each token (n,) ends with ``marker`` or with that and spaces.
+def after_marker(spans: Spans, tokenizer: PreTrainedTokenizerBase, marker: str) -> np.ndarray:
+    """Whether the text before each predicted token (n,) of all ``spans`` ends with ``marker`` or with that and spaces.
 
-    A text's first token aside: no row has that.
+    Whole texts are decoded, as tokens one by one would lose characters whose bytes they share.
     """
-    found = []
-    for _, text in tokens.groupby("text", sort=False)["token"]:
-        whole, end = "".join(text), 0
-        for token in text:
-            before = whole[:end]
-            found.append(before.endswith(marker) or before.rstrip(" ").endswith(marker))
-            end += len(token)
-    return pd.Series(found, index=tokens.index)
+    known: dict[int, bool] = {}
+    texts = (span["input_ids"][None, span["attention_mask"] > 0] for span in map(spans.__getitem__, range(len(spans))))
+    return torch.cat([follow_marker(ids, marker, tokenizer, known)[0, :-1] for ids in texts]).numpy()

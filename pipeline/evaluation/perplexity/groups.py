@@ -21,7 +21,10 @@ def with_improvement(tokens: pd.DataFrame) -> pd.DataFrame:
 def interval_over_texts(
     values: pd.Series, texts: pd.Series, bounds: tuple[float, float] | None = None
 ) -> tuple[float, float]:
-    """The 95 % interval of the mean over tokens of ``values``, which ``bounds`` enclose; a text's tokens are alike."""
+    """The 95 % interval of the mean over tokens of ``values``, which ``bounds`` enclose; a text's tokens are alike.
+
+    It is NaN of one text if there are no bounds.
+    """
     by_text = values.groupby(texts).agg(["sum", "count"]).to_numpy(float)
     low, high = mean_interval(Totals(by_text[None, :, 0], by_text[None, :, 1]), bounds)
     return float(low), float(high)
@@ -122,7 +125,7 @@ def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
     found = {}
     for name, kind, bounds in (("improvement", "mean", None), ("helped", "share", SHARE), ("hurt", "share", SHARE)):
         low, high = interval_over_texts(tokens[name], tokens["text"], bounds)
-        found[name] = {kind: float(tokens[name].mean()), "ci_low": low, "ci_high": high}
+        found[name] = _json({kind: float(tokens[name].mean()), "ci_low": low, "ci_high": high})
     changed = tokens[tokens["helped"] | tokens["hurt"]]  # the ranks of the other tokens are rounding and noise
     holds = {name: float(tokens[name].mean()) for name in tokens if name.startswith("holds_next")}
     columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
@@ -133,9 +136,14 @@ def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
             "threshold": THRESHOLD,
             "mixing_weight": float(tokens["weight"].mean()),
             "agreement": {**agreement(changed), "n_tokens": len(changed)},
-            "deciles": deciles.rename(columns={"group": "decile"})[columns].to_dict("records"),
+            "deciles": list(map(_json, deciles.rename(columns={"group": "decile"})[columns].to_dict("records"))),
         }
     )
+
+
+def _json(row: dict) -> dict:
+    """The row with None in the place of NaN, which JSON does not have."""
+    return {name: None if pd.isna(value) else value for name, value in row.items()}
 
 
 def agreement(tokens: pd.DataFrame) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.data.spans import Spans
-from pipeline.evaluation.perplexity.choices import choices_table
+from pipeline.evaluation.perplexity.choices import after_marker, choices_table
 from pipeline.evaluation.perplexity.extremes import extremes_table
 from pipeline.evaluation.perplexity.groups import losses_of, summarize, tables_of, with_improvement
 from pipeline.evaluation.perplexity.tokens import Passes, loss_before, token_table
@@ -48,7 +48,7 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
             if "nll_thought" in tokens:
                 tokens = with_improvement(tokens)
                 tables = tables_of(tokens) | {"extremes": extremes_table(tokens, spans, tokenizer)}
-                tables["choices"] = choices_table(tokens, marker, params.seed)
+                tables["choices"] = choices_table(tokens, after_marker(spans, tokenizer, marker), params.seed)
                 metrics |= summarize(tokens, tables["deciles"])
                 for name, table in tables.items():
                     write_table(folder / f"{name}.csv", table)

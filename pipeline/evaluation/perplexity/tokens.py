@@ -129,10 +129,11 @@ def _own(model: QuietStarForCausalLM, reader: TokenReader, sampling: Sampling, b
     if output.gate is not None:
         columns["gate"] = output.gate[:, :-1][predicted].double().tolist()
     if output.thoughts is not None:
-        thoughts = [one[: n - 1].tolist() for one, n in zip(sampled(output.thoughts), lengths, strict=True)]
+        own = sampled(output.thoughts)
+        thoughts = [one[: n - 1].tolist() for one, n in zip(own, lengths, strict=True)]
         tokens = ([token for token in thought if token != ENDED] for text in thoughts for thought in text)
         columns["thought"] = [reader.decode(thought) for thought in tokens]
-        columns["holds_next"] = _hold_next(output.thoughts.ids, ids, mask)
+        columns["holds_next"] = _hold_next(own, ids, mask)
     return {"columns": columns, "thoughts": thoughts}
 
 
@@ -142,15 +143,19 @@ def _others(model: QuietStarForCausalLM, others: dict[str, list[np.ndarray]], ba
     ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
     columns, shape = {}, (ids.shape[1], model.config.thought_tokens)
     for way, thoughts in others.items():
-        thought_ids = as_input([np.resize(thoughts[text], shape) for text in batch["text_keys"].tolist()], model)
+        given = np.stack([np.resize(thoughts[text], shape) for text in batch["text_keys"].tolist()])
+        thought_ids = as_input(given, model)
         columns[f"nll_{way}"] = _losses(model(ids, mask, thought_ids=thought_ids).logits, ids, mask)
-        columns[f"holds_next_{way}"] = _hold_next(thought_ids, ids, mask)
+        columns[f"holds_next_{way}"] = _hold_next(given, ids, mask)
     return {"columns": columns}
 
 
-def _hold_next(thoughts: Tensor, ids: Tensor, mask: Tensor) -> list[bool]:
-    """Whether the thought (B, 1, N, K) before each predicted token of the texts ``ids`` (B, N) holds that token."""
-    held = (thoughts[:, 0, :-1] == ids[:, 1:, None]).any(-1)
+def _hold_next(thoughts: np.ndarray, ids: Tensor, mask: Tensor) -> list[bool]:
+    """Whether the thought (B, N, K) before each predicted token of the texts ``ids`` (B, N) holds that token.
+
+    `ENDED` is no token, so a thought does not hold the token that ended it.
+    """
+    held = (torch.from_numpy(thoughts[:, :-1]).to(ids.device) == ids[:, 1:, None]).any(-1)
     return held[mask[:, 1:].bool()].tolist()
 
 

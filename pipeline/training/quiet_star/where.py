@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.data.marker import follow_marker
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
 from pipeline.params import Thinking
@@ -17,7 +18,6 @@ from pipeline.thought.sampler import uniforms
 
 EVERY = "every"
 LOOKED_AT = 200  # texts
-PART = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for some bytes of a character
 GATE, EXPLORED = "gate", 0.5  # the share of the gate's positions that are chosen at random
 DRAW = -2  # the step in the draws of positions; those of thoughts are 0 .. K-1, of written text -1
 
@@ -70,22 +70,4 @@ class Where:
             )
 
     def _follow_marker(self, ids: Tensor) -> Tensor:
-        """Whether the text up to each token (B, N), or up to spaces at its end, ends with the marker.
-
-        Spaces, as many tokenizers make one of the space before a digit. Decoded where the token alone may end one.
-        """
-        marker, texts = self.params.marker, ids.tolist()
-        new = sorted({token for text in texts for token in text} - self._last.keys())
-        for token, text in zip(new, self._decode([[token] for token in new]), strict=True):
-            self._last[token] = text.endswith((marker[-1], PART)) or not text.strip(" ")
-        tail = 4 * len(marker) + 4  # a byte-level token may be one byte of a character's four
-        places = [(b, i) for b, text in enumerate(texts) for i, token in enumerate(text) if self._last[token]]
-        decoded = self._decode([texts[b][max(0, i + 1 - tail) : i + 1] for b, i in places])
-        found = torch.zeros(ids.shape, dtype=torch.bool)
-        for place, text in zip(places, decoded, strict=True):
-            found[place] = text.endswith(marker) or text.rstrip(" ").endswith(marker)
-        return found.to(ids.device)
-
-    def _decode(self, texts: list[list[int]]) -> list[str]:
-        """The texts in words; of none, where transformers gives one empty text, none."""
-        return self.tokenizer.batch_decode(texts) if texts else []
+        return follow_marker(ids, self.params.marker, self.tokenizer, self._last)

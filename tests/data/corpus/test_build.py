@@ -127,12 +127,15 @@ def test_a_killed_run_resumes(after: int, noted: bool, sources: dict[str, HubSpl
 
 def test_a_changed_folder_is_read_anew(tmp_path: Path):
     """Blocks are kept until the outputs are in place, but only for the same files."""
-    split = HubSplit(path=str(local_hub.jsonl(tmp_path / "set", "train", [{"text": "one"}] * 5)), split="train")
+    local_hub.jsonl(tmp_path / "real", "train-00000-of-00001", [{"text": "one"}] * 5)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/data").symlink_to(tmp_path / "real")  # which `datasets` follows
+    split = HubSplit(path=str(tmp_path / "set"), split="train")
     with pytest.raises(SystemExit), build.kept_splits({"train": split}, 1) as kept:
         build.write_texts({"train": split}, 1, kept, tmp_path)
         raise SystemExit
     assert len(list(Path(".resume").rglob("*.arrow"))) == 2
-    local_hub.jsonl(tmp_path / "set", "train", [{"text": "other"}] * 6)
+    local_hub.jsonl(tmp_path / "real", "train-00000-of-00001", [{"text": "other"}] * 6)
     written({"train": split}, "again")
     assert texts("again", "train") == ["other"] * 6
 

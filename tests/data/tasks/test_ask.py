@@ -154,6 +154,12 @@ def test_a_choice_is_a_label_or_an_index():
     assert question.labels == list("ABC") and "(C) grey" in question.prompt  # letters, as it names no labels
     numbers = ROW | {"names": ["1", "2", "3"], "answer": "1"}
     assert asked([numbers], **NAMED)[0].answer == "1"  # a label, not an index: the first of three
+    numbers = ROW | {"names": [1, 2, 3]}
+    told = [(1, "1", "red"), (3, "3", "grey"), (2.0, "2", "blue"), ("3", "3", "grey"), (0, "1", "red")]
+    for answer, label, text in told:  # 0 is no label, so it is an index
+        for kind, expected in (("choice", label), ("text", text)):
+            (question,) = asked([numbers | {"answer": answer}], **NAMED | {"kind": kind})
+            assert question.answer == expected
 
 
 COLUMNS = "undefined; its columns are question, texts, names, answer"
@@ -168,6 +174,8 @@ AFTER_MARK = {"answer": 'answer.rsplit("####", 1)[1]'}
         *(({"answer": a}, NAMED, "which is not among x, y, z") for a in ("w", "", "Y", 3, -1, None, 1.0)),
         *(({"names": names}, NAMED, "argument 2 is") for names in (["x", "y"], ["x", "y", "z", "w"], [])),
         ({"texts": 3}, CHOICE, "not iterable"),
+        ({"texts": ["red", None, "grey"]}, CHOICE, "a column that is used has no value"),
+        ({"names": ["x", "y", None]}, NAMED, "a column that is used has no value"),
         ({}, {"prompt": "Q: {{ body }}"}, f"'body' is {COLUMNS}"),
         ({}, {"answer": "reply"}, f"'reply' is {COLUMNS}"),
         ({}, {"answer": "answer.number"}, "has no attribute 'number'"),
@@ -272,6 +280,12 @@ def test_where_the_data_set_is_looked_for(monkeypatch: pytest.MonkeyPatch):
             assert len(list(questions(task(data=data), root))) == 1
     assert [source.path for source in sources] == ["ybisk/piqa", "/hub/ybisk/piqa", "./own", "./own"]
     assert sources[0] == HubSplit("ybisk/piqa", None, "validation", "refs/convert/parquet")
+
+
+def test_a_root_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jsonl(tmp_path / "hub/some/own", "test", [ROW])
+    assert len(list(questions(task(data=Data("some/own", split="test")), "~/hub"))) == 1
 
 
 def test_the_first_number():

@@ -180,8 +180,9 @@ def test_scores_are_those_of_one_question_at_a_time(method, tokenizer: Tokenizin
     if method == "untrained":
         ways |= {"sampled": thoughtful(model, Sampling(1.0, sampling.seed)), "mean16": mean_of_16(model, sampling.seed)}
     check(rows, ways, tokenizer, asked, rel=5e-5)
-    for index, question in enumerate(asked):  # the thought is the one before the answer; pauses say nothing
-        prompt = torch.tensor([encode_all(task, [question], tokenizer)[0].prompt_ids])
+    for index, question in enumerate(asked):  # the thought is the one before what is asked; pauses say nothing
+        one = encode_all(task, [question], tokenizer)[0]
+        prompt = torch.tensor([one.prompt_ids + one.answer_ids[: one.first_asked]])
         with torch.no_grad():
             thoughts = model(prompt, sampling=sampling, text_keys=torch.tensor([index])).thoughts
         expected = tokenizer.decode(thoughts.ids[0, 0, -1]) if thoughts is not None else ""
@@ -214,7 +215,9 @@ def test_gated_answers_are_those_of_one_question_at_a_time(method: str, kind: st
     for row, gain in zip(rows, first, strict=True):
         wanted = gain > model.config.gate_threshold
         assert (row["own_gated"]["answer"][0][0] != SKIPPED) == wanted
-        assert row["gated"]["thought"] == (row["thought"]["thought"] if wanted else "")
+        at = encode_all(task, [asked[row["index"]]], BYTES)[0].first_asked
+        here = row["own_gated"]["answer"][at][0] != SKIPPED
+        assert row["gated"]["thought"] == (row["thought"]["thought"] if here else "")
         del row["own_gated"]
     ways = {"no_thought": without(model), "thought": thoughtful(model), "gated": where_wanted(model)}
     check(rows, ways, BYTES, asked, rel=5e-5)
@@ -247,7 +250,8 @@ def test_with_its_own_thoughts_given_to_it_a_question_is_answered_as_before(toke
     itself = scores(model, tokenizer, task, asked, controls=lambda index: {"swapped": own(index)})
     for row, again in zip(rows, itself, strict=True):
         assert again["swapped"] == row["thought"] | {"prob": pytest.approx(row["thought"]["prob"], rel=1e-4)}
-    controls = controls_of(own, list(map(str, range(len(asked)))), model.vocabulary, 1)
+    places = [question.first_asked for question in encode_all(task, asked, tokenizer)]
+    controls = controls_of(own, list(map(str, range(len(asked)))), places, model.vocabulary, 1)
     others = scores(model, tokenizer, task, asked, controls=controls)
     for way in ("swapped", "random"):
         assert [row[way]["prob"] for row in others] != pytest.approx([row["thought"]["prob"] for row in rows], rel=0.01)
@@ -300,7 +304,7 @@ def test_texts_with_thoughts_given_to_them():
     itself = scores(model, WORDS, TEXT, TEXTS, controls=lambda index: {"swapped": own(index)})
     for row, again in zip(rows, itself, strict=True):
         assert again["swapped"] == row["thought"] | {"prob": pytest.approx(row["thought"]["prob"], rel=1e-4)}
-    controls = controls_of(own, list("aabbcc"), model.vocabulary, 1, beginning_together)
+    controls = controls_of(own, list("aabbcc"), [0] * 6, model.vocabulary, 1, beginning_together)
     donors = derangement(list("aabbcc"), 1)
     for index, donor in enumerate(donors):
         theirs = own(donor)
@@ -374,6 +378,16 @@ def test_the_answer_is_the_first_number_of_what_is_written_before_a_stop(
         assert written == answer or (len(text) > ANSWER_TOKENS and answer.startswith(written) and written), text
     assert writes(tokenizer, " no\n7", monkeypatch, task_of("number", stop=["."])) == "7"
     assert writes(tokenizer, " no. 7", monkeypatch, task_of("number", stop=["\n", "."])) == ""
+
+
+def test_the_first_token_that_is_asked():
+    """A space of its own and a minus sign are given; of texts there is none."""
+    pieces = dict.fromkeys(["<unk>", "</s>", "A", ":", " ", "-", *"0123456789"])
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+    found = encode_all(NUMBER, [Question("A:", answer, []) for answer in ("18", "-5")], tokenizer)
+    assert [len(one.answer_ids) for one in found] == [3, 3] and [one.first_asked for one in found] == [1, 2]
+    assert {one.first_asked for one in encode_all(TEXT, TEXTS, WORDS)} == {0}
 
 
 @TOKENIZERS

@@ -1,11 +1,21 @@
 """What is kept where a rule chooses few tokens, against loops over tokens."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from transformers import PreTrainedTokenizerFast
 
-from pipeline.evaluation.perplexity.choices import COLUMNS, SHARES, choices_table, follows
-from tests.evaluation.perplexity.made_up import random_tokens, slow_interval
+from pipeline.evaluation.perplexity.choices import COLUMNS, SHARES, after_marker, choices_table
+from tests.evaluation.perplexity.made_up import (
+    BYTE_FALLBACK,
+    BYTE_LEVEL,
+    METASPACE,
+    random_tokens,
+    slow_interval,
+    write_spans,
+)
 
 
 def made_up(texts: int = 30) -> pd.DataFrame:
@@ -20,13 +30,17 @@ def made_up(texts: int = 30) -> pd.DataFrame:
     )
 
 
+def after(tokens: pd.DataFrame) -> np.ndarray:
+    return (tokens.groupby("text")["token"].shift() == "x A:").to_numpy()
+
+
 def test_rows_equal_loops_over_the_tokens():
     tokens = made_up()
-    table = choices_table(tokens, "A:", seed=5)
+    table = choices_table(tokens, after(tokens), seed=5)
     assert list(table.columns) == COLUMNS
     rows = tokens.to_dict("records")
-    after = sum(a["token"] == "x A:" and a["text"] == b["text"] for a, b in zip(rows, rows[1:], strict=False))
-    shares = sorted([*SHARES, after / len(rows)])
+    marked = sum(a["token"] == "x A:" and a["text"] == b["text"] for a, b in zip(rows, rows[1:], strict=False))
+    shares = sorted([*SHARES, marked / len(rows)])
     assert list(table["chooser"]) == [name for name in ("gate", "entropy", "random") for _ in shares] + ["marker"]
     for row in table[table["chooser"].isin(["gate", "entropy"])].itertuples():
         count = round(shares[row.Index % len(shares)] * len(rows))
@@ -38,10 +52,10 @@ def test_rows_equal_loops_over_the_tokens():
         assert row.loss == pytest.approx((sum(token["nll_no_thought"] for token in rows) - gain) / len(rows))
         all_gain, all_content = tokens["improvement"].sum(), (tokens["nll_swapped"] - tokens["nll_thought"]).sum()
         assert (row.kept_gain, row.kept_content) == pytest.approx((gain / all_gain, content / all_content))
-    marked = table.iloc[-1]
+    last = table.iloc[-1]
     own = [(b["nll_no_thought"] - b["nll_thought"]) for a, b in zip(rows, rows[1:], strict=False)
            if a["token"] == "x A:" and a["text"] == b["text"]]  # fmt: skip
-    assert (marked["share"], marked["gain"]) == pytest.approx((after / len(rows), sum(own) / len(rows)))
+    assert (last["share"], last["gain"]) == pytest.approx((marked / len(rows), sum(own) / len(rows)))
     everywhere = table[table["share"] == 1.0]
     assert everywhere[["kept_gain", "kept_content"]].to_numpy() == pytest.approx(1.0)
     assert everywhere["loss"].to_numpy() == pytest.approx(tokens["nll_thought"].mean())
@@ -49,16 +63,16 @@ def test_rows_equal_loops_over_the_tokens():
 
 def test_the_random_choice_is_seeded_and_a_share_of_it_is_a_part_of_a_larger_one():
     tokens = made_up()
-    table = choices_table(tokens, "A:", seed=5)
-    pd.testing.assert_frame_equal(table, choices_table(tokens, "A:", seed=5))
-    assert not table.equals(choices_table(tokens, "A:", seed=6))
+    table = choices_table(tokens, after(tokens), seed=5)
+    pd.testing.assert_frame_equal(table, choices_table(tokens, after(tokens), seed=5))
+    assert not table.equals(choices_table(tokens, after(tokens), seed=6))
     where = table["chooser"] != "random"
-    pd.testing.assert_frame_equal(table[where], choices_table(tokens, "A:", seed=6)[where])
+    pd.testing.assert_frame_equal(table[where], choices_table(tokens, after(tokens), seed=6)[where])
 
 
 def test_intervals_are_those_of_draws_of_whole_texts():
     tokens = made_up(150)
-    row = choices_table(tokens, "A:", seed=5).set_index(["chooser", "share"]).loc["gate"]
+    row = choices_table(tokens, after(tokens), seed=5).set_index(["chooser", "share"]).loc["gate"]
     row = row.iloc[list(row.index.round(2)).index(0.2)]
     chosen = tokens["gate"].rank(method="first", ascending=False) <= round(0.2 * len(tokens))
     here = tokens.assign(value=tokens["improvement"].where(chosen, 0.0))
@@ -68,7 +82,7 @@ def test_intervals_are_those_of_draws_of_whole_texts():
 
 def test_without_a_gate_sampled_thoughts_or_a_marker():
     tokens = made_up().drop(columns=["gate", "nll_swapped"])
-    table = choices_table(tokens, "B:", seed=5)
+    table = choices_table(tokens, np.zeros(len(tokens), bool), seed=5)
     assert set(table["chooser"]) == {"entropy", "random"}
     assert table["content"].isna().all() and table["kept_content"].isna().all() and table["gain"].notna().all()
 
@@ -77,16 +91,24 @@ def test_without_a_gate_sampled_thoughts_or_a_marker():
 def test_where_thoughts_change_nothing_there_is_no_share_of_it():
     tokens = made_up()
     tokens["nll_swapped"] = tokens["nll_thought"]
-    table = choices_table(tokens, "A:", seed=5)
+    table = choices_table(tokens, after(tokens), seed=5)
     assert table["kept_gain"].notna().all() and table["kept_content"].isna().all()
-    table = choices_table(tokens.assign(nll_no_thought=tokens["nll_thought"]), "A:", seed=5)
+    table = choices_table(tokens.assign(nll_no_thought=tokens["nll_thought"]), after(tokens), seed=5)
     assert table["kept_gain"].isna().all() and (table["gain"] == 0).all()
 
 
-def test_a_marker_may_be_several_tokens_but_not_of_two_texts():
-    tokens = pd.DataFrame({"text": [0, 0, 0, 1, 1, 1], "token": ["x", "A", ":", ":", "A:", "b"]})
-    assert list(follows(tokens, "A:")) == [False] * 5 + [True]
-    assert list(follows(tokens.assign(text=0), "A:")) == [False, False, False, True, False, True]
-    spaced = pd.DataFrame({"text": 0, "token": ["A:", " ", "7", " ", "A: "]})
-    assert list(follows(spaced, "A:")) == [False, True, True, False, False]
-    assert list(follows(spaced, "7 ")) == [False, False, False, False, True]
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE, BYTE_FALLBACK], ids=["bytes", "words", "fallback"])
+@pytest.mark.parametrize("marker", ["A:", "\N{THEREFORE}", "答:", "n "])
+def test_after_the_marker_is_where_the_text_ends_with_it(
+    tokenizer: PreTrainedTokenizerFast, marker: str, tmp_path: Path
+):
+    """Also a marker whose characters are bytes, each a token of its own; not of the next text."""
+    texts = [f"than {marker} 7 or A", f": {marker}{marker}7", f"{marker}  7 {marker}"]
+    spans = write_spans(tmp_path / "spans.arrow", tokenizer, texts)
+    expected = []
+    for text in range(len(texts)):
+        ids = spans[text]["input_ids"][spans[text]["attention_mask"] > 0].tolist()
+        before = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids) - 1)]
+        expected += [some.endswith(marker) or some.rstrip(" ").endswith(marker) for some in before]
+    assert list(after_marker(spans, tokenizer, marker)) == expected
+    assert any(expected) == (marker in tokenizer.decode(tokenizer(texts[0])["input_ids"]))

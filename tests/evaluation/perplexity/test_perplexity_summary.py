@@ -49,6 +49,14 @@ def test_the_figures_are_those_of_all_tokens():
     assert found["deciles"] == rows[columns].to_dict("records") and list(rows["decile"]) == list(range(1, 11))
 
 
+def test_of_one_text_the_improvement_has_no_interval():
+    tokens = random_tokens(20, 30).assign(text=0)
+    found = metrics_of(tokens)
+    assert (found["improvement"]["ci_low"], found["improvement"]["ci_high"]) == (None, None)
+    assert {row[end] for row in found["deciles"] for end in ("ci_low", "ci_high")} == {None}
+    assert 0 <= found["helped"]["ci_low"] < found["helped"]["ci_high"] <= 1
+
+
 @given(any_tokens())
 @settings(max_examples=40)
 def test_any_tokens_make_json_and_agreement_is_the_correlation_of_ranks(tokens: pd.DataFrame):

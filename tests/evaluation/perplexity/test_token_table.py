@@ -98,6 +98,19 @@ def test_rows_are_those_of_each_text_alone(tokenizer: PreTrainedTokenizerFast, t
         assert list(rows["thought"]) == [tokenizer.decode(t) for t in output.thoughts.ids[0, 0, : n - 1]]
 
 
+def test_a_thought_does_not_hold_the_token_that_ended_it(tmp_path: Path):
+    """Each thought is empty, and the texts are of nothing but the token that ends them all."""
+    endings = {"thoughts_end": True, "ending_token_ids": [9, *range(9), *range(10, len(BYTE_LEVEL))]}
+    model = tiny_model(BYTE_LEVEL, thought_tokens=2, **endings)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # the same token is always drawn
+        (drawn,) = set(model(torch.tensor([[5, 6]]), sampling=Sampling(0.0)).thoughts.ids.flatten().tolist())
+    for token in (drawn, 9):  # 9 stands in the ended places of thoughts that are given
+        write_rows(tmp_path / "spans.arrow", [{"input_ids": [token] * 8, "length": 8}] * 3, SPANS)
+        table = table_of(PARAMS, model, BYTE_LEVEL, Spans(tmp_path / "spans.arrow", len(BYTE_LEVEL)))
+        assert set(table["thought"]) == {""} and not table.filter(like="holds_next").any(axis=None)
+
+
 def test_the_first_token_has_no_row_and_the_second_goes_on_with_its_word(tmp_path: Path):
     text = " trains What is the learning (A) 12\n  do not ask"
     spans = write_spans(tmp_path / "spans.arrow", BYTE_LEVEL, [text])
