@@ -252,6 +252,16 @@ def test_what_does_not_fit_is(words: list[str], warning: str):
     assert warning in warned(*words)
 
 
+def test_the_launcher_alone_as_documented_is_not_refused():
+    """On 2, 4 and 8 devices, with as many texts a step as params.yaml has."""
+    (line,) = re.findall(r"^dvc exp run (-S train\.launcher=.*)$", (ROOT / "docs/running.md").read_text(), re.M)
+    words = line.replace("-S ", "").split()
+    for devices in (2, 4, 8):
+        assert warned(*words, f"plan.devices={devices}", "plan.disk=10") == ""
+    train = planned(*words).train
+    assert train.batch_size * train.accumulation == TRAIN.batch_size * TRAIN.accumulation
+
+
 ARM = "arms.methods=[quiet_star]"
 
 
