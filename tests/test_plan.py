@@ -263,6 +263,18 @@ def test_the_launcher_alone_as_documented_is_not_refused():
     assert train.batch_size * train.accumulation == TRAIN.batch_size * TRAIN.accumulation
 
 
+def test_the_documented_memory_of_devices_is_the_plans():
+    page = (ROOT / "docs/running.md").read_text()
+    for devices, name in ((1, "gpu"), (8, "node"), (32, "nodes")):
+        whole, lora = (
+            estimate(planned(*PAPER, f"hardware={name}", f"train.adapt={a}")).memory for a in ("whole", "lora")
+        )
+        parts = ("weights", "gradients", "optimizer"), ("gathered",), ("activations", "head"), tuple(whole)
+        sizes = [sum(whole[kind] for kind in part) for part in parts] + [sum(lora.values())]
+        row = re.search(rf"^\| {devices} \|(( [\d.]+( \(.*\))? \|){{5}})$", page, re.M)[1]
+        assert re.findall(r"([\d.]+)(?: \(.*?\))? \|", row) == [f"{size / GIGA:.1f}" for size in sizes]
+
+
 ARM = "arms.methods=[quiet_star]"
 
 
