@@ -1,11 +1,12 @@
 # Two commands: `make repro` and `make test`. Each sets up what it needs of .venv first, and nothing is done twice.
 PYTHON ?= python3
+# paths are relative, as make and the shell divide them at spaces, which the folder's own name may have
 VENV   := .venv
-BIN    := $(CURDIR)/$(VENV)/bin
+BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TESTED := $(VENV)/.ready-tests
 EIGHT_BIT := $(VENV)/8bit/.ready
-RUN    := PATH="$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
+RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" DVC_NO_ANALYTICS=1 HYDRA_FULL_ERROR=0 TQDM_MININTERVAL=2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests repro quick check real ladder methods seeds ablations ablations-ci ci-report ci-comment chaos test test-slow test-all lint show bench bench-cuda clean
@@ -121,7 +122,7 @@ show: setup ## compare experiments in a readable table
 bench: setup ## measure the engine on this CPU: results/bench/cpu.md (about six minutes)
 	@$(RUN) python -m pipeline.bench.suite cpu
 
-bench-cuda: ## the GPU's tests and benchmark: results/bench/cuda.md; in the active environment, with a CUDA build of torch
+bench-cuda: ## the GPU's tests and benchmark: results/bench/cuda.md; in the active environment: torch for CUDA, pytest, hypothesis
 	@$(PYTHON) -m pytest -m cuda tests/thought
 	@$(PYTHON) -m pipeline.bench.suite cuda
 

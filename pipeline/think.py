@@ -24,6 +24,7 @@ from pipeline.evaluation.prompts import prompt_ids
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.trained import check_room, load_trained
+from pipeline.report.quotes import CONTROLS
 from pipeline.thought.model import QuietStarForCausalLM
 
 STEPS = (0.05, 0.3, 1.0, 2.0)  # nats: from each on a colour is stronger
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.tokens < 1 or options.temperature < 0:
         raise UserError("--tokens must be at least 1 and --temperature at least 0")
+    if options.svg is not None and options.text is None:
+        raise UserError("--svg writes a text as a picture: give a text")
     model, tokenizer = load_trained(options.model).to(pick_device("auto")), read_tokenizer(options.model)
     if not model.has_thoughts:
         raise UserError(f"the model in {options.model} has no thoughts: its method is {model.config.method}")
@@ -160,7 +163,7 @@ def picture(seen: Sequence[Seen], hide: bool) -> str:
     """The text in its colours as an SVG, and below it the tokens that thoughts helped most, with those thoughts."""
     boxes, x, y = [], 0, 1
     for token in seen:
-        for part in token.text.replace("\n", "⏎\n").splitlines(keepends=True):
+        for part in token.text.translate(CONTROLS).splitlines(keepends=True):
             text = part.rstrip("\n")
             if x + len(text) > WIDEST:
                 x, y = 0, y + 1

@@ -50,9 +50,9 @@ class Answer(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
             name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
-            self.server.models.setdefault(name, {})
-            if asked.get("private") or asked.get("visibility") == "private":
+            if name not in self.server.models and (asked.get("private") or asked.get("visibility") == "private"):
                 self.server.private.add(name)
+            self.server.models.setdefault(name, {})
             self.answer({"url": f"{self.server.address}/{name}", "id": name})
         elif self.path == "/api/validate-yaml":  # of a model card's head
             self.answer({"errors": [], "warnings": []})
@@ -88,7 +88,8 @@ class Answer(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/api/models/(.+?)(/revision/[^/]+)?", path):
             files = self.server.models.get(found[1], {})
             names = [{"rfilename": name} for name in files]
-            self.answer({"id": found[1], "modelId": found[1], "sha": COMMIT, "siblings": names, "tags": []})
+            about = {"id": found[1], "modelId": found[1], "private": found[1] in self.server.private}
+            self.answer(about | {"sha": COMMIT, "siblings": names, "tags": []})
         else:
             self.answer({"error": f"unknown: {self.path}"}, 404)
 

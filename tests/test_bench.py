@@ -78,6 +78,10 @@ def test_precision_prints_how_advantages_in_bfloat16_correlate(tmp_path: Path, c
     assert list(printed(words, capsys)["advantage_correlation"].values()) == pytest.approx([1, 1, 1], abs=1e-6)
     with pytest.raises(UserError, match="fewer than --batch times --tokens"):
         main(words.replace("--tokens 24", "--tokens 999").split())
+    (tmp_path / "empty").mkdir()
+    for folder, told in (("none", "there is no model at .*/none: the folder"), ("empty", ".*/empty cannot be read: ")):
+        with pytest.raises(UserError, match=told):
+            main(words.replace(f"--model {tmp_path}", f"--model {tmp_path}/{folder}").split())
 
 
 @pytest.mark.slow

@@ -246,10 +246,33 @@ def test_what_fits_is_not_warned_of():
         ([*PAPER, "hardware=node", "train.optimizer=adamw_8bit"], "train.optimizer is adamw_8bit, which is refused"),
         ([*PAPER, "hardware=node", "train.positions=64"], "train.positions is 64, which is refused"),
         ([*PAPER, "hardware=node", "train.clip=apart"], "train.clip is apart, which is refused"),
+        ([*PAPER, "hardware=node", "train.ema=0.999"], "train.ema is 0.999, which is refused"),
     ],
 )
 def test_what_does_not_fit_is(words: list[str], warning: str):
     assert warning in warned(*words)
+
+
+def test_the_launcher_alone_as_documented_is_not_refused():
+    """On 2, 4 and 8 devices, with as many texts a step as params.yaml has."""
+    (line,) = re.findall(r"^dvc exp run (-S train\.launcher=.*)$", (ROOT / "docs/running.md").read_text(), re.M)
+    words = line.replace("-S ", "").split()
+    for devices in (2, 4, 8):
+        assert warned(*words, f"plan.devices={devices}", "plan.disk=10") == ""
+    train = planned(*words).train
+    assert train.batch_size * train.accumulation == TRAIN.batch_size * TRAIN.accumulation
+
+
+def test_the_documented_memory_of_devices_is_the_plans():
+    page = (ROOT / "docs/running.md").read_text()
+    for devices, name in ((1, "gpu"), (8, "node"), (32, "nodes")):
+        whole, lora = (
+            estimate(planned(*PAPER, f"hardware={name}", f"train.adapt={a}")).memory for a in ("whole", "lora")
+        )
+        parts = ("weights", "gradients", "optimizer"), ("gathered",), ("activations", "head"), tuple(whole)
+        sizes = [sum(whole[kind] for kind in part) for part in parts] + [sum(lora.values())]
+        row = re.search(rf"^\| {devices} \|(( [\d.]+( \(.*\))? \|){{5}})$", page, re.M)[1]
+        assert re.findall(r"([\d.]+)(?: \(.*?\))? \|", row) == [f"{size / GIGA:.1f}" for size in sizes]
 
 
 ARM = "arms.methods=[quiet_star]"
@@ -267,7 +290,28 @@ def test_operations_of_arms():
     for stage in ("train", "evaluate", "perplexity"):  # arms add up, and each has each seed
         apart = cost(stage, "quiet_star") + cost(stage, "untrained") + cost(stage, "before")
         assert cost(stage, "quiet_star", "untrained", "before", seeds="1,2,3") == pytest.approx(3 * apart)
-    assert cost("evaluate", "untrained") > 3 * cost("evaluate", "quiet_star") > 6 * cost("evaluate", "before")
+    # prompts of 48 tokens, thoughts of 5 before 4 tokens of an answer: in 5 ways; also a sample and the mean of 16
+    thinking = 4 * (5 + 2)
+    both = cost("evaluate", "untrained") / cost("evaluate", "quiet_star")
+    assert both == pytest.approx((7 * 48 + 21 * thinking) / (5 * 48 + 4 * thinking))
+    assert cost("evaluate", "quiet_star") > 6 * cost("evaluate", "before")
+
+
+def test_an_arm_without_thoughts_reasons_in_one_way():
+    cot = {m: estimate(planned(f"arms.methods=[{m}]")).flops["chain_of_thought"] for m in ("no_thought", "quiet_star")}
+    length, written = 48 + 48, 48 + 12
+    assert cot["quiet_star"] / cot["no_thought"] == pytest.approx(2 + written * 7 / (2 * length + written))
+
+
+def test_inner_epochs_sample_once_and_arms_without_thoughts_not_at_all():
+    rlp = ["arms.methods=[rlp]", "train.steps=101"]
+    once, twice = (estimate(planned(*rlp, f"train.rlp.epochs={epochs}")) for epochs in (1, 2))
+    name, a_step = "thoughts in training", 8 * 47 * 4 * 5
+    assert (once.tokens[name], twice.tokens[name]) == (101 * a_step, 51 * a_step)
+    saved = reading_flops(once.shape, 50 * a_step, 48)
+    assert once.flops["train"] - twice.flops["train"] == pytest.approx(saved)
+    assert estimate(planned(ARM, "train.rlp.epochs=2")).flops == estimate(planned(ARM)).flops
+    assert estimate(planned("arms.methods=[pause,no_thought,untrained,before]")).tokens[name] == 0
 
 
 def test_stages_add_up_and_the_largest_must_fit():

@@ -62,6 +62,7 @@ PAPER = {
     "train.thought_tokens": (5, '"8 thought tokens" in their model name is `n_ahead = 8`, so K = 5'),
     "train.lookahead": (4, "(thought tokens, ahead) pairs studied: 8/4, 10/4, 12/4, 16/8, 24/12"),
     "train.rationales": (2, "r = 2 in the released script"),
+    "train.thinking.where": ("every", "After every position i of a text x[0..n-1], in parallel"),
     "train.meta_token_text": ("---", 'initialised to embedding("---") / 100'),
     "train.meta_token_scale": (100.0, "used as `scale * e` with scale = 100"),
     "train.policy_weight": (1e6, "beta = 1e6 at learning rate 1e-6"),
@@ -106,6 +107,30 @@ def test_the_default_presets_are_what_params_yaml_says():
     shipped = OmegaConf.load(params.PARAMS_FILE)
     for parameter, value in preset.options(["model=tiny", "scale=default", "data=microworld"]).items():
         assert OmegaConf.select(shipped, parameter) == value, parameter
+
+
+def test_the_default_presets_set_back_what_a_small_run_set():
+    """All but the rows of data sets from the hub, which each preset of such data sets."""
+    small = {name for scale in ("smoke", "quick") for name in preset.options([f"scale={scale}"])}
+    back = set(preset.options(["model=tiny", "scale=default", "data=microworld"]))
+    assert small - back == {f"corpus.hub.{split}.rows" for split in ("pretrain", "train", "heldout")}
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPS[1] if name not in ("data=microworld", "data=textbooks")])
+def test_data_from_the_hub_says_all_of_its_splits_after_other_data(name: str):
+    """Textbooks have a part of their rows, which other data has no column for."""
+    after = preset.options(["data=textbooks"]) | {
+        "corpus.hub.train.columns": "a+b",
+        "corpus.hub.train.solution": "final",
+    }
+    every = params.load(params.PARAMS_FILE, after | preset.options([name]))
+    for rows in vars(every.corpus.hub).values():
+        assert (rows.part, rows.solution) == (None, "whole")
+
+
+def test_a_plan_of_the_quick_run_counts_its_questions():
+    quick = params.load(params.PARAMS_FILE, preset.options(["scale=quick"]))
+    assert quick.plan.questions == quick.corpus.microworld.questions * len(quick.tasks.files)
 
 
 def test_hardware_does_not_change_the_papers_batch():

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -48,6 +49,31 @@ def test_the_citation_the_changes_and_the_package_name_one_version():
     for target in package["scripts"].values():
         module, _, name = target.partition(":")
         assert callable(getattr(importlib.import_module(module), name))
+
+
+# a Python that makes environments without installing anything
+NO_PYTHON = """#!/bin/sh
+case "$*" in
+"-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; ln -s python .venv/bin/pip ;;
+esac
+"""
+
+
+def test_a_checkout_whose_path_has_a_space_is_set_up(tmp_path: Path):
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "python").write_text(NO_PYTHON)
+    (folder / "python").chmod(0o755)
+    subprocess.run(["make", "setup-tests", "PYTHON=./python"], cwd=folder, capture_output=True, check=True)
+    assert (folder / ".venv/.ready-tests").exists()
+
+
+def test_the_image_for_gpus_has_what_its_tests_need():
+    """Its documented command, `make bench-cuda`, runs pytest."""
+    image = (ROOT / "Dockerfile").read_text().partition(" AS cuda")[2].partition("FROM")[0]
+    assert "RUN make setup-tests\n" in image
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

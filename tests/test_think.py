@@ -12,7 +12,7 @@ from pipeline import think
 from pipeline.errors import UserError
 from pipeline.evaluation.prompts import prompt_ids
 from pipeline.models.trained import load_trained
-from pipeline.think import main, pieces, see
+from pipeline.think import Seen, main, picture, pieces, see
 from tests.local_hub import word_tokenizer
 from tests.thought.tiny import KINDS, LLAMA, quiet_star
 
@@ -68,6 +68,13 @@ def test_a_text_in_colours_a_table_and_a_picture(tmp_path: Path, capsys: pytest.
     assert "".join(shown.split()).startswith("Whatis12and42?⏎the&<b>") and "nats: before" in shown
     main([str(folder), TEXT, "--hide"])
     assert COLOUR.sub("", capsys.readouterr().out).strip() == TEXT
+
+
+def test_a_picture_shows_control_characters_by_signs():
+    """XML cannot hold most of them."""
+    seen = [Seen("a\x00\x1b\t"), Seen("\x0c\n", 0.5, "\x01")]
+    shown = "".join(ElementTree.fromstring(picture(seen, hide=False)).itertext())
+    assert "a␀␛⇥" in shown and "␌⏎" in shown
 
 
 def test_colours_grow_with_the_benefit():
@@ -131,6 +138,7 @@ def test_mistakes(tmp_path: Path):
         ([str(folder), "What " * 80], "the text and its last thought need"),
         ([str(folder), "--gate"], "has no gate: train one with train.gate"),
         ([str(folder), "--tokens", "0"], "--tokens must be at least 1"),
+        ([str(folder), "--svg", str(tmp_path / "x.svg")], "--svg writes a text as a picture: give a text"),
     ):
         with pytest.raises(UserError, match=message):
             main(arguments)

@@ -24,8 +24,6 @@ from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing
 from pipeline.plan.estimate import estimate
 from pipeline.preset import options as preset
-from pipeline.thought.methods import METHODS
-from pipeline.thought.objective import SAMPLED
 
 TABLE = Path("results/methods.csv")
 COLUMNS = ["method", "budget", "seed", "task", "accuracy", "content_effect", "heldout_loss", "thoughts_per_token"]
@@ -118,8 +116,7 @@ def costs(words: list[str]) -> dict[str, float]:
     stages = train.every_stage
     steps = sum(stage.steps for stage in stages)
     length = sum(stage.steps * stage.thought_tokens for stage in stages) / steps
-    samples = METHODS[every.arms.methods[0]].thoughts == SAMPLED
-    thoughts = planned.tokens["thoughts in training"] / length if samples else 0.0
+    thoughts = planned.tokens["thoughts in training"] / length
     facts = {"steps": steps, "training_operations": operations}
     return facts | {"thoughts_per_token": thoughts / planned.tokens["text in training"]}
 

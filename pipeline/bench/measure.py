@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.plan.shape import shape_of
 from pipeline.plan.work import Step, pass_flops, peak_of, products
 from pipeline.thought.generation import continue_texts
@@ -74,9 +74,17 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
 
 
 def read(options: argparse.Namespace) -> tuple[QuietStarForCausalLM, Tensor]:
-    """A model on the base in the folder ``options.model``, and the first tokens of the text file ``options.text``."""
-    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+    """A model on the base in the folder ``options.model``, and the first tokens of the text file ``options.text``.
+
+    Raises UserError if there is no model and tokenizer, or the text is too short.
+    """
+    if not Path(options.model).is_dir():  # `pipeline.files` checks that too, but needs pandas and pyarrow
+        raise UserError(f"there is no model at {options.model}: the folder does not exist")
+    try:
+        base = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+    except Exception as error:  # transformers, tokenizers and safetensors each raise their own
+        raise UserError(f"the model in {options.model} cannot be read: {reason(error)}") from error
     ids = tokenizer(Path(options.text).read_text(encoding="utf-8"))["input_ids"][: options.batch * options.tokens]
     if len(ids) < options.batch * options.tokens:
         raise UserError(f"{options.text} has {len(ids)} tokens, fewer than --batch times --tokens")

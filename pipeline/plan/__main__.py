@@ -76,7 +76,7 @@ def warnings(found: Estimate, every: Params) -> Iterator[str]:
     slow = [stage for stage in MEASURED if getattr(every, stage).precision != train.precision]
     if slow and train.precision == "bfloat16":
         yield f"training is in bfloat16, {', '.join(slow)} in float32, which runs slower than plan.flops"
-    for name, value in (("optimizer", "adamw"), ("positions", None), ("clip", "together")):
+    for name, value in (("optimizer", "adamw"), ("positions", None), ("clip", "together"), ("ema", None)):
         if plan.devices > 1 and getattr(train, name) != value:
             yield f"train.{name} is {getattr(train, name)}, which is refused where weights are sharded (FSDP2)"
     if train.accumulation % plan.devices:

@@ -11,15 +11,17 @@ from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
 from pipeline.training.pretrain import scratch_config
 from pipeline.training.quiet_star.schedule import in_all
 from pipeline.training.quiet_star.train import settings_of
+from pipeline.training.quiet_star.trainer import inner_epochs
 
 MEASURED = ("evaluate", "perplexity", "chain_of_thought")  # stages with a launcher of their own
 TOKEN_BYTES = 4  # of a token in a span
 TEXT_BYTES = 4  # of a token's text, roughly
 COPIES = 2  # of everything that DVC keeps: in the workspace and in the cache
 # what stands in the thought's place in evaluate and in perplexity, beside nothing: the arm's own thought, another
-# text's, random tokens; in evaluate also one with the same last token and, untrained, 17 samples
+# text's, random tokens; in evaluate also one with the same last token and, untrained, a sample and the mean of 16,
+# which reads the prompt once
 WAYS = {SAMPLED: (4, 3), PAUSES: (1, 1), NOTHING: (0, 0)}
-UNTRAINED, SAMPLES = "untrained", 17
+UNTRAINED, SAMPLED_WAYS, SAMPLES = "untrained", 2, 17
 ANSWER_TOKENS = 4  # of a question at which evaluation thinks
 FLOAT = 4  # bytes: gradients, moments, losses and weights are float32, except weights that only autocast uses
 MOMENTS = {"adamw": 2 * FLOAT, "adamw_8bit": 2}  # bytes of the optimizer's two moments of a parameter
@@ -60,11 +62,13 @@ def estimate(params: Params) -> Estimate:
     step = Step(train.batch_size, tokenize.span, train.rationales, train.thought_tokens, train.lookahead, share)
     stages = [(stage.steps, _in_stage(step, stage)) for stage in train.every_stage]
     learned = trainable_parameters(shape, train)
-    trained = len(params.arms.seeds) * sum(METHODS[method].trains for method in params.arms.methods)
+    trained = [method for method in params.arms.methods if METHODS[method].trains]
+    arms = len(params.arms.seeds) * len(trained)
+    sampling = [method for method in trained if METHODS[method].thoughts == SAMPLED]
     if train.saved == "learned":  # base model and release are whole
-        numbers = COPIES * (2 * shape.parameters + trained * learned)
+        numbers = COPIES * (2 * shape.parameters + arms * learned)
     else:  # the release shares the cache of the trained model
-        numbers = (COPIES * (1 + trained) + 1) * shape.parameters
+        numbers = (COPIES * (1 + arms) + 1) * shape.parameters
     disk = {"models": numbers * FLOAT}
     if base.source == "hub":
         disk["hub cache"] = shape.parameters * FLOAT / 2
@@ -84,8 +88,13 @@ def estimate(params: Params) -> Estimate:
         tokens={
             "pretraining": pretraining_tokens,
             "text in training": train.steps * train.accumulation * step.positions,
-            "thoughts in training": sum(
-                steps * train.accumulation * some.thoughts * some.thought_tokens for steps, some in stages
+            # of the arm that samples most
+            "thoughts in training": max(
+                (
+                    sum(_batches(train, method, steps) * some.thoughts * some.thought_tokens for steps, some in stages)
+                    for method in sampling
+                ),
+                default=0,
             ),
         },
         flops=_flops(params, shape, step, pretraining_tokens),
@@ -108,15 +117,16 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
         own = replace(step, rationales={NOTHING: 0, PAUSES: 1, SAMPLED: step.rationales}[kind])
         for i, stage in enumerate(settings_of(train, method).every_stage):
             own, passes = _in_stage(own, stage), stage.steps * train.accumulation
+            batches = _batches(train, method, stage.steps)
             times = (not i) + (1 + (stage.steps - 1) // train.evaluation_steps if stage.steps else 0)
             watched = times * train.evaluation_texts / step.texts
             found += passes * pass_flops(shape, own, learned_rank(train))
             found += watched * pass_flops(shape, replace(own, share=1.0), backward=False)
             chooses, averages = train.thinking.where in ("entropy", "gate"), train.ema is not None
             if kind != NOTHING:  # read once more, to choose positions, and by the averaged weights
-                found += passes * (chooses + averages) * reading_flops(shape, step.positions, step.tokens)
-            sampled = own.thoughts * own.thought_tokens if kind == PAUSES else 0
-            found -= (passes + watched) * reading_flops(shape, sampled, own.tokens)
+                found += (batches * chooses + passes * averages) * reading_flops(shape, step.positions, step.tokens)
+            not_sampled = passes + watched if kind == PAUSES else passes - batches
+            found -= not_sampled * reading_flops(shape, own.thoughts * own.thought_tokens, own.tokens)
         return found
 
     def asked(questions: int | None) -> int:
@@ -130,17 +140,24 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
     found["train"] = seeds * sum(map(training, methods))
     thinking = step.thought_tokens + 2  # passes of one token each
     evaluated, measured = map(sum, zip(*(WAYS[METHODS[method].thoughts] for method in methods), strict=True))
-    evaluated += SAMPLES * (UNTRAINED in methods)
     evaluated += train.gate * sum(METHODS[method].trains and METHODS[method].thoughts != NOTHING for method in methods)
-    read = (len(methods) + evaluated) * span + evaluated * ANSWER_TOKENS * thinking
+    untrained = UNTRAINED in methods
+    read = (len(methods) + evaluated + SAMPLED_WAYS * untrained) * span
+    read += (evaluated + SAMPLES * untrained) * ANSWER_TOKENS * thinking
     found["evaluate"] = reading_flops(shape, seeds * asked(params.evaluate.questions) * read, span)
     read = 2 * len(methods) + measured * thinking  # twice, as the model before training reads the text too
     found["perplexity"] = reading_flops(shape, seeds * params.perplexity.texts * span * read, span)
     length, written = span + cot.new_tokens, cot.new_tokens + cot.answer_tokens
-    # with thoughts and without: prompt and continuation are read twice, and one way thinks before each token
-    read = 2 * 2 * length + written * (1 + thinking) + written
+    # the first arm, without thoughts and, if it has any, with one before each token; each reads a text twice
+    thinks = METHODS[methods[0]].thoughts != NOTHING
+    read = (1 + thinks) * (2 * length + written) + thinks * written * thinking
     found["chain_of_thought"] = reading_flops(shape, asked(cot.questions) * cot.samples * read, length)
     return found
+
+
+def _batches(train: Train, method: str, steps: int) -> int:
+    """Passes of ``steps`` optimizer steps over new texts, which sample thoughts: inner epochs use them again."""
+    return -(-steps // inner_epochs(train, method)) * train.accumulation
 
 
 def _in_stage(step: Step, stage: Stage) -> Step:

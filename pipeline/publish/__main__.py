@@ -14,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from pipeline.errors import UserError, reason, run
 
 NEEDED = ("config.json", "model.safetensors", "README.md", "metrics.json")
+IN_CARD = '"models/release"'  # the folder that every release's card loads the model from, wherever the release is
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}  # which can run any code when they are read
 
 
@@ -28,12 +29,13 @@ def main(arguments: list[str] | None = None) -> None:
     files = sorted(path for path in options.folder.rglob("*") if path.is_file())
     check_release(options.folder, files)
     operations = [
-        CommitOperationAdd(str(path.relative_to(options.folder)), _named(path, options.folder, options.name))
-        for path in files
+        CommitOperationAdd(str(path.relative_to(options.folder)), _named(path, options.name)) for path in files
     ]
     try:
         hub = HfApi()
         address = hub.create_repo(options.name, private=options.private, exist_ok=True)
+        if options.private and not hub.repo_info(options.name).private:  # it was there before, and stays as it was
+            raise UserError("there is a public model of that name, which --private does not change")
         hub.create_commit(options.name, operations, commit_message="A Quiet-STaR model, its card and its metrics")
     except Exception as error:  # huggingface_hub and its HTTP client raise many types
         raise UserError(f"{options.name} was not published: {reason(error)}") from error
@@ -50,11 +52,14 @@ def check_release(folder: Path, files: list[Path]) -> None:
         raise UserError(f"{path} may be pickled, which can run any code when it is read: weights must be safetensors")
 
 
-def _named(path: Path, folder: Path, name: str) -> Path | bytes:
-    """A file, or its bytes: the card's example then loads the model from the hub."""
+def _named(path: Path, name: str) -> Path | bytes:
+    """A file, or the card's bytes, whose example then loads the model from the hub. Raises UserError if it has none."""
     if path.name != "README.md":
         return path
-    return path.read_text(encoding="utf-8").replace(f'"{folder}"', f'"{name}"').encode()
+    card = path.read_text(encoding="utf-8")
+    if IN_CARD not in card:
+        raise UserError(f"{path} does not load {IN_CARD}, which would become {name}: run `dvc repro release`")
+    return card.replace(IN_CARD, f'"{name}"').encode()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pipeline.report.results import (
 # as their pages on the hub name them; of other names the card says to look there
 LICENCES = {
     "HuggingFaceTB/SmolLM2-135M": "apache-2.0",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0",
     "Qwen/Qwen2.5-0.5B": "apache-2.0",
     "Qwen/Qwen2.5-7B": "apache-2.0",
     "mistralai/Mistral-7B-v0.1": "apache-2.0",

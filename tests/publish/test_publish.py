@@ -55,6 +55,24 @@ def test_every_file_is_uploaded_and_the_card_names_the_model(
     assert f"{hub.address}/org/name: {len(files) + 1} files, " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("spelled", ["./models/release/", "/absolute"])
+def test_the_card_names_the_model_however_the_folder_is_spelled(release: Path, hub: FakeHub, spelled: str):
+    publish.main(["org/name", "--folder", str(release) if spelled == "/absolute" else spelled])
+    card = hub.models["org/name"]["README.md"].decode()
+    assert '"org/name"' in card and '"models/release"' not in card
+
+
+def test_private_does_not_upload_to_a_public_model(release: Path, hub: FakeHub):
+    publish.main(["org/name"])
+    hub.models["org/name"].clear()
+    with pytest.raises(UserError, match="^org/name was not published: there is a public model of that name"):
+        publish.main(["org/name", "--private"])
+    assert not hub.models["org/name"]
+    publish.main(["org/other", "--private"])
+    publish.main(["org/other", "--private"])
+    assert hub.private == {"org/other"}
+
+
 @pytest.mark.slow
 def test_transformers_loads_it_from_the_hub_without_this_project(release: Path, hub: FakeHub, tmp_path: Path):
     publish.main(["org/name"])
@@ -77,6 +95,9 @@ def test_what_is_refused(release: Path, hub: FakeHub, tmp_path: Path):
     refused("is no release, as it has no config.json: run `dvc repro release`", "org/name", "--folder", str(tmp_path))
     for path in release.iterdir():
         (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").write_text("a card that was written by hand")
+    refused('README.md does not load "models/release"', "org/name", "--folder", str(tmp_path))
     (tmp_path / "optimizer.pt").touch()
     refused("may be pickled, which can run any code", "org/name", "--folder", str(tmp_path))
     refused("^a b was not published: ", "a b")

@@ -11,11 +11,13 @@ from unittest.mock import Mock
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from fake_outputs import HOSTILE, HUB_PARAMS, arms, comparisons, seeds, write, write_run
 from transformers import AutoTokenizer
 
 from pipeline.models.trained import load_trained
-from pipeline.report.card import model_card, on_the_hub
+from pipeline.plan.shape import KNOWN
+from pipeline.report.card import LICENCES, model_card, on_the_hub
 from pipeline.report.release import AUTO_MAP, CODE, write_release
 
 WEIGHTS = "model.safetensors"
@@ -33,6 +35,10 @@ def release(trained: Path, run: Path) -> Path:
 
 def card(run: Path) -> str:
     return model_card(run / "params.yaml", run / "results")
+
+
+def test_the_licences_of_the_presets_models_are_known():
+    assert yaml.safe_load(KNOWN.read_text()).keys() <= LICENCES.keys()
 
 
 def test_the_trained_files_and_a_card(trained: Path, run: Path):
