@@ -44,6 +44,7 @@ Share = Annotated[float, ("at least", 0), ("at most", 1)]
 Device = Annotated[str, ("one of", ("auto", "cpu", "cuda"))]
 Precision = Annotated[str, ("one of", ("float32", "bfloat16"))]
 Method = Annotated[str, ("one of", METHODS)]
+Solution = Annotated[str, ("one of", ("equations", "final"))]
 Tracker = Annotated[str, ("one of", ("tensorboard", "trackio", "wandb", "mlflow"))]
 
 
@@ -56,7 +57,7 @@ class HubSplit:
     split: str = MISSING
     revision: str | None = None
     columns: str | None = None
-    solution: Annotated[str, ("one of", ("whole", "equations", "final"))] = "whole"
+    solution: Solution | None = None
     rows: Amount | None = None
     part: str | None = None
 
@@ -375,7 +376,7 @@ def _impossible(params: Params) -> Iterator[str]:
             yield f"corpus.hub.{split}.part is {source.part}, but must be COLUMN:I/N, such as module:1/2, or null"
         if source.columns and source.columns.count("+") > 1:
             yield f"corpus.hub.{split}.columns is {source.columns}, but must name one column, or two with a + between"
-        if source.solution != "whole" and "+" not in (source.columns or ""):
+        if source.solution is not None and "+" not in (source.columns or ""):
             yield f"corpus.hub.{split}.solution is {source.solution}, but columns names no question+answer"
     for name, values in vars(arms).items():
         if not values or len(set(values)) < len(values):

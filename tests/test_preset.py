@@ -125,7 +125,7 @@ def test_data_from_the_hub_says_all_of_its_splits_after_other_data(name: str):
     }
     every = params.load(params.PARAMS_FILE, after | preset.options([name]))
     for rows in vars(every.corpus.hub).values():
-        assert (rows.part, rows.solution) == (None, "whole")
+        assert (rows.part, rows.solution) == (None, None)
 
 
 def test_a_plan_of_the_quick_run_counts_its_questions():

@@ -83,7 +83,7 @@ def document(row: dict, source: HubSplit) -> str:
     if len(names) == 1:
         return row[names[0]]
     question, answer = (row[name] for name in names)
-    if source.solution != "whole":
+    if source.solution is not None:
         answer, mark, final = answer.rpartition("####")
         final = final.strip()
         if not (mark and final):

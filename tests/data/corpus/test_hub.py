@@ -92,7 +92,7 @@ def test_of_an_answer_its_equations_or_the_final_number(tmp_path: Path):
     rows = [{"question": "How many?", "answer": answer} for answer in answers]
     folder = local_hub.jsonl(tmp_path / "set", "train", rows)
     for solution, expected in {
-        "whole": answers,
+        None: answers,
         "equations": ["— 48/2=24 48+24=72 — 72", "1,000"],
         "final": ["72", "1,000"],
     }.items():

@@ -31,7 +31,10 @@ def test_rows_are_means_over_the_groups_tokens(tokens: pd.DataFrame):
             expected = {"n": len(part), "share": len(part) / len(tokens), "base_loss": part["nll_before"].mean()}
             expected |= {"improvement": gain.mean(), "helped": (gain > 0.01).mean(), "hurt": (gain < -0.01).mean()}
             assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-12)
-        assert np.isfinite(rows.drop(columns="group").to_numpy(dtype=float)).all()
+            ends = np.array([row["ci_low"], row["ci_high"]], float)
+            assert np.isfinite(ends).all() if part["text"].nunique() > 1 else np.isnan(ends).all()
+        numbers = rows.drop(columns=["group", "ci_low", "ci_high"])
+        assert np.isfinite(numbers.to_numpy(dtype=float)).all()
 
 
 def test_intervals_are_those_of_draws_of_whole_texts():
