@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +212,10 @@ def test_the_shipped_rungs_are_runs(path: Path):
     rung = rungs.read_rung(path)
     values = preset.options([*rung.options, "base_model.path=/model"], "/data")
     assert params.load(changes=values).train.clip == "apart" and preset.words(values)
+
+
+def test_git_keeps_what_is_kept_of_an_arm():
+    """Without the sums a second call in another clone would train every arm again."""
+    kept = [f"results/real/rung/quiet_star-1/{name}" for name in (rungs.TOTALS, rungs.ABOUT)]
+    ignored = subprocess.run(["git", "check-ignore", *kept], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ignored.stdout == ""
