@@ -145,8 +145,8 @@ def add_rows(path: Path, columns: list[str], found: Sequence[pd.DataFrame], keys
 
     The last row of equal ``keys`` stays; ``order``: columns to sort by.
     """
-    found = [rows.assign(settings=settings_now()) for rows in found]
-    rows = pd.concat([read_rows(path, columns), *found])[columns].drop_duplicates(keys, keep="last")
+    new = pd.concat(found).assign(settings=settings_now())
+    rows = pd.concat([read_rows(path, columns), new])[columns].drop_duplicates(keys, keep="last")
     write_table(path, rows.sort_values(order, kind="stable"))
 
 

@@ -37,7 +37,6 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
     set_seed(params.seed)
     if params.source == "hub":
         model = read_model(params.path, revision=params.revision)
-        model.set_attn_implementation("sdpa")  # it was checked with thoughts' own
         known = model.get_input_embeddings().num_embeddings
         if len(tokenizer) > known:
             raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {len(tokenizer)}")
@@ -47,8 +46,9 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
     with ExitStack() as stack:
         if params.pretrains:
             inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
-            if params.source == "hub" and Path(params.path).is_dir():
-                inputs.append(Path(params.path))
+            if params.source == "hub":
+                model.set_attn_implementation("sdpa")  # it was checked with thoughts' own
+                inputs += [Path(params.path)] if Path(params.path).is_dir() else []
             about = {"isolate": isolate, "device": pick_device("auto")} | asdict(params)
             folder = stack.enter_context(checkpoints("base_model", about, inputs, Path(__file__)))
             end = tokenizer.eos_token_id if isolate else None

@@ -42,13 +42,8 @@ STEP_COLUMNS = ["loss", *LOSS_COLUMNS, "thought_entropy", "grad_norm", "learning
 CLIP_COLUMNS = ["language_grad_norm", "policy_grad_norm"]  # before clipping, where they are clipped apart
 HELDOUT_COLUMNS = [*LOSSES, *(f"working_share{task}" for task in ("", "_rings", "_animals"))]
 MORE_COLUMNS = ["thought_length", "ema_gain"]  # where the run has them
-REWARDED = (
-    "reward",
-    "unresolved_rewards",
-    "positive_advantages",
-    "policy_loss",
-    "ema_gain",
-)  # means over rewarded positions
+# means over rewarded positions
+REWARDED = ("reward", "unresolved_rewards", "positive_advantages", "policy_loss", "ema_gain")
 APART, POLICY = "apart", "policy"  # `train.clip`, and the part of the loss
 QUIET_STAR_PARTS = ("base", "talk", POLICY)
 PART = "_part"  # ends the column of any other part of the loss, weighted as it counts
