@@ -117,6 +117,8 @@ lint: setup-tests ## check style and workflows
 	@$(RUN) zizmor --offline --quiet .github/workflows
 
 show: setup ## compare experiments in a readable table
+	@$(RUN) dvc exp list --name-only | grep -q . || \
+	  echo "no experiments of this commit yet: dvc exp run -n NAME -S PARAMETER=VALUE makes one"
 	@$(RUN) dvc exp show --only-changed --hide-workspace
 
 bench: setup ## measure the engine on this CPU: results/bench/cpu.md (about six minutes)
