@@ -5,7 +5,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
@@ -409,6 +409,9 @@ def _impossible(params: Params) -> Iterator[str]:
     for prefix, stage in stages.items():
         if stage.lookahead > (most := params.tokenize.span - 2):
             yield f"{prefix}lookahead is {stage.lookahead}, but must be at most {most}, two less than tokenize.span"
+    ends = accumulate(stage.steps for stage in train.stages)
+    if apart := [end for end in ends if end % train.log_steps]:
+        yield f"train.log_steps is {train.log_steps}, but a stage ends at step {apart[0]}: make it a divisor, such as 1"
     if train.stages and train.rlp.epochs > 1 and "rlp" in arms.methods:
         yield "train.rlp.epochs is above 1, and a stage may end between a batch's epochs: make it 1, or train.stages []"
     if train.stages and (pauses := {"pause", "pause_same_compute"} & {*arms.methods}):

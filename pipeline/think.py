@@ -13,6 +13,7 @@ import html
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError, run
-from pipeline.evaluation.prompts import prompt_ids
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
+from pipeline.models.prompts import prompt_ids
 from pipeline.models.trained import check_room, load_trained
 from pipeline.report.quotes import CONTROLS
 from pipeline.thought.model import QuietStarForCausalLM
@@ -33,6 +34,7 @@ HELPS = ((None, None), (194, "#d7ffd7"), (157, "#afffaf"), (120, "#87ff87"), (83
 HURTS = ((None, None), (224, "#ffd7d7"), (217, "#ffafaf"), (210, "#ff8787"), (203, "#ff5f5f"))
 DIM, BLACK_ON, PLAIN = "\x1b[2m", "\x1b[30;48;5;{}m", "\x1b[0m"
 CHARACTER, LINE = 8.4, 20  # of a picture, in pixels
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of a part of a character
 FONT = "font-family='ui-monospace, Menlo, Consolas, monospace' font-size='14'"
 WIDEST = 96  # characters of a picture's line
 
@@ -61,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--tokens must be at least 1 and --temperature at least 0")
     if options.svg is not None and options.text is None:
         raise UserError("--svg writes a text as a picture: give a text")
+    if options.gate and options.text is not None:
+        raise UserError("--gate is for a chat: give no text, of which every token's thought is shown")
     model, tokenizer = load_trained(options.model).to(pick_device("auto")), read_tokenizer(options.model)
     if not model.has_thoughts:
         raise UserError(f"the model in {options.model} has no thoughts: its method is {model.config.method}")
@@ -102,9 +106,15 @@ def see(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Se
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds to those before it: what is decoded alone may lack its space."""
+    """The text that each token adds to those before it: what is decoded alone may lack its space.
+
+    A character of several tokens is the last one's.
+    """
     ends = [tokenizer.decode(list(ids[:stop]), clean_up_tokenization_spaces=False) for stop in range(len(ids) + 1)]
-    return [after[len(before) :] for before, after in zip(ends, ends[1:], strict=False)]
+    for stop in range(1, len(ids)):
+        if ends[stop].endswith(BROKEN):
+            ends[stop] = ends[stop - 1]
+    return [after[len(before) :] for before, after in pairwise(ends)]
 
 
 def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> None:
@@ -126,6 +136,8 @@ def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, option
         if tokenizer.chat_template:
             messages.append({"role": "user", "content": line})
             ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        if not ids:  # the text of the end token, say
+            continue
         check_room(model, len(ids) + options.tokens + model.config.thought_tokens + 2, "the conversation")
         settings = sampling | {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         prompt = torch.tensor([ids], device=model.device)

@@ -182,6 +182,11 @@ def test_the_longest_run_has_a_length():
             {"train.stages": [STAGE], "train.lookahead": 47},
             "train.stages[1].lookahead is 47, but must be at most 46, two less than tokenize.span",
         ),
+        (
+            {"arms.methods": ["quiet_star"], "train.stages": [STAGE | {"steps": 3}] * 2, "train.log_steps": 2},
+            {"train.log_steps": 3},
+            "train.log_steps is 2, but a stage ends at step 3: make it a divisor, such as 1",
+        ),
         ({"train.clip": "apart", "train.positions": 8}, {"train.positions": None}, "train.clip is apart, which needs"),
         (
             {"arms.methods": ["trained_swapped"], "train.batch_size": 1},

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from pipeline import think
+from pipeline.data.tokens.tokenizer import train_tokenizer
 from pipeline.errors import UserError
-from pipeline.evaluation.prompts import prompt_ids
+from pipeline.models.prompts import prompt_ids
 from pipeline.models.trained import load_trained
 from pipeline.think import Seen, main, picture, pieces, see
 from tests.local_hub import word_tokenizer
@@ -55,6 +56,13 @@ def test_a_tokens_benefit_and_thought(kind: str, tokenizer: PreTrainedTokenizerF
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
 
 
+def test_a_character_of_several_tokens_is_the_last_ones():
+    """In a tokenizer of bytes, which has merged none of these."""
+    tokenizer, text = train_tokenizer(["a b"], 300), "a café, 漢 🙂"
+    parts = pieces(tokenizer, tokenizer(text)["input_ids"])
+    assert "".join(parts) == text and "é" in parts and parts[-4:] == ["", "", "", "🙂"]
+
+
 def test_a_text_in_colours_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture):
     folder, svg = saved(tmp_path / "model"), tmp_path / "seen.svg"
     main([str(folder), TEXT.replace("\n", r"\n"), "--svg", str(svg)])
@@ -96,7 +104,7 @@ class Terminal:
 @pytest.mark.parametrize("hidden", [True, False])
 def test_a_chat_shows_or_masks_thoughts(hidden: bool, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
     folder, tokenizer = saved(tmp_path), word_tokenizer()
-    monkeypatch.setattr("builtins.input", Terminal([r"What is 12?\nA:", "", "the 42"]))
+    monkeypatch.setattr("builtins.input", Terminal([r"What is 12?\nA:", "", "</s>", "the 42"]))
     main([str(folder), "--tokens", "4", *(["--hide"] if hidden else [])])
     told, model = capsys.readouterr().out, load_trained(folder)
     expected = []
@@ -137,6 +145,7 @@ def test_mistakes(tmp_path: Path):
         ([str(folder), ""], "fewer than two tokens"),
         ([str(folder), "What " * 80], "the text and its last thought need"),
         ([str(folder), "--gate"], "has no gate: train one with train.gate"),
+        ([str(saved(tmp_path / "gated", gate=True)), "a b", "--gate"], "--gate is for a chat: give no text"),
         ([str(folder), "--tokens", "0"], "--tokens must be at least 1"),
         ([str(folder), "--svg", str(tmp_path / "x.svg")], "--svg writes a text as a picture: give a text"),
     ):

@@ -72,7 +72,10 @@ class Spans(Dataset):
         batch = np.searchsorted(self._starts, index, side="right") - 1
         row = self._batches[batch][index - self._starts[batch]].values.to_numpy()
         length = int(self._lengths[index])
-        if row.min() < 0 or row.max() >= self._vocabulary or length > len(row):
+        if row.max() >= self._vocabulary:
+            known = f"the model has embeddings for {self._vocabulary}"
+            raise UserError(f"{self._path} has token {row.max()}, but {known}: run `dvc repro`, or take its tokenizer")
+        if row.min() < 0 or length > len(row):
             raise UserError(f"{self._path} does not hold spans for this model: run `dvc repro` to make it again")
         ids = torch.tensor(row, dtype=torch.long)
         mask = torch.arange(len(ids)) < length

@@ -18,10 +18,11 @@ from datasets.exceptions import DatasetsError
 from tqdm import tqdm
 
 from pipeline.errors import UserError, reason, run
-from pipeline.evaluation.prompts import HELD_LOGITS, AskedModel, before_stop, left_padded, prompt_ids
+from pipeline.evaluation.prompts import HELD_LOGITS, AskedModel, before_stop
 from pipeline.files import batches
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
+from pipeline.models.prompts import left_padded, prompt_ids
 from pipeline.models.trained import known_positions, load_trained
 from pipeline.thought.generation import SAMPLES_APART
 from pipeline.thought.head import ban, exact_dtype

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.evaluation.donors import ENDED, SKIPPED, as_input, sampled
+from pipeline.models.prompts import left_padded
 from pipeline.thought.generation import SAMPLES_APART, continue_texts
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
@@ -122,19 +122,6 @@ class AskedModel:
         """The text of ``new`` ids, decoded with their prompt: whether a token has a space depends on its place."""
         before, whole = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new))
         return whole[len(before) :]
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text to be continued, so without the end token that some tokenizers append."""
-    ids = tokenizer(text)["input_ids"]
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask, both (B, N), of rows of different lengths, padded on the left."""
-    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, pad, "left")
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True, 0, "left")
-    return ids.to(device), mask.to(device)
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

@@ -56,15 +56,16 @@ def read_model(path: Path | str, remedy: str = "", **options: object) -> PreTrai
         )
     except Exception as error:  # transformers, huggingface_hub and safetensors raise many types
         raise UserError(f"no usable model at {path}: {reason(error)}{remedy}") from error
+    otherwise = remedy or ": download it again, or name another model"
     made_up = [*loading["missing_keys"], *loading["mismatched_keys"]]
     if made_up:
-        raise UserError(f"the weights in {path} are not those of its config.json: {min(map(str, made_up))}{remedy}")
+        raise UserError(f"the weights in {path} are not those of its config.json: {min(map(str, made_up))}{otherwise}")
     # other unexpected weights are harmless (a head of another task), but weights of further layers are not
     known = {NUMBER.sub("", name) for name in model.state_dict()}
     further = [name for name in loading["unexpected_keys"] if NUMBER.sub("", name) in known]
     if further:
-        raise UserError(f"the weights in {path} are of more layers than its config.json: {min(further)}{remedy}")
-    check_finite(model, path)
+        raise UserError(f"the weights in {path} are of more layers than its config.json: {min(further)}{otherwise}")
+    check_finite(model, path, otherwise)
     try:
         check_decoder(model)
     except UnsupportedDecoderError as error:
@@ -78,10 +79,10 @@ def load_base(folder: Path) -> PreTrainedModel:
     return read_model(folder, "; run `dvc repro` to make it again", local_files_only=True)
 
 
-def check_finite(model: PreTrainedModel, path: Path | str) -> None:
-    """Raise UserError if a weight of ``model``, which was read from ``path``, is infinite or not a number."""
+def check_finite(model: PreTrainedModel, path: Path | str, remedy: str) -> None:
+    """Raise UserError, whose message ends with ``remedy``, if a weight read from ``path`` is infinite or no number."""
     if not all_finite(model.parameters()):
-        raise UserError(f"the weights in {path} are not all finite numbers: train again, with a lower learning rate")
+        raise UserError(f"the weights in {path} are not all finite numbers{remedy}")
 
 
 def all_finite(weights: Iterable[Tensor]) -> Tensor:

@@ -182,7 +182,7 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
         else:
             about = _about(folder)
             if digests(base, WEIGHTS) != about["digests"]:
-                raise UserError(f"{folder} was trained on other weights than those in {base}")
+                raise UserError(f"{folder} was trained on other weights than those in {base}: run `dvc repro train`")
             decoder, learned = load_base(base), load_file(folder / TENSORS)
             adapters = {name: learned.pop(name) for name in list(learned) if name.startswith("base.")}
             state = {f"base.{name}": value for name, value in decoder.state_dict().items()} | learned
@@ -205,7 +205,7 @@ def load_trained(folder: Path) -> QuietStarForCausalLM:
         raise
     except Exception as error:  # transformers, safetensors and peft raise many types
         raise UserError(f"the model in {folder} cannot be read: {reason(error)}") from error
-    check_finite(model, folder)
+    check_finite(model, folder, ": train again, with a lower learning rate")
     return model.eval()
 
 
@@ -225,4 +225,6 @@ def check_room(model: QuietStarForCausalLM, needed: int, what: str) -> None:
     known = known_positions(model)
     if known is not None and needed > known:
         need = "and its last thought need" if model.has_thoughts else "needs"
-        raise UserError(f"{what} {need} {needed} positions, but the base model has {known}")
+        raise UserError(
+            f"{what} {need} {needed} positions, but the base model has {known}: make it shorter, or thoughts"
+        )

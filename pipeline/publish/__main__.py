@@ -7,6 +7,7 @@
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -15,6 +16,7 @@ from pipeline.errors import UserError, reason, run
 
 NEEDED = ("config.json", "model.safetensors", "README.md", "metrics.json")
 IN_CARD = '"models/release"'  # the folder that every release's card loads the model from, wherever the release is
+CODE = "model.py"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}  # which can run any code when they are read
 
 
@@ -48,6 +50,8 @@ def check_release(folder: Path, files: list[Path]) -> None:
     weights = {"model.safetensors"} if "model.safetensors.index.json" in found else set()  # then they are shards
     for name in (name for name in NEEDED if name not in found | weights):
         raise UserError(f"{folder} is no release, as it has no {name}: run `dvc repro release`")
+    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")) and CODE not in found:
+        raise UserError(f"{folder} is no release, as it has no {CODE}, its config.json's code: run `dvc repro release`")
     for path in (path for path in files if path.suffix in PICKLED):
         raise UserError(f"{path} may be pickled, which can run any code when it is read: weights must be safetensors")
 

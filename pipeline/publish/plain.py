@@ -14,6 +14,7 @@ from pipeline.files import replacing
 from pipeline.models.base import read_tokenizer
 from pipeline.models.trained import load_trained
 from pipeline.publish.folder import new_folder
+from pipeline.thought.model import SPECIAL
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,7 +25,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="the folder to write, which must be new or empty")
     options = parser.parse_args(arguments)
     out = new_folder(options.out)
-    base, tokenizer = load_trained(options.source).base, read_tokenizer(options.source)
+    model, tokenizer = load_trained(options.source), read_tokenizer(options.source)
+    base = model.base
+    for name in SPECIAL:  # of which a configuration knows one each, and the trained model all end tokens
+        setattr(base.generation_config, name, getattr(model.generation_config, name))
     with replacing(out) as folder:
         base.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

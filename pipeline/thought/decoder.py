@@ -68,10 +68,14 @@ class Decoder:
 
     @property
     def head(self) -> Head:
-        """The LM head, its weight gathered where FSDP shards it. Raises UnsupportedDecoderError if it is not linear."""
+        """The LM head, its weight gathered where FSDP shards it. Raises UnsupportedDecoderError if that cannot be."""
         layer = self._base.get_output_embeddings()
         if not isinstance(layer, nn.Linear):
             raise UnsupportedDecoderError(f"{self._base.config.model_type}: its LM head is not a linear layer")
+        if layer.weight.is_meta:
+            raise UnsupportedDecoderError(
+                "the LM head is offloaded (device_map), but a thought reads its weights itself"
+            )
         if isinstance(layer, FSDPModule):
             layer.unshard()  # FSDP2 does so in a layer's own forward pass only, which is never run here
         softcap = getattr(self._base.config.get_text_config(), "final_logit_softcapping", None)

@@ -23,6 +23,8 @@ class Gate(nn.Sequential):
     def forward(self, hidden: Tensor) -> Tensor:
         """Expected gains (...) at states of the text pass (..., D), in at least float32: bfloat16 ranks coarsely."""
         states, (inner, relu, outer) = hidden.detach().to(exact_dtype(hidden)), self
+        if inner.weight.is_meta or outer.weight.is_meta:
+            raise ValueError("the gate is offloaded (device_map), but it reads its weights itself: keep it on a device")
         with torch.autocast(states.device.type, enabled=False):
             states = relu(F.linear(states, inner.weight.to(states), inner.bias.to(states)))
             return F.linear(states, outer.weight.to(states), outer.bias.to(states)).squeeze(-1)

@@ -113,7 +113,11 @@ class ThoughtGenerationMixin(GenerationMixin):
         return False
 
     def generate(
-        self, *inputs: object, think: bool | str = True, thought_sampling: Sampling = GREEDY, **settings: object
+        self,
+        *inputs: object,
+        think: bool | str = True,
+        thought_sampling: Sampling | float = GREEDY,
+        **settings: object,
     ) -> "Tensor | ThoughtOutput":
         """transformers' `GenerationMixin.generate`, with its arguments; a thought comes before each token written.
 
@@ -121,15 +125,19 @@ class ThoughtGenerationMixin(GenerationMixin):
         prediction alone is used. With ``return_dict_in_generate`` the result has the share of the tokens before which
         there was a thought, as ``thought_share``.
 
-        ``thought_sampling``: how thoughts are drawn. A seed from torch's generator is added to its own, so that
-        `torch.manual_seed` makes thoughts and text the same again. Meta-tokens are never written. Keys and values are
-        always cached, by this call alone. Raises ValueError for what needs several continuations of a text at once
-        (beams, assistants), for attentions and hidden states, for guidance and position ids, for a gate that the model
-        has not, for any other ``think``, and where a prompt is empty or padded on the right; FloatingPointError where
-        logits are not finite.
+        ``thought_sampling``: how thoughts are drawn; a number is the temperature, 0 greedy. A seed from torch's
+        generator is added to its own, so that `torch.manual_seed` makes thoughts and text the same again. Meta-tokens
+        are never written. Keys and values are always cached, by this call alone. Raises ValueError for what needs
+        several continuations of a text at once (beams, assistants), for attentions and hidden states, for guidance and
+        position ids, for a gate that the model has not, for any other ``think`` or ``thought_sampling``, and where a
+        prompt is empty or padded on the right; FloatingPointError where logits are not finite.
         """
         if think not in (True, False, GATE):
             raise ValueError(f"think is {think!r}, but must be True, False or {GATE!r}")
+        if not isinstance(thought_sampling, Sampling):
+            if not isinstance(thought_sampling, int | float) or thought_sampling < 0:
+                raise ValueError(f"thought_sampling is {thought_sampling!r}, but must be a temperature of at least 0")
+            thought_sampling = Sampling(float(thought_sampling))
         return super().generate(*inputs, think=think, thought_sampling=thought_sampling, **settings)
 
     def _sample(

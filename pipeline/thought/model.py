@@ -148,7 +148,10 @@ class QuietStarConfig(PretrainedConfig):
 
     @property
     def max_position_embeddings(self) -> int | None:
-        return getattr(self.base_config().get_text_config(), "max_position_embeddings", None)
+        """How many tokens a text may have: the base's positions, less those of the last thought, [start] and [end]."""
+        known = getattr(self.base_config().get_text_config(), "max_position_embeddings", None)
+        thinks = METHODS[self.method].thoughts != NOTHING
+        return known and known - (self.thought_tokens + 2 if thinks else 0)
 
     def base_config(self) -> PretrainedConfig:
         """The base decoder's configuration, as transformers' own class."""

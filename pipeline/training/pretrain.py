@@ -1,5 +1,6 @@
 """The base model that later learns to think: pretrained here on the corpus, or an existing one."""
 
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_table
+from pipeline.files import local_path, replacing, write_table
 from pipeline.models.base import read_model, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.params import BaseModel, Pretraining, Scratch
@@ -36,10 +37,14 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
     tokenizer, training = read_tokenizer(tokens / "tokenizer"), params.pretraining
     set_seed(params.seed)
     if params.source == "hub":
-        model = read_model(params.path, revision=params.revision)
+        model = read_model(local_path(params.path), revision=params.revision)
         known = model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > known:
-            raise UserError(f"the model has embeddings for {known} tokens, but its tokenizer has {len(tokenizer)}")
+        # tokens that were added after the others may be beyond: Gemma 3's image token is, which no text has
+        needed = max(tokenizer.vocab_size, tokenizer.pad_token_id + 1, (tokenizer.eos_token_id or 0) + 1)
+        if needed > known:
+            raise UserError(
+                f"the model has embeddings for {known} tokens, but its tokenizer has {needed}: take its own"
+            )
     else:
         model = AutoModelForCausalLM.from_config(scratch_config(params.scratch, len(tokenizer), tokenizer.eos_token_id))
     rows = pd.DataFrame(columns=["step", *COLUMNS])
@@ -47,12 +52,13 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
         if params.pretrains:
             inputs = [tokens / name for name in ("tokenizer", "pretrain.arrow", "heldout.arrow")]
             if params.source == "hub":
-                model.set_attn_implementation("sdpa")  # it was checked with thoughts' own
-                inputs += [Path(params.path)] if Path(params.path).is_dir() else []
+                # it was checked with thoughts' own; Gemma 2, which caps its scores, has no SDPA
+                model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+                inputs += [path for path in [Path(local_path(params.path))] if path.is_dir()]
             about = {"isolate": isolate, "device": pick_device("auto")} | asdict(params)
             folder = stack.enter_context(checkpoints("base_model", about, inputs, Path(__file__)))
             end = tokenizer.eos_token_id if isolate else None
-            rows = _pretrain(model, training, params.seed, end, tokens, len(tokenizer), folder)
+            rows = _pretrain(model, training, params.seed, end, tokens, folder)
         with replacing(out) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
@@ -65,12 +71,19 @@ def _pretrain(
     seed: int,
     end: int | None,
     tokens: Path,
-    vocabulary: int,
     folder: Path,
 ) -> pd.DataFrame:
-    """Train the model, which is then on the CPU, and return the rows of its log; checkpoints go to ``folder``."""
-    spans = Spans(tokens / "pretrain.arrow", vocabulary)
-    heldout = Spans(tokens / "heldout.arrow", vocabulary, HELDOUT_SPANS)
+    """Train the model, which is then on the CPU, and return the rows of its log; checkpoints go to ``folder``.
+
+    Raises UserError for spans longer than the positions that the model knows, and for a loss that is not finite.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    spans = Spans(tokens / "pretrain.arrow", known)
+    heldout = Spans(tokens / "heldout.arrow", known, HELDOUT_SPANS)
+    for name, some in (("pretrain_span", spans), ("span", heldout)):
+        if (length := len(some[0]["input_ids"])) > most:
+            raise UserError(f"tokenize.{name} is {length}, but the model has {most} positions: make it smaller")
     arguments = training_arguments(
         "auto",
         seed,
@@ -91,12 +104,12 @@ def _pretrain(
     data = {"model": model, "train_dataset": spans, "eval_dataset": heldout}
     speed = Speed(training.batch_size * spans.mean_length)
     log = PretrainTrainer(end, arguments, folder, speed, **data).run()
-    rows = logged(log, COLUMNS, needed="loss").set_index("step")
-    rows["heldout_loss"] = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"]
-    if not np.isfinite(rows["heldout_loss"].dropna()).all():
+    rows = logged(log, ["loss", "learning_rate"], needed="loss").set_index("step")
+    losses = logged(log, ["eval_loss"], needed="eval_loss").set_index("step")["eval_loss"].rename("heldout_loss")
+    if not np.isfinite(losses).all():
         raise UserError("a held-out loss is not a finite number: lower base_model's learning_rate")
     model.to("cpu")
-    return rows.reset_index()
+    return rows.join(losses, how="outer").reset_index().reindex(columns=["step", *COLUMNS])  # the last step has no row
 
 
 class PretrainTrainer(CheckedTrainer):

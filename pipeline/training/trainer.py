@@ -28,7 +28,7 @@ from transformers.trainer_callback import ProgressCallback
 from pipeline.errors import UserError, reason
 from pipeline.models.base import all_finite
 from pipeline.models.device import pick_device
-from pipeline.training.checkpoints import UNFINISHED, Checkpoints, last_checkpoint, step_of
+from pipeline.training.checkpoints import UNFINISHED, Checkpoints, last_checkpoint
 from pipeline.training.processes import LAUNCHED, has_lost_another, is_launched, is_sharded, processes
 
 log = logging.getLogger(__name__)
@@ -104,9 +104,14 @@ class StepBar(TrainerCallback):
 
 @contextmanager
 def _as_user_error(message: str) -> Iterator[None]:
-    """Turn a failure to read or write a checkpoint into a UserError: ``message``, with its reason in place of %s."""
+    """Turn a failure to read or write a checkpoint into a UserError: ``message``, with its reason in place of %s.
+
+    A want of memory is none of the checkpoint's, and `errors.run` tells of it.
+    """
     try:
         yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
     except (Exception, CheckpointException) as error:  # torch, safetensors and json each raise their own
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         if has_lost_another(cause):
@@ -134,7 +139,7 @@ class CheckedTrainer(Trainer):
         self._folder, self._speed = folder, speed
         self._texts: list[Tensor] = []  # the indices of each micro-batch of the step
         self._finite: list[Tensor] = []  # whether each one's loss is finite
-        self._clock = (time.perf_counter(), 0)  # when the last row was logged, and its step
+        self._clock: tuple[float, int] | None = None  # when the steps of the next row began, and the step before
         self._checkpoints = Checkpoints(folder)
         super().__init__(args=args, callbacks=[self._checkpoints, StepBar()], **kwargs)
         self.remove_callback(ProgressCallback)
@@ -144,7 +149,6 @@ class CheckedTrainer(Trainer):
         checkpoint = last_checkpoint(self._folder)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
-            self._clock = (time.perf_counter(), step_of(checkpoint))
             self._check_checkpoint(checkpoint)
         with logging_redirect_tqdm([logging.getLogger("pipeline")]):  # so that a message has a line of its own
             self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -177,6 +181,15 @@ class CheckedTrainer(Trainer):
         """How many texts all processes read in an optimizer step."""
         args = self.args
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def get_batch_samples(self, *args: object) -> tuple[list[dict[str, Tensor]], object]:
+        """A step's micro-batches, and what its means divide by. A row's speed is of the time from here on."""
+        self._clock = self._clock or (time.perf_counter(), self.state.global_step)
+        return self.samples(*args)
+
+    def samples(self, *args: object) -> tuple[list[dict[str, Tensor]], object]:
+        """`get_batch_samples`, as the HF Trainer does it."""
+        return super().get_batch_samples(*args)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: object) -> Tensor:
         loss = super().training_step(model, inputs, *args)
@@ -239,9 +252,8 @@ class CheckedTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a row, with its speed if it is about training steps."""
         if "loss" in logs:
-            now, (since, step) = time.perf_counter(), self._clock
-            self._clock = now, self.state.global_step
-            rate = (self.state.global_step - step) / (now - since)
+            (since, step), self._clock = self._clock, None  # evaluation and checkpoint come before the next step
+            rate = (self.state.global_step - step) / (time.perf_counter() - since)
             logs = logs | {"steps_per_second": rate} | (self._speed.of(rate) if self._speed else {})
         super().log(logs, start_time)
 
@@ -279,6 +291,7 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         save_strategy="no",  # `Checkpoints` decides when
+        use_cache=True,  # the Trainer writes this into the model's configuration, by which others will generate
         report_to=list(report_to),
         remove_unused_columns=False,
         logging_nan_inf_filter=False,

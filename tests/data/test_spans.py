@@ -72,13 +72,20 @@ def test_a_span_is_found_whichever_batch_it_is_in(tmp_path: Path):
     assert [int(span["text_keys"]) for span in Spans(file, 6, rows=5)] == list(range(5))
 
 
-@pytest.mark.parametrize("ids, length", [([1, 7], 2), ([1, -1], 2), ([1, 2], 3)])
-def test_a_span_that_the_model_cannot_read(ids: list[int], length: int, tmp_path: Path):
+@pytest.mark.parametrize(
+    "ids, length, told",
+    [
+        ([1, 7], 2, "has token 7, but the model has embeddings for 7: run `dvc repro`, or take its tokenizer"),
+        ([1, -1], 2, "does not hold spans for this model: run `dvc repro` to make it"),
+        ([1, 2], 3, "does not hold spans for this model: run `dvc repro` to make it"),
+    ],
+)
+def test_a_span_that_the_model_cannot_read(ids: list[int], length: int, told: str, tmp_path: Path):
     """A token without embedding, a negative one, and a span longer than its row."""
     write_spans(tmp_path / "spans.arrow", [(np.array([1, 6]), 2), (np.array(ids), length)])
     spans = Spans(tmp_path / "spans.arrow", 7)
     assert len(spans[0]["input_ids"]) == 2
-    with pytest.raises(UserError, match="spans.arrow does not hold spans for this model: run `dvc repro` to make it"):
+    with pytest.raises(UserError, match=f"spans.arrow {told}"):
         spans[1]
 
 

@@ -11,11 +11,15 @@ from pipeline.publish.plain import main
 from tests.local_hub import word_tokenizer
 from tests.thought.tiny import LLAMA, error, quiet_star, random_ids
 
+ENDS = [1, 3]  # a chat model has several end tokens
+
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     tokenizer = word_tokenizer()
-    quiet_star(LLAMA | {"vocab_size": len(tokenizer)}).save_pretrained(tmp_path / "trained")
+    model = quiet_star(LLAMA | {"vocab_size": len(tokenizer)})
+    model.generation_config.eos_token_id = ENDS
+    model.save_pretrained(tmp_path / "trained")
     tokenizer.save_pretrained(tmp_path / "trained")
     return tmp_path / "trained"
 
@@ -30,6 +34,7 @@ def test_it_predicts_as_with_thoughts_off(trained: Path, tmp_path: Path, capsys:
     assert error(plain(ids).logits, model(ids).base_logits) < 1e-5
     assert error(plain(ids).logits, model(ids).logits) > 1e-3
     assert {path.suffix for path in (tmp_path / "plain").iterdir()} == {".json", ".safetensors"}
+    assert plain.generation_config.eos_token_id == ENDS
     assert "LlamaForCausalLM of" in capsys.readouterr().out
 
 

@@ -95,6 +95,9 @@ def test_what_is_refused(release: Path, hub: FakeHub, tmp_path: Path):
     refused("is no release, as it has no config.json: run `dvc repro release`", "org/name", "--folder", str(tmp_path))
     for path in release.iterdir():
         (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "model.py").unlink()
+    refused("no model.py, its config.json's code", "org/name", "--folder", str(tmp_path))
+    (tmp_path / "model.py").symlink_to(release / "model.py")
     (tmp_path / "README.md").unlink()
     (tmp_path / "README.md").write_text("a card that was written by hand")
     refused('README.md does not load "models/release"', "org/name", "--folder", str(tmp_path))

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, TextIterator
 
 from pipeline.thought.decoder import Decoder
 from pipeline.thought.generation import continue_texts
-from pipeline.thought.methods import PAUSE
+from pipeline.thought.methods import NO_THOUGHT, PAUSE
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling, ban
 from tests.local_hub import word_tokenizer
@@ -77,6 +77,26 @@ def test_sampled_text_is_drawn_from_the_models_own_distribution(model: QuietStar
         best = expected.topk(4)
         torch.testing.assert_close(scores[0, best.indices], best.values / 0.7, rtol=1e-5, atol=1e-5)
         assert scores[0].isfinite().sum() == 4 and output.sequences[0, len(text) + i] in best.indices
+
+
+def test_thought_sampling_may_be_a_temperature(model: QuietStarForCausalLM):
+    """The class `Sampling` is hard to import from a release alone."""
+    texts = []
+    for thought_sampling in (0, 1.0, Sampling(1.0)):
+        torch.manual_seed(3)
+        texts.append(model.generate(random_ids(1, 5), max_new_tokens=NEW, thought_sampling=thought_sampling).tolist())
+    assert texts[0] != texts[1] == texts[2]
+
+
+def test_an_offloaded_head_is_refused(model: QuietStarForCausalLM):
+    """accelerate would load its weights in the layer's own forward pass, which is never run."""
+    offloaded = quiet_star(LLAMA, gate=True).eval()
+    offloaded.gate.to("meta")
+    with pytest.raises(ValueError, match="the gate is offloaded"):
+        offloaded.generate(random_ids(1, 5), max_new_tokens=1, think="gate")
+    offloaded.base.lm_head.to("meta")
+    with pytest.raises(ValueError, match="the LM head is offloaded"):
+        offloaded(random_ids(1, 5))
 
 
 @pytest.mark.parametrize("thought_sampling", [Sampling(0.0), Sampling(1.0), Sampling(1.0, seed=5)])
@@ -171,6 +191,8 @@ def test_meta_tokens_are_never_written(kind: str):
         ({"guidance_scale": 1.5}, "guidance_scale needs a prediction"),
         ({"guidance_scale": 1.5, "negative_prompt_ids": torch.ones(1, 2).long()}, "guidance_scale needs a prediction"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}, "left side only"),
+        ({"thought_sampling": -0.5}, "thought_sampling is -0.5, but must be a temperature of at least 0"),
+        ({"thought_sampling": None}, "thought_sampling is None, but must be a temperature of at least 0"),
     ],
 )
 def test_what_it_cannot_do_is_refused_in_one_line(model: QuietStarForCausalLM, options: dict, complaint: str):
@@ -221,7 +243,11 @@ def test_the_configuration_has_the_bases_sizes_and_embeddings_can_grow(tmp_path)
     model = quiet_star(LLAMA, method=PAUSE).eval()
     ids = random_ids(2, 5)
     expected = model(ids).logits
-    assert (model.config.vocab_size, model.config.hidden_size, model.config.max_position_embeddings) == (23, 16, 64)
+    assert (model.config.vocab_size, model.config.hidden_size) == (23, 16)
+    # a text's last thought needs positions too, by which others (lm-eval) cut what is too long
+    room = 64 - model.config.thought_tokens - 2
+    assert model.config.max_position_embeddings == room
+    assert quiet_star(LLAMA, method=NO_THOUGHT).config.max_position_embeddings == 64
     model.resize_token_embeddings(30)
     assert model.config.vocab_size == model.vocabulary == 30
     torch.testing.assert_close(model(ids).logits[..., :23], expected)

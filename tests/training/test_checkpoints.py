@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from pipeline.errors import UserError
 from pipeline.training.checkpoints import Checkpoints, last_checkpoint
+from pipeline.training.trainer import reads_checkpoint
 from tests.bad_input.spoil import small_disk
 from tests.stage_runner import TRAIN, copy_project, run_here, run_stage, run_stages, set_params
 
@@ -201,8 +202,21 @@ def test_a_damaged_checkpoint_is_named(folder: Path, monkeypatch: pytest.MonkeyP
             run_here(folder, TRAIN)
         told = f"the checkpoint {checkpoint.relative_to(folder)} cannot be read ("
         assert str(error.value).startswith(told) and str(error.value).endswith("): remove it to start afresh"), name
+        assert str(error.value).count("cannot be read") == 1
         assert checkpoint.is_dir() and outputs(folder, TRAIN) == {}
         damaged.write_bytes(saved)
+
+
+def test_a_want_of_memory_is_not_the_checkpoints_fault():
+    """Nobody should remove hours of work because something else used the GPU."""
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), UserError("another thing")):
+
+        def load(trainer: None, checkpoint: str, error: BaseException = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)) as raised:
+            reads_checkpoint(load)(None, "step-3")
+        assert raised.value is error
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch):

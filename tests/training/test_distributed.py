@@ -204,6 +204,8 @@ def killed(folder: Path, way: dict[str, str]) -> Path:
         ("sharded", {}),
         ("sharded", {"train.adapt": "lora", "train.saved": "learned"}),
         ("whole models", {"train.adapt": "lora", "train.precision": "bfloat16"}),
+        # a text is read for its entropies before the model's first pass
+        ("sharded", {"train.thinking.where": "entropy", "train.thinking.share": 0.5}),
     ],
 )
 def test_two_processes_killed_resume_to_the_same_bytes(way: str, changes: dict, project: Path, tmp_path: Path):

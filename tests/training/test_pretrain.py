@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipeline import params
 from pipeline.data.corpus.build import TEXT
@@ -14,7 +14,7 @@ from pipeline.data.tokens.tokenize import write_tokens
 from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.thought.decoder import build_decoder, check_decoder
-from pipeline.training.pretrain import LOG_STEPS, scratch_config, write_base_model
+from pipeline.training.pretrain import LOG_STEPS, PretrainTrainer, scratch_config, write_base_model
 from tests.local_hub import model_folder, word_tokenizer
 from tests.micro_documents import documents
 
@@ -62,6 +62,22 @@ def test_pretraining_learns_and_says_so(tokens: Path, tmp_path: Path):
     assert list(steps["step"]) == [LOG_STEPS, 2 * LOG_STEPS]
     assert steps["loss"].iloc[1] < steps["loss"].iloc[0] < 6
     assert steps["heldout_loss"].isna().tolist() == [True, False]  # also after the last step
+
+
+def test_the_last_step_has_a_heldout_loss_and_one_that_is_no_number_is_refused(
+    tokens: Path, tmp_path: Path, monkeypatch
+):
+    """The last step logs no loss where it is no multiple of `LOG_STEPS`."""
+    base = replace(BASE, scratch=replace(SCRATCH, steps=LOG_STEPS + 3))
+    steps = write(tokens, tmp_path, base)
+    assert steps["step"].tolist() == [LOG_STEPS, LOG_STEPS + 3] and steps["loss"].isna().tolist() == [False, True]
+    assert steps["heldout_loss"].isna().tolist() == [True, False]
+    assert AutoConfig.from_pretrained(tmp_path / "base").use_cache  # else servers would read each text anew
+    nan = torch.tensor(torch.nan)
+    monkeypatch.setattr(PretrainTrainer, "prediction_step", lambda self, *args, **settings: (nan, None, None))
+    with pytest.raises(UserError, match="a held-out loss is not a finite number"):
+        write(tokens, tmp_path / "nan", base)
+    assert not (tmp_path / "nan").exists()
 
 
 def test_weights_that_are_not_finite_are_not_written(tokens: Path, tmp_path: Path):
@@ -121,3 +137,37 @@ def test_a_model_that_exists_may_be_pretrained_further(tokens: Path, tmp_path: P
     )
     assert {weight.dtype for weight in other.values()} == {torch.float32}
     assert not any(torch.equal(one[name], kept[name]) or torch.equal(one[name], other[name]) for name in one)
+
+
+def pretrained_further(folder: Path, source: str, span: int = 24) -> pd.DataFrame:
+    """The log of two more steps of the hub model ``source``, with its own tokenizer."""
+    further = replace(SHIPPED.base_model.further, steps=2, batch_size=2)
+    base = replace(BASE, source="hub", path=source, further=further)
+    for split in ("pretrain", "train", "heldout"):
+        write_rows(folder / f"{split}.arrow", ({"text": d} for d in documents(split, 40)), TEXT)
+    write_tokens(params.Tokenize(1, 300, pretrain_span=span, span=16, packed=False), base, folder, folder / "tokens")
+    return write(folder / "tokens", folder, base)
+
+
+def test_a_model_without_sdpa_may_be_pretrained_further_and_lie_in_the_home_folder(tmp_path: Path, monkeypatch):
+    sizes = {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    model_folder(tmp_path / "gemma", "gemma2", **sizes)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pretrained_further(tmp_path / "run", "~/gemma")["heldout_loss"].notna().any()
+
+
+def test_spans_longer_than_the_models_positions_are_refused(tmp_path: Path):
+    source = model_folder(tmp_path / "gpt2", n_positions=20)
+    with pytest.raises(
+        UserError, match="tokenize.pretrain_span is 24, but the model has 20 positions: make it smaller"
+    ):
+        pretrained_further(tmp_path / "run", str(source))
+
+
+def test_a_token_that_no_text_has_may_have_no_embedding(tmp_path: Path):
+    """Gemma 3's tokenizer has an image token, which its text models do not know."""
+    source = model_folder(tmp_path / "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(source)
+    assert pretrained_further(tmp_path / "run", str(source))["heldout_loss"].notna().any()

@@ -11,9 +11,10 @@ from tqdm import tqdm
 from pipeline.data.tasks import spec
 from pipeline.data.tasks.questions import Question, number_in
 from pipeline.errors import UserError
-from pipeline.evaluation.prompts import AskedModel, prompt_ids
+from pipeline.evaluation.prompts import AskedModel
 from pipeline.evaluation.shared import in_turns
 from pipeline.files import batches
+from pipeline.models.prompts import prompt_ids
 from pipeline.models.trained import check_room, known_positions
 from pipeline.params import ChainOfThought
 from pipeline.resume import KeptRows, Scratch

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.data.tasks.questions import Question
 from pipeline.data.tasks.spec import NUMBER, TEXT, Task
 from pipeline.errors import UserError
-from pipeline.evaluation.prompts import prompt_ids
+from pipeline.models.prompts import prompt_ids
 from pipeline.resume import KeptRows
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.files import read_rows
+from pipeline.models.prompts import left_padded, prompt_ids
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
@@ -51,7 +52,8 @@ def read_probe(path: Path, tokenizer: PreTrainedTokenizerBase, rationales: int) 
     rows = list(read_rows(path))
     if not rows:
         return None
-    encoded = tokenizer([row["prompt"] for row in rows], padding=True, padding_side="left", return_tensors="pt")
+    prompts = [prompt_ids(tokenizer, row["prompt"]) for row in rows]
+    ids, mask = left_padded(prompts, tokenizer.pad_token_id, torch.device("cpu"))
     workings = [row["working"] for row in rows]
     tasks = [row["task"] for row in rows]
-    return Probe(encoded["input_ids"], encoded["attention_mask"], workings, tasks, tokenizer, rationales)
+    return Probe(ids, mask, workings, tasks, tokenizer, rationales)

@@ -116,7 +116,7 @@ class QuietStarTrainer(CheckedTrainer):
             self._speed = speed_of(replace(self._params, **sizes), self.model, self.train_dataset.mean_length)
             self._stage = stage
 
-    def get_batch_samples(
+    def samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Counts]:
         """This process's micro-batches of a step, and the counts that the step's means divide by.
@@ -182,6 +182,11 @@ class QuietStarTrainer(CheckedTrainer):
     @reads_checkpoint
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.model, FSDPModule):
+            # FSDP2 takes for its root what runs first: let it be the model, not a layer that `Where` reads a text with.
+            # A run from the start evaluates first
+            with torch.no_grad(), self.accelerator.autocast():
+                self.model(torch.zeros(1, 2, dtype=torch.long, device=self.args.device))
         if self._ema is not None and checkpoint is not None:
             self._ema.load(Path(checkpoint))
 

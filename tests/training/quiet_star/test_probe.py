@@ -1,9 +1,11 @@
 """The probe: how many thoughts hold the working."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.corpus.build import PROBE
@@ -39,6 +41,15 @@ def test_thoughts_are_those_at_the_end_of_each_prompt_alone(tokenizer: PreTraine
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         alone = model(ids, sampling=Sampling(0.0)).thoughts.ids[0, 0, -1]
         assert thoughts == [tokenizer.decode(alone)]
+
+
+def test_prompts_do_not_end_with_an_end_token(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    """That some tokenizers append: after it a thought would begin the next document."""
+    plain, ends = probe(tmp_path, tokenizer, ["", "", ""]), deepcopy(tokenizer)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    ends.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    assert ends("x")["input_ids"][-1] == end[1]
+    assert torch.equal(probe(tmp_path, ends, ["", "", ""]).input_ids, plain.input_ids)
 
 
 def test_the_share_counts_thoughts(tokenizer: PreTrainedTokenizerFast, tmp_path: Path):

@@ -1,12 +1,16 @@
 """What a run tells while it trains: tokens a second, the share of a device's peak; trackers change nothing."""
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
@@ -14,9 +18,11 @@ from pipeline.errors import UserError
 from pipeline.plan.shape import shape_of
 from pipeline.plan.work import Step, pass_flops
 from pipeline.thought.methods import PAUSE
+from pipeline.training import trainer
 from pipeline.training.quiet_star import train
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.train import write_trained
+from pipeline.training.quiet_star.trainer import QuietStarTrainer
 from pipeline.training.trainer import Speed
 from tests.local_hub import model_folder
 from tests.thought.tiny import LLAMA, quiet_star
@@ -64,6 +70,27 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
         return {str(path): path.read_bytes() for path in written}
 
     return call
+
+
+def test_a_rows_speed_is_of_its_steps_alone(write: Callable, monkeypatch: pytest.MonkeyPatch):
+    """Not of setting up, evaluation and checkpoints: here a step takes a second, and evaluation a thousand."""
+    clock, step, evaluate = [0.0], QuietStarTrainer.training_step, QuietStarTrainer.evaluate
+
+    def slow_step(self, *args: object) -> Tensor:
+        clock[0] += 1
+        return step(self, *args)
+
+    def slow_evaluation(self, *args: object, **settings: object) -> dict[str, float]:
+        clock[0] += 1000
+        return evaluate(self, *args, **settings)
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic))
+    monkeypatch.setattr(QuietStarTrainer, "training_step", slow_step)
+    monkeypatch.setattr(QuietStarTrainer, "evaluate", slow_evaluation)
+    write([])
+    assert clock[0] > 1000
+    speeds = pd.read_csv("results/speed/out.csv")["tokens_per_second"]
+    assert len(speeds) == TRAIN.steps and speeds.nunique() == 1 and speeds[0] > 1
 
 
 def test_a_tracker_gets_every_row_and_changes_no_byte(write: Callable, monkeypatch: pytest.MonkeyPatch):
