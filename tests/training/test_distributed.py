@@ -84,7 +84,7 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return max(((one[name] - other[name]).norm() / one[name].norm().clamp(min=1e-12)).item() for name in one)
 
 
-# what is made of rewards, which are small differences of losses and keep their rounding: with two processes on a
+# what is made of rewards, which are small differences of losses and keep their rounding: of sharded weights on a
 # processor without AVX-512 they drift as far as this over 20 steps, where losses stay within 2e-7
 DRIFT = {"reward": 1e-5, "policy_loss": 1e-3, "mixing_weight": 1e-4, "unresolved_rewards": 0.02, "value_part": 1e-5}
 DRIFT |= {"positive_advantages": 0.02, "loss": 0.1, "grad_norm": 0.01}
@@ -92,7 +92,17 @@ HEADS = ("mixing_head.", "objective.")  # small ones, that start near 0 and lear
 
 
 def same_model(one: Path, other: Path) -> None:
-    """The same losses over all steps, and the same weights at the end; what is made of rewards only about so."""
+    """The same losses over all steps, and the same weights at the end."""
+    logs = [steps_of(folder) for folder in (other, one)]
+    # shares of some hundred rewards: another rounding moves one or two across the bound
+    counted = logs[0].columns.intersection(["unresolved_rewards", "positive_advantages"])
+    pd.testing.assert_frame_equal(*(log[counted] for log in logs), rtol=0, atol=0.01)
+    pd.testing.assert_frame_equal(*(log.drop(columns=counted) for log in logs), rtol=1e-5, atol=1e-6)
+    assert farthest(model_of(one), model_of(other)) < 1e-4
+
+
+def nearly_same_model(one: Path, other: Path) -> None:
+    """The same losses over all steps; what is made of rewards, and weights, only about so (`DRIFT`)."""
     logs = [steps_of(folder) for folder in (other, one)]
     for name in logs[0].columns:
         tolerance = {"rtol": 0, "atol": DRIFT[name]} if name in DRIFT else {"rtol": 1e-5, "atol": 1e-6}
@@ -132,7 +142,7 @@ def test_two_processes_train_as_one(stage: str, changes: dict, way: str, project
     alone, two = one(changes, stage), trained(project, tmp_path / "two", 2, WAYS[way], changes, stage)
     same_gradients(alone, two)
     assert steps_of(alone)["base_loss"].nunique() == 20
-    same_model(alone, two)
+    (nearly_same_model if way == "sharded" else same_model)(alone, two)
     assert outputs(two, stage).keys() == outputs(alone, stage).keys() and scratches(two) == []
 
 
