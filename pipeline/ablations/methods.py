@@ -1,10 +1,12 @@
 """Compare the methods of the family: `python -m pipeline.ablations.methods [NAME ...] [--seeds N ...]`.
 
 NAME is one of `TRAININGS` (default: all), each a preset (`method=NAME`) and a DVC experiment for each seed and budget.
-At equal text every method trains on as many texts; at equal operations it takes so many steps that its training costs
-what that of signed does, by `pipeline.plan`. Rows go to results/methods.csv once a training is done, and what has rows
-there is not run again, whatever the code: delete the file after a change of the methods. Rows of another params.yaml
-are run again. Also writes methods.md.
+Every method thinks at the same places, after the marker, where the micro-world's answers are due: that takes a tenth of
+the time of thinking everywhere, and none is helped or hurt by where its paper has it think. At equal text every method
+trains on as many texts; at equal operations it takes so many steps that its training costs what that of signed does, by
+`pipeline.plan`. Rows go to results/methods.csv once a training is done, and what has rows there is not run again,
+whatever the code: delete the file after a change of the methods. Rows of another params.yaml are run again. Also writes
+methods.md.
 """
 
 import io
@@ -20,6 +22,7 @@ from pipeline.ablations.grid import Arm, Workspace, git
 from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows
 from pipeline.errors import UserError
 from pipeline.evaluation.arms import ACCURACY, HELDOUT, LOSS, OFF, SWAPPED
+from pipeline.evaluation.perplexity.choices import GATE, MARKER
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing
 from pipeline.plan.estimate import estimate
@@ -41,6 +44,8 @@ TRAININGS = {
     "distilled": {"distilled": f"/{OFF}"},
     NO_THOUGHT: {NO_THOUGHT: ""},  # continued pretraining, with which all are compared
 }
+PLACES = ["train.thinking.where=marker"]
+ONE = ["train.thinking.where=one"]  # what it costs: a document has one marker, and the plan does not read the text
 REFERENCE = "gated"  # whose operations all others get
 CLOSE = 0.05  # operations that differ by no more are equal
 
@@ -86,7 +91,7 @@ def training(name: str, budget: str) -> tuple[list[str], dict[str, float]]:
     """
     words = ["arms.methods=[no_thought]"] if name == NO_THOUGHT else [f"method={name}"]
     method = preset.options(words).get("arms.methods", [NO_THOUGHT])[0]
-    words = [*words, f"arms.methods=[{method}]"]
+    words = [*words, f"arms.methods=[{method}]", *PLACES]
     facts = costs(words)
     if budget == OPERATIONS:
         _, reference = training(REFERENCE, TEXT)
@@ -108,7 +113,7 @@ def _longer(words: list[str], times: float) -> list[str]:
 
 def costs(words: list[str]) -> dict[str, float]:
     """What the training with these words costs (`training`), without its evaluations."""
-    changes = preset.options([*words, "arms.seeds=[1]"])
+    changes = preset.options([*words, *ONE, "arms.seeds=[1]"])
     every = params.load(changes=changes)
     more = params.load(changes=changes | {"train.evaluation_texts": 2 * every.train.evaluation_texts})
     planned, train = estimate(every), every.train
@@ -124,38 +129,38 @@ def costs(words: list[str]) -> dict[str, float]:
 def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
     """The rows of a finished training, one for each of its methods and tasks, from the commit of its experiment.
 
-    content_effect: the accuracy with its own thoughts less that with another question's. heldout_loss: nats a token.
-    generation_passes: of the decoder, for each token that is written.
+    content_effect: the accuracy with its own thoughts less that with another question's. heldout_loss: nats a token,
+    where the model thinks after the marker, or where the gate says. generation_passes: of the decoder, for each token
+    of such text that is written.
     """
     figures, name, seed = figures_of(arm), arm.about["name"], arm.about["seed"]
     values = figures.set_index(["task", "measure", "arm"])["value"]
     changes = params.load(changes=arm.params)
     method = changes.arms.methods[0]
+    length = changes.train.every_stage[-1].thought_tokens
     rows = []
     for row, way in TRAININGS[name].items():
-        thinks = 0.0 if way == f"/{OFF}" or row == NO_THOUGHT else 1.0
-        loss = values.get((HELDOUT, LOSS, f"{method}{way}"))
-        if way == f"/{GATED}":
-            thinks, loss = _gated(arm, f"{method}-{seed}", changes.train.gate_share)
-        length = changes.train.every_stage[-1].thought_tokens
+        if way == f"/{OFF}" or row == NO_THOUGHT:
+            thinks, loss = 0.0, values.get((HELDOUT, LOSS, f"{method}{way}"))
+        elif way == f"/{GATED}":
+            thinks, loss = _thinking(arm, f"{method}-{seed}", GATE, changes.train.gate_share)
+        else:
+            thinks, loss = _thinking(arm, f"{method}-{seed}", MARKER)
         facts = {"method": row, "budget": budget, "seed": seed, "heldout_loss": loss}
         facts |= {key: arm.about[key] for key in ("thoughts_per_token", "training_operations")}
         facts["generation_passes"] = 1 + thinks * length
         for task in figures.loc[(figures["measure"] == ACCURACY) & ~figures["task"].str.contains("/"), "task"].unique():
             accuracy = values[task, ACCURACY, f"{method}{way}"]
-            swapped = values.get((task, ACCURACY, f"{method}/{SWAPPED}")) if thinks == 1 else None
+            swapped = values.get((task, ACCURACY, f"{method}/{SWAPPED}")) if thinks and not way else None
             rows.append(facts | {"task": task, "accuracy": accuracy})
             rows[-1]["content_effect"] = None if swapped is None else accuracy - swapped
     return pd.DataFrame(rows)
 
 
-def _gated(arm: Arm, run: str, share: float) -> tuple[float, float]:
-    """The share of held-out tokens that the gate rates highest, the row nearest to ``share``, and the loss with these.
-
-    So generation_passes are those of ordinary text; at an answer the gate thinks more often (`cost.gated_share`).
-    """
+def _thinking(arm: Arm, run: str, chooser: str, share: float = 0.0) -> tuple[float, float]:
+    """The share of held-out tokens that this ``chooser`` chose, of its rows the nearest to ``share``, and the loss."""
     table = pd.read_csv(io.StringIO(git("show", f"{arm.ref}:results/perplexity/{run}/tables/choices.csv")))
-    rows = table[table["chooser"] == "gate"]
+    rows = table[table["chooser"] == chooser]
     row = rows.loc[(rows["share"] - share).abs().idxmin()]
     return float(row["share"]), float(row["loss"])
 

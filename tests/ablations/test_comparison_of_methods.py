@@ -32,23 +32,34 @@ def _method(words: list[str]) -> str:
     return params.load(changes=preset.options(words)).arms.methods[0]
 
 
-def figures(loss: float) -> pd.DataFrame:
+def test_every_method_thinks_after_the_marker_and_the_plan_counts_one_thought_a_text():
+    for name in methods.TRAININGS:
+        words, facts = methods.training(name, methods.TEXT)
+        train = params.load(changes=preset.options(words)).train
+        assert train.thinking.where == "marker"
+        many = 0 if name == methods.NO_THOUGHT else train.rationales
+        assert facts["thoughts_per_token"] == pytest.approx(many / params.load().tokenize.span)
+
+
+def figures() -> pd.DataFrame:
     rows = [("micro", "accuracy", "quiet_star", 0.9), ("micro", "accuracy", "quiet_star/swapped", 0.2)]
     rows += [("micro", "accuracy", "quiet_star/gated", 0.8), ("micro/4", "accuracy", "quiet_star", 0.7)]
-    rows += [("heldout", "loss", "quiet_star", loss), ("micro", "prob", "quiet_star", 0.5)]
+    rows += [("heldout", "loss", "quiet_star", 9.0), ("micro", "prob", "quiet_star", 0.5)]
     return pd.DataFrame(rows, columns=["task", "measure", "arm", "value"])
 
 
 def test_a_training_with_a_gate_has_a_row_with_it_and_one_without(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(methods, "figures_of", lambda arm: figures(1.5))
-    monkeypatch.setattr(methods, "_gated", lambda arm, run, share: (0.1, 1.6))
+    choices = "chooser,share,loss\ngate,0.05,2.0\ngate,0.1,1.6\nentropy,0.1,3.0\nmarker,0.02,1.5\n"
+    monkeypatch.setattr(methods, "figures_of", lambda arm: figures())
+    monkeypatch.setattr(methods, "git", lambda *words: choices)
+    monkeypatch.setattr(methods, "PLACES", [*methods.PLACES, "train.gate_share=0.09"])
     words, facts = methods.training("gated", methods.TEXT)
     arm = Arm("gated", {"name": "gated", "seed": 3, **facts}, preset.options(words), "", "", "")
     rows = methods.rows_of(arm, methods.TEXT).set_index("method")
     assert list(rows.index) == ["signed", "gated"] and set(rows["task"]) == {"micro"} and set(rows["seed"]) == {3}
     assert rows["accuracy"].tolist() == [0.9, 0.8] and rows["heldout_loss"].tolist() == [1.5, 1.6]
     assert rows["content_effect"]["signed"] == pytest.approx(0.7) and pd.isna(rows["content_effect"]["gated"])
-    assert rows["generation_passes"].tolist() == [6, 1.5]  # five tokens, at each token or at a tenth
+    assert rows["generation_passes"].tolist() == [1.1, 1.5]  # five tokens, at a fiftieth of the text or at a tenth
     assert rows["thoughts_per_token"].tolist() == [rows["thoughts_per_token"]["signed"]] * 2
 
 
@@ -62,6 +73,7 @@ def test_each_training_is_run_once_and_what_has_rows_is_not_run_again(tmp_path: 
     project = Project(tmp_path / "project")
     (tmp_path / "dvc.py").write_text(STUB)
     monkeypatch.setattr(experiments, "DVC", (sys.executable, str(tmp_path / "dvc.py")))
+    monkeypatch.setattr(methods, "_thinking", lambda arm, run, chooser: (0.02, 1.5))
     monkeypatch.chdir(project.folder)
     first = compare("quiet_star", "--seeds", "1")
     assert list(first.columns) == methods.COLUMNS and first["budget"].tolist() == ["operations", "text"]
