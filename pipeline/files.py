@@ -182,11 +182,6 @@ def looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
-def local_path(path: str) -> str:
-    """The ``path`` of a model with ~ expanded, which no shell does in an option; a hub name as it is."""
-    return str(Path(path).expanduser()) if looks_local(path) else path
-
-
 def check_model_folder(path: Path | str) -> None:
     """Raise UserError if there is no folder ``path`` and it cannot be the name of a model in the hub either."""
     if looks_local(str(path)) and not Path(path).is_dir():

@@ -165,6 +165,11 @@ class BaseModel:
     further: Pretraining = field(default_factory=Pretraining)
 
     @property
+    def model(self) -> str:
+        """The model of ``path``, a hub name or a folder, with ~ expanded, which no shell does in an option."""
+        return str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
+
+    @property
     def pretraining(self) -> Pretraining:
         """What is done in this project, to new weights or to a hub model's."""
         return self.scratch if self.source == "scratch" else self.further

@@ -89,7 +89,7 @@ def see(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Se
     """
     if len(ids) < 2:
         raise UserError("the text has fewer than two tokens: there is nothing to predict")
-    check_room(model, len(ids) + model.config.thought_tokens + 2, "the text")
+    check_room(model, len(ids) + model.config.thought_room, "the text")
     text = torch.tensor([list(ids)], device=model.device)
     output = model(text, positions=torch.arange(len(ids) - 1, device=model.device))
     without, with_thought = (
@@ -138,7 +138,7 @@ def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, option
             ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         if not ids:  # the text of the end token, say
             continue
-        check_room(model, len(ids) + options.tokens + model.config.thought_tokens + 2, "the conversation")
+        check_room(model, len(ids) + options.tokens + model.config.thought_room, "the conversation")
         settings = sampling | {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         prompt = torch.tensor([ids], device=model.device)
         settings |= {"think": "gate" if options.gate else True, "return_dict_in_generate": True}

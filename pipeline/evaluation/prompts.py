@@ -44,11 +44,6 @@ class AskedModel:
         gated = () if self.model.gate is None else (GATED,)
         return (*self.ways, *gated, *((SAMPLED, MEAN) if never_trained else ()))
 
-    @property
-    def thought_room(self) -> int:
-        """The positions that a thought takes with its [start] and [end]; 0 if the model has no thoughts."""
-        return self.model.config.thought_tokens + 2 if self.model.has_thoughts else 0
-
     @torch.no_grad()
     def predict(
         self, texts: list[list[int]], keys: list[int], places: Sequence[int], way: str, given: list | None = None

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.files import local_path
 from pipeline.params import Params, Stage, Train
 from pipeline.plan.shape import Shape, hub_shape, shape_from
 from pipeline.plan.work import Step, learned_rank, pass_flops, reading_flops, thinking_share
@@ -53,7 +52,7 @@ def estimate(params: Params) -> Estimate:
     """What the run with these parameters takes. Raises UserError as `hub_shape` does."""
     base, train, tokenize, plan = params.base_model, in_all(params.train), params.tokenize, params.plan
     if base.source == "hub":
-        shape = hub_shape(local_path(base.path), base.revision)
+        shape = hub_shape(base.model, base.revision)
     else:
         shape = shape_from(scratch_config(base.scratch, tokenize.vocabulary, end=0))
     pretraining_tokens = base.pretraining.steps * base.pretraining.batch_size * tokenize.pretrain_span

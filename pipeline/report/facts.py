@@ -12,7 +12,7 @@ def training_facts(train: dict, summary: dict, params: Params, method: Method) -
     given, scratch = params.base_model, params.base_model.scratch
     base_model = f"{scratch.architecture} of {counted(scratch.layers, 'layer')}, from scratch"
     if given.source == "hub":
-        pinned = given.revision and not Path(given.path).exists()  # a folder has no revisions
+        pinned = given.revision and not Path(given.model).exists()  # a folder has no revisions
         base_model = f"{given.path} at {given.revision}" if pinned else str(given.path)
         if given.further.steps:
             base_model += f", pretrained further for {counted(given.further.steps, 'step')}"

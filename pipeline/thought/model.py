@@ -147,11 +147,15 @@ class QuietStarConfig(PretrainedConfig):
         return self.base_config().get_text_config().hidden_size
 
     @property
+    def thought_room(self) -> int:
+        """The positions that a thought takes with its [start] and [end]; 0 in a model without thoughts."""
+        return self.thought_tokens + 2 if METHODS[self.method].thoughts != NOTHING else 0
+
+    @property
     def max_position_embeddings(self) -> int | None:
-        """How many tokens a text may have: the base's positions, less those of the last thought, [start] and [end]."""
+        """How many tokens a text may have: the base's positions, less those of the last thought."""
         known = getattr(self.base_config().get_text_config(), "max_position_embeddings", None)
-        thinks = METHODS[self.method].thoughts != NOTHING
-        return known and known - (self.thought_tokens + 2 if thinks else 0)
+        return known and known - self.thought_room
 
     def base_config(self) -> PretrainedConfig:
         """The base decoder's configuration, as transformers' own class."""

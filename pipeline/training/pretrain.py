@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.files import local_path, replacing, write_table
+from pipeline.files import replacing, write_table
 from pipeline.models.base import read_model, read_tokenizer
 from pipeline.models.device import keep_memory, pick_device
 from pipeline.params import BaseModel, Pretraining, Scratch
@@ -37,7 +37,7 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
     tokenizer, training = read_tokenizer(tokens / "tokenizer"), params.pretraining
     set_seed(params.seed)
     if params.source == "hub":
-        model = read_model(local_path(params.path), revision=params.revision)
+        model = read_model(params.model, revision=params.revision)
         known = model.get_input_embeddings().num_embeddings
         # tokens that were added after the others may be beyond: Gemma 3's image token is, which no text has
         needed = max(tokenizer.vocab_size, tokenizer.pad_token_id + 1, (tokenizer.eos_token_id or 0) + 1)
@@ -54,7 +54,8 @@ def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, 
             if params.source == "hub":
                 # it was checked with thoughts' own; Gemma 2, which caps its scores, has no SDPA
                 model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
-                inputs += [path for path in [Path(local_path(params.path))] if path.is_dir()]
+                if (local := Path(params.model)).is_dir():
+                    inputs.append(local)
             about = {"isolate": isolate, "device": pick_device("auto")} | asdict(params)
             folder = stack.enter_context(checkpoints("base_model", about, inputs, Path(__file__)))
             end = tokenizer.eos_token_id if isolate else None

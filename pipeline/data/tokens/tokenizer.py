@@ -6,7 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pipeline.errors import UserError, reason
-from pipeline.files import check_model_folder, local_path
+from pipeline.files import check_model_folder
 from pipeline.params import BaseModel
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -29,12 +29,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 def pretrained_tokenizer(params: BaseModel) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model ``params.path``. Raises UserError where there is none that the stages can use."""
-    path = local_path(params.path)
-    check_model_folder(path)
+    check_model_folder(params.model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=params.revision)
+        tokenizer = AutoTokenizer.from_pretrained(params.model, revision=params.revision)
     except Exception as error:  # transformers, huggingface_hub and tokenizers each raise their own
-        raise UserError(f"no tokenizer at {path}: {reason(error)}") from error
+        raise UserError(f"no tokenizer at {params.model}: {reason(error)}") from error
     if not tokenizer("text", add_special_tokens=False)["input_ids"]:  # an empty one: files are missing
         raise UserError(f"no tokenizer at {params.path}: its files are missing")
     if not tokenizer.is_fast:

@@ -53,7 +53,7 @@ def ask(
                 raise UserError(f"task {task}, question {index}: its chain-of-thought prompt is empty")
             prompts.extend([{"index": index, "ids": ids, "question": vars(question)}])
             lengths.append(len(ids))
-        after = params.answer_tokens + asked.thought_room
+        after = params.answer_tokens + asked.model.config.thought_room
         needed = max(lengths) + params.new_tokens + len(prompt_ids(asked.tokenizer, how.answer_prompt)) + after
         check_room(asked.model, needed, f"a question of {task} with its reasoning and its answer")
         room = (known_positions(asked.model) or sys.maxsize) - after

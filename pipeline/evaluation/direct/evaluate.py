@@ -129,7 +129,7 @@ def cost_of(asked: AskedModel, rows: KeptRows) -> dict[str, float]:
     """
     lengths = [len(own) - own.count(ENDED) for row in rows if OWN in row for own in row[OWN][ANSWER]]
     wanted = [own[0] != SKIPPED for row in rows if OWN_GATED in row for own in row[OWN_GATED][ANSWER]]
-    room = asked.thought_room
+    room = asked.model.config.thought_room
     length = sum(lengths) / len(lengths) if lengths else float(max(0, room - 2))
     cost = {"thought_length": length, "operations": 1.0 + room}
     if MEAN in asked.direct_ways:

@@ -37,7 +37,7 @@ def score(
     yield the same. Raises UserError if a question has no room in the model, or predictions are not finite.
     """
     needed = questions.longest + (ANSWER_TOKENS if questions.task.kind == NUMBER else 0)
-    check_room(asked.model, needed + asked.thought_room, f"a question of {name}")
+    check_room(asked.model, needed + asked.model.config.thought_room, f"a question of {name}")
     total, size = len(questions), asked.batch_size
     starts = [start for start in range(0, total, size) if min(start + size, total) > done]
 
