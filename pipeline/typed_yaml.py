@@ -17,11 +17,15 @@ from pipeline.errors import UserError, reason
 
 T = TypeVar("T")
 DEEPEST = 20  # levels of sections and lists in a file
+BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float"))
 _structured = cache(OmegaConf.structured)  # takes half of the time of a load; a merge copies it
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the C parser takes a tenth of the time
-    """PyYAML's safe loader, without aliases (a few lines unfold to gigabytes), repeated keys and deep nesting."""
+    """PyYAML's safe loader, without aliases (a few lines unfold to gigabytes), repeated keys and deep nesting.
+
+    Plain words are read as DVC reads them, by YAML 1.2: yes and no are text, and 010 and 1:30 are not 8 and 90.
+    """
 
     depth = 0
 
@@ -39,6 +43,18 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # the C parser tak
         value = super().construct_object(node, deep=True)
         self.depth -= 1
         return value
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in some if tag not in (BOOL, INT, FLOAT)]
+    for first, some in Loader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(BOOL, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"])
+Loader.add_implicit_resolver(INT, re.compile("[-+]?(?:0|[1-9][0-9]*)$"), [*"-+0123456789"])
+DECIMAL = (
+    r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+Loader.add_implicit_resolver(FLOAT, re.compile(DECIMAL), [*"-+.0123456789"])
 
 
 def load(path: Path, schema: type[T], changes: Mapping[str, object] | None = None) -> T:

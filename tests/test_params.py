@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+from dvc.utils.serialize import loads_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from pipeline import params
+from pipeline import params, typed_yaml
 from pipeline.errors import UserError
 from pipeline.report import method as report_method
 from pipeline.thought import methods
@@ -156,6 +157,16 @@ def test_no_file(tmp_path: Path):
             params.load(path)
     with pytest.raises(UserError, match="not readable: Is a directory"):
         params.load(tmp_path)
+
+
+def test_plain_words_are_read_as_dvc_reads_them(tmp_path: Path):
+    """But for a number that begins with 0, which stays text: a revision may look so."""
+    text = "[no, yes, 'true', 1:30, 1e-5, 1.0e+11, .5, 3., -3, +7, 0, true, null, .inf, 0123456]"
+    (tmp_path / "words.yaml").write_text(text)
+    *found, revision = typed_yaml.read(tmp_path / "words.yaml")
+    expected = ["no", "yes", "true", "1:30", 1e-5, 1e11, 0.5, 3.0, -3, 7, 0, True, None, math.inf]
+    assert found == expected == loads_yaml(text)[:-1] and revision == "0123456"
+    assert [type(value) for value in found] == [type(value) for value in expected]
 
 
 def test_the_longest_run_has_a_length():

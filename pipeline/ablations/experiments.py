@@ -89,14 +89,20 @@ def run(
                 environment.setdefault(f"GIT_{who}_{what.upper()}", known.stdout.strip() or "ablations@localhost")
         shown = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True)
         cache = Path(shown.stdout.strip()).resolve()
+        failed: dict[str, str] = {}
         with ThreadPoolExecutor(jobs) as pool:
             futures = {pool.submit(_run, arm, cache, environment, lock.fileno(), tell): arm for arm in missing}
             try:
                 for future in as_completed(futures):
-                    arm, reason = futures[future], future.result()
+                    arm = futures[future]
+                    try:
+                        if not (reason := future.result()):
+                            done(arm)
+                    except (UserError, OSError, subprocess.SubprocessError) as error:  # the other arms go on
+                        reason = str(error)
                     tell(f"{arm.name}: failed ({reason})" if reason else f"{arm.name}: done")
-                    if not reason:
-                        done(arm)
+                    if reason:
+                        failed[arm.name] = reason
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 while not all(future.done() for future in futures):  # a thread may start one more process meanwhile
@@ -105,7 +111,7 @@ def run(
                             child.kill()
                     time.sleep(0.1)
                 raise
-    return {arm.name: reason for future, arm in futures.items() if (reason := future.result())}
+    return failed
 
 
 def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Callable[[str], None]) -> str | None:

@@ -3,7 +3,7 @@
 import hashlib
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
@@ -39,7 +39,7 @@ class Arm:
     name: str
     about: Mapping[str, object]
     params: dict[str, object]  # by dotted name
-    settings: str  # a digest of all parameters, whatever the code
+    settings: str  # a digest of all parameters but report's and plan's, whatever the code
     baseline: str  # the commit that the experiment starts from
     snapshot: str  # a commit of the workspace's tracked files; the baseline itself if nothing has changed
     target: str = "compare"  # the stage that it runs, with all that this needs
@@ -77,9 +77,10 @@ class Workspace:
         """
         changes = preset.options(options)
         changes |= _absolute(params.load(changes=changes))
-        settings = str(params.load(changes=changes))
-        name = f"{label}-{digest(self.baseline, self._hashes, settings)}"
-        return Arm(name, about, changes, digest(settings), self.baseline, self.snapshot, target)
+        every = params.load(changes=changes)
+        name = f"{label}-{digest(self.baseline, self._hashes, str(every))}"
+        settings = digest(str(replace(every, report=None, plan=None)))  # which change no figure
+        return Arm(name, about, changes, settings, self.baseline, self.snapshot, target)
 
 
 def _absolute(every: params.Params) -> dict[str, str]:

@@ -27,26 +27,27 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="a folder with data sets in the hub's layout")
     options = experiments.parse(parser)
     paths = options.rungs or sorted(Path("ladder").glob("*.yaml"))
-    every, workspace, failed, asked = {path.stem: rungs.read_rung(path) for path in paths}, Workspace(), {}, 0
-    for name, rung in every.items():
+    workspace, every, failed = Workspace(), {}, {}
+    for path in paths:  # all of them first: a mistake in a later one is told before hours of training
+        rung, name = rungs.read_rung(path), path.stem
         words = list(rung.options)
         if options.model is not None:
             words.append(f"base_model.path={options.model.resolve()}")
         root = None if options.root is None else str(options.root.resolve())
-        arms = {}
+        arms = every[name] = {}
         for run in rung.arms:
             method, _, seed = run.rpartition("-")
             values = preset.options([*words, f"arms.methods=[{method}]", f"arms.seeds=[{seed}]"], root)
             arms[run] = workspace.arm(f"{name}-{run}", {"rung": name, "run": run}, preset.words(values))
+    for name, arms in every.items():
         settings = {run: rungs.settings_of(arm) for run, arm in arms.items()}
         done = rungs.kept(OUT / name, settings)
         print(f"{name}: {len(arms)} arms, {len(done)} of which {OUT / name} has", flush=True)
         write = partial(_write, name, list(settings), settings)
         write()
         missing = [arm for run, arm in arms.items() if run not in done]
-        found = experiments.run(missing, options.jobs, done=write)
-        failed |= found
-        asked += len(arms)
+        failed |= experiments.run(missing, options.jobs, done=write)
+    asked = sum(map(len, every.values()))
     experiments.check_done(failed, asked)
     print(f"all {asked} arms are done: {OUT / 'comparison.csv'}")
 

@@ -19,7 +19,7 @@ import pandas as pd
 from pipeline import errors, params
 from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace, git
-from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows
+from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows, settings_now
 from pipeline.errors import UserError
 from pipeline.evaluation.arms import ACCURACY, HELDOUT, LOSS, OFF, SWAPPED
 from pipeline.evaluation.perplexity.choices import GATE, MARKER
@@ -59,7 +59,8 @@ def main() -> None:
     for name in options.names:
         if name not in TRAININGS:
             raise UserError(f"there is no method {name} to compare: there are {', '.join(TRAININGS)}")
-    done = set(read_rows(TABLE, COLUMNS)[["method", "budget", "seed"]].itertuples(index=False, name=None))
+    settings = settings_now()
+    done = set(read_rows(TABLE, COLUMNS, settings)[["method", "budget", "seed"]].itertuples(index=False, name=None))
     plans = {pair: training(*pair) for pair in product(options.names, options.budgets)}
     workspace, arms, budgets = Workspace(), {}, defaultdict(list)
     for seed, budget, name in product(options.seeds, options.budgets, options.names):
@@ -73,11 +74,11 @@ def main() -> None:
         budgets[arm.name].append(budget)  # one training may be both
 
     def keep(arm: Arm) -> None:
-        found = [rows_of(arm, budget) for budget in budgets[arm.name]]
-        add_rows(TABLE, COLUMNS, found, ["method", "budget", "seed", "task"], ["budget", "method", "seed"])
+        found = pd.concat(rows_of(arm, budget) for budget in budgets[arm.name]).reindex(columns=COLUMNS)
+        add_rows(TABLE, found, settings, ["method", "budget", "seed", "task"], ["budget", "method", "seed"])
 
     failed = experiments.run(list(arms.values()), options.jobs, done=keep)
-    if not (rows := read_rows(TABLE, COLUMNS)).empty:
+    if not (rows := read_rows(TABLE, COLUMNS, settings)).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")
     experiments.check_done(failed, len(arms), "trainings")

@@ -25,10 +25,12 @@ TEXTBOOKS, ASKED = "data=textbooks", "tasks.files=[tasks/text/commonsense_qa_tex
 
 def main() -> None:
     parser = experiments.parser("python -m pipeline.ablations.real", __doc__)
-    parser.add_argument("words", nargs="*", default=[TEXTBOOKS], metavar="WORD")
+    parser.add_argument("words", nargs="*", metavar="WORD")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--root", type=Path)
     given = parser.parse_args()
+    if not any(word.startswith("data=") for word in given.words):
+        given.words.append(TEXTBOOKS)
     words = [*WORDS, *SMALL, *([ASKED] if TEXTBOOKS in given.words else []), "arms.seeds=[1]"]
     if not any(word.startswith("method=") for word in given.words):  # which has arms of its own
         words.append(f"arms.methods=[{','.join(METHODS)}]")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pipeline import params
 from pipeline.ablations.grid import Arm, digest, git
+from pipeline.errors import UserError
 from pipeline.evaluation.statistics import mean_interval, totals
 from pipeline.files import replacing, write_table
 
@@ -42,6 +43,8 @@ def figures_of(arm: Arm) -> pd.DataFrame:
 def kept(path: Path, arms: Sequence[Arm]) -> pd.DataFrame:
     """The rows in the table at ``path`` of arms with the settings of ``arms`` that are done, whatever their code."""
     rows = _read(path, COLUMNS)
+    if path.exists() and not {"experiment", "lookahead"} <= {*pd.read_csv(path, nrows=0)}:
+        raise UserError(f"{path} is another table: give the grid's file another name")
     wanted = {arm.settings for arm in arms}
     return rows[rows["settings"].isin(wanted) & (rows["state"] == DONE)]
 
@@ -127,10 +130,10 @@ def settings_now() -> str:
     return digest(str(replace(params.load(), arms=None, report=None, plan=None)))
 
 
-def read_rows(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The rows of a table that is kept in git: those of params.yaml as it is now, so that two defaults do not mix."""
+def read_rows(path: Path, columns: list[str], settings: str) -> pd.DataFrame:
+    """The rows of a table that is kept in git: those with these ``settings``, so that two defaults do not mix."""
     rows = _read(path, columns)
-    return rows[rows["settings"] == settings_now()]
+    return rows[rows["settings"] == settings]
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -140,13 +143,14 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"settings": str}).reindex(columns=columns)
 
 
-def add_rows(path: Path, columns: list[str], found: Sequence[pd.DataFrame], keys: list[str], order: list[str]) -> None:
+def add_rows(path: Path, found: pd.DataFrame, settings: str, keys: list[str], order: list[str]) -> None:
     """Write ``found`` now, as other experiments take long, beside the rows that other calls have written meanwhile.
 
-    The last row of equal ``keys`` stays; ``order``: columns to sort by.
+    ``settings``: those that the experiments began with, as params.yaml may have changed since. The last row of equal
+    ``keys`` and settings stays; ``order``: columns to sort by.
     """
-    new = pd.concat(found).assign(settings=settings_now())
-    rows = pd.concat([read_rows(path, columns), new])[columns].drop_duplicates(keys, keep="last")
+    rows = pd.concat([_read(path, list(found)), found.assign(settings=settings)])
+    rows = rows.drop_duplicates([*keys, "settings"], keep="last")
     write_table(path, rows.sort_values(order, kind="stable"))
 
 

@@ -4,6 +4,7 @@ A rung is a file of `ladder/`. Each of its arms is a DVC experiment of one metho
 needs of a finished arm is kept in git (results/real/RUNG/METHOD-SEED), so that nobody has to train it again.
 """
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ def read_rung(path: Path) -> Rung:
         raise UserError(f"{path}: arms is {rung.arms}, but must name at least one and none twice")
     for arm in rung.arms:
         method, _, seed = arm.rpartition("-")
-        if method not in METHODS or not seed.isdecimal():
+        if method not in METHODS or not re.fullmatch("0|[1-9][0-9]*", seed):
             raise UserError(f"{path}: {arm} is no arm: write METHOD-SEED, such as {RUN}-1")
     return rung
 

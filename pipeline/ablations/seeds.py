@@ -15,7 +15,7 @@ import pandas as pd
 from pipeline import errors, params
 from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace
-from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows
+from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows, settings_now
 from pipeline.errors import UserError
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing
@@ -33,7 +33,8 @@ def main() -> None:
     options = experiments.parse(parser, "runs")
     pairs = list(dict.fromkeys(map(_pair, options.pairs)))
     methods = options.methods or params.load().arms.methods
-    rows = read_rows(TABLE, COLUMNS)
+    settings = settings_now()
+    rows = read_rows(TABLE, COLUMNS, settings)
     workspace, runs, missing = Workspace(), [], {}
     for base_seed, seed in pairs:
         done = set(rows.loc[(rows["base_seed"] == base_seed) & (rows["seed"] == seed), "method"])
@@ -44,11 +45,11 @@ def main() -> None:
             missing[runs[-1].name] = absent
 
     def keep(arm: Arm) -> None:
-        found = [run_rows(figures_of(arm), missing[arm.name]).assign(**arm.about)]
-        add_rows(TABLE, COLUMNS, found, ["method", "base_seed", "seed", "task"], ["base_seed", "seed"])
+        found = run_rows(figures_of(arm), missing[arm.name]).assign(**arm.about).reindex(columns=COLUMNS)
+        add_rows(TABLE, found, settings, ["method", "base_seed", "seed", "task"], ["base_seed", "seed"])
 
     failed = experiments.run(runs, options.jobs, done=keep)
-    if not (rows := read_rows(TABLE, COLUMNS)).empty:
+    if not (rows := read_rows(TABLE, COLUMNS, settings)).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")
     experiments.check_done(failed, len(pairs), "runs")

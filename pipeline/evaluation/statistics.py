@@ -122,9 +122,12 @@ def _interval(
 ) -> np.ndarray:
     """Student's interval (2, ...) of a mean; between ``bounds`` it is symmetrical on the logit scale of their distance.
 
+    With fewer than two degrees of freedom (of two seeds) it is the plain one within the bounds, as the logit scale,
+    which is right for small steps, then stretches an interval near a bound over all there is.
     Without bounds one group has none (NaN), as nothing says how much others would differ.
-    Where nothing varies (all are right) the data do not say how wide it is. Then a share u of the groups may have any
-    other value, where u is what Wilson's interval (1927) leaves for wrong answers if G of G are right: t^2 / (G + t^2).
+    Where nothing varies (all are right), or there is one group, the data do not say how wide it is. Then a share u of
+    the groups may have any other value, where u is what Wilson's interval (1927) leaves for wrong answers if G of G are
+    right: t^2 / (G + t^2).
     """
     t = stdtrit(freedom, (1 + LEVEL) / 2)
     half = t * np.sqrt(variance)
@@ -133,12 +136,15 @@ def _interval(
         return np.stack([value - half, value + half])
     low, high = bounds
     place = (value - low) / (high - low)
-    unseen = t**2 / (groups + t**2)
+    unseen = stdtrit(max(groups - 1, 1), (1 + LEVEL) / 2) ** 2
+    unseen /= groups + unseen
     with np.errstate(divide="ignore", invalid="ignore"):
         step = half / (high - low) / (place * (1 - place))
         ends = np.stack([expit(logit(place) - step), expit(logit(place) + step)])
+    width = half / (high - low)
+    ends = np.where(freedom < 2, np.stack([place - width, place + width]).clip(0, 1), ends)
     alike = np.stack([place * (1 - unseen), place + unseen * (1 - place)])
-    return low + (high - low) * np.where(variance < NOTHING, alike, ends)
+    return low + (high - low) * np.where((variance < NOTHING) | (groups == 1), alike, ends)
 
 
 def _flip_test(sums: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`python -m pipeline.report.check`: do the run's claims hold? A line for each, and exit code 1 if one fails."""
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -21,15 +22,21 @@ def main() -> None:
         rows = pd.read_csv(COMPARISONS)
     except (OSError, ValueError) as error:
         raise UserError(f"{COMPARISONS} is missing or broken: run `dvc repro compare`") from error
-    claims = []  # and whether each holds
+    claims, compared = [], set()  # claims, and whether each holds; pairs of a task and a rival
     for row in [*rows.itertuples(), *_turned(rows).itertuples()]:
         ends = ", without an interval" if pd.isna(row.low) else f" [{row.low:+.3f}, {row.high:+.3f}]"
         interval = f"{row.difference:+.3f}{ends}"
         if row.measure == ACCURACY and row.arm == RUN and row.against in RIVALS:
+            compared.add((row.task, row.against))
             claims.append((f"{row.task}: {RUN} is right more often than {row.against}: {interval}", row.low > 0))
         elif row.measure == LOSS and row.arm == f"{RUN}/{OFF}" and row.against == BEFORE:
             text = f"{row.task}: without thoughts, {RUN} is at most {HARM} nats worse than before training: {interval}"
             claims.append((text, row.low >= -HARM))
+    asked = set(rows.loc[rows["measure"] == ACCURACY, "task"])
+    there = {arm.split("/")[0] for arm in {*rows["arm"], *rows["against"]}}
+    for task, rival in product(sorted(asked) if RUN in there else (), RIVALS):
+        if rival.split("/")[0] in there and (task, rival) not in compared:
+            claims.append((f"{task}: {RUN} was not compared with {rival}", False))
     if not claims:
         raise UserError(f"{COMPARISONS} has nothing to check: {RUN} is compared with none of {', '.join(RIVALS)}")
     for text, holds in claims:

@@ -158,7 +158,7 @@ def harm_findings(results: Results) -> list[Finding]:
     text = (
         f"Training {words}: without thoughts the loss on held-out text changed by {interval(harm, nats)} nats a token"
     )
-    most = "" if pd.isna(harm.high) else f", so the harm is at most {nats(harm.high)}"
+    most = f", so the harm is at most {nats(harm.high)}" if harm.high > 0 else ""
     return [Finding(f"{text}{most} ({HARM} is allowed).", verdict)]
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.ablations import __main__ as command
 from pipeline.ablations import experiments, seeds, single
-from pipeline.ablations.grid import arms, git, read_grid
+from pipeline.ablations.grid import Arm, arms, git, read_grid
 from pipeline.errors import UserError
 from tests.ablations.toy import ROOT, STUB, Project
 from tests.chaos.kills import LONG, wait_for
@@ -137,6 +137,17 @@ def test_interrupted_it_leaves_nothing_running(project: Project):
     project.stage()
     ablations()
     assert sorted(project.ran) == ["1 1", "3 1"]
+
+
+def test_an_arm_whose_figures_cannot_be_kept_has_failed_and_the_others_go_on(project: Project):
+    every, kept = arms(read_grid(Path("grid.yaml"))), []
+
+    def keep(arm: Arm) -> None:
+        if arm is every[0]:
+            raise UserError("no room")
+        kept.append(arm)
+
+    assert experiments.run(every, 1, print, keep) == {every[0].name: "no room"} and kept == every[1:]
 
 
 def test_it_waits_for_the_arms_of_another_call_and_takes_over_what_they_finished(project: Project):

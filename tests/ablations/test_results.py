@@ -108,7 +108,7 @@ def test_a_table_and_a_panel_by_part_below_those_of_whole_tasks(tmp_path: Path):
 def test_rows_of_another_params_yaml_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = Path("params.yaml").read_text()
     monkeypatch.chdir(tmp_path)
-    table, columns, kept = Path("table.csv"), ["method", "seed", "accuracy", "settings"], {}
+    table, columns, kept, known = Path("table.csv"), ["method", "seed", "accuracy", "settings"], {}, []
     for change in (
         ("", ""),
         ("seeds: [1]", "seeds: [1, 2]"),
@@ -117,9 +117,11 @@ def test_rows_of_another_params_yaml_are_left_out(tmp_path: Path, monkeypatch: p
     ):
         text = text.replace(*change)
         Path("params.yaml").write_text(text)
+        known.append(results.settings_now())
         found = pd.DataFrame({"method": ["pause"], "seed": [len(kept)], "accuracy": [0.5]})
-        results.add_rows(table, columns, [found], ["method", "seed"], ["seed"])
-        kept[change[0]] = results.read_rows(table, columns)["seed"].tolist()
+        results.add_rows(table, found, known[-1], ["method", "seed"], ["seed"])
+        kept[change[0]] = results.read_rows(table, columns, known[-1])["seed"].tolist()
     assert list(kept.values()) == [[0], [0, 1], [0, 1, 2], [3]]
+    assert results.read_rows(table, columns, known[0])["seed"].tolist() == [0, 1, 2]  # they stay in the file
     pd.DataFrame({"method": ["pause"], "seed": [1], "accuracy": [0.5]}).to_csv(table)  # as before there were settings
-    assert results.read_rows(table, columns).empty
+    assert results.read_rows(table, columns, known[0]).empty

@@ -185,6 +185,12 @@ def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tm
     ladder.main()
     again = pd.read_csv(tmp_path / "real/comparison.csv")
     assert ran[3:] == ["no_thought-1"] and "no_thought" in set(again["difference_to"]) and len(again) > len(table)
+    (tmp_path / "later.yaml").write_text(yaml.safe_dump({"arms": ["pause-1"], "options": ["train.stpes=5"]}))
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump({"arms": ["pause-1"]}))
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.argv", ["ladder", str(tmp_path / "first.yaml"), str(tmp_path / "later.yaml")])
+        with pytest.raises(UserError, match="there is no key train.stpes"):
+            ladder.main()
     ladder.main()
     assert len(ran) == 4 and pd.read_csv(tmp_path / "real/comparison.csv").equals(again)
 
@@ -196,6 +202,7 @@ def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tm
         ({"arms": ["pause-1", "pause-1"]}, "none twice"),
         ({"arms": ["pauses-1"]}, "pauses-1 is no arm: write METHOD-SEED"),
         ({"arms": ["pause"]}, "pause is no arm"),
+        ({"arms": ["pause-01"]}, "pause-01 is no arm"),  # DVC's folder would have another name than the table's
         ({"arm": ["pause-1"]}, "there is no key arm"),
     ],
 )

@@ -67,6 +67,28 @@ def test_all_right_has_wilsons_interval_of_the_groups():
     assert mean_interval(totals(np.zeros(9)), SHARE)[0] == 0
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_further_seeds_that_are_as_alike_widen_nothing(seeds: int):
+    for values, bounds in ((np.ones(479), SHARE), (np.zeros(30), SHARE_DIFFERENCE)):
+        assert mean_interval(totals(np.tile(values, (seeds, 1))), bounds) == pytest.approx(
+            mean_interval(totals(values), bounds)
+        )
+
+
+def test_two_seeds_one_of_them_perfect_have_students_interval_within_bounds():
+    answers = np.ones((2, 500))
+    answers[0, :2] = 0
+    low, high = mean_interval(totals(answers), SHARE)
+    assert (low, high) == pytest.approx((students(answers.mean(1))[0], 1)) and low == pytest.approx(0.9726, abs=1e-4)
+
+
+def test_one_group_says_as_little_of_several_seeds_as_of_one():
+    values, one_group = np.repeat([[1.0] * 60 + [0.0] * 40], 3, axis=0), np.zeros(100)
+    values[1, 0] = 0.0
+    low, high = mean_interval(totals(values, one_group), SHARE)
+    assert low < 0.05 and high > 0.95
+
+
 def test_seeds_that_differ_have_students_interval_of_their_means_and_equal_ones_count_once():
     means = RNG.normal(size=10)
     seeds = totals(np.repeat(means[:, None], 50, axis=1))

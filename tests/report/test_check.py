@@ -57,9 +57,16 @@ def test_each_of_the_reports_rivals_has_a_line(tmp_path: Path, monkeypatch, caps
 
 def test_a_rival_may_be_the_run_that_is_compared(tmp_path: Path, monkeypatch, capsys):
     """Then the comparison is the other way round. The interval's upper end is 1."""
-    rows = [("rings", "accuracy", "no_policy", "quiet_star", -0.2, -0.5)]
-    assert outcome(tmp_path, rows, monkeypatch, capsys, high=-0.1) == (0, ["holds"])
-    assert outcome(tmp_path, rows, monkeypatch, capsys) == (1, ["FAILS"])
+    rows = [("rings", "accuracy", "no_policy", "quiet_star", -0.2, -0.5), ROWS[1]]
+    assert outcome(tmp_path, rows, monkeypatch, capsys, high=-0.1) == (0, ["holds"] * 2)
+    assert outcome(tmp_path, rows, monkeypatch, capsys) == (1, ["holds", "FAILS"])
+
+
+def test_a_rival_that_was_trained_and_not_compared_fails(tmp_path: Path, monkeypatch, capsys):
+    """As where a third method is the first: of the others only some are compared with each other."""
+    rows = [*ROWS[:2], ("rings", "accuracy", "pause", "no_policy", 0.0, -0.1)]
+    assert outcome(tmp_path, rows, monkeypatch, capsys) == (1, ["holds", "holds", "FAILS"])
+    assert outcome(tmp_path, ROWS[:1], monkeypatch, capsys) == (1, ["holds", "FAILS"])  # a task of one group
 
 
 def test_nothing_to_check_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,8 @@ from pipeline.files import looks_local, replacing, write_rows
 from pipeline.params import HubSplit, Tasks
 
 FOLDER = Path("tasks")
+# what summary.json and evaluate's metrics.json have beside tasks
+NOT_TASKS = ("heldout", "heldout_gain", "base_harm", "base_harm_high", "thought_length", "cost")
 TEXTS = ("reasoning_prompt", "group", "part")
 QUESTIONS = {"prompt": pa.string(), "answer": pa.string(), "labels": pa.list_(pa.string())}
 QUESTIONS = pa.schema(QUESTIONS | dict.fromkeys(TEXTS, pa.string()))
@@ -35,7 +37,8 @@ ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newl
 def write_tasks(params: Tasks, out: Path) -> None:
     """Write each task's questions to NAME.parquet in ``out``, and copy its file to NAME.yaml beside them.
 
-    Raises UserError for a file outside the folder `tasks`, which is all that DVC watches, and for two of one name.
+    Raises UserError for a file outside the folder `tasks`, which is all that DVC watches, for two of one name, and for
+    a name that other figures have.
     """
     with replacing(out) as folder:
         for path in map(Path, params.files):
@@ -43,6 +46,8 @@ def write_tasks(params: Tasks, out: Path) -> None:
                 raise UserError(f"tasks.files: {path} is no path: a path has no zero bytes")
             if FOLDER.resolve() not in path.resolve().parents:
                 raise UserError(f"tasks.files: {path} is not in the folder {FOLDER}, which DVC watches: move it there")
+            if path.stem in NOT_TASKS:
+                raise UserError(f"tasks.files: {path} has a name that other figures have: rename it")
             if (folder / f"{path.stem}.yaml").exists():
                 raise UserError(f"tasks.files: two files have the name {path.stem}: a task is known by its file's name")
             rows = (vars(question) for question in questions(read_task(path), params.root))
@@ -87,24 +92,28 @@ def _asker(task: Task) -> Callable[[int, dict], Question]:
         raise UserError(f"task {task.title}: {reason(error)}") from error
 
     def ask(index: int, row: dict) -> Question:
-        right = answer(**row)
+        right = answer(row)
         about = {
-            "group": str(ENVIRONMENT.finalize(group(**row)) if group else index),
-            "part": str(ENVIRONMENT.finalize(part(**row))) if part else "",
+            "group": str(ENVIRONMENT.finalize(group(row)) if group else index),
+            "part": str(ENVIRONMENT.finalize(part(row))) if part else "",
         }
         if task.kind == NUMBER:
             text = str(right).strip().lstrip("$")
             if not NUMBER_TEXT.fullmatch(text):
                 raise UserError(f"the answer is {text[:60]!r}, which is not a number")
             return Question(prompt.render(row), number_in(text), [], reasoning.render(row), **about)
-        texts = [str(_present(text)) for text in choices(**row)]
-        given = list(labels(**row)) if labels else list(string.ascii_uppercase[: len(texts)])
+        texts = [str(_present(text)) for text in choices(row)]
+        given = list(labels(row)) if labels else list(string.ascii_uppercase[: len(texts)])
         names = [str(_present(name)) for name in given]
+        if len(texts) < 2 or len(names) != len(texts) or len(set(names)) < len(names):
+            raise UserError(
+                f"{len(texts)} choices have the labels {', '.join(names)}: each of two or more needs its own"
+            )
         lines = "\n".join(f"({name}) {text}" for name, text in zip(names, texts, strict=True))
         row = {**row, "choice_lines": lines}
         if right in given:  # before an index is looked for, as labels may be numbers
             right = names[given.index(right)]
-        elif isinstance(right, int) and 0 <= right < len(names):
+        elif str(right) not in names and isinstance(right, int) and 0 <= right < len(names):
             right = names[right]
         if str(right) not in names:
             raise UserError(f"the answer is {str(right)[:60]!r}, which is not among {', '.join(names)}")

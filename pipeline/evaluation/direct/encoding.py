@@ -85,7 +85,10 @@ def encode(
 
     answer = added(question.answer)
     if kind == TEXT:
-        return EncodedQuestion(index, question, prompt, answer, [], list(map(added, question.labels)))
+        choices = list(map(added, question.labels))
+        if len({tuple(ids) for ids in choices if ids}) < len(set(question.labels)):
+            raise UserError(f"this tokenizer does not tell the choices {', '.join(question.labels)} apart")
+        return EncodedQuestion(index, question, prompt, answer, [], choices)
     if question.labels:
         labels = [added(label) for label in question.labels]
         if len({tuple(label[:-1]) for label in labels}) > 1 or len({label[-1] for label in labels}) < len(labels):

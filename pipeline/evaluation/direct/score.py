@@ -129,11 +129,11 @@ def _choose(
                 answers[i][OWN][_place(choice)] = thoughts[row][-len(ids) :].tolist()
     for q, scores, answer in zip(batch, sums, answers, strict=True):
         by_byte = [score / len(text.encode()) for score, text in zip(scores, q.question.labels, strict=True)]
-        right = q.question.labels.index(q.question.answer)
+        distinct = dict(zip(q.question.labels, scores, strict=True))  # two choices may have one text
         answer["predicted"] = q.question.labels[int(np.argmax(scores))]
         answer["correct"] = answer["predicted"] == q.question.answer
         answer["correct_norm"] = q.question.labels[int(np.argmax(by_byte))] == q.question.answer
-        answer["prob"] = float(np.exp(scores[right] - np.logaddexp.reduce(scores)))
+        answer["prob"] = float(np.exp(distinct[q.question.answer] - np.logaddexp.reduce([*distinct.values()])))
         if answer[OWN]:
             answer["thought"] = asked.tokenizer.decode([token for token in answer[OWN][ANSWER][0] if token >= 0])
     return answers

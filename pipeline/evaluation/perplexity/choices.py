@@ -25,20 +25,21 @@ def choices_table(tokens: pd.DataFrame, after: np.ndarray, seed: int) -> pd.Data
     their own share, which the others have a row for, too. None of them sees the token that is predicted. loss (nats a
     token), gain (over no thoughts) and content (the loss after another text's thought less that after the own, where
     own thoughts are sampled) are means over all tokens, with intervals over texts; kept_gain and kept_content are
-    shares of what thoughts everywhere give.
+    shares of what thoughts everywhere give, where that is above 0 for certain.
     """
     rows, gains = [], tokens["nll_no_thought"] - tokens["nll_thought"]
     measures = {"gain": gains}
     if "nll_swapped" in tokens:
         measures["content"] = tokens["nll_swapped"] - tokens["nll_thought"]
+    gives = [name for name, values in measures.items() if interval_over_texts(values, tokens["text"])[0] > 0]
     for chooser, chosen in _choices(tokens, after, seed):
         row = {"chooser": chooser, "share": chosen.mean(), "loss": (tokens["nll_no_thought"] - gains * chosen).mean()}
         for name, values in measures.items():
             here = values.where(chosen, 0.0)
             low, high = interval_over_texts(here, tokens["text"])
             row |= {name: here.mean(), f"{name}_low": low, f"{name}_high": high}
-            if whole := values.sum():  # of nothing there is no share
-                row[f"kept_{name}"] = here.sum() / whole
+            if name in gives:
+                row[f"kept_{name}"] = here.sum() / values.sum()
         rows.append(row)
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 

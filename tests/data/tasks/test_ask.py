@@ -154,6 +154,8 @@ def test_a_choice_is_a_label_or_an_index():
     assert question.labels == list("ABC") and "(C) grey" in question.prompt  # letters, as it names no labels
     numbers = ROW | {"names": ["1", "2", "3"], "answer": "1"}
     assert asked([numbers], **NAMED)[0].answer == "1"  # a label, not an index: the first of three
+    numbers = ROW | {"names": ["1", "2", "3"], "answer": 1, "self": "any name of a column"}
+    assert asked([numbers], **NAMED)[0].answer == "1"
     numbers = ROW | {"names": [1, 2, 3]}
     told = [(1, "1", "red"), (3, "3", "grey"), (2.0, "2", "blue"), ("3", "3", "grey"), (0, "1", "red")]
     for answer, label, text in told:  # 0 is no label, so it is an index
@@ -172,7 +174,8 @@ AFTER_MARK = {"answer": 'answer.rsplit("####", 1)[1]'}
         *(({"answer": a}, {}, "which is not a number") for a in ("seven", "", "7 apples", "1/2", "1e5", "5.", None)),
         *(({"answer": a}, AFTER_MARK, "") for a in ("No mark 12", "#### twelve", "####", "", None)),
         *(({"answer": a}, NAMED, "which is not among x, y, z") for a in ("w", "", "Y", 3, -1, None, 1.0)),
-        *(({"names": names}, NAMED, "argument 2 is") for names in (["x", "y"], ["x", "y", "z", "w"], [])),
+        *(({"names": names}, NAMED, "its own") for names in (["x", "y"], ["x", "y", "z", "w"], [], ["x", "y", "x"])),
+        *(({"texts": texts}, CHOICE, "its own") for texts in ([], ["red"], ["red"] * 27)),
         ({"texts": 3}, CHOICE, "not iterable"),
         ({"texts": ["red", None, "grey"]}, CHOICE, "a column that is used has no value"),
         ({"names": ["x", "y", None]}, NAMED, "a column that is used has no value"),
@@ -243,6 +246,9 @@ def test_task_files_that_are_refused(project: Path):
     jsonl(Path("own"), "test", [ROW])
     with pytest.raises(UserError, match="two files have the name own"):
         write_tasks(Tasks([task_file(), task_file("more/own.yaml")]), Path("out"))
+    for name in ("heldout", "cost"):  # metrics.json and summary.json have other figures of these names
+        with pytest.raises(UserError, match="a name that other figures have"):
+            write_tasks(Tasks([task_file(f"{name}.yaml")]), Path("out"))
     assert not Path("out").exists()
     shutil.move("tasks/own.yaml", "elsewhere.yaml")
     for path in ("elsewhere.yaml", "tasks/../elsewhere.yaml", str(Path("elsewhere.yaml").resolve())):

@@ -77,6 +77,7 @@ TEXTS = [
     Question("Q: Is it the one that is by far the longest question of all?\nA:", "yes", ["yes", "no, it is nöt"]),
     Question("Q: Who?\nA:", "Ana has 3 apples and buys 4 more.", ["Ana", "Ana has 3 apples and buys 4 more."]),
     *(Question(f"Q: Which{'?' * n}\nA:", "b c", ["a", "b c", "d e f"]) for n in range(1, 4)),
+    Question("Q: Which twice?\nA:", "b c", ["a", "b c", "d e f", "b c"]),
 ]
 QUESTIONS = {"number": (NUMBER, NUMBERS), "choice": (CHOICE, CHOICES)}
 Predict = Callable[[int, list[int]], Tensor]  # from a question's index and some tokens: the logits (V,) after them
@@ -286,9 +287,10 @@ def test_texts_are_scored_as_one_at_a_time(method, tokenizer: Tokenizing, base: 
             best = question.labels[max(range(len(sums)), key=sums.__getitem__)]
             by_byte = [score / len(text.encode()) for score, text in zip(sums, question.labels, strict=True)]
             right = question.labels.index(question.answer)
+            distinct = torch.tensor([sums[question.labels.index(text)] for text in dict.fromkeys(question.labels)])
             assert row[way]["predicted"] == best and row[way]["correct"] == (best == question.answer)
             assert row[way]["correct_norm"] == (max(by_byte) == by_byte[right])
-            assert row[way]["prob"] == pytest.approx(torch.tensor(sums).softmax(0)[right].item(), rel=1e-3)
+            assert row[way]["prob"] == pytest.approx(distinct.softmax(0)[right].item(), rel=1e-3)
     assert len({row[way][name] for row in rows for way in ways for name in ("correct", "correct_norm")}) == 2
 
 
@@ -388,6 +390,16 @@ def test_the_first_token_that_is_asked():
     found = encode_all(NUMBER, [Question("A:", answer, []) for answer in ("18", "-5")], tokenizer)
     assert [len(one.answer_ids) for one in found] == [3, 3] and [one.first_asked for one in found] == [1, 2]
     assert {one.first_asked for one in encode_all(TEXT, TEXTS, WORDS)} == {0}
+
+
+def test_texts_that_the_tokenizer_cannot_tell_apart():
+    model = models.Unigram([("<unk>", 0.0), ("▁", -1.0), ("a", -2.0)], unk_id=0, byte_fallback=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="<unk>")
+    with pytest.raises(UserError, match="does not tell the choices é, ö apart"):
+        encode(0, Question("Q: a?", "é", ["é", "ö"]), tokenizer, [], "text")
+    assert encode(
+        0, Question("Q: a?", "a", ["a", "é", "a"]), tokenizer, [], "text"
+    ).choices  # a text may be there twice
 
 
 @TOKENIZERS

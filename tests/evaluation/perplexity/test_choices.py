@@ -23,9 +23,11 @@ def made_up(texts: int = 30) -> pd.DataFrame:
     tokens, rng = random_tokens(texts, 20, seed=3), np.random.default_rng(4)
     count = len(tokens)
     return tokens.assign(
+        nll_no_thought=tokens["nll_no_thought"] + 0.5,  # so that thoughts help for certain
+        improvement=tokens["improvement"] + 0.5,
         nll_swapped=tokens["nll_thought"] + rng.normal(0.5, 1, count),
         entropy=rng.random(count),
-        gate=tokens["improvement"] + rng.normal(0, 0.1, count),
+        gate=tokens["improvement"] + 0.5 + rng.normal(0, 0.1, count),
         token=["x A:" if i % 10 == 8 else "y" for i in range(count)],
     )
 
@@ -95,6 +97,9 @@ def test_where_thoughts_change_nothing_there_is_no_share_of_it():
     assert table["kept_gain"].notna().all() and table["kept_content"].isna().all()
     table = choices_table(tokens.assign(nll_no_thought=tokens["nll_thought"]), after(tokens), seed=5)
     assert table["kept_gain"].isna().all() and (table["gain"] == 0).all()
+    harmed = tokens.assign(nll_no_thought=tokens["nll_thought"] - 1, nll_swapped=tokens["nll_thought"] - 1)
+    table = choices_table(harmed, after(tokens), seed=5)
+    assert table[["kept_gain", "kept_content"]].isna().all(axis=None) and (table["gain"] < 0).all()
 
 
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, METASPACE, BYTE_FALLBACK], ids=["bytes", "words", "fallback"])
