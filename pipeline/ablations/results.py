@@ -149,7 +149,8 @@ def add_rows(path: Path, found: pd.DataFrame, settings: str, keys: list[str], or
     ``settings``: those that the experiments began with, as params.yaml may have changed since. The last row of equal
     ``keys`` and settings stays; ``order``: columns to sort by.
     """
-    rows = pd.concat([_read(path, list(found)), found.assign(settings=settings)])
+    found = found.assign(settings=settings)
+    rows = pd.concat([_read(path, list(found)), found])
     rows = rows.drop_duplicates([*keys, "settings"], keep="last")
     write_table(path, rows.sort_values(order, kind="stable"))
 

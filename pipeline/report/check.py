@@ -32,13 +32,13 @@ def main() -> None:
         elif row.measure == LOSS and row.arm == f"{RUN}/{OFF}" and row.against == BEFORE:
             text = f"{row.task}: without thoughts, {RUN} is at most {HARM} nats worse than before training: {interval}"
             claims.append((text, row.low >= -HARM))
+    if not claims:
+        raise UserError(f"{COMPARISONS} has nothing to check: {RUN} is compared with none of {', '.join(RIVALS)}")
     asked = set(rows.loc[rows["measure"] == ACCURACY, "task"])
     there = {arm.split("/")[0] for arm in {*rows["arm"], *rows["against"]}}
     for task, rival in product(sorted(asked) if RUN in there else (), RIVALS):
         if rival.split("/")[0] in there and (task, rival) not in compared:
             claims.append((f"{task}: {RUN} was not compared with {rival}", False))
-    if not claims:
-        raise UserError(f"{COMPARISONS} has nothing to check: {RUN} is compared with none of {', '.join(RIVALS)}")
     for text, holds in claims:
         print(f"{'holds' if holds else 'FAILS'}  {text}")
     sys.exit(0 if all(holds for _, holds in claims) else 1)
