@@ -138,10 +138,10 @@ def _interval(
     place = (value - low) / (high - low)
     unseen = stdtrit(max(groups - 1, 1), (1 + LEVEL) / 2) ** 2
     unseen /= groups + unseen
-    with np.errstate(divide="ignore", invalid="ignore"):
-        step = half / (high - low) / (place * (1 - place))
-        ends = np.stack([expit(logit(place) - step), expit(logit(place) + step)])
     width = half / (high - low)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        step = width / (place * (1 - place))
+        ends = np.stack([expit(logit(place) - step), expit(logit(place) + step)])
     ends = np.where(freedom < 2, np.stack([place - width, place + width]).clip(0, 1), ends)
     alike = np.stack([place * (1 - unseen), place + unseen * (1 - place)])
     return low + (high - low) * np.where((variance < NOTHING) | (groups == 1), alike, ends)
