@@ -17,7 +17,7 @@ from dvc.api import DVCFileSystem
 from pipeline import typed_yaml
 from pipeline.ablations.grid import PLACES, Arm, digest, git
 from pipeline.errors import UserError
-from pipeline.evaluation.arms import BEFORE, LOSS, pairs, read_arms
+from pipeline.evaluation.arms import BEFORE, CONTINUED, LOSS, pairs, read_arms
 from pipeline.evaluation.compare import better
 from pipeline.evaluation.statistics import SHARE, Totals, asked, mean, mean_interval
 from pipeline.files import replacing, write_json, write_table
@@ -25,7 +25,7 @@ from pipeline.params import METHODS, Arms
 from pipeline.report.reading import read_json
 
 RUN = "quiet_star"
-REFERENCES = ("no_thought",)  # that every method is compared with, beside those of `pairs`
+REFERENCES = (CONTINUED,)  # that every method is compared with, beside those of `pairs`
 TOTALS, ABOUT = "totals.parquet", "about.json"
 # copies of an arm's tables, for readers: the training log, held-out losses, and what its thoughts said
 COPIES = ("train/{run}/steps.csv", "train/{run}/heldout.csv", "perplexity/{run}/tables/extremes.csv")

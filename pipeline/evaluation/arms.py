@@ -21,6 +21,7 @@ ACCURACY, NORM, PROB, LOSS = "accuracy", "accuracy_norm", "prob", "loss"
 COLUMNS = {ACCURACY: "correct", PROB: "prob", NORM: "correct_norm"}  # of predictions.parquet
 HELDOUT = "heldout"  # the held-out text, beside the tasks
 BEFORE = "before"  # the model before training, as a method and as an arm
+CONTINUED = "no_thought"  # continued pretraining, likewise
 OFF, SWAPPED, RANDOM = "thoughts_off", "swapped", "random"
 # another problem's thought with the same last token, and the own thoughts at the questions for which there is one
 SAME_LAST, OWN_WHERE = "same_last", "own_where_same_last"
@@ -70,6 +71,7 @@ def pairs(run: str, arms: list[str]) -> list[tuple[str, str]]:
     mains = [arm for arm in arms if "/" not in arm or arm.endswith(WHOLE)]
     ways = [arm for arm in arms if arm.startswith(f"{run}/") and not arm.endswith(SAME_LAST)]
     found = [(run, other) for other in mains + ways]
+    found.append((f"{run}/{OFF}", CONTINUED))  # what learning to think costs the prediction without thoughts
     for arm in mains:
         found += [(arm, f"{arm}/{way}") for way in (SWAPPED, RANDOM)]  # what is due to what the thought says
         found += [(f"{arm}/{OWN_WHERE}", f"{arm}/{SAME_LAST}")]

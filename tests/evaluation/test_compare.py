@@ -156,7 +156,7 @@ def test_what_is_compared_with_what(folder: Path):
     assert list(comparisons.columns) == figures and comparisons.index.is_unique
     mains = {*WAYS, "untrained/sampled", "untrained/mean16"} - {"before"}
     expected = {("quiet_star", other) for other in mains - {"quiet_star"}} | {(arm, "before") for arm in mains}
-    expected |= {("quiet_star", "quiet_star/thoughts_off")}
+    expected |= {("quiet_star", "quiet_star/thoughts_off"), ("quiet_star/thoughts_off", "no_thought")}
     expected |= {(arm, f"{arm}/{way}") for arm in THINKING for way in ("swapped", "random")}
     expected |= {(f"{arm}/own_where_same_last", f"{arm}/same_last") for arm in THINKING}
     expected |= {(f"{arm}/thoughts_off", "before") for arm in (*THINKING, "pause", "untrained")}
