@@ -10,6 +10,7 @@ made the token likelier, red where it made it less likely. Thoughts are greedy.
 
 import argparse
 import html
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError, run
+from pipeline.files import replacing
 from pipeline.models.base import read_tokenizer
 from pipeline.models.device import pick_device
 from pipeline.models.prompts import prompt_ids
@@ -59,10 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gate", action="store_true", help="answer with thoughts where the model's gate wants them")
     parser.add_argument("--svg", type=Path, help="write the text as a picture, too")
     options = parser.parse_args(arguments)
-    if options.tokens < 1 or options.temperature < 0:
-        raise UserError("--tokens must be at least 1 and --temperature at least 0")
+    if options.tokens < 1 or not 0 <= options.temperature < math.inf:
+        raise UserError("--tokens must be at least 1, and --temperature a number of at least 0")
     if options.svg is not None and options.text is None:
         raise UserError("--svg writes a text as a picture: give a text")
+    if options.svg is not None and options.svg.is_dir():
+        raise UserError(f"--svg: {options.svg} is a folder, not a picture")
     if options.gate and options.text is not None:
         raise UserError("--gate is for a chat: give no text, of which every token's thought is shown")
     model, tokenizer = load_trained(options.model).to(pick_device("auto")), read_tokenizer(options.model)
@@ -73,17 +77,24 @@ def main(arguments: list[str] | None = None) -> None:
     if options.text is None:
         chat(model, tokenizer, options)
         return
+    try:
+        options.text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("the text is not UTF-8") from error
     seen = see(model, tokenizer, prompt_ids(tokenizer, options.text.replace(r"\n", "\n")))
     print(coloured(seen))
     if not options.hide:
         print(table(seen))
     if options.svg is not None:
-        options.svg.write_text(picture(seen, hide=options.hide), encoding="utf-8", newline="\n")
+        with replacing(options.svg) as part:
+            part.write_text(picture(seen, hide=options.hide), encoding="utf-8", newline="\n")
 
 
 @torch.no_grad()
-def see(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Seen]:
-    """Each token of a text (N,) with its benefit and the thought before it; the first has neither.
+def see(
+    model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int = 0
+) -> list[Seen]:
+    """Each token of a text (N,) from ``start`` on, with its benefit and the thought before it; the first has neither.
 
     Raises UserError for fewer than two tokens, and where the text has no room.
     """
@@ -91,18 +102,19 @@ def see(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, ids: Se
         raise UserError("the text has fewer than two tokens: there is nothing to predict")
     check_room(model, len(ids) + model.config.thought_room, "the text")
     text = torch.tensor([list(ids)], device=model.device)
-    output = model(text, positions=torch.arange(len(ids) - 1, device=model.device))
+    begin = max(start, 1)
+    output = model(text, positions=torch.arange(begin - 1, len(ids) - 1, device=model.device))
     without, with_thought = (
-        F.cross_entropy(logits[0].float(), text[0, 1:], reduction="none")
+        F.cross_entropy(logits[0].float(), text[0, begin:], reduction="none")
         for logits in (output.base_logits, output.logits)
     )
-    thoughts = [None] * (len(ids) - 1)
+    thoughts = [None] * (len(ids) - begin)
     if output.thoughts is not None:
         kept = zip(output.thoughts.ids[0, 0].tolist(), output.thoughts.lengths[0, 0].tolist(), strict=True)
         thoughts = [tokenizer.decode(thought[:length]) for thought, length in kept]
-    first, *others = pieces(tokenizer, ids)
-    rest = zip(others, (without - with_thought).tolist(), thoughts, strict=True)
-    return [Seen(first), *(Seen(*each) for each in rest)]
+    texts = pieces(tokenizer, ids)
+    rest = zip(texts[begin:], (without - with_thought).tolist(), thoughts, strict=True)
+    return [*map(Seen, texts[start:begin]), *(Seen(*each) for each in rest)]
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -130,6 +142,8 @@ def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, option
             line = input("> " if sys.stdin.isatty() else "").replace(r"\n", "\n")
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise UserError("a line is not UTF-8") from error
         if not line:
             continue
         ids = prompt_ids(tokenizer, line)
@@ -146,7 +160,7 @@ def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, option
         written = output.sequences[0].tolist()
         answer = tokenizer.decode(written[len(ids) :], skip_special_tokens=True)
         messages.append({"role": "assistant", "content": answer})
-        print(answer if options.hide or options.gate else inline(see(model, tokenizer, written)[len(ids) :]))
+        print(answer if options.hide or options.gate else inline(see(model, tokenizer, written, len(ids))))
         if options.gate:
             print(f"{DIM}thought about {output.thought_share.item():.0%} of the tokens{PLAIN}")
 

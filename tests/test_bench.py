@@ -149,7 +149,8 @@ def test_the_suite_writes_a_table_and_says_what_failed(monkeypatch, tmp_path, ca
     monkeypatch.setattr(suite, "SETS", {"cpu": [f"train {TINY}", "train --hidden 10 --heads 3"]})
     monkeypatch.setattr(suite, "FOLDER", tmp_path / "bench")
     monkeypatch.setattr(sys, "argv", ["suite", "cpu"])
-    suite.main()
+    with pytest.raises(UserError, match="1 of 2 runs failed"):
+        suite.main()
     records = [json.loads(line) for line in (tmp_path / "bench/cpu.jsonl").read_text().splitlines()]
     assert records[0]["command"] == f"train {TINY}" and records[0]["step_seconds"] > 0
     assert "must divide" in records[1]["failed"]

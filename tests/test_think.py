@@ -112,6 +112,7 @@ def test_a_chat_shows_or_masks_thoughts(hidden: bool, tmp_path: Path, monkeypatc
         ids = prompt_ids(tokenizer, line)
         written = model.generate(torch.tensor([ids]), max_new_tokens=4, eos_token_id=1)[0].tolist()
         new = see(model, tokenizer, written)[len(ids) :]
+        assert [seen.thought for seen in see(model, tokenizer, written, len(ids))] == [seen.thought for seen in new]
         answer = "".join(f"⟨{seen.thought}⟩{seen.text}" for seen in new)
         expected.append(tokenizer.decode(written[len(ids) :], skip_special_tokens=True) if hidden else answer)
     assert COLOUR.sub("", told) == "\n".join([*expected, ""])
@@ -147,6 +148,9 @@ def test_mistakes(tmp_path: Path):
         ([str(folder), "--gate"], "has no gate: train one with train.gate"),
         ([str(saved(tmp_path / "gated", gate=True)), "a b", "--gate"], "--gate is for a chat: give no text"),
         ([str(folder), "--tokens", "0"], "--tokens must be at least 1"),
+        ([str(folder), "--temperature", "nan"], "--temperature a number of at least 0"),
+        ([str(folder), "Q: \udcff"], "the text is not UTF-8"),
+        ([str(folder), "a b", "--svg", str(tmp_path)], "is a folder, not a picture"),
         ([str(folder), "--svg", str(tmp_path / "x.svg")], "--svg writes a text as a picture: give a text"),
     ):
         with pytest.raises(UserError, match=message):

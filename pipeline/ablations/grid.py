@@ -88,8 +88,11 @@ def _absolute(every: params.Params) -> dict[str, str]:
     found = {}
     for place in PLACES:
         path = attrgetter(place)(every)
-        if path is not None and (place == ROOT or looks_local(path)) and not Path(path).is_absolute():
-            found[place] = str(Path(path).expanduser().resolve())
+        if path is None or Path(path).is_absolute():
+            continue
+        folder = Path(path).expanduser()
+        if place == ROOT or looks_local(path) or folder.is_dir():
+            found[place] = str(folder.resolve())
     return found
 
 

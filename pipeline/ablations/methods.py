@@ -88,7 +88,8 @@ def main() -> None:
 def training(name: str, budget: str) -> tuple[list[str], dict[str, float]]:
     """The words for `preset.options` that train ``name`` on this ``budget``, and what its training costs.
 
-    steps; training_operations; thoughts_per_token, those sampled for each token of text that is read.
+    steps; training_operations; thoughts_per_token, those sampled for each token of text that is read; thought_tokens, at
+    the end; its method and gate_share.
     """
     words = ["arms.methods=[no_thought]"] if name == NO_THOUGHT else [f"method={name}"]
     method = preset.options(words).get("arms.methods", [NO_THOUGHT])[0]
@@ -123,8 +124,9 @@ def costs(words: list[str]) -> dict[str, float]:
     steps = sum(stage.steps for stage in stages)
     length = sum(stage.steps * stage.thought_tokens for stage in stages) / steps
     thoughts = planned.tokens["thoughts in training"] / length
-    facts = {"steps": steps, "training_operations": operations}
-    return facts | {"thoughts_per_token": thoughts / planned.tokens["text in training"]}
+    facts = {"steps": steps, "training_operations": operations, "thought_tokens": stages[-1].thought_tokens}
+    facts |= {"thoughts_per_token": thoughts / planned.tokens["text in training"]}
+    return facts | {"method": every.arms.methods[0], "gate_share": train.gate_share}
 
 
 def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
@@ -136,20 +138,17 @@ def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
     """
     figures, name, seed = figures_of(arm), arm.about["name"], arm.about["seed"]
     values = figures.set_index(["task", "measure", "arm"])["value"]
-    changes = params.load(changes=arm.params)
-    method = changes.arms.methods[0]
-    length = changes.train.every_stage[-1].thought_tokens
-    rows = []
+    method, rows = arm.about["method"], []
     for row, way in TRAININGS[name].items():
         if way == f"/{OFF}" or row == NO_THOUGHT:
             thinks, loss = 0.0, values.get((HELDOUT, LOSS, f"{method}{way}"))
         elif way == f"/{GATED}":
-            thinks, loss = _thinking(arm, f"{method}-{seed}", GATE, changes.train.gate_share)
+            thinks, loss = _thinking(arm, f"{method}-{seed}", GATE, arm.about["gate_share"])
         else:
             thinks, loss = _thinking(arm, f"{method}-{seed}", MARKER)
         facts = {"method": row, "budget": budget, "seed": seed, "heldout_loss": loss}
         facts |= {key: arm.about[key] for key in ("thoughts_per_token", "training_operations")}
-        facts["generation_passes"] = 1 + thinks * length
+        facts["generation_passes"] = 1 + thinks * arm.about["thought_tokens"]
         for task in figures.loc[(figures["measure"] == ACCURACY) & ~figures["task"].str.contains("/"), "task"].unique():
             accuracy = values[task, ACCURACY, f"{method}{way}"]
             swapped = values.get((task, ACCURACY, f"{method}/{SWAPPED}")) if thinks and not way else None

@@ -55,8 +55,12 @@ def read_rung(path: Path) -> Rung:
 
 
 def settings_of(arm: Arm) -> str:
-    """A digest of the arm's options, wherever its model and data are: the weights have a name of their own."""
-    return digest(*(f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in PLACES))
+    """A digest of the arm's options, wherever its model and data are: the weights have a name of their own.
+
+    A folder has no revision, so neither counts the revision of a data set.
+    """
+    elsewhere = (*PLACES, *(place.replace(".path", ".revision") for place in PLACES))
+    return digest(*(f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in elsewhere))
 
 
 def keep(arm: Arm, run: str, settings: str, out: Path) -> None:

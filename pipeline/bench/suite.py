@@ -12,6 +12,7 @@ import yaml
 from tqdm import tqdm
 
 from pipeline.errors import UserError, run
+from pipeline.files import replacing
 
 FOLDER = Path("results/bench")
 DATA = yaml.safe_load(Path(__file__).with_name("suite.yaml").read_text(encoding="utf-8"))
@@ -20,23 +21,29 @@ COLUMNS = DATA["columns"]
 
 
 def main() -> None:
-    """Measure the named set; write FOLDER/NAME.jsonl and a table, FOLDER/NAME.md."""
+    """Measure the named set; write FOLDER/NAME.jsonl and a table, FOLDER/NAME.md, after each run.
+
+    Raises UserError if one failed, once all have been tried.
+    """
     name = sys.argv[1] if len(sys.argv) == 2 else ""
     if name not in SETS:
         raise UserError(f"usage: python -m pipeline.bench.suite {'|'.join(SETS)}")
-    records = []
+    records, failed = [], 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
     for line in tqdm(SETS[name], desc="benchmarks", unit=" runs"):
         done = subprocess.run([sys.executable, "-m", "pipeline.bench", *line.split()], capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            record = {"failed": last.removeprefix("error: ")}
+            record, failed = {"failed": last.removeprefix("error: ")}, failed + 1
         else:
             record = json.loads(done.stdout.splitlines()[-1])
         records.append({"command": line, **record})
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (FOLDER / f"{name}.md").write_text(table(records))
+        for kind, text in (("jsonl", "".join(f"{json.dumps(record)}\n" for record in records)), ("md", table(records))):
+            with replacing(FOLDER / f"{name}.{kind}") as part:
+                part.write_text(text)
     print(table(records))
+    if failed:
+        raise UserError(f"{failed} of {len(records)} runs failed: the table has the reasons")
 
 
 def table(records: list[dict]) -> str:

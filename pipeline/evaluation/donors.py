@@ -112,6 +112,8 @@ def controls_of(
     deciding = [own(i)[ANSWER][place] for i, place in enumerate(asked)]
     lasts = [thought[max(0, (thought != ENDED).sum() - 1)] for thought in deciding]
     pool = pooled((own(i)[ANSWER] for i in indices), vocabulary)
+    if not pool[-1]:  # every thought before an answer has ended at once
+        pool = pooled((ids for i in indices for ids in own(i).values()), vocabulary)
     donors = {SWAPPED: derangement(groups, seed), SAME_LAST: same_last(lasts, groups, seed)}
 
     def controls(index: int) -> dict[str, ByPlace]:

@@ -126,7 +126,7 @@ class QuietStarLM(TemplateLM):
     @property
     def max_length(self) -> int:
         """How many tokens fit into the model's positions with a thought ([start], K tokens, [end]) after the last."""
-        return (known_positions(self._model) or POSITIONS) - self._model.config.thought_tokens - 2
+        return (known_positions(self._model) or POSITIONS) - self._model.config.thought_room
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """Tokenize, by default with the tokenizer's begin token if it adds one, but never with its end token."""

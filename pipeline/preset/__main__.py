@@ -15,9 +15,11 @@ from pipeline.preset.options import known, options, words
 def main() -> None:
     arguments = [a for a in sys.argv[1:] if not a.startswith("root=")]
     roots = [a.removeprefix("root=") for a in sys.argv[1:] if a.startswith("root=")]
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if not sys.argv[1:] or {"-h", "--help"} & set(arguments):
         print(__doc__.strip(), *known(), sep="\n  ")
         return
+    if len(roots) > 1:
+        raise errors.UserError(f"root= is given {len(roots)} times: one folder holds all data sets")
     print(*(f"-S {word}" for word in words(options(arguments, next(iter(roots), None)))))
 
 

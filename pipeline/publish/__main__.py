@@ -46,11 +46,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def check_release(folder: Path, files: list[Path]) -> None:
     """Raise UserError if the folder with these files is no release, or has pickled ones."""
-    found = {path.name for path in files}
+    found = {str(path.relative_to(folder)) for path in files}
     weights = {"model.safetensors"} if "model.safetensors.index.json" in found else set()  # then they are shards
     for name in (name for name in NEEDED if name not in found | weights):
         raise UserError(f"{folder} is no release, as it has no {name}: run `dvc repro release`")
-    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")) and CODE not in found:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder} is no release, as its config.json is broken: run `dvc repro release`") from error
+    if "auto_map" in config and CODE not in found:
         raise UserError(f"{folder} is no release, as it has no {CODE}, its config.json's code: run `dvc repro release`")
     for path in (path for path in files if path.suffix in PICKLED):
         raise UserError(f"{path} may be pickled, which can run any code when it is read: weights must be safetensors")

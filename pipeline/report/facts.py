@@ -54,8 +54,11 @@ def training_sentence(train: dict, params: Params, method: Method) -> str:
 
 def what_it_does(method: Method, params: Params) -> str:
     """What the method does, with the lengths and the places of this run."""
-    last, thinking = params.train.every_stage[-1], params.train.thinking
-    tokens, ahead = counted(last.thought_tokens, "token"), counted(last.lookahead, "token")
+    stages, thinking = params.train.every_stage, params.train.thinking
+    tokens, ahead = (
+        ", then ".join(dict.fromkeys(counted(getattr(stage, size), "token") for stage in stages))
+        for size in ("thought_tokens", "lookahead")
+    )
     share = f"{percent(thinking.share)} of the tokens"
     where = {
         "every": "every token",

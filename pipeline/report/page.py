@@ -72,20 +72,25 @@ def _arms(folder: Path, method: Method) -> dict:
     reasoning_table = results.reasoning_table(reasoning, method)
     plots = [figures.seeds(number, task, found) for number, task in enumerate([*found.tasks, HELDOUT], start=1)]
     measures = ["accuracy", "prob", *([NORM] if any(measure == NORM for _, measure, _ in found.figures) else [])]
+    differences = {measure: results.differences_table(found, measure) for measure in measures}
+    content, heldout = results.content_table(found), results.heldout_table(found)
+    rows = [row[1:] for table in (*differences.values(), content) for row in table.rows]
+    rows += [row[-1:] for row in heldout.rows]
+    compared = sum(bool(cell.text) for row in rows for cell in row)
     return {
         "claims": results.claims(found),
         "harm": results.harm_findings(found),
         "counts": results.counts_sentence(found),
         "arms": {measure: results.arms_table(found, measure) for measure in measures},
-        "differences": {measure: results.differences_table(found, measure) for measure in measures},
-        "content": results.content_table(found),
-        "heldout": results.heldout_table(found),
+        "differences": differences,
+        "content": content,
+        "heldout": heldout,
         "heldout_findings": results.heldout_findings(found),
         "seed_plots": list(filter(None, plots)),
         "reasoning": reasoning_table,
         "unreasoned": [task for task in found.tasks if task not in reasoning],
         "vote_plots": vote_plots,
-        "compared": len(found.comparisons) + len(reasoning_table.rows) * method.thinks,
+        "compared": compared + len(reasoning_table.rows) * method.thinks,
     }
 
 

@@ -228,11 +228,9 @@ def _difference(results: Results, task: str, measure: str, arm: str, against: st
     if difference is None:
         return Cell("")
     row = results.comparisons[task, measure, arm, against]
-    note = p_value(row["p_value"]) if "/" not in against else ""
-    if not pd.isna(row["share"]):
-        note = f"{percent(row['share'])} of it"
+    share = "" if pd.isna(row["share"]) else f"{percent(row['share'])} of it"
     shown = interval(difference, MEASURES[measure].change)
-    return Cell(f"{shown}, {note}" if note else shown, difference.verdict)
+    return Cell(", ".join(filter(None, (shown, p_value(row["p_value"]), share))), difference.verdict)
 
 
 def counts_sentence(results: Results) -> str:

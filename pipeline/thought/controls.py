@@ -41,7 +41,7 @@ class TrainedSwapped(NoPolicy):
     """
 
     def exchange(self, ids: Tensor, real: Tensor) -> Tensor:
-        """See `Objective.exchange`. The donor is the text before in the batch, at the same slot or its last one.
+        """See `Objective.exchange`. The donor is the text before in the batch: its n-th thought for the n-th, or its last one.
 
         Texts in which nothing thinks give none. A text that thinks alone (as in a last batch of held-out texts) gets
         thoughts of its own other slots.
@@ -51,10 +51,11 @@ class TrainedSwapped(NoPolicy):
             return ids.roll(max(1, ids.shape[2] // 2), 2)
         donors = torch.arange(len(ids), device=ids.device)
         donors[thinking] = thinking.roll(1)
-        slots = torch.arange(ids.shape[2], device=ids.device)
+        number = (real.cumsum(1) - 1).clamp(min=0)  # (B, P), of a slot among its text's real ones
         last = (real.sum(1) - 1).clamp(min=0)[donors]
-        slots = torch.minimum(slots, last.unsqueeze(1))[:, None, :, None]  # (B, 1, P, 1)
-        return ids[donors].take_along_dim(slots, 2)
+        real_first = (~real).int().argsort(dim=1, stable=True)[donors]
+        slots = real_first.take_along_dim(torch.minimum(number, last.unsqueeze(1)), 1)
+        return ids[donors].take_along_dim(slots[:, None, :, None], 2)
 
 
 class Untrained(QuietStar):

@@ -11,6 +11,7 @@ from .decoder import Decoder, build_decoder, check_decoder
 from .distilled import FORMS, KL
 from .gate import Gate
 from .generation import ThoughtGenerationMixin, Writer, new_seed
+from .head import IGNORED
 from .layout import Layout, at
 from .methods import DISTILLED, METHODS, QUIET_STAR
 from .mixing import MixingHead
@@ -344,6 +345,10 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         if sampling is None:
             learns = labels is not None and torch.is_grad_enabled()
             sampling = Sampling(0.0 if labels is None else 1.0, new_seed() if learns else 0)
+        if labels is not None and attention_mask is not None and not attention_mask[:, 0].all():  # padded on the left
+            real = attention_mask.bool()
+            thinks = real if thinks is None else thinks & real
+            labels = torch.cat([labels[:, :1], labels[:, 1:].masked_fill(~real[:, :-1], IGNORED)], dim=1)
         if labels is not None and attention_mask is not None:  # read no further than the longest text
             longest = max(attention_mask.any(0).nonzero().flatten().tolist(), default=0) + 1
             input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]

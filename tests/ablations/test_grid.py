@@ -47,6 +47,8 @@ def test_relative_folders_become_absolute_as_an_arm_runs_elsewhere(tmp_path: Pat
     given = asked(tmp_path, options=options)[0].params
     assert given["base_model.path"] == str(Path("../models/x").resolve())
     assert given["tasks.root"] == str(Path("hub").resolve()) and given["corpus.hub.train.path"] == "a/b"  # a hub name
+    options[-1] = "corpus.hub.train.path=tests/data"  # a folder, though it could be a hub name
+    assert asked(tmp_path, options=options)[0].params["corpus.hub.train.path"] == str(Path("tests/data").resolve())
 
 
 @pytest.mark.parametrize(

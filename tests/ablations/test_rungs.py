@@ -144,12 +144,14 @@ def test_an_arm_is_kept_while_its_options_are_the_same(tmp_path: Path):
     assert rungs.kept(tmp_path, {"quiet_star-1": "s", "quiet_star-2": "s"}) == ["quiet_star-1"]
     assert rungs.kept(tmp_path, {"quiet_star-1": "t"}) == []
 
-    def settings(*words: str) -> str:
-        return rungs.settings_of(Arm("", {}, preset.options(list(words)), "", "", ""))
+    def settings(*words: str, root: str | None = None) -> str:
+        return rungs.settings_of(Arm("", {}, preset.options(list(words), root), "", "", ""))
 
     one = settings("model=smollm2-135m", "base_model.path=/here/model")
     assert one == settings("model=smollm2-135m", "base_model.path=/there/model")  # wherever the model is
     assert one != settings("model=smollm2-135m", "train.steps=7")
+    gsm8k = settings("data=gsm8k")
+    assert gsm8k == settings("data=gsm8k", root="/here") == settings("data=gsm8k", root="/there")  # and the data
 
 
 def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tmp_path: Path, monkeypatch):

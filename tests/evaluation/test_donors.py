@@ -71,6 +71,12 @@ def test_random_thoughts_are_as_long_and_of_the_tokens_that_thoughts_have(own: n
     assert ending_together(own, count).tolist() == ([own[0].tolist()] * count + own[1:].tolist())[-count:]
 
 
+def test_where_thoughts_before_answers_are_empty_tokens_are_of_all_thoughts():
+    own = [{"answer": np.array([[ENDED]]), "written": np.array([[token]])} for token in (3, 4)]
+    controls = controls_of(own.__getitem__, list("ab"), [0, 0], 10, 1)
+    assert {controls(i)["random"]["written"].item() for i in range(2)} <= {3, 4}
+
+
 def test_random_tokens_are_as_frequent_as_in_all_thoughts():
     own = np.array([[1, 1, 1, 4, ENDED]] * 5000)
     counts = np.bincount(random_thoughts(own, pooled([own], 6), 3)[:, :4].flatten(), minlength=6) / 20000

@@ -93,8 +93,16 @@ def test_what_is_refused(release: Path, hub: FakeHub, tmp_path: Path):
             publish.main(list(arguments))
 
     refused("is no release, as it has no config.json: run `dvc repro release`", "org/name", "--folder", str(tmp_path))
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/config.json").touch()  # another one's
+    refused("no config.json", "org/name", "--folder", str(tmp_path))
     for path in release.iterdir():
         (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").touch()
+    refused("its config.json is broken", "org/name", "--folder", str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").symlink_to(release / "config.json")
     (tmp_path / "model.py").unlink()
     refused("no model.py, its config.json's code", "org/name", "--folder", str(tmp_path))
     (tmp_path / "model.py").symlink_to(release / "model.py")

@@ -103,10 +103,16 @@ def test_every_arm_in_order(page: Page):
 
 
 def test_content_and_harm(page: Page):
-    half = "+40.0 [+30.0, +50.0], 75.0% of it"
-    assert f"|Quiet-STaR, swapped|{half}|{half}|+0.400 [+0.300, +0.500], 75.0% of it|" in page.flat
-    assert "|no policy loss, swapped|+40.0 [+30.0, +50.0]|+40.0" in page.flat, "no share where none is given"
-    total = len(fake.comparisons()) + 3 + sum(map(len, GROUPS.values()))
+    noted = "p &lt; 0.001, 75.0% of it"
+    half = f"+40.0 [+30.0, +50.0], {noted}"
+    assert f"|Quiet-STaR, swapped|{half}|{half}|+0.400 [+0.300, +0.500], {noted}|" in page.flat
+    assert "|no policy loss, swapped|+40.0 [+30.0, +50.0], p &lt; 0.001|+40.0" in page.flat, "no share where none is given"
+    rows = fake.comparisons()
+    own = rows["arm"].str.split("/").str[0] == rows["against"].str.split("/").str[0]
+    content = own & rows["measure"].isin(["accuracy", "loss"])
+    others = (rows["arm"] == "quiet_star") & ~own & (rows["task"] != "heldout")
+    before = (rows["task"] == "heldout") & (rows["against"] == "before")
+    total = (content | others | before).sum() + 3 + sum(map(len, GROUPS.values()))
     assert f"Many comparisons. {total} differences here have an interval." in page.text
     assert "With thoughts the loss is lower than that of the model before training: the gain is +0.400" in page.text
     harm = "the loss on held-out text changed by +0.010 [−0.010, +0.030] nats a token, so the harm is at most +0.030"

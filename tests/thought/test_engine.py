@@ -322,3 +322,16 @@ def test_evaluation_without_gradients_is_the_same_and_reports_hold_no_graph(engi
         output = run(model, engine, batch)
     assert not output.loss.requires_grad
     compare_outputs(output, expected, 1e-5)
+
+
+def test_values_of_another_width_than_keys_take_the_reference():
+    """Multi-head latent attention (DeepSeek V3), which flash attention refuses."""
+    heads = {"q_lora_rank": None, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6}
+    sizes = {name: size for name, size in LLAMA.items() if name != "head_dim"} | {"num_key_value_heads": 4}
+    model = quiet_star(sizes | heads | {"model_type": "deepseek_v3", "first_k_dense_replace": 2})
+    ids = random_ids(2, 9)
+    losses = [
+        model(ids, labels=ids, sampling=Sampling(1.0, 7), engine=Engine(attention=path)).loss
+        for path in ("auto", "reference")
+    ]
+    torch.testing.assert_close(*losses)

@@ -208,6 +208,31 @@ def test_trained_swapped_reads_the_thoughts_of_the_text_before(thinks: Tensor | 
     compare_gradients(gradients(model, output.loss), reference.gradients(), 1e-4)
 
 
+def test_slots_between_which_nothing_thinks_are_not_counted():
+    """The n-th thought for the n-th, though the donor has an empty slot before it."""
+    model, ids = quiet_star(LLAMA, method="trained_swapped"), torch.arange(1, 2 * 4 + 1).view(2, 1, 4, 1)
+    real = torch.tensor([[True, True, True, True], [True, False, True, True]])
+    read = model.objective.exchange(ids, real)[:, 0, :, 0]
+    assert read[0].tolist() == [5, 7, 8, 8] and read[1, real[1]].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("method", ["quiet_star", "no_thought"])
+def test_a_text_padded_on_the_left_learns_what_it_does_alone(method: str):
+    """No padding thinks, or is learned to be followed by the text."""
+    model, ids = quiet_star(LLAMA, method=method, lookahead=3), random_ids(1, 8)
+    padded, mask = torch.cat([ids[:, :3], ids], 1), torch.tensor([[0] * 3 + [1] * 8])
+    alone = model(ids, torch.ones_like(ids), labels=ids, sampling=Sampling(1.0, 7))
+    output = model(padded, mask, labels=padded.masked_fill(mask == 0, IGNORED), sampling=Sampling(1.0, 7))
+    for name in ("total", "base", "talk", "policy"):
+        found, expected = (getattr(losses, name) for losses in (output.losses, alone.losses))
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected)
+    if method == "quiet_star":
+        assert output.losses.thinks.sum() == alone.losses.thinks.sum()
+        assert torch.equal(output.thoughts.ids[:, :, 3:], alone.thoughts.ids)
+
+
 def test_a_text_alone_reads_its_own_other_thoughts():
     model, ids = quiet_star(LLAMA, method="trained_swapped"), random_ids(1, 9)
     own = torch.arange(9 * 3).view(1, 1, 9, 3)

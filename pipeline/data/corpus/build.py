@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ QUESTIONS = {
     "rings": pa.schema(QUESTION | {"answer": pa.string(), "moves": pa.int64()}),
     "animals": pa.schema(QUESTION | {"choices": LABELLED, "answerKey": pa.string()}),
 }
+ROWS_TRIED = 1000  # for the first that is in a part
 LIBRARIES = ("datasets", "pyarrow")  # whose versions a resumed download depends on
 
 
@@ -84,7 +85,10 @@ def write_texts(sources: Mapping[str, HubSplit], seed: int, scratches: Mapping[s
     Each split draws with its own seed, so that two splits of one data set choose different rows.
     """
     for source in sources.values():  # tell of a mistake in any of them before hours of downloading
-        hub.document(next(hub.rows(source)), source)
+        for row in islice(hub.rows(source), ROWS_TRIED):
+            if hub.in_part(row, source):
+                hub.document(row, source)
+                break
     for split, source in sources.items():
         scratch, split_seed = scratches[split], zlib.crc32(f"{seed}/{split}".encode())
         state = scratch.rows[-1]["state"] if scratch.rows else hub.START

@@ -14,6 +14,7 @@ from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
 WORKING_SHARE = "working_share"
+PROMPTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,14 @@ class Probe:
 
     def thoughts(self, model: QuietStarForCausalLM, sampling: Sampling) -> list[list[str]]:
         """The texts of the thoughts sampled at each prompt's end."""
-        ids, mask = self.input_ids.to(model.device), self.attention_mask.to(model.device)
-        thinker = model.thinker
-        last = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        sampled = thinker.sample(thinker.read(ids, mask), last, self.rationales, sampling).ids[:, :, 0]
-        return [self.tokenizer.batch_decode(thoughts) for thoughts in sampled]
+        thinker, found = model.thinker, []
+        last = torch.tensor([self.input_ids.shape[1] - 1], device=model.device)
+        for keys in torch.arange(len(self.input_ids)).split(PROMPTS_AT_ONCE):
+            ids, mask = self.input_ids[keys].to(model.device), self.attention_mask[keys].to(model.device)
+            text = thinker.read(ids, mask, keys.to(model.device))
+            sampled = thinker.sample(text, last, self.rationales, sampling).ids[:, :, 0]
+            found += [self.tokenizer.batch_decode(thoughts) for thoughts in sampled]
+        return found
 
     def shares(self, model: QuietStarForCausalLM, seed: int) -> dict[str, float]:
         """The share of thoughts, sampled at temperature 1, that hold their prompt's working: of all, and by task."""

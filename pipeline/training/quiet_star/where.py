@@ -19,6 +19,7 @@ from pipeline.thought.sampler import uniforms
 EVERY = "every"
 LOOKED_AT = 200  # texts
 GATE, EXPLORED = "gate", 0.5  # the share of the gate's positions that are chosen at random
+ROUNDING = 1e-6
 DRAW = -2  # the step in the draws of positions; those of thoughts are 0 .. K-1, of written text -1
 
 
@@ -47,7 +48,7 @@ class Where:
             explored = scores < EXPLORED * self.params.share
             scores = model.gate_scores(ids, mask).masked_fill(explored, torch.inf)
         possible = wanted.sum(1)
-        counts = possible.clamp(max=1) if self.params.where == "one" else (self.params.share * possible).ceil()
+        counts = possible.clamp(max=1) if self.params.where == "one" else share_of(possible, self.params.share)
         return likeliest(scores, wanted, counts)
 
     def check(self, texts: Spans, lookahead: int) -> None:
@@ -71,3 +72,8 @@ class Where:
 
     def _follow_marker(self, ids: Tensor) -> Tensor:
         return follow_marker(ids, self.params.marker, self.tokenizer, self._last)
+
+
+def share_of(counts: Tensor, share: float) -> Tensor:
+    """``share`` of the ``counts``, rounded up, but for what is only the product's rounding."""
+    return (share * counts.double() - ROUNDING).ceil()

@@ -148,3 +148,19 @@ def test_data_sets_that_are_refused(sources: dict[str, HubSplit], tmp_path: Path
     folder = local_hub.jsonl(tmp_path / "blank", "train", [{"text": " "}] * 3)
     with pytest.raises(UserError, match="has no text"):
         written({"train": HubSplit(path=str(folder), split="train")}, "blank_out")
+
+
+def test_mistakes_in_any_split_are_told_before_the_first_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also a part's column that is missing, and not a row that is in no part."""
+    rows = [{"question": "a", "answer": "no number", "module": "0"}]
+    rows += [{"question": "b", "answer": "#### 1", "module": str(i)} for i in range(1, 9)]
+    local_hub.jsonl(tmp_path / "set", "train-00000-of-00001", rows)
+    split = HubSplit(path=str(tmp_path / "set"), split="train", columns="question+answer", solution="final")
+    parts = [replace(split, part=f"module:{i}/2") for i in (1, 2)]
+    (out,) = (part for part in parts if not hub.in_part(rows[0], part))  # without the first row
+    for mistaken, told in ((replace(split, part="chapter:1/2"), "no column 'chapter'"), (split, "no number after ####")):
+        with monkeypatch.context() as patched, pytest.raises(UserError, match=told):
+            patched.setattr(hub, "blocks", lambda *_: pytest.fail("a split was read"))
+            written({"train": out, "heldout": mistaken}, f"refused {len(told)}")
+    written({"train": out}, "out")
+    assert set(texts("out", "train")) == {"Q: b\nA: 1"}

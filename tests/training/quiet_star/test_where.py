@@ -12,7 +12,7 @@ from pipeline.data.spans import IGNORED
 from pipeline.errors import UserError
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.quiet_star.trainer import LOSS_COLUMNS
-from pipeline.training.quiet_star.where import Where
+from pipeline.training.quiet_star.where import Where, share_of
 from tests.thought.tiny import LLAMA, quiet_star, random_ids
 from tests.training.quiet_star.test_trainer import TRAIN, some_spans, trainer
 
@@ -64,6 +64,11 @@ def test_so_many_positions_of_each_text_think_whatever_the_batch(model, kind, sh
         assert torch.equal(chooser.thinks(model, batch_of([row]), seed=1)[0], chosen[row])
     other = chooser.thinks(model, batch_of([0, 1, 2, 3]), seed=2)
     assert torch.equal(other, chosen) == (kind == "entropy" or share == 1.0 and kind == "random")
+
+
+def test_a_share_is_rounded_up_but_not_for_its_own_rounding():
+    assert share_of(torch.tensor([50, 45, 7]), 0.3).tolist() == [15, 14, 3]
+    assert share_of(torch.tensor([45, 100]), 0.6).tolist() == [27, 60]
 
 
 def test_by_entropy_the_least_certain_predictions_think(model):
