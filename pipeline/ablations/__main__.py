@@ -35,7 +35,9 @@ def main() -> None:
     failed = experiments.run(missing, options.jobs, done=add)
     rows = results.table(every, kept, done, failed)
     seeds = f"seed {grid.seeds[0]}" if len(grid.seeds) == 1 else f"seeds {', '.join(map(str, grid.seeds))}"
-    earlier = f" ({len(every) - len(missing)} of {len(every)} arms on earlier ones)" if len(missing) < len(every) else ""
+    earlier = (
+        f" ({len(every) - len(missing)} of {len(every)} arms on earlier ones)" if len(missing) < len(every) else ""
+    )
     about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}{earlier}, {seeds}. "
     write_table(stem.with_suffix(".csv"), rows)
     results.write_figure(rows, stem.with_suffix(".svg"))

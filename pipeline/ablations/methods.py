@@ -88,8 +88,8 @@ def main() -> None:
 def training(name: str, budget: str) -> tuple[list[str], dict[str, float]]:
     """The words for `preset.options` that train ``name`` on this ``budget``, and what its training costs.
 
-    steps; training_operations; thoughts_per_token, those sampled for each token of text that is read; thought_tokens, at
-    the end; its method and gate_share.
+    steps; training_operations; thoughts_per_token, those sampled for each token of text that is read; thought_tokens,
+    of the last stage; its method and gate_share.
     """
     words = ["arms.methods=[no_thought]"] if name == NO_THOUGHT else [f"method={name}"]
     method = preset.options(words).get("arms.methods", [NO_THOUGHT])[0]

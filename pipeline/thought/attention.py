@@ -42,8 +42,9 @@ def attend(
 ) -> Tensor:
     """`rows.Attend` by ``path``, or by the reference where ``path`` cannot express the rows or saves nothing.
 
-    `blocked` and `flex` cannot express left padding, a sliding window shorter than the text, capped scores, or values of
-    another width than keys; `flex` neither a pass of part of a row nor heads smaller than 16. One position alone (generation) has nothing to save.
+    `blocked` and `flex` cannot express left padding, a sliding window shorter than the text, capped scores, or values
+    of another width than keys; `flex` neither a pass of part of a row nor heads smaller than 16. One position alone
+    (generation) has nothing to save.
     """
     fits = rows.positions.shape[-1] > 1 and rows.is_plain(style) and value.shape[-1] == key.shape[-1]
     if path == "flex":

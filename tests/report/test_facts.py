@@ -14,7 +14,10 @@ STAGES = [
 ]
 
 
-@pytest.mark.parametrize("stages, lengths", [([], ["5 tokens", "2 tokens"]), (STAGES, ["9 tokens, then 3 tokens", "4 tokens, then 1 token "])])
+@pytest.mark.parametrize(
+    "stages, lengths",
+    [([], ["5 tokens", "2 tokens"]), (STAGES, ["9 tokens, then 3 tokens", "4 tokens, then 1 token "])],
+)
 def test_lengths_are_those_of_every_stage(stages: list[dict], lengths: list[str]):
     changes = {"arms.methods": ["quiet_star"], "train.stages": stages}
     told = what_it_does(METHODS["quiet_star"], params.load(Path(__file__).parents[2] / "params.yaml", changes))

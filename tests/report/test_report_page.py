@@ -106,7 +106,9 @@ def test_content_and_harm(page: Page):
     noted = "p &lt; 0.001, 75.0% of it"
     half = f"+40.0 [+30.0, +50.0], {noted}"
     assert f"|Quiet-STaR, swapped|{half}|{half}|+0.400 [+0.300, +0.500], {noted}|" in page.flat
-    assert "|no policy loss, swapped|+40.0 [+30.0, +50.0], p &lt; 0.001|+40.0" in page.flat, "no share where none is given"
+    assert "|no policy loss, swapped|+40.0 [+30.0, +50.0], p &lt; 0.001|+40.0" in page.flat, (
+        "no share where none is given"
+    )
     rows = fake.comparisons()
     own = rows["arm"].str.split("/").str[0] == rows["against"].str.split("/").str[0]
     content = own & rows["measure"].isin(["accuracy", "loss"])

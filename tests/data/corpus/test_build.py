@@ -158,7 +158,10 @@ def test_mistakes_in_any_split_are_told_before_the_first_is_read(tmp_path: Path,
     split = HubSplit(path=str(tmp_path / "set"), split="train", columns="question+answer", solution="final")
     parts = [replace(split, part=f"module:{i}/2") for i in (1, 2)]
     (out,) = (part for part in parts if not hub.in_part(rows[0], part))  # without the first row
-    for mistaken, told in ((replace(split, part="chapter:1/2"), "no column 'chapter'"), (split, "no number after ####")):
+    for mistaken, told in (
+        (replace(split, part="chapter:1/2"), "no column 'chapter'"),
+        (split, "no number after ####"),
+    ):
         with monkeypatch.context() as patched, pytest.raises(UserError, match=told):
             patched.setattr(hub, "blocks", lambda *_: pytest.fail("a split was read"))
             written({"train": out, "heldout": mistaken}, f"refused {len(told)}")
