@@ -41,7 +41,7 @@ class TrainedSwapped(NoPolicy):
     """
 
     def exchange(self, ids: Tensor, real: Tensor) -> Tensor:
-        """See `Objective.exchange`. The donor is the text before in the batch: its n-th thought for the n-th, or its last one.
+        """See `Objective.exchange`. The donor is the text before in the batch: its n-th thought for the n-th, or its last.
 
         Texts in which nothing thinks give none. A text that thinks alone (as in a last batch of held-out texts) gets
         thoughts of its own other slots.
