@@ -81,12 +81,7 @@ def run(
                 done(arm)
             else:
                 missing.append(arm)
-        # `python` is this interpreter, and experiments have an author even if git knows none
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-        for what in ("name", "email"):  # a clone does not inherit what this repository's configuration says
-            known = subprocess.run(["git", "config", f"user.{what}"], capture_output=True, text=True, check=False)
-            for who in ("AUTHOR", "COMMITTER"):
-                environment.setdefault(f"GIT_{who}_{what.upper()}", known.stdout.strip() or "ablations@localhost")
+        environment = _environment()
         shown = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True)
         cache = Path(shown.stdout.strip()).resolve()
         failed: dict[str, str] = {}
@@ -112,6 +107,16 @@ def run(
                     time.sleep(0.1)
                 raise
     return failed
+
+
+def _environment() -> dict[str, str]:
+    """That of arms: `python` is this interpreter, and experiments have an author even if git knows none."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    for what in ("name", "email"):  # a clone does not inherit what this repository's configuration says
+        known = subprocess.run(["git", "config", f"user.{what}"], capture_output=True, text=True, check=False)
+        for who in ("AUTHOR", "COMMITTER"):
+            environment.setdefault(f"GIT_{who}_{what.upper()}", known.stdout.strip() or "ablations@localhost")
+    return environment
 
 
 def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Callable[[str], None]) -> str | None:

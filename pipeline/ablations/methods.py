@@ -44,7 +44,7 @@ TRAININGS = {
     "distilled": {"distilled": f"/{OFF}"},
     NO_THOUGHT: {NO_THOUGHT: ""},  # continued pretraining, with which all are compared
 }
-PLACES = ["train.thinking.where=marker"]
+MARKED = ["train.thinking.where=marker"]
 ONE = ["train.thinking.where=one"]  # what it costs: a document has one marker, and the plan does not read the text
 REFERENCE = "gated"  # whose operations all others get
 CLOSE = 0.05  # operations that differ by no more are equal
@@ -93,7 +93,7 @@ def training(name: str, budget: str) -> tuple[list[str], dict[str, float]]:
     """
     words = ["arms.methods=[no_thought]"] if name == NO_THOUGHT else [f"method={name}"]
     method = preset.options(words).get("arms.methods", [NO_THOUGHT])[0]
-    words = [*words, f"arms.methods=[{method}]", *PLACES]
+    words = [*words, f"arms.methods=[{method}]", *MARKED]
     facts = costs(words)
     if budget == OPERATIONS:
         _, reference = training(REFERENCE, TEXT)

@@ -41,10 +41,10 @@ class TrainedSwapped(NoPolicy):
     """
 
     def exchange(self, ids: Tensor, real: Tensor) -> Tensor:
-        """See `Objective.exchange`. The donor is the text before in the batch: its n-th thought for the n-th, or its last.
+        """See `Objective.exchange`. The donor is the text before in the batch: its n-th thought for the n-th.
 
-        Texts in which nothing thinks give none. A text that thinks alone (as in a last batch of held-out texts) gets
-        thoughts of its own other slots.
+        Where it has fewer, its last. Texts in which nothing thinks give none. A text that thinks alone (as in a last
+        batch of held-out texts) gets thoughts of its own other slots.
         """
         thinking = real.any(1).nonzero().squeeze(1)
         if len(thinking) < 2:

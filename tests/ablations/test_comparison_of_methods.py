@@ -52,7 +52,7 @@ def test_a_training_with_a_gate_has_a_row_with_it_and_one_without(monkeypatch: p
     choices = "chooser,share,loss\ngate,0.05,2.0\ngate,0.1,1.6\nentropy,0.1,3.0\nmarker,0.02,1.5\n"
     monkeypatch.setattr(methods, "figures_of", lambda arm: figures())
     monkeypatch.setattr(methods, "git", lambda *words: choices)
-    monkeypatch.setattr(methods, "PLACES", [*methods.PLACES, "train.gate_share=0.09"])
+    monkeypatch.setattr(methods, "MARKED", [*methods.MARKED, "train.gate_share=0.09"])
     words, facts = methods.training("gated", methods.TEXT)
     arm = Arm("gated", {"name": "gated", "seed": 3, **facts}, preset.options(words), "", "", "")
     rows = methods.rows_of(arm, methods.TEXT).set_index("method")
