@@ -24,7 +24,8 @@ def main() -> None:
     every, stem = arms(grid), Path("results") / options.grid.stem
     kept = results.kept(stem.with_suffix(".csv"), every)
     missing = [arm for arm in every if arm.settings not in set(kept["settings"])]
-    print(f"{len(every)} arms, {len(every) - len(missing)} of which {stem}.csv has", flush=True)
+    there = len(every) - len(missing)
+    print(f"{len(every)} arms, {there} of which {stem}.csv has", flush=True)
     done: dict[str, DataFrame] = {}
 
     def add(arm: Arm) -> None:
@@ -35,9 +36,7 @@ def main() -> None:
     failed = experiments.run(missing, options.jobs, done=add)
     rows = results.table(every, kept, done, failed)
     seeds = f"seed {grid.seeds[0]}" if len(grid.seeds) == 1 else f"seeds {', '.join(map(str, grid.seeds))}"
-    earlier = (
-        f" ({len(every) - len(missing)} of {len(every)} arms on earlier ones)" if len(missing) < len(every) else ""
-    )
+    earlier = f" ({there} of {len(every)} arms on earlier ones)" if there else ""
     about = f"`python -m pipeline.ablations {options.grid}` on commit {every[0].baseline[:7]}{earlier}, {seeds}. "
     write_table(stem.with_suffix(".csv"), rows)
     results.write_figure(rows, stem.with_suffix(".svg"))

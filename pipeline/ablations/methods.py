@@ -89,7 +89,7 @@ def training(name: str, budget: str) -> tuple[list[str], dict[str, float]]:
     """The words for `preset.options` that train ``name`` on this ``budget``, and what its training costs.
 
     steps; training_operations; thoughts_per_token, those sampled for each token of text that is read; thought_tokens,
-    of the last stage; its method and gate_share.
+    of the last stage; gate_share.
     """
     words = ["arms.methods=[no_thought]"] if name == NO_THOUGHT else [f"method={name}"]
     method = preset.options(words).get("arms.methods", [NO_THOUGHT])[0]
@@ -126,7 +126,7 @@ def costs(words: list[str]) -> dict[str, float]:
     thoughts = planned.tokens["thoughts in training"] / length
     facts = {"steps": steps, "training_operations": operations, "thought_tokens": stages[-1].thought_tokens}
     facts |= {"thoughts_per_token": thoughts / planned.tokens["text in training"]}
-    return facts | {"method": every.arms.methods[0], "gate_share": train.gate_share}
+    return facts | {"gate_share": train.gate_share}
 
 
 def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
     """
     figures, name, seed = figures_of(arm), arm.about["name"], arm.about["seed"]
     values = figures.set_index(["task", "measure", "arm"])["value"]
-    method, rows = arm.about["method"], []
+    (method,), rows = arm.params["arms.methods"], []
     for row, way in TRAININGS[name].items():
         if way == f"/{OFF}" or row == NO_THOUGHT:
             thinks, loss = 0.0, values.get((HELDOUT, LOSS, f"{method}{way}"))

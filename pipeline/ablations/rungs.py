@@ -25,7 +25,6 @@ from pipeline.params import METHODS, Arms
 from pipeline.report.reading import read_json
 
 RUN = "quiet_star"
-REFERENCES = (CONTINUED,)  # that every method is compared with, beside those of `pairs`
 TOTALS, ABOUT = "totals.parquet", "about.json"
 # copies of an arm's tables, for readers: the training log, held-out losses, and what its thoughts said
 COPIES = ("train/{run}/steps.csv", "train/{run}/heldout.csv", "perplexity/{run}/tables/extremes.csv")
@@ -57,7 +56,7 @@ def read_rung(path: Path) -> Rung:
 def settings_of(arm: Arm) -> str:
     """A digest of the arm's options, wherever its model and data are: the weights have a name of their own.
 
-    A folder has no revision, so neither counts the revision of a data set.
+    Nor does a revision count, as a folder has none.
     """
     elsewhere = (*PLACES, *(place.replace(".path", ".revision") for place in PLACES))
     return digest(*(f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in elsewhere))
@@ -122,7 +121,7 @@ def comparison(rung: str, folder: Path, runs: Sequence[str]) -> pd.DataFrame:
     rows = []
     for (task, measure), by_arm in sides.items():
         mains = [arm for arm in by_arm if "/" not in arm]
-        wanted = [*pairs(RUN, list(by_arm)), *((arm, other) for arm in mains for other in REFERENCES)]
+        wanted = [*pairs(RUN, list(by_arm)), *((arm, CONTINUED) for arm in mains)]
         wanted = [pair for pair in dict.fromkeys(wanted) if pair[0] != pair[1] and {*pair} <= {*by_arm}]
         alone = [(arm, None) for arm in by_arm if arm not in {one for one, _ in wanted}]
         for arm, other in [*wanted, *alone]:

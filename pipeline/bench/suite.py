@@ -27,13 +27,13 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) == 2 else ""
     if name not in SETS:
         raise UserError(f"usage: python -m pipeline.bench.suite {'|'.join(SETS)}")
-    records, failed = [], 0
+    records = []
     FOLDER.mkdir(parents=True, exist_ok=True)
     for line in tqdm(SETS[name], desc="benchmarks", unit=" runs"):
         done = subprocess.run([sys.executable, "-m", "pipeline.bench", *line.split()], capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            record, failed = {"failed": last.removeprefix("error: ")}, failed + 1
+            record = {"failed": last.removeprefix("error: ")}
         else:
             record = json.loads(done.stdout.splitlines()[-1])
         records.append({"command": line, **record})
@@ -42,7 +42,7 @@ def main() -> None:
             part.write_text(text)
             part.replace(FOLDER / f"{name}.{kind}")
     print(table(records))
-    if failed:
+    if failed := sum("failed" in record for record in records):
         raise UserError(f"{failed} of {len(records)} runs failed: the table has the reasons")
 
 

@@ -345,12 +345,12 @@ class QuietStarForCausalLM(PreTrainedModel, ThoughtGenerationMixin):
         if sampling is None:
             learns = labels is not None and torch.is_grad_enabled()
             sampling = Sampling(0.0 if labels is None else 1.0, new_seed() if learns else 0)
-        if labels is not None and attention_mask is not None and not attention_mask[:, 0].all():  # padded on the left
+        if labels is not None and attention_mask is not None:
             real = attention_mask.bool()
-            thinks = real if thinks is None else thinks & real
-            labels = torch.cat([labels[:, :1], labels[:, 1:].masked_fill(~real[:, :-1], IGNORED)], dim=1)
-        if labels is not None and attention_mask is not None:  # read no further than the longest text
-            longest = max(attention_mask.any(0).nonzero().flatten().tolist(), default=0) + 1
+            if not real[:, 0].all():  # padded on the left: no padding thinks or is followed by a text
+                thinks = real if thinks is None else thinks & real
+                labels = torch.cat([labels[:, :1], labels[:, 1:].masked_fill(~real[:, :-1], IGNORED)], dim=1)
+            longest = max(real.any(0).nonzero().flatten().tolist(), default=0) + 1  # read no further
             input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
         text = self.thinker.read(input_ids, attention_mask, text_keys, engine.attention)
         if labels is None:

@@ -85,10 +85,8 @@ def write_texts(sources: Mapping[str, HubSplit], seed: int, scratches: Mapping[s
     Each split draws with its own seed, so that two splits of one data set choose different rows.
     """
     for source in sources.values():  # tell of a mistake in any of them before hours of downloading
-        for row in islice(hub.rows(source), ROWS_TRIED):
-            if hub.in_part(row, source):
-                hub.document(row, source)
-                break
+        some = islice(hub.rows(source), ROWS_TRIED)
+        next((hub.document(row, source) for row in some if hub.in_part(row, source)), None)
     for split, source in sources.items():
         scratch, split_seed = scratches[split], zlib.crc32(f"{seed}/{split}".encode())
         state = scratch.rows[-1]["state"] if scratch.rows else hub.START
