@@ -29,11 +29,6 @@ from tests.training.quiet_star.test_trainer import TRAIN, column, run_until, som
 RLP = replace(TRAIN, rlp=params.Rlp(clip=0.2, epochs=2), steps=6, batch_size=2, accumulation=2, policy_temperature=0.7)
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def spans(tmp_path_factory: pytest.TempPathFactory) -> Spans:
     return some_spans(tmp_path_factory.mktemp("spans") / "spans.arrow", last=6)

@@ -28,7 +28,6 @@ GATED = replace(TRAIN, gate=True, gate_share=0.25)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     model_folder(tmp_path / "base", "llama", num_attention_heads=2, intermediate_size=24)
     for name in ("train", "heldout"):

@@ -29,11 +29,6 @@ FIRST, SECOND = Stage(3, 3, 0.01, 2), Stage(2, 1, 0.004, 2)
 STAGED = settings_of(replace(TRAIN, stages=[FIRST, SECOND], evaluation_steps=3), QUIET_STAR)
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def spans(tmp_path_factory: pytest.TempPathFactory) -> Spans:
     return some_spans(tmp_path_factory.mktemp("spans") / "spans.arrow", last=6)

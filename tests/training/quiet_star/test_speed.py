@@ -56,7 +56,6 @@ def test_the_share_of_a_gpus_peak(device: str, peak: float, monkeypatch: pytest.
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, bytes]]:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "unset")  # so that it is put back
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
     model_folder(tmp_path / "base", "llama", num_attention_heads=2, intermediate_size=24)

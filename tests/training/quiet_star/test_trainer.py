@@ -74,11 +74,6 @@ TRAIN = replace(
 Run = tuple[QuietStarForCausalLM, list[dict]]
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def decoder_tokens(method: str, thinks: Tensor | None = None, **sizes: int) -> int:
     """Tokens that pass through the decoder in a training step, counted in its first layer; backward counts twice."""
     model, passed = quiet_star(LLAMA, method=method, **sizes), []
