@@ -1,5 +1,8 @@
 """Any transformers decoder, reduced to the four operations that thoughts need: embed, read, run rows, predict."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -12,6 +15,7 @@ from .rows import Packing, Rows
 from .views import NAME, KeyValueCache, TextView, ThoughtView, View
 
 RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # ends of the names of settings that add noise
+WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a layer attends to; a config has them, or its layers
 
 
 class UnsupportedDecoderError(ValueError):
@@ -107,7 +111,8 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
     """Run a thought in parallel and as an ordinary sequence; raise UnsupportedDecoderError if the logits differ.
 
     The ordinary run is the model's own forward pass with eager attention. So this finds everything a model does that
-    the views and `Head` do not (state-space layers, ALiBi, scaled logits, ...), without a list of supported models.
+    the views and `Head` do not (state-space layers, ALiBi, scaled logits, ...), without a list of supported models. A
+    window that layers do not tell the attention interface of is found too, as it is made shorter than these texts.
     """
     if isinstance(getattr(base, "decoder", None), Decoder):
         raise UnsupportedDecoderError("it is a trained Quiet-STaR model: name the one that it was trained on")
@@ -115,20 +120,36 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
     ids = torch.arange(1, 2 * tokens + 1, device=base.device).unsqueeze(0) % config.vocab_size
     text, row = ids[:, :tokens], ids[:, tokens:]
     try:
-        base.set_attn_implementation("eager")
-        expected = base(ids, use_cache=False).logits[:, tokens:]
-        base.set_attn_implementation(NAME)
-        decoder = Decoder(base)
-        _, view = decoder.read(text, attention="reference")
-        last = torch.tensor([tokens - 1], device=base.device)
-        rows = decoder.run_rows(decoder.embed(row), view, last, Packing((1, 1, 1)))
-        actual = decoder.head.logits(rows)
+        with _short_windows(base, tokens - 2):
+            base.set_attn_implementation("eager")
+            expected = base(ids, use_cache=False).logits[:, tokens:]
+            base.set_attn_implementation(NAME)
+            decoder = Decoder(base)
+            _, view = decoder.read(text, attention="reference")
+            last = torch.tensor([tokens - 1], device=base.device)
+            rows = decoder.run_rows(decoder.embed(row), view, last, Packing((1, 1, 1)))
+            actual = decoder.head.logits(rows)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         reason = f"a thought cannot be run in parallel ({_first_line(error)})"
         raise UnsupportedDecoderError(f"{config.model_type}: {reason}") from error
     difference = (actual - expected).float().norm() / expected.float().norm()
     if not difference < (tolerance if expected.dtype == torch.float32 else 0.05):
         raise UnsupportedDecoderError(f"{config.model_type}: a thought run in parallel differs by {difference:.1%}")
+
+
+@contextmanager
+def _short_windows(base: PreTrainedModel, tokens: int) -> Iterator[None]:
+    """Let the layers that have a window attend to at most ``tokens`` meanwhile."""
+    places = [base.config.get_text_config(), *base.modules()]
+    found = [(place, name, getattr(place, name, None)) for place in places for name in WINDOWS]
+    found = [(place, name, value) for place, name, value in found if isinstance(value, int)]
+    for place, name, value in found:
+        setattr(place, name, min(value, tokens))
+    try:
+        yield
+    finally:
+        for place, name, value in found:
+            setattr(place, name, value)
 
 
 def _first_line(error: Exception) -> str:

@@ -178,6 +178,8 @@ def mixing_weights(reference: SlowQuietStar, places: list[tuple[list[int], int]]
 
 
 BART = {"d_model": 16, "decoder_layers": 1, "encoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 16}
+WINDOW = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}  # longer than the check's texts
+QWEN2_MOE = {"model_type": "qwen2_moe", **SIZES, "num_experts": 2, "num_experts_per_tok": 1, **WINDOW}
 UNSUPPORTED = {
     "state space": {"model_type": "mamba", "vocab_size": 23, "hidden_size": 16, "num_hidden_layers": 2},
     "alibi": {"model_type": "bloom", "vocab_size": 23, "hidden_size": 16, "n_layer": 2, "n_head": 4},
@@ -199,6 +201,19 @@ def test_unsupported(base):
     message = str(caught.value)
     assert message.startswith(f"{base['model_type']}: ")
     assert "\n" not in message and len(message) < 200
+
+
+def test_a_window_that_layers_keep_from_attention_is_noticed():
+    """Qwen2-MoE's is in its masks alone. It can think without one."""
+    check_decoder(build_decoder(config_of({**QWEN2_MOE, "use_sliding_window": False})))
+    with pytest.raises(UnsupportedDecoderError, match=r"qwen2_moe: a thought run in parallel differs by"):
+        check_decoder(build_decoder(config_of(QWEN2_MOE)))
+
+
+def test_the_check_leaves_windows_as_they_are():
+    model = build_decoder(config_of({**ARCHITECTURES["mistral, window"], "sliding_window": 32}))
+    check_decoder(model)
+    assert model.config.sliding_window == 32
 
 
 def test_from_base_checks_the_decoder():
