@@ -364,7 +364,16 @@ def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
 
 def _impossible(params: Params) -> Iterator[str]:
     """Problems of values that are within their bounds."""
-    train, arms, base, scratch = params.train, params.arms, params.base_model, params.base_model.scratch
+    yield from _impossible_data(params)
+    yield from _impossible_base(params.base_model)
+    for name, values in vars(params.arms).items():
+        if not values or len(set(values)) < len(values):
+            yield f"arms.{name} is {values}, but must name at least one and none twice"
+    yield from _impossible_training(params.train, params.tokenize.span)
+    yield from _impossible_arms(params.train, {*params.arms.methods})
+
+
+def _impossible_data(params: Params) -> Iterator[str]:
     moves = params.corpus.microworld.moves
     if moves.fewest > moves.most:
         yield f"corpus.microworld.moves.fewest is {moves.fewest}, but must be at most moves.most, {moves.most}"
@@ -372,8 +381,6 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "corpus.microworld.kinds are all 0: at least one must be above 0"
     if not params.tasks.files:
         yield "tasks.files is empty: name at least one task file"
-    if base.source == "hub" and not base.path:
-        yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
     for split, source in vars(params.corpus.hub).items():
         if not source.path:
             yield f"corpus.hub.{split}.path is empty: name a hub data set or a local folder"
@@ -383,9 +390,22 @@ def _impossible(params: Params) -> Iterator[str]:
             yield f"corpus.hub.{split}.columns is {source.columns}, but must name one column, or two with a + between"
         if source.solution is not None and "+" not in (source.columns or ""):
             yield f"corpus.hub.{split}.solution is {source.solution}, but columns names no question+answer"
-    for name, values in vars(arms).items():
-        if not values or len(set(values)) < len(values):
-            yield f"arms.{name} is {values}, but must name at least one and none twice"
+
+
+def _impossible_base(base: BaseModel) -> Iterator[str]:
+    scratch = base.scratch
+    if base.source == "hub" and not base.path:
+        yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
+    if not scratch.steps:
+        yield "base_model.scratch.steps is 0, but must be at least 1: new weights know nothing"
+    if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
+        yield "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
+    elif scratch.hidden_size // scratch.heads % 2:
+        yield "base_model.scratch: hidden_size divided by heads must be even, for rotary position embeddings"
+
+
+def _impossible_training(train: Train, span: int) -> Iterator[str]:
+    """Problems of any method; ``span``: tokens of a text."""
     if not train.thinking.marker:
         yield "train.thinking.marker is empty: it is the text after which a position thinks"
     if train.thinking.where == "gate" and not train.gate:
@@ -396,38 +416,36 @@ def _impossible(params: Params) -> Iterator[str]:
         yield "train.saved is learned, but with train.adapt whole that is the whole model: set one of them"
     if train.lora.modules == []:
         yield "train.lora.modules is empty: name linear layers, or null for all of them"
-    if train.adapt == "frozen" and "no_thought" in arms.methods:
-        yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
-    if train.adapt == "frozen" and "distilled" in arms.methods:
-        yield "arms.methods has distilled, whose student has nothing to learn with train.adapt frozen: take lora"
-    if train.rationales < 2 and train.advantage == "signed" and {*COMPARING} & {*arms.methods}:
-        yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
-    if train.rationales < 2 and "rlp" in arms.methods:
-        yield "arms.methods has rlp, which compares thoughts at one position: make train.rationales at least 2"
     if train.token_cost and not train.thoughts_end:
         yield "train.token_cost is for thoughts that end themselves: make train.thoughts_end true, or the cost 0"
-    if "trained_swapped" in arms.methods and train.batch_size < 2:
-        yield "arms.methods has trained_swapped, which reads another text's thoughts: make train.batch_size at least 2"
     if train.clip == "apart" and train.positions is not None:
         yield "train.clip is apart, which needs all positions at once: make train.positions null"
     stages = {f"train.stages[{i}].": stage for i, stage in enumerate(train.stages)} or {"train.": train}
     for prefix, stage in stages.items():
-        if stage.lookahead > (most := params.tokenize.span - 2):
+        if stage.lookahead > (most := span - 2):
             yield f"{prefix}lookahead is {stage.lookahead}, but must be at most {most}, two less than tokenize.span"
     ends = accumulate(stage.steps for stage in train.stages)
     if apart := [end for end in ends if end % train.log_steps]:
         yield f"train.log_steps is {train.log_steps}, but a stage ends at step {apart[0]}: make it a divisor, such as 1"
-    if train.stages and train.rlp.epochs > 1 and "rlp" in arms.methods:
-        yield "train.rlp.epochs is above 1, and a stage may end between a batch's epochs: make it 1, or train.stages []"
-    if train.stages and (pauses := {"pause", "pause_same_compute"} & {*arms.methods}):
-        yield f"arms.methods has {min(pauses)}, whose pauses have one length: drop it, or make train.stages []"
-    if "pause_same_compute" in arms.methods and train.thinking.where in ("one", "marker"):
-        yield "arms.methods has pause_same_compute, but how much thinks is not known before: train.thinking.where every"
     if train.log_steps > (steps := sum(stage.steps for stage in train.every_stage)):
         yield f"train.log_steps is {train.log_steps}, but the run has {steps} steps: make it smaller"
-    if not scratch.steps:
-        yield "base_model.scratch.steps is 0, but must be at least 1: new weights know nothing"
-    if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
-        yield "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
-    elif scratch.hidden_size // scratch.heads % 2:
-        yield "base_model.scratch: hidden_size divided by heads must be even, for rotary position embeddings"
+
+
+def _impossible_arms(train: Train, methods: set[str]) -> Iterator[str]:
+    """Settings that one of the ``methods`` cannot be trained with."""
+    if train.adapt == "frozen" and "no_thought" in methods:
+        yield "arms.methods has no_thought, which has nothing to learn with train.adapt frozen: drop it, or take lora"
+    if train.adapt == "frozen" and "distilled" in methods:
+        yield "arms.methods has distilled, whose student has nothing to learn with train.adapt frozen: take lora"
+    if train.rationales < 2 and train.advantage == "signed" and {*COMPARING} & methods:
+        yield "train.advantage is signed, which compares thoughts at one position: make train.rationales at least 2"
+    if train.rationales < 2 and "rlp" in methods:
+        yield "arms.methods has rlp, which compares thoughts at one position: make train.rationales at least 2"
+    if "trained_swapped" in methods and train.batch_size < 2:
+        yield "arms.methods has trained_swapped, which reads another text's thoughts: make train.batch_size at least 2"
+    if train.stages and train.rlp.epochs > 1 and "rlp" in methods:
+        yield "train.rlp.epochs is above 1, and a stage may end between a batch's epochs: make it 1, or train.stages []"
+    if train.stages and (pauses := {"pause", "pause_same_compute"} & methods):
+        yield f"arms.methods has {min(pauses)}, whose pauses have one length: drop it, or make train.stages []"
+    if "pause_same_compute" in methods and train.thinking.where in ("one", "marker"):
+        yield "arms.methods has pause_same_compute, but how much thinks is not known before: train.thinking.where every"
