@@ -26,9 +26,10 @@ from pipeline.report.reading import read_json
 
 RUN = "quiet_star"
 TOTALS, ABOUT = "totals.parquet", "about.json"
-# copies of an arm's tables, for readers: the training log, held-out losses, and what its thoughts said
+# copies of an arm's tables, for readers: the training log, held-out losses, what its thoughts said, and what they gain
+# where a rule says to think
 COPIES = ("train/{run}/steps.csv", "train/{run}/heldout.csv", "perplexity/{run}/tables/extremes.csv")
-COPIES += ("perplexity/{run}/tables/metrics.json",)
+COPIES += ("perplexity/{run}/tables/metrics.json", "perplexity/{run}/tables/choices.csv")
 COLUMNS = ["rung", "method", "seed", "measure", "n", "value", "difference_to", "difference", "low", "high", "weights"]
 EVERY = "all"  # seeds
 

@@ -119,6 +119,9 @@ def test_what_is_kept_of_an_arm_is_read_from_its_commit(tmp_path: Path, monkeypa
         log.mkdir(parents=True)
         (log / "metrics.json").write_text('{"base_weights": "abc"}')
         (log / "steps.csv").write_text("step\n1\n")
+        tables = Path(f"results/perplexity/quiet_star-{seed}/tables")
+        tables.mkdir()
+        (tables / "choices.csv").write_text(f"chooser\nmarker {seed}\n")
     call(tmp_path, "git", "add", "-A", "-f")
     call(tmp_path, "git", "commit", "-q", "-m", "an experiment")
     call(tmp_path, "git", "update-ref", "refs/exps/aa/bb/arm", "HEAD")
@@ -126,7 +129,9 @@ def test_what_is_kept_of_an_arm_is_read_from_its_commit(tmp_path: Path, monkeypa
     call(tmp_path, "git", "add", "-A")
     call(tmp_path, "git", "commit", "-q", "-m", "nothing is left")
     rungs.keep(Arm("arm", {}, {}, "", "aabb", "aabb"), "quiet_star-1", "s", Path("kept"))
-    assert sorted(path.name for path in Path("kept").iterdir()) == ["about.json", "steps.csv", "totals.parquet"]
+    names = ["about.json", "choices.csv", "steps.csv", "totals.parquet"]
+    assert sorted(path.name for path in Path("kept").iterdir()) == names
+    assert Path("kept/choices.csv").read_text() == "chooser\nmarker 1\n"
     assert json.loads(Path("kept/about.json").read_text()) == {"settings": "s", "weights": "abc", "commit": "aabb"}
     write_run(Path("again"), "quiet_star", 1)
     found = read_arms(Arms(["quiet_star"], [1]), Path("again/evaluate"), Path("again/perplexity"))
