@@ -24,6 +24,7 @@ MEASURES = {
     "accuracy_norm": "Accuracy by byte",
     "prob": "Probability of the right answer",
     "loss": "Loss, nats a token",
+    "loss_after_marker": "Loss, nats a token, with thoughts after the marker alone",
 }
 COLUMNS = ["experiment", "settings", "state", "method", "thought_tokens", "lookahead", "task", "measure"]
 COLUMNS += ["seeds", "n", "groups", "value", "low", "high"]

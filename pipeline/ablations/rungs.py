@@ -17,7 +17,7 @@ from dvc.api import DVCFileSystem
 from pipeline import typed_yaml
 from pipeline.ablations.grid import PLACES, Arm, digest, git
 from pipeline.errors import UserError
-from pipeline.evaluation.arms import BEFORE, CONTINUED, LOSS, pairs, read_arms
+from pipeline.evaluation.arms import BEFORE, CONTINUED, LOSSES, pairs, read_arms
 from pipeline.evaluation.compare import better
 from pipeline.evaluation.statistics import SHARE, Totals, asked, mean, mean_interval
 from pipeline.files import replacing, write_json, write_table
@@ -135,7 +135,7 @@ def comparison(rung: str, folder: Path, runs: Sequence[str]) -> pd.DataFrame:
                 row = {"rung": rung, "method": arm, "seed": name, "measure": f"{task} {measure}"}
                 row |= {"n": round(mine.weights.sum(-1).mean()), "value": mean(mine)}
                 if two is None:
-                    low, high = mean_interval(mine, None if measure == LOSS else SHARE)
+                    low, high = mean_interval(mine, None if measure in LOSSES else SHARE)
                 else:
                     theirs = _joined(two, some)
                     if theirs.weights.shape != mine.weights.shape or (theirs.weights != mine.weights).any():

@@ -16,10 +16,13 @@ from pipeline.errors import UserError
 from pipeline.evaluation.statistics import Totals, totals
 from pipeline.params import Arms
 
-# measures; NORM: accuracy by log-probabilities a byte, of tasks of kind text; a loss is in nats a token
-ACCURACY, NORM, PROB, LOSS = "accuracy", "accuracy_norm", "prob", "loss"
+# measures; NORM: accuracy by log-probabilities a byte, of tasks of kind text; losses are in nats a token: with thoughts
+# before every token, and with thoughts after the marker alone
+ACCURACY, NORM, PROB, LOSS, MARKED = "accuracy", "accuracy_norm", "prob", "loss", "loss_after_marker"
+LOSSES = (LOSS, MARKED)
 COLUMNS = {ACCURACY: "correct", PROB: "prob", NORM: "correct_norm"}  # of predictions.parquet
 HELDOUT = "heldout"  # the held-out text, beside the tasks
+AFTER = "after_marker"  # in tokens.parquet: whether the token follows the marker of train.thinking
 BEFORE = "before"  # the model before training, as a method and as an arm
 CONTINUED = "no_thought"  # continued pretraining, likewise
 OFF, SWAPPED, RANDOM = "thoughts_off", "swapped", "random"
@@ -63,7 +66,7 @@ def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[s
                 for part in names if len(names) > 1 and measure == ACCURACY and "/" not in arm else ():
                     own = parts == part
                     found.setdefault((f"{task}/{part}", measure), {})[arm] = totals(values[:, own], groups[own])
-    return found | {(HELDOUT, LOSS): _losses(arms, perplexities)}
+    return found | _losses(arms, perplexities)
 
 
 def pairs(run: str, arms: list[str]) -> list[tuple[str, str]]:
@@ -95,32 +98,39 @@ def _answers(evaluations: Path, method: str, seed: int) -> pd.DataFrame:
     return rows.assign(seed=seed, arm=[mains.get(way, f"{method}/{way}") for way in rows["way"]])
 
 
-def _losses(arms: Arms, perplexities: Path) -> dict[str, Totals]:
-    """Each arm's losses on held-out text; a group is a text, the weights are numbers of tokens."""
-    found, tokens = {}, None
+def _losses(arms: Arms, perplexities: Path) -> dict[tuple[str, str], dict[str, Totals]]:
+    """Each arm's losses on held-out text; a group is a text, the weights are numbers of tokens.
+
+    If a text has the marker, also `MARKED`: where another token follows, nothing is thought.
+    """
+    first, found = None, {}
     for method in arms.methods:
-        tables = [_by_text(perplexities / f"{method}-{seed}/tokens.parquet") for seed in arms.seeds]
-        tokens = tables[0]["tokens"] if tokens is None else tokens
-        if not all(table["tokens"].equals(tokens) for table in tables):
+        tables = [_tokens(perplexities / f"{method}-{seed}/tokens.parquet") for seed in arms.seeds]
+        first = tables[0] if first is None else first
+        if not all(table[["text", AFTER]].equals(first[["text", AFTER]]) for table in tables):
             raise UserError(f"{method}: held-out texts are not those of {arms.methods[0]}: run `dvc repro perplexity`")
-        columns = {f"nll_{way}": f"{method}/{way}" for way in (SWAPPED, RANDOM)}
-        columns["nll_no_thought"] = f"{method}/{OFF}" if "nll_thought" in tables[0] else method
-        columns |= {"nll_thought": method, "nll_before": BEFORE}
-        for column, arm in columns.items():
-            if column in tables[0] and arm not in found:  # what the model before training lost is in every table
-                sums = np.stack([table[column] for table in tables])
-                found[arm] = Totals(sums, np.broadcast_to(tokens.to_numpy(float), sums.shape))
+        counts = first.groupby("text").size().to_numpy(float)
+        ways = {"nll_thought": method} | {f"nll_{way}": f"{method}/{way}" for way in (SWAPPED, RANDOM)}
+        others = {"nll_no_thought": f"{method}/{OFF}" if "nll_thought" in tables[0] else method, "nll_before": BEFORE}
+        for (column, arm), measure in product((ways | others).items(), LOSSES if first[AFTER].any() else (LOSS,)):
+            by_arm = found.setdefault((HELDOUT, measure), {})
+            if column not in tables[0] or arm in by_arm:  # what the model before training lost is in every table
+                continue
+            losses = [table[column] for table in tables]
+            if measure == MARKED and column in ways:
+                losses = [table[column].where(table[AFTER], table["nll_no_thought"]) for table in tables]
+            sums = np.stack([some.groupby(first["text"]).sum() for some in losses])
+            by_arm[arm] = Totals(sums, np.broadcast_to(counts, sums.shape))
     return found
 
 
-def _by_text(path: Path) -> pd.DataFrame:
-    """A row for each text: the sums of the losses that tokens.parquet has, and the number of tokens."""
+def _tokens(path: Path) -> pd.DataFrame:
+    """The text of each token, whether it follows the marker, and the losses that tokens.parquet has."""
     try:
-        columns = ["text", *(name for name in pq.read_schema(path).names if name.startswith("nll_"))]
-        by_text = pd.read_parquet(path, columns=columns).groupby("text")
+        losses = [name for name in pq.read_schema(path).names if name.startswith("nll_")]
+        return pd.read_parquet(path, columns=["text", AFTER, *losses])
     except (OSError, ValueError) as error:
         raise _broken(path) from error
-    return by_text.sum().assign(tokens=by_text.size())
 
 
 def _broken(path: Path) -> UserError:

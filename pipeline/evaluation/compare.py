@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.arms import ACCURACY, BEFORE, HELDOUT, LOSS, OFF, SWAPPED, pairs, read_arms
+from pipeline.evaluation.arms import ACCURACY, BEFORE, HELDOUT, LOSS, LOSSES, OFF, SWAPPED, pairs, read_arms
 from pipeline.evaluation.statistics import (
     SHARE,
     SHARE_DIFFERENCE,
@@ -41,7 +41,7 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
         for arm, side in by_arm.items():
             sizes[arm] = {"seeds": len(arms.seeds), "n": round(side.weights.sum(-1).mean())}
             sizes[arm]["groups"] = side.sums.shape[-1]
-            low, high = mean_interval(side, None if measure == LOSS else SHARE)
+            low, high = mean_interval(side, None if measure in LOSSES else SHARE)
             figures.append({**about, "arm": arm, **sizes[arm], "value": mean(side), "low": low, "high": high})
             each = zip(arms.seeds, side.sums.sum(-1) / side.weights.sum(-1), strict=True)
             seeds += [{"arm": arm, "seed": s, **about, "value": v} for s, v in each if "/" not in task]
@@ -63,7 +63,7 @@ def write_compare(arms: Arms, evaluations: Path, perplexities: Path, results: Pa
 
 def better(one: Totals, other: Totals, measure: str) -> Difference:
     """How much better ``one`` is than ``other``: right more often, or with a lower loss."""
-    return difference(other, one, None) if measure == LOSS else difference(one, other, SHARE_DIFFERENCE)
+    return difference(other, one, None) if measure in LOSSES else difference(one, other, SHARE_DIFFERENCE)
 
 
 def _summary(run: str, figures: pd.DataFrame, comparisons: pd.DataFrame, costs: list[dict]) -> dict[str, float | None]:

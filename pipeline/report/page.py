@@ -75,7 +75,7 @@ def _arms(folder: Path, method: Method) -> dict:
     differences = {measure: results.differences_table(found, measure) for measure in measures}
     content, heldout = results.content_table(found), results.heldout_table(found)
     rows = [row[1:] for table in (*differences.values(), content) for row in table.rows]
-    rows += [row[-1:] for row in heldout.rows]
+    rows += [row[2::2] for row in heldout.rows]  # a loss, then the difference, for each measure
     compared = sum(bool(cell.text) for row in rows for cell in row)
     return {
         "claims": results.claims(found),

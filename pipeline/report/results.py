@@ -31,7 +31,7 @@ from pipeline.report.method import METHODS, Method, arm_name, arm_order
 from pipeline.report.reading import read_csv, read_json
 from pipeline.training.warnings import HARM
 
-HELDOUT, LOSS, BEFORE, NORM = "heldout", "loss", "before", "accuracy_norm"
+HELDOUT, LOSS, MARKED, BEFORE, NORM = "heldout", "loss", "loss_after_marker", "before", "accuracy_norm"
 # what the run must be better than: arms without the cause, and its own model with another's thoughts
 RIVALS = {
     "no_policy": "training without the policy loss",
@@ -63,6 +63,7 @@ MEASURES = {
     NORM: Measure("Accuracy by log-probabilities a byte", percent, points, "points"),
     "prob": Measure("Probability of the right answer", percent, points, "points"),
     LOSS: Measure("Loss", decimal, nats, "nats a token"),
+    MARKED: Measure("Loss, thoughts after the marker alone", decimal, nats, "nats a token"),
 }
 
 
@@ -92,6 +93,11 @@ class Results:
     @property
     def tasks(self) -> list[str]:
         return list(dict.fromkeys(task for task, *_ in self.figures if task != HELDOUT))
+
+    @property
+    def losses(self) -> list[str]:
+        """The measures of held-out text."""
+        return list(dict.fromkeys(measure for task, measure, _ in self.figures if task == HELDOUT))
 
     def better(self, *key: str) -> Estimate | None:
         """By how much an arm is better than another: ``key`` is (task, measure, arm, against)."""
@@ -202,23 +208,28 @@ def differences_table(results: Results, measure: str) -> Table:
 
 def content_table(results: Results) -> Table:
     """How much better each arm is with its own thoughts than with something else in their place."""
-    tasks = dict.fromkeys(results.tasks, "accuracy") | {HELDOUT: LOSS}
+    columns = [(task, "accuracy") for task in results.tasks] + [(HELDOUT, measure) for measure in results.losses]
     pairs = {(arm, against) for *_, arm, against in results.comparisons if "/" in against}
     pairs = {(arm, against) for arm, against in pairs if arm.partition("/")[0] == against.partition("/")[0]}
     rows = []
     for arm, against in sorted(pairs, key=lambda pair: (arm_order(pair[1]), pair)):
-        rows.append([Cell(arm_name(against)), *(_difference(results, *one, arm, against) for one in tasks.items())])
-    units = [f"{'held-out text' if task == HELDOUT else task}, {MEASURES[tasks[task]].unit}" for task in tasks]
+        rows.append([Cell(arm_name(against)), *(_difference(results, *one, arm, against) for one in columns)])
+    names = {(HELDOUT, LOSS): "held-out text", (HELDOUT, MARKED): "held-out text, thoughts after the marker alone"}
+    units = [f"{names.get((task, measure), task)}, {MEASURES[measure].unit}" for task, measure in columns]
     return Table("Own thoughts minus something else in their place", ["in their place", *units], rows)
 
 
 def heldout_table(results: Results) -> Table:
-    rows = []
+    """Each arm's loss with thoughts before every token and, if a text has the marker, with thoughts after it alone."""
+    rows, header = [], ["arm"]
+    for measure in results.losses:
+        header += [MEASURES[measure].title.lower(), "better than before training by"]
     for arm in results.arms([HELDOUT]):
-        value = Estimate.of(results.figures[HELDOUT, LOSS, arm], "value", ends="")
-        change = _difference(results, HELDOUT, LOSS, arm, BEFORE)
-        rows.append([Cell(arm_name(arm)), Cell(interval(value, decimal)), change])
-    header = ["arm", "loss", "better than before training by"]
+        row = [Cell(arm_name(arm))]
+        for measure in results.losses:
+            value = Estimate.of(results.figures[HELDOUT, measure, arm], "value", ends="")
+            row += [Cell(interval(value, decimal)), _difference(results, HELDOUT, measure, arm, BEFORE)]
+        rows.append(row)
     return Table("Loss on held-out text, nats a token", header, rows)
 
 

@@ -16,6 +16,7 @@ from pipeline.params import Arms
 GROUPS = list("aabbccddeeff")
 PARTS = ["9", "10", "10", "2"] * 3  # of the animals; the rings have one
 COUNTS = [3, 1, 4, 1, 5, 9, 2]  # tokens of each held-out text
+AFTER = [i % 4 == 2 for i in range(sum(COUNTS))]  # which of them follow the marker
 # the share of answers that each way has right, and its loss on held-out text
 SAMPLING = {"thought": 0.9, "no_thought": 0.3, "swapped": 0.4, "random": 0.2, "same_last": 0.5}
 WAYS = {
@@ -43,7 +44,7 @@ def write_run(folder: Path, method: str, seed: int, tasks: tuple[str, ...] = ("r
     answers = pd.DataFrame(rows).assign(prob=rng.random(len(rows)))
     answers["correct_norm"] = (~answers["correct"]).where(answers["task"] == "rings", None)  # as if rings were of texts
     tokens = pd.DataFrame({"text": np.repeat(np.arange(len(COUNTS)), COUNTS)}).assign(
-        token="a", nll_before=2 + np.random.default_rng(seed).random(sum(COUNTS))
+        token="a", after_marker=AFTER, nll_before=2 + np.random.default_rng(seed).random(sum(COUNTS))
     )
     for way in ("no_thought", "thought", "swapped", "random"):
         if way not in WAYS[method]:
@@ -113,6 +114,7 @@ def test_every_arm_has_its_figures(folder: Path):
     side, row = losses(folder, "before", "nll_before"), found.loc["heldout", "loss", "before"]
     value = np.mean(side.sums.sum(1) / sum(COUNTS))
     assert row.to_list() == pytest.approx([2, 25, 7, value, *mean_interval(side, None)])
+    assert set(found.loc["heldout", "loss_after_marker"].index) == text
     each = seeds[(seeds["task"] == "rings") & (seeds["measure"] == "prob") & (seeds["arm"] == "quiet_star")]
     of_part = found.index.get_level_values("task").str.contains("/")
     assert list(each["seed"]) == SEEDS and len(seeds) == 2 * (~of_part).sum()
@@ -194,6 +196,41 @@ def test_one_run_has_p_values_and_the_summary_its_main_figures(folder: Path):
     assert (summary["thought_length"], summary["cost"]) == (6.0, 7.5)
 
 
+def test_losses_with_thoughts_after_the_marker_alone(folder: Path, tmp_path: Path):
+    """Against a loop over tokens. Where no text has the marker there are none."""
+    figures, comparisons, _, _ = compared(folder, list(WAYS), SEEDS)
+    for arm, method, way in (
+        ("quiet_star", "quiet_star", "thought"),
+        ("quiet_star/swapped", "quiet_star", "swapped"),
+        ("quiet_star/thoughts_off", "quiet_star", "no_thought"),
+        ("pause", "pause", "thought"),
+        ("no_thought", "no_thought", "no_thought"),
+        ("before", "before", "before"),
+    ):
+        by_seed = []
+        for seed in SEEDS:
+            tokens = pd.read_parquet(folder / f"perplexity/{method}-{seed}/tokens.parquet").to_dict("records")
+            everywhere = way in ("no_thought", "before")
+            losses = [
+                token[f"nll_{way}"] if after or everywhere else token["nll_no_thought"]
+                for after, token in zip(AFTER, tokens, strict=True)
+            ]
+            by_seed.append(sum(losses) / len(losses))
+        assert figures.loc["heldout", "loss_after_marker", arm]["value"] == pytest.approx(np.mean(by_seed))
+    value = figures["value"]["heldout", "loss_after_marker"]
+    for other in ("no_thought", "pause", "quiet_star/swapped", "before"):
+        row = comparisons.loc["heldout", "loss_after_marker", "quiet_star", other]
+        assert (
+            row["difference"] == pytest.approx(value[other] - value["quiet_star"], abs=1e-6)
+            and row["low"] < row["high"]
+        )
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("perplexity/*/tokens.parquet"):
+        pd.read_parquet(path).assign(after_marker=False).to_parquet(path)
+    without, _, _, _ = compared(tmp_path, list(WAYS), SEEDS)
+    assert without.equals(figures.drop(index=("heldout", "loss_after_marker")))
+
+
 def test_of_one_text_losses_have_no_intervals(folder: Path, tmp_path: Path):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.glob("perplexity/*/tokens.parquet"):
@@ -258,6 +295,8 @@ def test_arms_that_were_not_asked_the_same_or_are_missing(tmp_path: Path):
         (answered, rows.assign(part="0" + rows["part"]), "not asked the same questions"),
         (answered, rows.drop(columns="group"), "predictions.parquet is missing or broken"),
         (tokens, pd.read_parquet(tokens).iloc[1:], "held-out texts are not those"),
+        (tokens, pd.read_parquet(tokens).assign(after_marker=True), "held-out texts are not those"),
+        (tokens, pd.read_parquet(tokens).drop(columns="after_marker"), "tokens.parquet is missing or broken"),
         (tokens, None, "tokens.parquet is missing or broken"),
     ):
         kept = path.read_bytes()

@@ -96,6 +96,7 @@ def arms(method: str = "quiet_star") -> pd.DataFrame:
             rows.append((task, measure, arm, 312 if "same_last" in arm else 1400, 700, 0.9 if best else 0.5))
         if "same_last" not in arm:
             rows.append(("heldout", "loss", arm, 12340, 120, 1.0 if best else 1.3))
+            rows.append(("heldout", "loss_after_marker", arm, 12340, 120, 0.9 if best else 1.3))
     table = pd.DataFrame(rows, columns=["task", "measure", "arm", "n", "groups", "value"])
     return table.assign(seeds=2, low=table["value"] - 0.1, high=table["value"] + 0.05)
 
@@ -116,7 +117,7 @@ def comparisons(method: str = "quiet_star") -> pd.DataFrame:
         elif arm == f"{method}/thoughts_off":
             numbers = (-0.01, -0.03, 0.01, None)
         numbers += (0.75 if against == f"{method}/swapped" else None,)
-        for measure in ("loss",) if task == "heldout" else ("accuracy", "prob"):
+        for measure in ("loss", "loss_after_marker") if task == "heldout" else ("accuracy", "prob"):
             rows.append((task, measure, arm, against, 2, 1400, 700, *numbers))
     columns = ["task", "measure", "arm", "against", "seeds", "n", "groups", "difference", "low", "high", "p_value"]
     return pd.DataFrame(rows, columns=[*columns, "share"])

@@ -105,13 +105,16 @@ def test_every_arm_in_order(page: Page):
 def test_content_and_harm(page: Page):
     noted = "p &lt; 0.001, 75.0% of it"
     half = f"+40.0 [+30.0, +50.0], {noted}"
-    assert f"|Quiet-STaR, swapped|{half}|{half}|+0.400 [+0.300, +0.500], {noted}|" in page.flat
+    assert (
+        f"|Quiet-STaR, swapped|{half}|{half}|+0.400 [+0.300, +0.500], {noted}|+0.400 [+0.300, +0.500], {noted}|"
+        in page.flat
+    )
     assert "|no policy loss, swapped|+40.0 [+30.0, +50.0], p &lt; 0.001|+40.0" in page.flat, (
         "no share where none is given"
     )
     rows = fake.comparisons()
     own = rows["arm"].str.split("/").str[0] == rows["against"].str.split("/").str[0]
-    content = own & rows["measure"].isin(["accuracy", "loss"])
+    content = own & rows["measure"].isin(["accuracy", "loss", "loss_after_marker"])
     others = (rows["arm"] == "quiet_star") & ~own & (rows["task"] != "heldout")
     before = (rows["task"] == "heldout") & (rows["against"] == "before")
     total = (content | others | before).sum() + 3 + sum(map(len, GROUPS.values()))
@@ -119,7 +122,11 @@ def test_content_and_harm(page: Page):
     assert "With thoughts the loss is lower than that of the model before training: the gain is +0.400" in page.text
     harm = "the loss on held-out text changed by +0.010 [−0.010, +0.030] nats a token, so the harm is at most +0.030"
     assert f"Training is not shown to be harmless: without thoughts {harm} (0.005 is allowed)." in page.text
-    assert "|Quiet-STaR, thoughts off|1.300 [1.200, 1.350]|−0.010 [−0.030, +0.010]|" in page.flat
+    off = "1.300 [1.200, 1.350]|−0.010 [−0.030, +0.010]"
+    assert f"|Quiet-STaR, thoughts off|{off}|{off}|" in page.flat
+    gain = "+0.400 [+0.300, +0.500], p &lt; 0.001"
+    assert f"|Quiet-STaR|1.000 [0.900, 1.050]|{gain}|0.900 [0.800, 0.950]|{gain}|" in page.flat
+    assert "loss, thoughts after the marker alone" in page.flat
 
 
 def test_without_a_mixing_weight_every_gain_is_zero(run: Path):

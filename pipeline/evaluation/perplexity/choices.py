@@ -17,11 +17,11 @@ COLUMNS = ["chooser", "share", "loss", "gain", "gain_low", "gain_high", "content
 COLUMNS += ["kept_gain", "kept_content"]
 
 
-def choices_table(tokens: pd.DataFrame, after: np.ndarray, seed: int) -> pd.DataFrame:
+def choices_table(tokens: pd.DataFrame, seed: int) -> pd.DataFrame:
     """A row for each chooser and share of the tokens, chosen from all texts together; elsewhere nothing is thought.
 
     chooser: gate, where the model has one (the largest gains that it expects); entropy (the least certain predictions
-    without a thought); random, drawn from ``seed``; marker, the tokens ``after`` (n,) the marker (`after_marker`), at
+    without a thought); random, drawn from ``seed``; marker, the tokens after the marker (column after_marker), at
     their own share, which the others have a row for, too. None of them sees the token that is predicted. loss (nats a
     token), gain (over no thoughts) and content (the loss after another text's thought less that after the own, where
     own thoughts are sampled) are means over all tokens, with intervals over texts; kept_gain and kept_content are
@@ -32,7 +32,7 @@ def choices_table(tokens: pd.DataFrame, after: np.ndarray, seed: int) -> pd.Data
     if "nll_swapped" in tokens:
         measures["content"] = tokens["nll_swapped"] - tokens["nll_thought"]
     gives = [name for name, values in measures.items() if interval_over_texts(values, tokens["text"])[0] > 0]
-    for chooser, chosen in _choices(tokens, after, seed):
+    for chooser, chosen in _choices(tokens, seed):
         row = {"chooser": chooser, "share": chosen.mean(), "loss": (tokens["nll_no_thought"] - gains * chosen).mean()}
         for name, values in measures.items():
             here = values.where(chosen, 0.0)
@@ -44,8 +44,9 @@ def choices_table(tokens: pd.DataFrame, after: np.ndarray, seed: int) -> pd.Data
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def _choices(tokens: pd.DataFrame, after: np.ndarray, seed: int) -> Iterator[tuple[str, pd.Series]]:
+def _choices(tokens: pd.DataFrame, seed: int) -> Iterator[tuple[str, pd.Series]]:
     """The choosers, each with which of the tokens (n,) it chooses, for each share."""
+    after = tokens["after_marker"]
     shares = sorted({*SHARES, *([after.mean()] if after.any() else [])})
     scores = {GATE: tokens["gate"]} if "gate" in tokens else {}
     scores |= {ENTROPY: tokens["entropy"], RANDOM: pd.Series(np.random.default_rng(seed).random(len(tokens)))}
@@ -54,7 +55,7 @@ def _choices(tokens: pd.DataFrame, after: np.ndarray, seed: int) -> Iterator[tup
         for share in shares:
             yield chooser, ranks <= round(share * len(tokens))
     if after.any():
-        yield MARKER, pd.Series(after, index=tokens.index)
+        yield MARKER, after
 
 
 def after_marker(spans: Spans, tokenizer: PreTrainedTokenizerBase, marker: str) -> np.ndarray:

@@ -19,10 +19,12 @@ from pipeline.training.processes import is_main
 def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Path, results: Path, marker: str) -> None:
     """Write a row for each token (tokens.parquet) to ``results``, and tables and figures made from them to its tables/.
 
+    A row is that of `token_table`, and whether the token follows the text ``marker`` (after_marker).
+
     metrics.json: means and intervals. If the method has thoughts, also deciles, kinds, positions and weights.csv (the
     improvement by loss before training, kind of token, position and mixing weight), density.csv (loss before training
     against improvement), extremes.csv (where thoughts changed most) and choices.csv (what is kept of the gain where few
-    tokens are thought about; one rule is after the text ``marker``). ``base``: the model before training.
+    tokens are thought about). ``base``: the model before training.
     Several processes, which all call this, share the batches, and the main one writes. After a kill the same call
     computes only the missing batches and writes the same bytes (`pipeline.resume`).
     """
@@ -41,6 +43,7 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
             tokens = token_table(params, model, tokenizer, before, passes)
         if not is_main():
             return
+        tokens["after_marker"] = after_marker(spans, tokenizer, marker)
         write_table(results / "tokens.parquet", tokens)
         with replacing(results / "tables") as folder:
             folder.mkdir()
@@ -48,7 +51,7 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
             if "nll_thought" in tokens:
                 tokens = with_improvement(tokens)
                 tables = tables_of(tokens) | {"extremes": extremes_table(tokens, spans, tokenizer)}
-                tables["choices"] = choices_table(tokens, after_marker(spans, tokenizer, marker), params.seed)
+                tables["choices"] = choices_table(tokens, params.seed)
                 metrics |= summarize(tokens, tables["deciles"])
                 for name, table in tables.items():
                     write_table(folder / f"{name}.csv", table)

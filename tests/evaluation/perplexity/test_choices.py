@@ -22,23 +22,20 @@ def made_up(texts: int = 30) -> pd.DataFrame:
     """The gate knows the gain but for some noise, the entropy knows nothing; "A:" stands before each tenth token."""
     tokens, rng = random_tokens(texts, 20, seed=3), np.random.default_rng(4)
     count = len(tokens)
+    tokens["token"] = ["x A:" if i % 10 == 8 else "y" for i in range(count)]
     return tokens.assign(
+        after_marker=tokens.groupby("text")["token"].shift() == "x A:",
         nll_no_thought=tokens["nll_no_thought"] + 0.5,  # so that thoughts help for certain
         improvement=tokens["improvement"] + 0.5,
         nll_swapped=tokens["nll_thought"] + rng.normal(0.5, 1, count),
         entropy=rng.random(count),
         gate=tokens["improvement"] + 0.5 + rng.normal(0, 0.1, count),
-        token=["x A:" if i % 10 == 8 else "y" for i in range(count)],
     )
-
-
-def after(tokens: pd.DataFrame) -> np.ndarray:
-    return (tokens.groupby("text")["token"].shift() == "x A:").to_numpy()
 
 
 def test_rows_equal_loops_over_the_tokens():
     tokens = made_up()
-    table = choices_table(tokens, after(tokens), seed=5)
+    table = choices_table(tokens, seed=5)
     assert list(table.columns) == COLUMNS
     rows = tokens.to_dict("records")
     marked = sum(a["token"] == "x A:" and a["text"] == b["text"] for a, b in zip(rows, rows[1:], strict=False))
@@ -65,16 +62,16 @@ def test_rows_equal_loops_over_the_tokens():
 
 def test_the_random_choice_is_seeded_and_a_share_of_it_is_a_part_of_a_larger_one():
     tokens = made_up()
-    table = choices_table(tokens, after(tokens), seed=5)
-    pd.testing.assert_frame_equal(table, choices_table(tokens, after(tokens), seed=5))
-    assert not table.equals(choices_table(tokens, after(tokens), seed=6))
+    table = choices_table(tokens, seed=5)
+    pd.testing.assert_frame_equal(table, choices_table(tokens, seed=5))
+    assert not table.equals(choices_table(tokens, seed=6))
     where = table["chooser"] != "random"
-    pd.testing.assert_frame_equal(table[where], choices_table(tokens, after(tokens), seed=6)[where])
+    pd.testing.assert_frame_equal(table[where], choices_table(tokens, seed=6)[where])
 
 
 def test_intervals_are_those_of_draws_of_whole_texts():
     tokens = made_up(150)
-    row = choices_table(tokens, after(tokens), seed=5).set_index(["chooser", "share"]).loc["gate"]
+    row = choices_table(tokens, seed=5).set_index(["chooser", "share"]).loc["gate"]
     row = row.iloc[list(row.index.round(2)).index(0.2)]
     chosen = tokens["gate"].rank(method="first", ascending=False) <= round(0.2 * len(tokens))
     here = tokens.assign(value=tokens["improvement"].where(chosen, 0.0))
@@ -84,7 +81,7 @@ def test_intervals_are_those_of_draws_of_whole_texts():
 
 def test_without_a_gate_sampled_thoughts_or_a_marker():
     tokens = made_up().drop(columns=["gate", "nll_swapped"])
-    table = choices_table(tokens, np.zeros(len(tokens), bool), seed=5)
+    table = choices_table(tokens.assign(after_marker=False), seed=5)
     assert set(table["chooser"]) == {"entropy", "random"}
     assert table["content"].isna().all() and table["kept_content"].isna().all() and table["gain"].notna().all()
 
@@ -93,12 +90,12 @@ def test_without_a_gate_sampled_thoughts_or_a_marker():
 def test_where_thoughts_change_nothing_there_is_no_share_of_it():
     tokens = made_up()
     tokens["nll_swapped"] = tokens["nll_thought"]
-    table = choices_table(tokens, after(tokens), seed=5)
+    table = choices_table(tokens, seed=5)
     assert table["kept_gain"].notna().all() and table["kept_content"].isna().all()
-    table = choices_table(tokens.assign(nll_no_thought=tokens["nll_thought"]), after(tokens), seed=5)
+    table = choices_table(tokens.assign(nll_no_thought=tokens["nll_thought"]), seed=5)
     assert table["kept_gain"].isna().all() and (table["gain"] == 0).all()
     harmed = tokens.assign(nll_no_thought=tokens["nll_thought"] - 1, nll_swapped=tokens["nll_thought"] - 1)
-    table = choices_table(harmed, after(tokens), seed=5)
+    table = choices_table(harmed, seed=5)
     assert table[["kept_gain", "kept_content"]].isna().all(axis=None) and (table["gain"] < 0).all()
 
 

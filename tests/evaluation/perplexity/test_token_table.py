@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.spans import SPANS, Spans
 from pipeline.errors import UserError
+from pipeline.evaluation.perplexity.choices import after_marker
 from pipeline.evaluation.perplexity.groups import GROUPINGS
 from pipeline.evaluation.perplexity.kinds import TokenReader
 from pipeline.evaluation.perplexity.measure import write_perplexity
@@ -158,9 +159,12 @@ def test_the_files_agree_with_each_other(
     tokenizer.save_pretrained(tmp_path / "model")
     results = tmp_path / "results"
     inputs = [tmp_path / name for name in ("model", "base", "heldout.arrow")]
-    write_perplexity(replace(PARAMS, texts=4), *inputs, results, "A:")
+    write_perplexity(replace(PARAMS, texts=4), *inputs, results, "of")
 
     tokens = pd.read_parquet(results / "tokens.parquet")
+    spans = Spans(tmp_path / "heldout.arrow", model.vocabulary, 4)
+    assert tokens["after_marker"].to_list() == after_marker(spans, tokenizer, "of").tolist()
+    assert tokens["after_marker"].sum() == 1  # of "of the"
     metrics = json.loads((results / "tables/metrics.json").read_text())
     ways = [name.removeprefix("nll_") for name in tokens if name.startswith("nll_")]
     assert ways == ["before", "no_thought", "thought", "swapped", "random"][:ways_of_method]
@@ -184,5 +188,5 @@ def test_the_files_agree_with_each_other(
     assert pd.read_csv(results / "tables/density.csv")["tokens"].sum() == len(tokens)
     assert len(list((results / "tables").iterdir())) == 8
     choices = pd.read_csv(results / "tables/choices.csv")
-    assert set(choices["chooser"]) == {"entropy", "random"} and "gate" not in tokens
+    assert set(choices["chooser"]) == {"entropy", "random", "marker"} and "gate" not in tokens
     assert choices.loc[choices["share"] == 1, "gain"].to_numpy() == pytest.approx(gain, rel=1e-4, abs=1e-9)
