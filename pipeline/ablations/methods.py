@@ -21,7 +21,7 @@ from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace, git
 from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows, settings_now
 from pipeline.errors import UserError
-from pipeline.evaluation.arms import ACCURACY, HELDOUT, LOSS, OFF, SWAPPED
+from pipeline.evaluation.names import ACCURACY, CONTINUED, GATED, HELDOUT, LOSS, OFF, SWAPPED
 from pipeline.evaluation.perplexity.choices import GATE, MARKER
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing
@@ -32,7 +32,6 @@ TABLE = Path("results/methods.csv")
 COLUMNS = ["method", "budget", "seed", "task", "accuracy", "content_effect", "heldout_loss", "thoughts_per_token"]
 COLUMNS += ["training_operations", "generation_passes", "settings"]
 TEXT, OPERATIONS = BUDGETS = ("text", "operations")
-GATED, NO_THOUGHT = "gated", "no_thought"
 # what is trained, and the rows that come of it: with which way of answering. A gate changes nothing of what it watches,
 # so its training is signed's as well
 TRAININGS = {
@@ -42,7 +41,7 @@ TRAININGS = {
     "value": {"value": ""},
     "fast": {"fast": ""},
     "distilled": {"distilled": f"/{OFF}"},
-    NO_THOUGHT: {NO_THOUGHT: ""},  # continued pretraining, with which all are compared
+    CONTINUED: {CONTINUED: ""},  # continued pretraining, with which all are compared
 }
 MARKED = ["train.thinking.where=marker"]
 ONE = ["train.thinking.where=one"]  # what it costs: a document has one marker, and the plan does not read the text
@@ -91,8 +90,8 @@ def training(name: str, budget: str) -> tuple[list[str], dict[str, float]]:
     steps; training_operations; thoughts_per_token, those sampled for each token of text that is read; thought_tokens,
     of the last stage; gate_share.
     """
-    words = ["arms.methods=[no_thought]"] if name == NO_THOUGHT else [f"method={name}"]
-    method = preset.options(words).get("arms.methods", [NO_THOUGHT])[0]
+    words = ["arms.methods=[no_thought]"] if name == CONTINUED else [f"method={name}"]
+    method = preset.options(words).get("arms.methods", [CONTINUED])[0]
     words = [*words, f"arms.methods=[{method}]", *MARKED]
     facts = costs(words)
     if budget == OPERATIONS:
@@ -140,7 +139,7 @@ def rows_of(arm: Arm, budget: str) -> pd.DataFrame:
     values = figures.set_index(["task", "measure", "arm"])["value"]
     (method,), rows = arm.params["arms.methods"], []
     for row, way in TRAININGS[name].items():
-        if way == f"/{OFF}" or row == NO_THOUGHT:
+        if way == f"/{OFF}" or row == CONTINUED:
             thinks, loss = 0.0, values.get((HELDOUT, LOSS, f"{method}{way}"))
         elif way == f"/{GATED}":
             thinks, loss = _thinking(arm, f"{method}-{seed}", GATE, arm.about["gate_share"])

@@ -14,17 +14,18 @@ from matplotlib.figure import Figure
 from pipeline import params
 from pipeline.ablations.grid import Arm, digest, git
 from pipeline.errors import UserError
+from pipeline.evaluation.names import ACCURACY, BEFORE, CONTINUED, LOSS, MARKED, NORM, PROB
 from pipeline.evaluation.statistics import mean_interval, totals
 from pipeline.files import replacing, write_table
 
 FIGURES = "results/compare/figures.csv"
 DONE, FAILED = "done", "failed"
 MEASURES = {
-    "accuracy": "Accuracy",
-    "accuracy_norm": "Accuracy by byte",
-    "prob": "Probability of the right answer",
-    "loss": "Loss, nats a token",
-    "loss_after_marker": "Loss, nats a token, with thoughts after the marker alone",
+    ACCURACY: "Accuracy",
+    NORM: "Accuracy by byte",
+    PROB: "Probability of the right answer",
+    LOSS: "Loss, nats a token",
+    MARKED: "Loss, nats a token, with thoughts after the marker alone",
 }
 COLUMNS = ["experiment", "settings", "state", "method", "thought_tokens", "lookahead", "task", "measure"]
 COLUMNS += ["seeds", "n", "groups", "value", "low", "high"]
@@ -33,7 +34,7 @@ WHOLE = ("thought_tokens", "lookahead", "seeds", "n", "groups")  # integers, or 
 WIDTH, HEIGHT, LETTERS = 4.2, 3.2, 70  # of a panel: inches, and letters that fit across
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ablations", "text.parse_math": False, "font.size": 9}
 STYLE |= {"axes.spines.right": False, "axes.spines.top": False, "axes.grid": True, "grid.alpha": 0.2}
-DASHES = {"before": (4, 2), "no_thought": (1, 1)}
+DASHES = {BEFORE: (4, 2), CONTINUED: (1, 1)}
 
 
 def figures_of(arm: Arm) -> pd.DataFrame:
@@ -94,7 +95,7 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
             parts.append(markdown(cells.reset_index(names="thought tokens")))
         if len(plain):
             parts.append(" · ".join(plain["method"] + " " + plain["cell"]))
-        if measure == "accuracy" and len(grid):
+        if measure == ACCURACY and len(grid):
             # a chart in Mermaid, which GitHub draws; Mermaid has no gaps: a line must have every length
             means = grid.pivot(index="thought_tokens", columns="column", values="value").dropna(axis="columns")
             means = means.assign(**dict(zip(plain["method"], plain["value"], strict=True)))
@@ -108,7 +109,7 @@ def in_words(rows: pd.DataFrame, about: str, figure: Path) -> str:
     for task, some in of_part.groupby("of", sort=True):
         cells = some.pivot(index="experiment", columns="part", values="cell")
         cells = cells.reindex(index=about.index, columns=some["part"].unique()).fillna(FAILED)
-        parts += [f"## {MEASURES['accuracy']}, {task} by part", markdown(about.join(cells))]
+        parts += [f"## {MEASURES[ACCURACY]}, {task} by part", markdown(about.join(cells))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -172,7 +173,7 @@ def write_figure(rows: pd.DataFrame, path: Path) -> None:
     A panel per task has one line per method and lookahead; what has no thought length is dashed. Below are the tasks
     that have parts, a panel per method and lookahead with one line per part.
     """
-    whole, of_part = _by_part(rows[rows["measure"] == "accuracy"])
+    whole, of_part = _by_part(rows[rows["measure"] == ACCURACY])
     wholes = list(whole.groupby("task", sort=True))
     by_part = list(of_part.dropna(subset="thought_tokens").groupby(["of", "method", "lookahead"], sort=True))
     count, height = max(1, len(wholes), len(by_part)), 2 if by_part else 1

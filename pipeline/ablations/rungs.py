@@ -17,14 +17,14 @@ from dvc.api import DVCFileSystem
 from pipeline import typed_yaml
 from pipeline.ablations.grid import PLACES, Arm, digest, git
 from pipeline.errors import UserError
-from pipeline.evaluation.arms import BEFORE, CONTINUED, LOSSES, pairs, read_arms
+from pipeline.evaluation.arms import pairs, read_arms
 from pipeline.evaluation.compare import better
+from pipeline.evaluation.names import BEFORE, CONTINUED, LOSSES, RUN
 from pipeline.evaluation.statistics import SHARE, Totals, asked, mean, mean_interval
 from pipeline.files import replacing, write_json, write_table
 from pipeline.params import METHODS, Arms
 from pipeline.report.reading import read_json
 
-RUN = "quiet_star"
 TOTALS, ABOUT = "totals.parquet", "about.json"
 # copies of an arm's tables, for readers: the training log, held-out losses, what its thoughts said, and what they gain
 # where a rule says to think

@@ -17,6 +17,7 @@ from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace
 from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows, settings_now
 from pipeline.errors import UserError
+from pipeline.evaluation.names import ACCURACY, SWAPPED
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing
 from pipeline.preset import options as preset
@@ -68,10 +69,10 @@ def run_rows(figures: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
     The content effect is the accuracy with a method's own thoughts less that with another text's, empty if it has none.
     """
-    accuracy = figures[figures["measure"] == "accuracy"].rename(columns={"value": "accuracy", "arm": "method"})
+    accuracy = figures[figures["measure"] == ACCURACY].rename(columns={"value": "accuracy", "arm": "method"})
     found = accuracy[accuracy["method"].isin(methods)]
     by_arm = accuracy.set_index(["method", "task"])["accuracy"]
-    swapped = by_arm.reindex(zip(found["method"] + "/swapped", found["task"], strict=True)).to_numpy()
+    swapped = by_arm.reindex(zip(found["method"] + f"/{SWAPPED}", found["task"], strict=True)).to_numpy()
     return found.assign(content_effect=found["accuracy"] - swapped)
 
 

@@ -13,22 +13,32 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.evaluation.names import (
+    ACCURACY,
+    AFTER,
+    BEFORE,
+    CONTINUED,
+    HELDOUT,
+    LOSS,
+    LOSSES,
+    MARKED,
+    MEAN,
+    NO_THOUGHT,
+    NORM,
+    OFF,
+    OWN_WHERE,
+    PROB,
+    RANDOM,
+    SAME_LAST,
+    SAMPLED,
+    SWAPPED,
+    THOUGHT,
+)
 from pipeline.evaluation.statistics import Totals, totals
 from pipeline.params import Arms
 
-# measures; NORM: accuracy by log-probabilities a byte, of tasks of kind text; losses are in nats a token: with thoughts
-# before every token, and with thoughts after the marker alone
-ACCURACY, NORM, PROB, LOSS, MARKED = "accuracy", "accuracy_norm", "prob", "loss", "loss_after_marker"
-LOSSES = (LOSS, MARKED)
 COLUMNS = {ACCURACY: "correct", PROB: "prob", NORM: "correct_norm"}  # of predictions.parquet
-HELDOUT = "heldout"  # the held-out text, beside the tasks
-AFTER = "after_marker"  # in tokens.parquet: whether the token follows the marker of train.thinking
-BEFORE = "before"  # the model before training, as a method and as an arm
-CONTINUED = "no_thought"  # continued pretraining, likewise
-OFF, SWAPPED, RANDOM = "thoughts_off", "swapped", "random"
-# another problem's thought with the same last token, and the own thoughts at the questions for which there is one
-SAME_LAST, OWN_WHERE = "same_last", "own_where_same_last"
-WHOLE = ("sampled", "mean16")  # ways of an untrained model, compared as if they were methods
+WHOLE = (SAMPLED, MEAN)  # ways of an untrained model, compared as if they were methods
 
 
 def read_arms(arms: Arms, evaluations: Path, perplexities: Path) -> dict[tuple[str, str], dict[str, Totals]]:
@@ -91,10 +101,10 @@ def _answers(evaluations: Path, method: str, seed: int) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise _broken(path) from error
     rare = rows.loc[rows["way"] == SAME_LAST, ["task", "index"]]
-    own = rows[rows["way"] == "thought"].merge(rare).assign(way=OWN_WHERE)
+    own = rows[rows["way"] == THOUGHT].merge(rare).assign(way=OWN_WHERE)
     rows = pd.concat([rows, own])
-    thinks = (rows["way"] == "thought").any()
-    mains = {"thought": method, "no_thought": f"{method}/{OFF}" if thinks else method}
+    thinks = (rows["way"] == THOUGHT).any()
+    mains = {THOUGHT: method, NO_THOUGHT: f"{method}/{OFF}" if thinks else method}
     return rows.assign(seed=seed, arm=[mains.get(way, f"{method}/{way}") for way in rows["way"]])
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.arms import ACCURACY, BEFORE, HELDOUT, LOSS, LOSSES, OFF, SWAPPED, pairs, read_arms
+from pipeline.evaluation.arms import pairs, read_arms
+from pipeline.evaluation.names import ACCURACY, BEFORE, HELDOUT, LOSS, LOSSES, OFF, SWAPPED
 from pipeline.evaluation.statistics import (
     SHARE,
     SHARE_DIFFERENCE,

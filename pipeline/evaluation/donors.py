@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.names import RANDOM, SAME_LAST, SWAPPED
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Thoughts
 
-SWAPPED, RANDOM, SAME_LAST = CONTROLS = "swapped", "random", "same_last"
 ENDED = -1
 SKIPPED = -2  # in the place of a thought that the gate did not want
 NOBODY = -1  # in the place of a donor

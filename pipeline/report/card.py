@@ -8,6 +8,7 @@ import yaml
 from jinja2 import StrictUndefined, Template
 
 from pipeline import params
+from pipeline.evaluation.names import ACCURACY
 from pipeline.report.facts import training_facts, training_sentence
 from pipeline.report.method import METHODS
 from pipeline.report.reading import read_json
@@ -51,7 +52,7 @@ def model_card(params_file: Path, results: Path) -> str:
     train = read_json(results / "train" / given.arms.run / "metrics.json")
     method, base = METHODS[given.arms.methods[0]], given.base_model
     found = read_results(results / "compare", method)
-    shown = [arms_table(found, "accuracy"), differences_table(found, "accuracy"), content_table(found)]
+    shown = [arms_table(found, ACCURACY), differences_table(found, ACCURACY), content_table(found)]
     shown += [heldout_table(found), reasoning_table(read_json(results / "chain_of_thought/metrics.json"), method)]
     head: dict = {
         "library_name": "transformers",

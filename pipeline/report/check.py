@@ -7,12 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError, run
-from pipeline.evaluation.arms import ACCURACY, BEFORE, LOSS, OFF
+from pipeline.evaluation.names import ACCURACY, BEFORE, LOSS, OFF, RUN
 from pipeline.report.results import rivals_of
 from pipeline.training.warnings import HARM
 
 COMPARISONS = Path("results/compare/comparisons.csv")
-RUN = "quiet_star"
 RIVALS = rivals_of(RUN)  # in each task
 
 

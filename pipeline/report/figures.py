@@ -5,11 +5,12 @@ import re
 import numpy as np
 import pandas as pd
 
+from pipeline.evaluation.names import ACCURACY, HELDOUT, LOSS
 from pipeline.report.drawing import INK, PLAIN, QUIET, THOUGHT, Axes, Figure, PercentFormatter, Plot, legend_above, plot
 from pipeline.report.estimates import whole
 from pipeline.report.method import Method, arm_name
 from pipeline.report.quotes import visible
-from pipeline.report.results import HELDOUT, LOSS, Results
+from pipeline.report.results import Results
 from pipeline.report.where import group_name
 
 LONGEST_LABEL = 30  # characters of a label beside a bar
@@ -19,7 +20,7 @@ FAINTEST = 0.3  # opacity of the density's cells with the fewest tokens
 
 def seeds(number: int, task: str, results: Results) -> Plot | None:
     """Every seed of every arm on a task, a dot each, and the interval of the arm's mean. None where there are none."""
-    measure = LOSS if task == HELDOUT else "accuracy"
+    measure = LOSS if task == HELDOUT else ACCURACY
     rows = results.seeds[(results.seeds["task"] == task) & (results.seeds["measure"] == measure)]
     arms = [arm for arm in results.arms([task]) if arm in set(rows["arm"])]
     if not arms:

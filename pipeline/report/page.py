@@ -7,12 +7,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import params
+from pipeline.evaluation.names import ACCURACY, HELDOUT, NORM, PROB
 from pipeline.files import replacing
 from pipeline.report import curves, estimates, facts, figures, quotes, results, where
 from pipeline.report.drawing import csv_link
 from pipeline.report.method import METHODS, WAYS, Method
 from pipeline.report.reading import read_csv, read_json, read_parquet
-from pipeline.report.results import HELDOUT, NORM, Cell, Table
+from pipeline.report.results import Cell, Table
 
 PLAN = "\nplan:"  # the last section of params.yaml; no stage depends on it, so the page leaves it out
 PACKAGES = ("torch", "transformers", "datasets", "dvc", "hydra-core", "pandas")
@@ -71,7 +72,7 @@ def _arms(folder: Path, method: Method) -> dict:
             vote_plots.append(figures.votes(number, task, votes[votes["task"] == task], method))
     reasoning_table = results.reasoning_table(reasoning, method)
     plots = [figures.seeds(number, task, found) for number, task in enumerate([*found.tasks, HELDOUT], start=1)]
-    measures = ["accuracy", "prob", *([NORM] if any(measure == NORM for _, measure, _ in found.figures) else [])]
+    measures = [ACCURACY, PROB, *([NORM] if any(measure == NORM for _, measure, _ in found.figures) else [])]
     differences = {measure: results.differences_table(found, measure) for measure in measures}
     content, heldout = results.content_table(found), results.heldout_table(found)
     rows = [row[1:] for table in (*differences.values(), content) for row in table.rows]

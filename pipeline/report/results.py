@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from pipeline.evaluation.names import ACCURACY, BEFORE, HELDOUT, LOSS, MARKED, NORM, OFF, PROB, SWAPPED
 from pipeline.params import Arms
 from pipeline.report.estimates import (
     ABOVE,
@@ -31,13 +32,12 @@ from pipeline.report.method import METHODS, Method, arm_name, arm_order
 from pipeline.report.reading import read_csv, read_json
 from pipeline.training.warnings import HARM
 
-HELDOUT, LOSS, MARKED, BEFORE, NORM = "heldout", "loss", "loss_after_marker", "before", "accuracy_norm"
 # what the run must be better than: arms without the cause, and its own model with another's thoughts
 RIVALS = {
     "no_policy": "training without the policy loss",
     "untrained": "untrained thoughts",
     BEFORE: "the model before training",
-    "swapped": "the same model with the thoughts of other questions",
+    SWAPPED: "the same model with the thoughts of other questions",
 }
 CONTROLS = (*RIVALS, "shuffled_reward", "trained_swapped")  # methods of which nothing is claimed
 UNTESTED = "untested"
@@ -59,9 +59,9 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "accuracy": Measure("Accuracy", percent, points, "points"),
+    ACCURACY: Measure("Accuracy", percent, points, "points"),
     NORM: Measure("Accuracy by log-probabilities a byte", percent, points, "points"),
-    "prob": Measure("Probability of the right answer", percent, points, "points"),
+    PROB: Measure("Probability of the right answer", percent, points, "points"),
     LOSS: Measure("Loss", decimal, nats, "nats a token"),
     MARKED: Measure("Loss, thoughts after the marker alone", decimal, nats, "nats a token"),
 }
@@ -137,7 +137,7 @@ def claims(results: Results) -> list[Finding]:
     for task in results.tasks if method.writes and method.key not in CONTROLS else ():
         by_verdict: dict[str, list[str]] = {}
         for rival, words in rivals_of(method.key).items():
-            difference, verdict = results.better(task, "accuracy", method.key, rival), UNTESTED
+            difference, verdict = results.better(task, ACCURACY, method.key, rival), UNTESTED
             if difference is not None:
                 verdict, words = difference.verdict, f"{words} ({interval(difference, points)} points)"
             by_verdict.setdefault(verdict, []).append(words)
@@ -154,7 +154,7 @@ def claims(results: Results) -> list[Finding]:
 def harm_findings(results: Results) -> list[Finding]:
     """Whether training harmed the predictions without thoughts on held-out text: at most `HARM` is allowed."""
     method = results.method
-    without = f"{method.key}/thoughts_off" if method.thinks else method.key
+    without = f"{method.key}/{OFF}" if method.thinks else method.key
     better = results.better(HELDOUT, LOSS, without, BEFORE)
     if better is None:
         return []
@@ -208,7 +208,7 @@ def differences_table(results: Results, measure: str) -> Table:
 
 def content_table(results: Results) -> Table:
     """How much better each arm is with its own thoughts than with something else in their place."""
-    columns = [(task, "accuracy") for task in results.tasks] + [(HELDOUT, measure) for measure in results.losses]
+    columns = [(task, ACCURACY) for task in results.tasks] + [(HELDOUT, measure) for measure in results.losses]
     pairs = {(arm, against) for *_, arm, against in results.comparisons if "/" in against}
     pairs = {(arm, against) for arm, against in pairs if arm.partition("/")[0] == against.partition("/")[0]}
     rows = []
@@ -248,7 +248,7 @@ def counts_sentence(results: Results) -> str:
     """How many questions, texts and seeds the figures rest on."""
     parts, seeds = [], 0
     for (task, measure, arm), row in results.figures.items():
-        if arm == results.method.key and measure in ("accuracy", LOSS):
+        if arm == results.method.key and measure in (ACCURACY, LOSS):
             n, groups, seeds = whole(row["n"]), whole(row["groups"]), row["seeds"]
             alike = f" in {groups} groups of like questions" if groups != n else ""
             held = f"held-out text: {n} tokens in {groups} texts"
@@ -271,7 +271,7 @@ def costs_sentence(evaluations: Path, arms: Arms) -> str:
 
 def reasoning_table(reasoning: dict, method: Method) -> Table:
     """The metrics of the stage chain_of_thought, a row for each task and measure."""
-    ways = {way: name for way, name in method.ways.items() if way != "swapped"}
+    ways = {way: name for way, name in method.ways.items() if way != SWAPPED}
     rows = []
     for task, values in reasoning.items():
         for measure in values["no_thought"]:

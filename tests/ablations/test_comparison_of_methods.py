@@ -37,7 +37,7 @@ def test_every_method_thinks_after_the_marker_and_the_plan_counts_one_thought_a_
         words, facts = methods.training(name, methods.TEXT)
         train = params.load(changes=preset.options(words)).train
         assert train.thinking.where == "marker"
-        many = 0 if name == methods.NO_THOUGHT else train.rationales
+        many = 0 if name == methods.CONTINUED else train.rationales
         assert facts["thoughts_per_token"] == pytest.approx(many / params.load().tokenize.span)
 
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from pipeline.data.tasks.questions import read_tasks
 from pipeline.evaluation.chain_of_thought.samples import ask
-from pipeline.evaluation.prompts import NO_THOUGHT, THOUGHT, AskedModel
+from pipeline.evaluation.names import NO_THOUGHT, THOUGHT
+from pipeline.evaluation.prompts import AskedModel
 from pipeline.evaluation.shared import shared_scratch
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, difference, mean, mean_interval, totals
 from pipeline.files import write_json, write_rows, write_table

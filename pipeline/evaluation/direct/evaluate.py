@@ -17,7 +17,6 @@ from pipeline.evaluation.direct.encoding import Encodings
 from pipeline.evaluation.direct.score import OWN, OWN_GATED, score
 from pipeline.evaluation.donors import (
     ANSWER,
-    CONTROLS,
     ENDED,
     SKIPPED,
     ByPlace,
@@ -26,7 +25,8 @@ from pipeline.evaluation.donors import (
     controls_of,
     ending_together,
 )
-from pipeline.evaluation.prompts import GATED, MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT, AskedModel
+from pipeline.evaluation.names import CONTROLS, GATED, MEAN, NO_THOUGHT, SAMPLED, THOUGHT
+from pipeline.evaluation.prompts import MEAN_SAMPLES, AskedModel
 from pipeline.evaluation.shared import shared_scratch
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer

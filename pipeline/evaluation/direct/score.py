@@ -12,8 +12,9 @@ from tqdm import tqdm
 from pipeline.data.tasks.questions import NUMBER_TEXT, number_in
 from pipeline.data.tasks.spec import NUMBER, TEXT, Task
 from pipeline.evaluation.direct.encoding import EncodedQuestion, Encodings
-from pipeline.evaluation.donors import ANSWER, CONTROLS, WRITTEN, ByPlace, Controls, ending_together
-from pipeline.evaluation.prompts import GATED, HELD_LOGITS, THOUGHT, AskedModel, before_stop
+from pipeline.evaluation.donors import ANSWER, WRITTEN, ByPlace, Controls, ending_together
+from pipeline.evaluation.names import CONTROLS, GATED, THOUGHT
+from pipeline.evaluation.prompts import HELD_LOGITS, AskedModel, before_stop
 from pipeline.evaluation.shared import in_turns
 from pipeline.files import batches
 from pipeline.models.trained import check_room

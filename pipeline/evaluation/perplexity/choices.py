@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.marker import follow_marker
 from pipeline.data.spans import Spans
+from pipeline.evaluation.names import AFTER
 from pipeline.evaluation.perplexity.groups import interval_over_texts
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -46,7 +47,7 @@ def choices_table(tokens: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def _choices(tokens: pd.DataFrame, seed: int) -> Iterator[tuple[str, pd.Series]]:
     """The choosers, each with which of the tokens (n,) it chooses, for each share."""
-    after = tokens["after_marker"]
+    after = tokens[AFTER]
     shares = sorted({*SHARES, *([after.mean()] if after.any() else [])})
     scores = {GATE: tokens["gate"]} if "gate" in tokens else {}
     scores |= {ENTROPY: tokens["entropy"], RANDOM: pd.Series(np.random.default_rng(seed).random(len(tokens)))}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.data.spans import Spans
+from pipeline.evaluation.names import AFTER
 from pipeline.evaluation.perplexity.choices import after_marker, choices_table
 from pipeline.evaluation.perplexity.extremes import extremes_table
 from pipeline.evaluation.perplexity.groups import losses_of, summarize, tables_of, with_improvement
@@ -43,7 +44,7 @@ def write_perplexity(params: Perplexity, trained: Path, base: Path, heldout: Pat
             tokens = token_table(params, model, tokenizer, before, passes)
         if not is_main():
             return
-        tokens["after_marker"] = after_marker(spans, tokenizer, marker)
+        tokens[AFTER] = after_marker(spans, tokenizer, marker)
         write_table(results / "tokens.parquet", tokens)
         with replacing(results / "tables") as folder:
             folder.mkdir()

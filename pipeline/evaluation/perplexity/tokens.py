@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
-from pipeline.evaluation.donors import ENDED, RANDOM, SWAPPED, as_input, derangement, pooled, random_thoughts, sampled
+from pipeline.evaluation.donors import ENDED, as_input, derangement, pooled, random_thoughts, sampled
+from pipeline.evaluation.names import BEFORE, NO_THOUGHT, RANDOM, SWAPPED, THOUGHT
 from pipeline.evaluation.perplexity.kinds import TokenReader
 from pipeline.evaluation.shared import in_turns
 from pipeline.params import Perplexity
@@ -24,7 +25,7 @@ from pipeline.thought.sampler import Sampling, entropy
 from pipeline.training.processes import is_main
 
 Batch = dict[str, Tensor]
-LOSSES = [f"nll_{way}" for way in ("before", "no_thought", "thought", SWAPPED, RANDOM)]
+LOSSES = [f"nll_{way}" for way in (BEFORE, NO_THOUGHT, THOUGHT, SWAPPED, RANDOM)]
 HOLDS = [f"holds_next{way}" for way in ("", f"_{SWAPPED}", f"_{RANDOM}")]
 COLUMNS = ["text", "position", "token", "kind", *LOSSES, "weight", "entropy", "gate", *HOLDS, "thought"]
 
