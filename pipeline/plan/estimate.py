@@ -63,25 +63,7 @@ def estimate(params: Params) -> Estimate:
     stages = [(stage.steps, _in_stage(step, stage)) for stage in train.every_stage]
     learned = trainable_parameters(shape, train)
     trained = [method for method in params.arms.methods if METHODS[method].trains]
-    arms = len(params.arms.seeds) * len(trained)
     sampling = [method for method in trained if METHODS[method].thoughts == SAMPLED]
-    if train.saved == "learned":  # base model and release are whole
-        numbers = COPIES * (2 * shape.parameters + arms * learned)
-    else:  # the release shares the cache of the trained model
-        numbers = (COPIES * (1 + arms) + 1) * shape.parameters
-    disk = {"models": numbers * FLOAT}
-    if base.source == "hub":
-        disk["hub cache"] = shape.parameters * FLOAT / 2
-    disk["corpus"] = disk["tokens"] = 0.0
-    for split in ("train", "heldout", "pretrain") if pretraining_tokens else ("train", "heldout"):
-        if params.corpus.source == "microworld":
-            documents = getattr(params.corpus.microworld, f"{split}_documents")
-        else:
-            documents = getattr(params.corpus.hub, split).rows or plan.documents
-        packed = tokenize.packed or split == "pretrain"
-        tokens = documents * (plan.document_bytes / TEXT_BYTES if packed else tokenize.span)
-        disk["corpus"] += COPIES * documents * plan.document_bytes
-        disk["tokens"] += COPIES * TOKEN_BYTES * tokens
     return Estimate(
         shape=shape,
         learned=learned,
@@ -103,8 +85,30 @@ def estimate(params: Params) -> Estimate:
             (training_memory(shape, some, plan.devices, train) for _, some in stages),
             key=lambda memory: sum(memory.values()),
         ),
-        disk=disk,
+        disk=_disk(params, shape, learned, len(params.arms.seeds) * len(trained), pretraining_tokens > 0),
     )
+
+
+def _disk(params: Params, shape: Shape, learned: float, arms: int, pretrains: bool) -> dict[str, float]:
+    """Bytes of what the run leaves, DVC's cache included; ``arms`` of METHOD-SEED train ``learned`` numbers each."""
+    if params.train.saved == "learned":  # base model and release are whole
+        numbers = COPIES * (2 * shape.parameters + arms * learned)
+    else:  # the release shares the cache of the trained model
+        numbers = (COPIES * (1 + arms) + 1) * shape.parameters
+    disk = {"models": numbers * FLOAT}
+    if params.base_model.source == "hub":
+        disk["hub cache"] = shape.parameters * FLOAT / 2
+    disk["corpus"] = disk["tokens"] = 0.0
+    for split in ("train", "heldout", "pretrain") if pretrains else ("train", "heldout"):
+        if params.corpus.source == "microworld":
+            documents = getattr(params.corpus.microworld, f"{split}_documents")
+        else:
+            documents = getattr(params.corpus.hub, split).rows or params.plan.documents
+        packed = params.tokenize.packed or split == "pretrain"
+        tokens = documents * (params.plan.document_bytes / TEXT_BYTES if packed else params.tokenize.span)
+        disk["corpus"] += COPIES * documents * params.plan.document_bytes
+        disk["tokens"] += COPIES * TOKEN_BYTES * tokens
+    return disk
 
 
 def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) -> dict[str, float]:

@@ -78,31 +78,11 @@ class QuietStarConfig(PretrainedConfig):
         method: str = QUIET_STAR,
         **kwargs: object,
     ):
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}")
-        if advantage not in ADVANTAGES:
-            raise ValueError(f"advantage is {advantage!r}, but must be one of {', '.join(ADVANTAGES)}")
-        for name, value in (("thought_tokens", thought_tokens), ("lookahead", lookahead), ("rationales", rationales)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
-        if distill_form not in FORMS:
-            raise ValueError(f"distill_form is {distill_form!r}, but must be one of {', '.join(FORMS)}")
-        numbers = (meta_token_scale, policy_weight, policy_temperature, distill_weight, token_cost, ratio_clip)
-        if not all(isinstance(value, int | float) for value in numbers):
-            raise ValueError("meta_token_scale, policy_*, distill_weight, token_cost and ratio_clip must be numbers")
-        if not all(isinstance(token, int | None) for token in (start_token_id, end_token_id)):
-            raise ValueError("start_token_id and end_token_id must be whole numbers or nothing")
-        ending_token_ids = list(ending_token_ids or [])
-        if not isinstance(gate, bool):
-            raise ValueError(f"gate is {gate!r}, but must be true or false")
-        if not isinstance(thoughts_end, bool) or not all(isinstance(token, int) for token in ending_token_ids):
-            raise ValueError("thoughts_end must be true or false, and ending_token_ids whole numbers")
-        if thoughts_end and not {*ending_token_ids} - {start_token_id}:
-            raise ValueError("thoughts_end needs ending_token_ids, of which the start_token_id is none")
         base = base or {"model_type": "llama"}
         if not isinstance(base, dict) or "model_type" not in base:
             raise ValueError("base must be the configuration of a decoder, with its model_type")
         self.base = {name: value for name, value in base.items() if name not in NOT_KEPT}
+        self.method = method
         self.thought_tokens = thought_tokens
         self.lookahead = lookahead
         self.rationales = rationales
@@ -115,14 +95,40 @@ class QuietStarConfig(PretrainedConfig):
             self.distill_weight = distill_weight
         self.token_cost = token_cost
         self.ratio_clip = ratio_clip
-        self.method = method
         self.start_token_id = start_token_id
         self.end_token_id = end_token_id
         self.thoughts_end = thoughts_end
-        self.ending_token_ids = ending_token_ids
+        self.ending_token_ids = list(ending_token_ids or [])
         self.gate = gate
         self.gate_threshold = gate_threshold
+        self._check()
         super().__init__(**kwargs)
+
+    def _check(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}, but must be one of {', '.join(METHODS)}")
+        if self.advantage not in ADVANTAGES:
+            raise ValueError(f"advantage is {self.advantage!r}, but must be one of {', '.join(ADVANTAGES)}")
+        for name in ("thought_tokens", "lookahead", "rationales"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
+        numbers = ["meta_token_scale", "policy_weight", "policy_temperature", "token_cost", "ratio_clip"]
+        if self.method == DISTILLED:
+            numbers.append("distill_weight")
+            if self.distill_form not in FORMS:
+                raise ValueError(f"distill_form is {self.distill_form!r}, but must be one of {', '.join(FORMS)}")
+        for name in numbers:
+            if not isinstance(value := getattr(self, name), int | float):
+                raise ValueError(f"{name} is {value!r}, but must be a number")
+        for name in ("gate", "thoughts_end"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} is {value!r}, but must be true or false")
+        if not all(isinstance(token, int | None) for token in (self.start_token_id, self.end_token_id)):
+            raise ValueError("start_token_id and end_token_id must be whole numbers or nothing")
+        if not all(isinstance(token, int) for token in self.ending_token_ids):
+            raise ValueError("ending_token_ids must be whole numbers")
+        if self.thoughts_end and not self.endings:
+            raise ValueError("thoughts_end needs ending_token_ids, of which the start_token_id is none")
 
     @property
     def banned(self) -> list[int]:
