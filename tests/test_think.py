@@ -1,6 +1,8 @@
 """What a person sees of a model's thoughts: benefits as losses say, each thought before its token, in colours."""
 
+import io
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -136,6 +138,12 @@ def test_a_chat_template_gets_the_whole_conversation(tmp_path: Path, monkeypatch
     main([str(folder), "--tokens", "3", "--hide"])
     first, second = asked
     assert second > first + 3 and len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_a_line_of_a_chat_that_is_not_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Q: \xff\n"), "utf-8"))
+    with pytest.raises(UserError, match="a line is not UTF-8"):
+        main([str(saved(tmp_path))])
 
 
 def test_mistakes(tmp_path: Path):
