@@ -32,7 +32,8 @@ METHODS = (
 )
 COMPARING = ("quiet_star", "shuffled_reward", "distilled")  # thoughts at one position, by `train.advantage`
 # whether a value is within a bound, by the words that tell the user of it
-TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "one of": lambda a, b: a in b}
+TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+TESTS["one of"] = lambda value, allowed: value in allowed
 # types with bounds; a size counts what is gone through or held in memory, an amount may be streamed
 Size = Annotated[int, ("at least", 1), ("at most", MILLION)]
 SizeOrZero = Annotated[int, ("at least", 0), ("at most", MILLION)]
@@ -243,7 +244,7 @@ class Train:
     policy_temperature: Positive = MISSING
     distill: Distill = field(default_factory=Distill)
     rlp: Rlp = field(default_factory=Rlp)
-    ema: Share | None = None
+    ema: Annotated[float, ("above", 0), ("below", 1)] | None = None
     steps: Size = MISSING
     stages: list[Stage] = MISSING
     batch_size: Size = MISSING
@@ -398,6 +399,9 @@ def _impossible_base(base: BaseModel) -> Iterator[str]:
         yield "base_model.path is missing: with base_model.source hub it names a hub model or a local folder"
     if not scratch.steps:
         yield "base_model.scratch.steps is 0, but must be at least 1: new weights know nothing"
+    for name, stage in (("scratch", scratch), ("further", base.further)):
+        if 0 < stage.steps <= stage.warmup_steps:
+            yield f"base_model.{name}.warmup_steps is {stage.warmup_steps}, but must be below steps, {stage.steps}"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
         yield "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
     elif scratch.hidden_size // scratch.heads % 2:
@@ -424,11 +428,10 @@ def _impossible_training(train: Train, span: int) -> Iterator[str]:
     for prefix, stage in stages.items():
         if stage.lookahead > (most := span - 2):
             yield f"{prefix}lookahead is {stage.lookahead}, but must be at most {most}, two less than tokenize.span"
-    ends = accumulate(stage.steps for stage in train.stages)
+    ends = accumulate(stage.steps for stage in train.every_stage)
     if apart := [end for end in ends if end % train.log_steps]:
-        yield f"train.log_steps is {train.log_steps}, but a stage ends at step {apart[0]}: make it a divisor, such as 1"
-    if train.log_steps > (steps := sum(stage.steps for stage in train.every_stage)):
-        yield f"train.log_steps is {train.log_steps}, but the run has {steps} steps: make it smaller"
+        what = "a stage" if train.stages else "training"
+        yield f"train.log_steps is {train.log_steps}, but {what} ends at step {apart[0]}: make it a divisor, such as 1"
 
 
 def _impossible_arms(train: Train, methods: set[str]) -> Iterator[str]:

@@ -176,6 +176,8 @@ def test_the_tasks_are_there_and_root_puts_every_data_set_under_a_folder(group: 
 
 def test_as_a_command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     assert "tasks.root=/data" in printed(["scale=smoke", "root=/data"], capsys, monkeypatch)
+    with pytest.raises(UserError, match="root= is empty"):
+        printed(["data=gsm8k", "root="], capsys, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["preset", "root=/a", "root=/b"])
     with pytest.raises(UserError, match="root= is given 2 times"):
         main()

@@ -56,7 +56,7 @@ def _write(name: str, runs: list[str], settings: dict[str, str], arm: Arm | None
     """Keep a finished ``arm``, and write the rung's rows of the table anew, in the place of those that it had."""
     if arm is not None:
         run = arm.about["run"]
-        rungs.keep(arm, run, settings[run], OUT / name / run)
+        rungs.keep(arm, run, settings, OUT / name)
     path, there = OUT / "comparison.csv", rungs.kept(OUT / name, settings)
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=rungs.COLUMNS)
     rows = rungs.comparison(name, OUT / name, [run for run in runs if run in there])

@@ -160,6 +160,8 @@ def _thinking(arm: Arm, run: str, chooser: str, share: float = 0.0) -> tuple[flo
     """The share of held-out tokens that this ``chooser`` chose, of its rows the nearest to ``share``, and the loss."""
     table = pd.read_csv(io.StringIO(git("show", f"{arm.ref}:results/perplexity/{run}/tables/choices.csv")))
     rows = table[table["chooser"] == chooser]
+    if rows.empty:
+        raise UserError(f"no held-out text of {arm.name} has the marker of train.thinking")
     row = rows.loc[(rows["share"] - share).abs().idxmin()]
     return float(row["share"]), float(row["loss"])
 

@@ -63,11 +63,15 @@ def settings_of(arm: Arm) -> str:
     return digest(*(f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in elsewhere))
 
 
-def keep(arm: Arm, run: str, settings: str, out: Path) -> None:
-    """Write what the comparison needs of a finished arm, ``run`` (METHOD-SEED), and its tables to ``out``."""
+def keep(arm: Arm, run: str, settings: Mapping[str, str], rung: Path) -> None:
+    """Write what the comparison needs of a finished arm, ``run`` (METHOD-SEED), and its tables to ``rung``/RUN.
+
+    ``settings``: those of the rung's arms, by run. Raises UserError if others have been kept that began with other
+    weights, with which it cannot be compared.
+    """
     files = DVCFileSystem(rev=git("rev-parse", arm.ref))
     method, _, seed = run.rpartition("-")
-    with tempfile.TemporaryDirectory() as scratch, replacing(out) as folder:
+    with tempfile.TemporaryDirectory() as scratch, replacing(rung / run) as folder:
         here = Path(scratch)
         for stage, name in (("evaluate", "predictions.parquet"), ("perplexity", "tokens.parquet")):
             (here / stage / run).mkdir(parents=True)
@@ -81,7 +85,13 @@ def keep(arm: Arm, run: str, settings: str, out: Path) -> None:
         found = read_arms(Arms([method], [int(seed)]), here / "evaluate", here / "perplexity")
         write_table(folder / TOTALS, totals_table(found))
         weights = read_json(here / "metrics.json")["base_weights"]
-        write_json(folder / ABOUT, {"settings": settings, "weights": weights, "commit": arm.baseline})
+        write_json(folder / ABOUT, {"settings": settings[run], "weights": weights, "commit": arm.baseline})
+        for other in kept(rung, {name: its for name, its in settings.items() if name != run}):
+            if (theirs := read_json(rung / other / ABOUT)["weights"]) != weights:
+                problem = f"{run} began with the weights {weights} and {other}, which {rung} has, with {theirs}"
+                raise UserError(
+                    f"{problem}: remove the folders of those, or give --model the model that they began with"
+                )
 
 
 def totals_table(found: Mapping[tuple[str, str], Mapping[str, Totals]]) -> pd.DataFrame:
@@ -103,10 +113,10 @@ def kept(folder: Path, settings: Mapping[str, str]) -> list[str]:
 def comparison(rung: str, folder: Path, runs: Sequence[str]) -> pd.DataFrame:
     """The rows (`COLUMNS`) of a rung whose finished arms, METHOD-SEED, are ``runs`` in ``folder``.
 
-    An arm is a method by itself, or with something else in its thoughts' place (METHOD/WAY). A row has its value and,
-    against another arm, by how much it is better, of each seed that both have and of all of these (`EVERY`). low and
-    high: the 95 % interval of the difference, or of the value where there is none. Raises UserError for arms that
-    were not asked the same questions.
+    An arm is a method by itself, or with something else in its thoughts' place (METHOD/WAY). It has a row for itself
+    and one against each arm that it is compared with, by how much it is better; of each seed that both have and of all
+    of these (`EVERY`). low and high: the 95 % interval of the difference, or of the value where there is none. Raises
+    UserError for arms that were not asked the same questions.
     """
     sides: dict[tuple[str, str], dict[str, dict[int, Totals]]] = {}
     weights = set()
@@ -124,8 +134,7 @@ def comparison(rung: str, folder: Path, runs: Sequence[str]) -> pd.DataFrame:
         mains = [arm for arm in by_arm if "/" not in arm]
         wanted = [*pairs(RUN, list(by_arm)), *((arm, CONTINUED) for arm in mains)]
         wanted = [pair for pair in dict.fromkeys(wanted) if pair[0] != pair[1] and {*pair} <= {*by_arm}]
-        alone = [(arm, None) for arm in by_arm if arm not in {one for one, _ in wanted}]
-        for arm, other in [*wanted, *alone]:
+        for arm, other in [*((arm, None) for arm in by_arm), *wanted]:
             one, two = by_arm[arm], by_arm.get(other)
             if other == BEFORE:  # it has no seeds
                 two = dict.fromkeys(one, next(iter(two.values())))

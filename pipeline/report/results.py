@@ -171,11 +171,12 @@ def harm_findings(results: Results) -> list[Finding]:
 def heldout_findings(results: Results) -> list[Finding]:
     """What thoughts gain on held-out text against the model before training."""
     method, found = results.method, []
-    gain = results.better(HELDOUT, LOSS, method.key, BEFORE)
-    if method.thinks and gain is not None:
-        words = {ABOVE: "lower than", BELOW: "higher than", UNDECIDED: "not shown to differ from"}[gain.verdict]
-        text = f"With {method.many} the loss is {words} that of the model before training: the gain is "
-        found.append(Finding(f"{text}{interval(gain, nats)} nats a token.", gain.verdict))
+    for measure, where in ((LOSS, "before every token"), (MARKED, "after the marker alone")):
+        gain = results.better(HELDOUT, measure, method.key, BEFORE)
+        if method.thinks and gain is not None:
+            words = {ABOVE: "lower than", BELOW: "higher than", UNDECIDED: "not shown to differ from"}[gain.verdict]
+            text = f"With {method.many} {where} the loss is {words} that of the model before training: the gain is "
+            found.append(Finding(f"{text}{interval(gain, nats)} nats a token.", gain.verdict))
     return found
 
 

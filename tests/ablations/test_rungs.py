@@ -51,6 +51,9 @@ def test_differences_are_paired_by_seed_and_text(tmp_path: Path):
         keep(tmp_path, run)
     table = rungs.comparison("a", tmp_path, runs)
     assert list(table.columns) == rungs.COLUMNS and set(table["rung"]) == {"a"} and set(table["weights"]) == {"abc"}
+    own = table[table["difference_to"].isna()].set_index(["measure", "method", "seed"])
+    assert own.loc[("heldout loss", "quiet_star", 2), "value"] == pytest.approx(losses("quiet_star-2", "").mean() / 10)
+    assert own["difference"].isna().all() and (own["low"] <= own["value"]).all() and (own["value"] <= own["high"]).all()
     found = table.set_index(["measure", "method", "difference_to", "seed"])
     for against, other, seeds in (
         ("no_thought", lambda seed: losses(f"no_thought-{seed}", ""), (1, 2)),
@@ -128,14 +131,25 @@ def test_what_is_kept_of_an_arm_is_read_from_its_commit(tmp_path: Path, monkeypa
     shutil.rmtree("results")
     call(tmp_path, "git", "add", "-A")
     call(tmp_path, "git", "commit", "-q", "-m", "nothing is left")
-    rungs.keep(Arm("arm", {}, {}, "", "aabb", "aabb"), "quiet_star-1", "s", Path("kept"))
+    arm = Arm("arm", {}, {}, "", "aabb", "aabb")
+    keep(Path("other"), "no_thought-2", weights="def")
+    with pytest.raises(
+        UserError, match="quiet_star-1 began with the weights abc and no_thought-2, .* with def: remove"
+    ):
+        rungs.keep(arm, "quiet_star-1", {"quiet_star-1": "s", "no_thought-2": "s"}, Path("other"))
+    assert [path.name for path in Path("other").iterdir()] == ["no_thought-2"]
+    rungs.keep(arm, "quiet_star-1", {"quiet_star-1": "s"}, Path())
     names = ["about.json", "choices.csv", "steps.csv", "totals.parquet"]
-    assert sorted(path.name for path in Path("kept").iterdir()) == names
-    assert Path("kept/choices.csv").read_text() == "chooser\nmarker 1\n"
-    assert json.loads(Path("kept/about.json").read_text()) == {"settings": "s", "weights": "abc", "commit": "aabb"}
+    assert sorted(path.name for path in Path("quiet_star-1").iterdir()) == names
+    assert Path("quiet_star-1/choices.csv").read_text() == "chooser\nmarker 1\n"
+    assert json.loads(Path("quiet_star-1/about.json").read_text()) == {
+        "settings": "s",
+        "weights": "abc",
+        "commit": "aabb",
+    }
     write_run(Path("again"), "quiet_star", 1)
     found = read_arms(Arms(["quiet_star"], [1]), Path("again/evaluate"), Path("again/perplexity"))
-    table = pd.read_parquet("kept/totals.parquet").set_index(["task", "measure", "arm"])
+    table = pd.read_parquet("quiet_star-1/totals.parquet").set_index(["task", "measure", "arm"])
     for (task, measure), by_arm in found.items():
         for arm, side in by_arm.items():
             rows = table.loc[task, measure, arm]
@@ -170,9 +184,9 @@ def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tm
                 done(arm)
         return {arm.name: "it breaks" for arm in arms if arm.about["run"] in broken}
 
-    def made(arm: Arm, name: str, settings: str, out: Path) -> None:
-        keep(out.parent, name)
-        (out / rungs.ABOUT).write_text(json.dumps({"settings": settings, "weights": "abc"}))
+    def made(arm: Arm, name: str, settings: dict[str, str], rung: Path) -> None:
+        keep(rung, name)
+        (rung / name / rungs.ABOUT).write_text(json.dumps({"settings": settings[name], "weights": "abc"}))
 
     monkeypatch.setattr(ladder.experiments, "run", run)
     monkeypatch.setattr(rungs, "keep", made)

@@ -192,6 +192,8 @@ def test_one_run_has_p_values_and_the_summary_its_main_figures(folder: Path):
     assert found == pytest.approx((content["difference"], content["low"]))
     gain = value["heldout", "loss", "before"] - value["heldout", "loss", "quiet_star"]
     assert summary["heldout_gain"] == pytest.approx(gain)
+    gain = value["heldout", "loss_after_marker", "before"] - value["heldout", "loss_after_marker", "quiet_star"]
+    assert summary["heldout_gain_after_marker"] == pytest.approx(gain, abs=1e-6)
     assert summary["base_harm"] < summary["base_harm_high"]
     assert (summary["thought_length"], summary["cost"]) == (6.0, 7.5)
 

@@ -56,7 +56,7 @@ def test_verdicts_follow_the_interval(run: Path, low: float, says: str, verdict:
     found = results.read_results(run / "results/compare", METHODS["quiet_star"])
     assert says in results.claims(found)[0].text
     said = [*results.claims(found), *results.heldout_findings(found)]
-    assert [finding.verdict for finding in said] == [verdict] * 3
+    assert [finding.verdict for finding in said] == [verdict] * 4
     (harm,) = results.harm_findings(found)
     assert harm.verdict == {0.001: "above", 0.0: "above", -0.04: "below"}.get(low, "undecided")
 
@@ -119,7 +119,8 @@ def test_content_and_harm(page: Page):
     before = (rows["task"] == "heldout") & (rows["against"] == "before")
     total = (content | others | before).sum() + 3 + sum(map(len, GROUPS.values()))
     assert f"Many comparisons. {total} differences here have an interval." in page.text
-    assert "With thoughts the loss is lower than that of the model before training: the gain is +0.400" in page.text
+    assert "With thoughts before every token the loss is lower than that of the model before training" in page.text
+    assert "With thoughts after the marker alone the loss is lower" in page.text and "the gain is +0.400" in page.text
     harm = "the loss on held-out text changed by +0.010 [−0.010, +0.030] nats a token, so the harm is at most +0.030"
     assert f"Training is not shown to be harmless: without thoughts {harm} (0.005 is allowed)." in page.text
     off = "1.300 [1.200, 1.350]|−0.010 [−0.030, +0.010]"
@@ -313,7 +314,7 @@ def test_sections_and_contents_are_the_same(pages: dict[str, Page]):
 def test_pauses_have_figures_but_no_words(pages: dict[str, Page]):
     page = pages["pause"]
     assert "|method|pauses|" in page.flat and "This run is a control, so nothing is claimed of it." in page.text
-    assert "the claim" not in page.text and "With pauses the loss is lower than that" in page.text
+    assert "the claim" not in page.text and "With pauses before every token the loss is lower than that" in page.text
     assert "|Accuracy: pauses minus each other arm, points|" in page.flat
     assert "the thought before" not in page.text and "thoughts add" not in page.text
     training = ["heldout-losses", "losses", "mixing-weight", "base-model"]

@@ -18,7 +18,8 @@ from pipeline.params import HubSplit, Tasks
 
 FOLDER = Path("tasks")
 # what summary.json and evaluate's metrics.json have beside tasks
-NOT_TASKS = ("heldout", "heldout_gain", "base_harm", "base_harm_high", "thought_length", "cost")
+NOT_TASKS = ("heldout", "heldout_gain", "heldout_gain_after_marker", "base_harm", "base_harm_high")
+NOT_TASKS += ("thought_length", "cost")
 TEXTS = ("reasoning_prompt", "group", "part")
 QUESTIONS = {"prompt": pa.string(), "answer": pa.string(), "labels": pa.list_(pa.string())}
 QUESTIONS = pa.schema(QUESTIONS | dict.fromkeys(TEXTS, pa.string()))
