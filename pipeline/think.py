@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.data.marker import ends_with
 from pipeline.errors import UserError, run
 from pipeline.files import replacing
 from pipeline.models.base import read_tokenizer
@@ -28,6 +29,7 @@ from pipeline.models.device import pick_device
 from pipeline.models.prompts import prompt_ids
 from pipeline.models.trained import check_room, load_trained
 from pipeline.report.quotes import CONTROLS
+from pipeline.thought.generation import GATE
 from pipeline.thought.model import QuietStarForCausalLM
 
 STEPS = (0.05, 0.3, 1.0, 2.0)  # nats: from each on a colour is stronger
@@ -58,7 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--hide", action="store_true", help="show no thoughts")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most (64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="of an answer (0: greedy)")
-    parser.add_argument("--gate", action="store_true", help="answer with thoughts where the model's gate wants them")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gate", action="store_true", help="answer with thoughts where the model's gate wants them")
+    where.add_argument("--marker", metavar="TEXT", help="answer with thoughts right after this text alone")
     parser.add_argument("--svg", type=Path, help="write the text as a picture, too")
     options = parser.parse_args(arguments)
     if options.tokens < 1 or not 0 <= options.temperature < math.inf:
@@ -67,8 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("--svg writes a text as a picture: give a text")
     if options.svg is not None and options.svg.is_dir():
         raise UserError(f"--svg: {options.svg} is a folder, not a picture")
-    if options.gate and options.text is not None:
-        raise UserError("--gate is for a chat: give no text, of which every token's thought is shown")
+    if (options.gate or options.marker) and options.text is not None:
+        raise UserError("--gate and --marker are for a chat: give no text, of which every token's thought is shown")
+    if options.marker == "":
+        raise UserError("--marker is empty: name the text after which to think")
     model, tokenizer = load_trained(options.model).to(pick_device("auto")), read_tokenizer(options.model)
     if not model.has_thoughts:
         raise UserError(f"the model in {options.model} has no thoughts: its method is {model.config.method}")
@@ -133,8 +139,9 @@ def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, option
     r"""Read lines until the end of input and answer each, with the thought before each token unless they are hidden.
 
     A tokenizer with a chat template gets the whole conversation; without one each line (``\n``: a new line) is
-    continued on its own. With ``--gate`` only some tokens are thought about, and their share is shown.
+    continued on its own. With ``--gate`` or ``--marker`` only some tokens are thought about; their share is shown.
     """
+    think = GATE if options.gate else ends_with(options.marker, tokenizer) if options.marker else True
     messages: list[dict[str, str]] = []
     sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {"do_sample": False}
     while True:
@@ -155,13 +162,13 @@ def chat(model: QuietStarForCausalLM, tokenizer: PreTrainedTokenizerBase, option
         check_room(model, len(ids) + options.tokens + model.config.thought_room, "the conversation")
         settings = sampling | {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
         prompt = torch.tensor([ids], device=model.device)
-        settings |= {"think": "gate" if options.gate else True, "return_dict_in_generate": True}
+        settings |= {"think": think, "return_dict_in_generate": True}
         output = model.generate(prompt, max_new_tokens=options.tokens, **settings)
         written = output.sequences[0].tolist()
         answer = tokenizer.decode(written[len(ids) :], skip_special_tokens=True)
         messages.append({"role": "assistant", "content": answer})
-        print(answer if options.hide or options.gate else inline(see(model, tokenizer, written, len(ids))))
-        if options.gate:
+        print(answer if options.hide or think is not True else inline(see(model, tokenizer, written, len(ids))))
+        if think is not True:
             print(f"{DIM}thought about {output.thought_share.item():.0%} of the tokens{PLAIN}")
 
 

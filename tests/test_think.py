@@ -129,6 +129,14 @@ def test_a_gated_chat_tells_how_much_was_thought_about(tmp_path: Path, monkeypat
         assert f"thought about {share} of the tokens" in COLOUR.sub("", capsys.readouterr().out)
 
 
+def test_a_chat_with_thoughts_after_a_marker_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Right after the line, which ends with it, and before none of the words that follow."""
+    monkeypatch.setattr("builtins.input", Terminal(["the 42", "42 the"]))
+    main([str(saved(tmp_path)), "--tokens", "1", "--marker", "42"])
+    told = COLOUR.sub("", capsys.readouterr().out)
+    assert re.findall(r"thought about (\d+%)", told) == ["100%", "0%"]
+
+
 def test_a_chat_template_gets_the_whole_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     folder, tokenizer, asked = saved(tmp_path), word_tokenizer(), []
     tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}\n{% endfor %}"
@@ -154,7 +162,12 @@ def test_mistakes(tmp_path: Path):
         ([str(folder), ""], "fewer than two tokens"),
         ([str(folder), "What " * 80], "the text and its last thought need"),
         ([str(folder), "--gate"], "has no gate: train one with train.gate"),
-        ([str(saved(tmp_path / "gated", gate=True)), "a b", "--gate"], "--gate is for a chat: give no text"),
+        (
+            [str(saved(tmp_path / "gated", gate=True)), "a b", "--gate"],
+            "--gate and --marker are for a chat: give no text",
+        ),
+        ([str(folder), "a b", "--marker", "A:"], "--gate and --marker are for a chat: give no text"),
+        ([str(folder), "--marker", ""], "--marker is empty"),
         ([str(folder), "--tokens", "0"], "--tokens must be at least 1"),
         ([str(folder), "--temperature", "nan"], "--temperature a number of at least 0"),
         ([str(folder), "Q: \udcff"], "the text is not UTF-8"),

@@ -22,6 +22,8 @@ from .views import GrowingView, KeyValueCache
 
 GREEDY = Sampling(temperature=0.0)
 GATE = "gate"  # think where the model's gate says so
+# where to think: everywhere, nowhere, `GATE`, or what a rule says of the texts so far: from ids (B, N) to booleans (B,)
+Think = bool | str | Callable[[Tensor], Tensor]
 TEXT_STEP = -1  # the step in the draws of text tokens; those of thoughts are 0 .. K-1
 ENDED_SHARE = 0.25  # remove ended texts from the batch only once this share has ended: removing copies the cache
 SAMPLES_APART = 2**40  # between the text keys of one prompt's samples: more than there are prompts
@@ -41,7 +43,7 @@ def continue_texts(
     stop_strings: Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
     text_keys: Tensor | None = None,
-    think: bool | str = True,
+    think: Think = True,
 ) -> Tensor:
     """Continue each of the left-padded prompts ``input_ids`` (B, N) ``samples`` times: (B * samples, N + new).
 
@@ -49,10 +51,10 @@ def continue_texts(
     or with the token that completes one of ``stop_strings`` in the new text; then ``pad_token_id`` follows. ``decode``
     turns ids into text (a tokenizer's method). The meta-tokens are never written. ``text_keys`` (B,) name the texts in
     the random draws (0 .. B-1 unless given): a continuation depends on its text and key, not on the rest of the batch.
-    ``think``: before each token (True), where the model's gate says so (`GATE`) or nowhere. Without a thought, or
-    without a mixing head, the base model's prediction alone is used. Raises ValueError where a prompt is empty or
-    padded on the right, for `GATE` without a gate, for ``samples`` below 1, and for stop strings that are empty or
-    without ``decode``; FloatingPointError where logits are not finite.
+    ``think``: before each token (True), where the model's gate (`GATE`) or a rule says so, or nowhere (`Think`).
+    Without a thought, or without a mixing head, the base model's prediction alone is used. Raises ValueError where a
+    prompt is empty or padded on the right, for `GATE` without a gate, for ``samples`` below 1, and for stop strings
+    that are empty or without ``decode``; FloatingPointError where logits are not finite.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -70,8 +72,8 @@ def continue_texts(
 
     # the prompts are read once, and then repeated for their samples
     decoder, thinks = thinker.decoder, think and thinker.mixing_head is not None
-    writer = Writer(thinker, attention_mask, max_new_tokens, thought_sampling if thinks else None, think == GATE)
-    state = writer.read(decoder.embed(input_ids))
+    writer = Writer(thinker, attention_mask, max_new_tokens, thought_sampling if thinks else None, think)
+    state = writer.read(input_ids)
     repeated = torch.arange(texts, device=device).repeat_interleave(samples)
     writer.select(repeated)
     state, done = state[repeated], torch.zeros_like(keys, dtype=torch.bool)
@@ -79,7 +81,7 @@ def continue_texts(
     active = torch.arange(len(written), device=device)  # row r of every tensor below is text active[r]
     for stop in range(prompt + 1, prompt + max_new_tokens + 1):
         if stop > prompt + 1:
-            state = writer.read(decoder.embed(written[active, stop - 2 : stop - 1]))
+            state = writer.read(written[active, stop - 2 : stop - 1])
         chance = sampling.chances(keys, 1, writer.newest, TEXT_STEP)[:, 0, 0]
         predicting = writer.think(state, keys)
         new, entropy = sample(decoder.head, predicting, thinker.banned, sampling, chance)
@@ -115,15 +117,16 @@ class ThoughtGenerationMixin(GenerationMixin):
     def generate(
         self,
         *inputs: object,
-        think: bool | str = True,
+        think: Think = True,
         thought_sampling: Sampling | float = GREEDY,
         **settings: object,
     ) -> "Tensor | ThoughtOutput":
         """transformers' `GenerationMixin.generate`, with its arguments; a thought comes before each token written.
 
-        ``think``: before each token (True), where the model's gate says so ("gate") or nowhere, where the base model's
-        prediction alone is used. With ``return_dict_in_generate`` the result has the share of the tokens before which
-        there was a thought, as ``thought_share``.
+        ``think``: before each token (True), where the model's gate says so ("gate"), where a function of the texts so
+        far says so (from ids (B, N), padded on the left, to booleans (B,): `pipeline.data.marker.ends_with` makes one),
+        or nowhere; elsewhere the base model's prediction alone is used. With ``return_dict_in_generate`` the result has
+        the share of the tokens before which there was a thought, as ``thought_share``.
 
         ``thought_sampling``: how thoughts are drawn; a number is the temperature, 0 greedy. A seed from torch's
         generator is added to its own, so that `torch.manual_seed` makes thoughts and text the same again. Meta-tokens
@@ -132,8 +135,8 @@ class ThoughtGenerationMixin(GenerationMixin):
         position ids, for a gate that the model has not, for any other ``think`` or ``thought_sampling``, and where a
         prompt is empty or padded on the right; FloatingPointError where logits are not finite.
         """
-        if think not in (True, False, GATE):
-            raise ValueError(f"think is {think!r}, but must be True, False or {GATE!r}")
+        if not callable(think) and think not in (True, False, GATE):
+            raise ValueError(f"think is {think!r}, but must be True, False, {GATE!r} or a function of the texts so far")
         if not isinstance(thought_sampling, Sampling):
             if not isinstance(thought_sampling, int | float) or thought_sampling < 0:
                 raise ValueError(f"thought_sampling is {thought_sampling!r}, but must be a temperature of at least 0")
@@ -147,7 +150,7 @@ class ThoughtGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         attention_mask: Tensor | None = None,
-        think: bool | str = True,
+        think: Think = True,
         thought_sampling: Sampling = GREEDY,
         **settings: object,
     ) -> "Tensor | ThoughtOutput":
@@ -164,7 +167,7 @@ class ThoughtGenerationMixin(GenerationMixin):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         more = generation_config.max_length - input_ids.shape[1]
         thinks = think and self.has_thoughts
-        writer = Writer(self.thinker, mask.to(self.device), more, thought_sampling if thinks else None, think == GATE)
+        writer = Writer(self.thinker, mask.to(self.device), more, thought_sampling if thinks else None, think)
         criteria = _Watched(stopping_criteria, writer)
         output = super()._sample(input_ids, logits_processor, criteria, generation_config, writer=writer, **settings)
         if isinstance(output, Tensor):
@@ -177,7 +180,7 @@ class ThoughtGenerationMixin(GenerationMixin):
         next_sequence_length: int | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        think: bool | str = True,
+        think: Think = True,
         thought_sampling: Sampling = GREEDY,
         writer: "Writer | None" = None,
         is_first_iteration: bool = False,
@@ -219,8 +222,8 @@ class Writer:
     A thought at the newest position is an ordinary continuation of the text: it is written to the same cache, after
     the text, and the next true token is written over it. ``[start]`` is read together with the true token before it and
     ``[end]`` with the thought's last token, so a token costs K + 1 passes, also where a thought ends itself before;
-    pauses are known beforehand and cost one. Where it is ``gated``, a text thinks only if the gate wants that: the K
-    passes after ``[start]`` are run for such texts alone, and not at all where there are none. Raises ValueError where
+    pauses are known beforehand and cost one. Where the gate or a rule says where to ``think``, the K passes after
+    ``[start]`` are run for the texts that do alone, and not at all where there are none. Raises ValueError where
     a text is empty or padded on the right, and for a thinker without the gate.
     """
 
@@ -230,9 +233,9 @@ class Writer:
         attention_mask: Tensor,
         max_new_tokens: int,
         sampling: Sampling | None,
-        gated: bool = False,
+        think: Think = True,
     ):
-        if gated and thinker.gate is None:
+        if think == GATE and thinker.gate is None:
             raise ValueError("think is 'gate', but this model has no gate: train one with train.gate")
         if attention_mask.shape[1] == 0 or not attention_mask[:, -1].all():
             raise ValueError("a prompt to continue needs at least one token, and padding on its left side only")
@@ -243,7 +246,8 @@ class Writer:
         self._padded = pads_before_end(attention_mask)
         self._length = 0  # true tokens so far
         self._cache = KeyValueCache(self._mask.shape[1])
-        self._gated = gated
+        self._where = None if isinstance(think, bool) else think
+        self._texts = attention_mask.new_empty(len(attention_mask), 0)  # token ids so far, kept for a rule
         self._going = torch.ones_like(self._mask[:, 0], dtype=torch.bool)  # texts that have not ended
         self._tokens, self._thoughts = self._going.new_zeros(2, dtype=torch.long)  # so far, of texts that go on
 
@@ -258,7 +262,7 @@ class Writer:
         The texts are named 0 .. B-1 in the draws of thoughts. Raises FloatingPointError for logits that are not finite.
         """
         decoder, keys = self._thinker.decoder, torch.arange(len(input_ids), device=input_ids.device)
-        logits = decoder.head.logits(self.think(self.read(decoder.embed(input_ids)), keys))
+        logits = decoder.head.logits(self.think(self.read(input_ids), keys))
         if not logits.isfinite().all():
             raise FloatingPointError("logits are not finite")
         return ban(logits, self._thinker.banned).unsqueeze(1)
@@ -266,7 +270,7 @@ class Writer:
     def select(self, texts: Tensor) -> None:
         """Go on with these of the texts, by index (repeats allowed)."""
         self._mask, self._position_ids = self._mask[texts], self._position_ids[texts]
-        self._going = self._going[texts]
+        self._going, self._texts = self._going[texts], self._texts[texts]
         self._cache.select(texts)
 
     def end(self, done: Tensor) -> None:
@@ -278,12 +282,15 @@ class Writer:
         """The share () of the tokens so far that a thought came before."""
         return self._thoughts / self._tokens
 
-    def read(self, embeddings: Tensor) -> Tensor:
-        """Read true tokens (B, M, D); return the state after the newest one (B, 1, D), without thoughts.
+    def read(self, input_ids: Tensor) -> Tensor:
+        """Read true tokens (B, M); return the state after the newest one (B, 1, D), without thoughts.
 
         With thoughts, ``[start]`` is read too, and its state comes second: (B, 2, D).
         """
-        self._length += embeddings.shape[1]
+        embeddings = self._thinker.decoder.embed(input_ids)
+        self._length += input_ids.shape[1]
+        if callable(self._where):
+            self._texts = torch.cat([self._texts, input_ids], dim=1)
         if self._sampling is None:
             return self._run(embeddings, thought=0)[:, -1:]
         return self._run(_append(embeddings, self._thinker.start), thought=1)[:, -2:]
@@ -294,9 +301,13 @@ class Writer:
         if self._sampling is None:
             return state[:, 0]
         base, talk = state.unbind(1)
-        thinks = self._going & self._thinker.wants(self._thinker.gate(base)) if self._gated else self._going
+        thinks = self._going
+        if callable(self._where):
+            thinks = thinks & self._where(self._texts).to(thinks.device)
+        elif self._where == GATE:
+            thinks = thinks & self._thinker.wants(self._thinker.gate(base))
         self._thoughts = self._thoughts + thinks.sum()
-        if not self._gated or thinks.all():
+        if self._where is None or thinks.all():
             return self._think(base, talk, keys)
         rows = thinks.nonzero().squeeze(1)
         if len(rows) == 0:

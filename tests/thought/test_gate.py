@@ -228,7 +228,7 @@ def test_passes_that_a_token_costs(monkeypatch: pytest.MonkeyPatch):
 
 def test_another_word_than_gate_is_refused():
     model, ids = quiet_star(LLAMA, gate=True).eval(), random_ids(1, 5)
-    with pytest.raises(ValueError, match="think is 'gated', but must be True, False or 'gate'"):
+    with pytest.raises(ValueError, match="think is 'gated', but must be True, False, 'gate' or a function of"):
         model.generate(ids, max_new_tokens=2, think="gated")
 
 

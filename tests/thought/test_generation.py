@@ -42,6 +42,38 @@ def recomputed(
     return written[0, len(text) :]
 
 
+def after_odd(ids: Tensor) -> Tensor:
+    """A rule for where to think: after tokens of odd ids."""
+    return ids[:, -1] % 2 == 1
+
+
+@pytest.mark.parametrize("kind", [QUIET_STAR, PAUSE])
+def test_a_rule_of_the_text_so_far_says_where_to_think(kind: str):
+    """In a batch padded on the left, in which some texts think and others do not, and of several samples."""
+    model, texts = quiet_star(LLAMA, **KINDS[kind]).eval(), prompts()
+    ids, mask = left_padded(texts)
+    expected, said = [], []
+    for text in texts:
+        written = text
+        for _ in range(NEW):
+            said.append(bool(written[-1] % 2))
+            with torch.no_grad():
+                output = model(written[None])
+            logits = (output.logits if said[-1] else output.base_logits)[0, -1]
+            written = torch.cat([written, ban(logits, model.config.banned).argmax()[None]])
+        expected.append(written[len(text) :].tolist())
+    assert {True, False} == {*said}
+    options = {"max_new_tokens": NEW, "think": after_odd}
+    output = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **options)
+    assert output.sequences[:, ids.shape[1] :].tolist() == expected
+    assert output.thought_share.item() == pytest.approx(sum(said) / len(said))
+    several = continue_texts(model.thinker, ids, mask, samples=2, **options)
+    assert several[::2].tolist() == several[1::2].tolist() == output.sequences.tolist()
+    everywhere = model.generate(ids, attention_mask=mask, max_new_tokens=NEW)
+    always = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, think=lambda ids: ids[:, -1] >= 0)
+    assert torch.equal(always, everywhere) and not torch.equal(everywhere, output.sequences)
+
+
 @pytest.fixture(scope="module")
 def model() -> QuietStarForCausalLM:
     return quiet_star(LLAMA).eval()
