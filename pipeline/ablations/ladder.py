@@ -43,6 +43,10 @@ def main() -> None:
         settings = {run: rungs.settings_of(arm) for run, arm in arms.items()}
         done = rungs.kept(OUT / name, settings)
         print(f"{name}: {len(arms)} arms, {len(done)} of which {OUT / name} has", flush=True)
+        for run in done:
+            if names := rungs.changed(arms[run], OUT / name / run):
+                told = f"warning: {OUT / name / run} was made with another {', '.join(names)}"
+                print(f"{told}: remove the folder to run it again", flush=True)
         write = partial(_write, name, list(settings), settings)
         write()
         missing = [arm for run, arm in arms.items() if run not in done]

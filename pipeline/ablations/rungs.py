@@ -7,14 +7,14 @@ needs of a finished arm is kept in git (results/real/RUNG/METHOD-SEED), so that 
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from dvc.api import DVCFileSystem
 
-from pipeline import typed_yaml
+from pipeline import params, typed_yaml
 from pipeline.ablations.grid import PLACES, Arm, digest, git
 from pipeline.errors import UserError
 from pipeline.evaluation.arms import pairs, read_arms
@@ -23,13 +23,16 @@ from pipeline.evaluation.names import BEFORE, CONTINUED, LOSSES, RUN
 from pipeline.evaluation.statistics import SHARE, Totals, asked, mean, mean_interval
 from pipeline.files import replacing, write_json, write_table
 from pipeline.params import METHODS, Arms
+from pipeline.preset import options as preset
 from pipeline.report.reading import read_json
 
 TOTALS, ABOUT = "totals.parquet", "about.json"
-# copies of an arm's tables, for readers: the training log, held-out losses, what its thoughts said, and what they gain
-# where a rule says to think
+# copies of an arm's files, for readers: its parameters, the training log, held-out losses, what its thoughts said, and
+# what they gain where a rule says to think
+PARAMS = "params.yaml"
 COPIES = ("train/{run}/steps.csv", "train/{run}/heldout.csv", "perplexity/{run}/tables/extremes.csv")
 COPIES += ("perplexity/{run}/tables/metrics.json", "perplexity/{run}/tables/choices.csv")
+ELSEWHERE = (*PLACES, *(place.replace(".path", ".revision") for place in PLACES))  # what differs between machines
 COLUMNS = ["rung", "method", "seed", "measure", "n", "value", "difference_to", "difference", "low", "high", "weights"]
 EVERY = "all"  # seeds
 
@@ -59,8 +62,16 @@ def settings_of(arm: Arm) -> str:
 
     Nor does a revision count, as a folder has none.
     """
-    elsewhere = (*PLACES, *(place.replace(".path", ".revision") for place in PLACES))
-    return digest(*(f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in elsewhere))
+    return digest(*(f"{name}={value}" for name, value in sorted(arm.params.items()) if name not in ELSEWHERE))
+
+
+def changed(arm: Arm, folder: Path) -> list[str]:
+    """The parameters that had other values when the arm was kept in ``folder``, by its params.yaml if it has one."""
+    if not (folder / PARAMS).exists():
+        return []
+    then, now = preset.flat(typed_yaml.read(folder / PARAMS)), preset.flat(asdict(params.load(changes=arm.params)))
+    told = (name for name in then if name not in ELSEWHERE and not name.startswith(("report.", "plan.")))
+    return [name for name in told if name in now and now[name] != then[name]]
 
 
 def keep(arm: Arm, run: str, settings: Mapping[str, str], rung: Path) -> None:
@@ -77,8 +88,7 @@ def keep(arm: Arm, run: str, settings: Mapping[str, str], rung: Path) -> None:
             (here / stage / run).mkdir(parents=True)
             files.get_file(f"results/{stage}/{run}/{name}", str(here / stage / run / name))
         folder.mkdir()
-        for pattern in COPIES:
-            source = f"results/{pattern.format(run=run)}"
+        for source in (PARAMS, *(f"results/{pattern.format(run=run)}" for pattern in COPIES)):
             if files.exists(source):
                 files.get_file(source, str(folder / Path(source).name))
         files.get_file(f"results/train/{run}/metrics.json", str(here / "metrics.json"))

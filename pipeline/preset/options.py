@@ -31,7 +31,7 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
         typed_yaml.read(PRESETS / f"{group.replace('=', '/')}.yaml")  # for Hydra, bad YAML is a traceback
     try:
         with initialize_config_dir(str(PRESETS), version_base=None):
-            flat = _flat(OmegaConf.to_container(compose("preset", overrides=groups), resolve=True))
+            found = flat(OmegaConf.to_container(compose("preset", overrides=groups), resolve=True))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise errors.UserError(errors.reason(error)) from error
     values = {}
@@ -43,22 +43,22 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
         if override.is_sweep_override():
             raise errors.UserError(f"{word} is several values to `dvc exp run`: write it into params.yaml")
         values[word.partition("=")[0]] = override.value()
-    flat |= _flat(values)
+    found |= flat(values)
     if root == "":
         raise errors.UserError("root= is empty: name the folder that holds the data sets")
     if root is not None:
-        for split, rows in vars(params.load(changes=flat).corpus.hub).items():
-            flat |= {f"corpus.hub.{split}.path": str(Path(root) / rows.path), f"corpus.hub.{split}.revision": None}
-        flat["tasks.root"] = root
-    params.load(changes=flat)
-    for name, value in flat.items():  # the shell splits at spaces, and DVC may take a value for another one
+        for split, rows in vars(params.load(changes=found).corpus.hub).items():
+            found |= {f"corpus.hub.{split}.path": str(Path(root) / rows.path), f"corpus.hub.{split}.revision": None}
+        found["tasks.root"] = root
+    params.load(changes=found)
+    for name, value in found.items():  # the shell splits at spaces, and DVC may take a value for another one
         text, readable = _text(value), False
         with suppress(HydraException):
             read = PARSER.parse_override(f"{name}={text}").value()
             readable = read == value and not set(text) & set(string.whitespace)
         if not readable:
             raise errors.UserError(f"{name} cannot be {text!r} on a command line: write it into params.yaml")
-    return flat
+    return found
 
 
 def known() -> list[str]:
@@ -71,11 +71,12 @@ def words(values: Mapping[str, object]) -> list[str]:
     return [f"{name}={_text(value)}" for name, value in values.items()]
 
 
-def _flat(values: Mapping, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
+    """The values of nested sections by dotted name."""
+    found: dict[str, object] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _text(value: object) -> str:

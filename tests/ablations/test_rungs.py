@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -125,10 +126,12 @@ def test_what_is_kept_of_an_arm_is_read_from_its_commit(tmp_path: Path, monkeypa
         tables = Path(f"results/perplexity/quiet_star-{seed}/tables")
         tables.mkdir()
         (tables / "choices.csv").write_text(f"chooser\nmarker {seed}\n")
+    Path("params.yaml").write_text("arms: {}\n")
     call(tmp_path, "git", "add", "-A", "-f")
     call(tmp_path, "git", "commit", "-q", "-m", "an experiment")
     call(tmp_path, "git", "update-ref", "refs/exps/aa/bb/arm", "HEAD")
     shutil.rmtree("results")
+    Path("params.yaml").unlink()
     call(tmp_path, "git", "add", "-A")
     call(tmp_path, "git", "commit", "-q", "-m", "nothing is left")
     arm = Arm("arm", {}, {}, "", "aabb", "aabb")
@@ -139,8 +142,9 @@ def test_what_is_kept_of_an_arm_is_read_from_its_commit(tmp_path: Path, monkeypa
         rungs.keep(arm, "quiet_star-1", {"quiet_star-1": "s", "no_thought-2": "s"}, Path("other"))
     assert [path.name for path in Path("other").iterdir()] == ["no_thought-2"]
     rungs.keep(arm, "quiet_star-1", {"quiet_star-1": "s"}, Path())
-    names = ["about.json", "choices.csv", "steps.csv", "totals.parquet"]
+    names = ["about.json", "choices.csv", "params.yaml", "steps.csv", "totals.parquet"]
     assert sorted(path.name for path in Path("quiet_star-1").iterdir()) == names
+    assert Path("quiet_star-1/params.yaml").read_text() == "arms: {}\n"
     assert Path("quiet_star-1/choices.csv").read_text() == "chooser\nmarker 1\n"
     assert json.loads(Path("quiet_star-1/about.json").read_text()) == {
         "settings": "s",
@@ -171,6 +175,16 @@ def test_an_arm_is_kept_while_its_options_are_the_same(tmp_path: Path):
     assert one != settings("model=smollm2-135m", "train.steps=7")
     gsm8k = settings("data=gsm8k")
     assert gsm8k == settings("data=gsm8k", root="/here") == settings("data=gsm8k", root="/there")  # and the data
+
+
+def test_what_params_yaml_said_otherwise_when_an_arm_was_kept(tmp_path: Path):
+    """Not where its model and data were, nor what changes no figure; nothing is known of an arm kept without it."""
+    arm = Arm("", {}, preset.options(["model=smollm2-135m", "base_model.path=/here"]), "", "", "")
+    assert rungs.changed(arm, tmp_path) == []
+    then = asdict(params.load(changes=arm.params | {"base_model.path": "/there", "report.passages": 77}))
+    for other, names in ((then, []), (then | {"train": then["train"] | {"weight_decay": 0.5}}, ["train.weight_decay"])):
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(other))
+        assert rungs.changed(arm, tmp_path) == names
 
 
 def test_finished_arms_reach_the_table_and_a_second_call_runs_what_is_missing(tmp_path: Path, monkeypatch):
