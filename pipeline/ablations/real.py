@@ -18,7 +18,7 @@ from pipeline.preset import options as preset
 OUT = Path("results/real")
 METHODS = ("quiet_star", "no_policy", "no_thought", "before")
 WORDS = ("model=smollm2-135m", "scale=study", "train.evaluation_steps=100")
-# half the evaluation of the ladder's arms, so that it takes about an hour on two cores
+# half the evaluation of the ladder's arms, so that it takes less than an hour on two cores
 SMALL = ("evaluate.questions=50", "perplexity.texts=48")
 TEXTBOOKS, ASKED = "data=textbooks", "tasks.files=[tasks/text/commonsense_qa_text.yaml]"
 
