@@ -33,7 +33,7 @@ METHODS = (
 COMPARING = ("quiet_star", "shuffled_reward", "distilled")  # thoughts at one position, by `train.advantage`
 # whether a value is within a bound, by the words that tell the user of it
 TESTS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
-TESTS["one of"] = lambda value, allowed: value in allowed
+TESTS |= {"one of": lambda a, b: a in b}
 # types with bounds; a size counts what is gone through or held in memory, an amount may be streamed
 Size = Annotated[int, ("at least", 1), ("at most", MILLION)]
 SizeOrZero = Annotated[int, ("at least", 0), ("at most", MILLION)]

