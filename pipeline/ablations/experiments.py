@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -100,13 +100,18 @@ def run(
                         failed[arm.name] = reason
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                while not all(future.done() for future in futures):  # a thread may start one more process meanwhile
-                    for child in psutil.Process().children(recursive=True):
-                        with suppress(psutil.NoSuchProcess):
-                            child.kill()
-                    time.sleep(0.1)
+                _kill(futures)
                 raise
     return failed
+
+
+def _kill(futures: Iterable[Future]) -> None:
+    """Kill this process's children and theirs until the ``futures`` that run them are done."""
+    while not all(future.done() for future in futures):  # a thread may start one more process meanwhile
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        time.sleep(0.1)
 
 
 def _environment() -> dict[str, str]:

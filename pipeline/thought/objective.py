@@ -1,7 +1,7 @@
 """What every objective shares: its inputs, what its means are taken over, and its result."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -146,6 +146,10 @@ class Losses:
     rounding: Tensor
     advantage: Tensor
     log_probs: Tensor
+
+    def plus(self, name: str, loss: Tensor, apart: bool) -> "Losses":
+        """With one more part of the loss, which keeps a gradient of its own if parts are ``apart``."""
+        return replace(self, total=self.total + loss, parts=self.parts | {name: loss if apart else loss.detach()})
 
 
 def join(

@@ -143,9 +143,7 @@ class Learner:
         if thought_ids is not None:
             thought_ids = places.of(thought_ids)
         elif self.objective.thoughts == SAMPLED:
-            parts = (places[part] for part in slices)
-            some = [self.thinker.sample(text, p.positions, self.rationales, sampling, p.real) for p in parts]
-            thoughts = Thoughts(*(torch.cat([getattr(t, f.name) for t in some], 2) for f in fields(Thoughts)))
+            thoughts = self._sampled(text, [places[part] for part in slices], sampling)
             thought_ids = self.objective.exchange(thoughts.ids, places.real)
         rewarded = rewarded_positions(tokens, lookahead)
         batch = Batch(text, places, targets, rewarded, thought_ids, thoughts is not None, old)
@@ -162,9 +160,12 @@ class Learner:
         parts = {"base": loss} | {name: sum(losses.parts[name] for losses in some) for name in some[0].parts}
         losses = join(some, places, tokens, rewarded, *head.attach(loss + total, parts), **known)
         if self.thinker.gate is not None:
-            gate = self.thinker.gate.loss(text.hidden, targets, losses, counts)
-            parts = losses.parts | {"gate": gate if engine.apart else gate.detach()}
-            losses = replace(losses, total=losses.total + gate, parts=parts)
+            losses = losses.plus("gate", self.thinker.gate.loss(text.hidden, targets, losses, counts), engine.apart)
         if thoughts is not None:
             thoughts = thoughts.each(lambda values: places.spread(values, tokens))
         return losses, thoughts
+
+    def _sampled(self, text: Text, slices: Sequence[Places], sampling: Sampling) -> Thoughts:
+        """Thoughts drawn at the places of all ``slices``, a slice at a time."""
+        some = [self.thinker.sample(text, part.positions, self.rationales, sampling, part.real) for part in slices]
+        return Thoughts(*(torch.cat([getattr(thoughts, f.name) for thoughts in some], 2) for f in fields(Thoughts)))
