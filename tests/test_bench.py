@@ -11,8 +11,8 @@ from pipeline.bench import suite
 from pipeline.bench.__main__ import main, parse
 from pipeline.bench.measure import build, step_of
 from pipeline.errors import UserError
-from pipeline.plan.shape import shape_of
-from pipeline.plan.work import products
+from pipeline.models.shape import shape_of
+from pipeline.models.work import products
 from pipeline.thought.decoder import Decoder
 from tests.evaluation.test_harness import byte_tokenizer
 from tests.thought.tiny import LLAMA, base_model, rows_of

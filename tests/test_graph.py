@@ -12,8 +12,7 @@ from pipeline.resume import closure
 
 ROOT = Path(__file__).parents[1]
 STAGES: dict[str, dict] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-# the planner's are what a step's speed is compared with in the log
-NAMES = ("__init__", "params", "typed_yaml", "errors", "plan/shape", "plan/work")
+NAMES = ("__init__", "params", "typed_yaml", "errors")
 CANNOT_CHANGE_OUTPUTS = {f"pipeline/{name}.py" for name in NAMES}
 AFTER_TRAINING = {"evaluate", "compare", "chain_of_thought", "perplexity", "report", "release"}
 ARMS = {"train", "evaluate", "perplexity"}  # stages that run for each of them
@@ -52,7 +51,6 @@ def test_a_stage_depends_on_the_code_that_it_imports_and_on_other_files_beside_i
     closed = closure(ROOT / f"stages/{name}.py")
     imported = {str(path.relative_to(ROOT)) for path in filter(holds_code, closed)} - CANNOT_CHANGE_OUTPUTS
     packages = {path.parent for path in closed} - {ROOT / "pipeline", ROOT / "stages"}
-    packages -= {ROOT / "pipeline/plan"}
     beside = {f for folder in packages for f in folder.iterdir() if f.is_file() and f.suffix not in (".py", ".pyc")}
     assert imported | {str(f.relative_to(ROOT)) for f in beside} <= code_deps(STAGES[name])
     assert {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")} <= imported

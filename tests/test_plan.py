@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline import params
 from pipeline.errors import UserError
+from pipeline.models.shape import Shape, shape_from, shape_of
 from pipeline.models.trained import limit_learning, round_frozen
+from pipeline.models.work import Step, pass_flops, reading_flops
 from pipeline.params import Params
 from pipeline.plan.__main__ import duration, main, warnings
 from pipeline.plan.estimate import estimate, trainable_parameters, training_memory
-from pipeline.plan.shape import KNOWN, Shape, hub_shape, shape_from, shape_of
-from pipeline.plan.work import Step, pass_flops, reading_flops
+from pipeline.plan.known import KNOWN, hub_shape
 from pipeline.preset import options as preset
 from pipeline.thought.step import Engine
 from tests.thought.tiny import GPT2, LLAMA, config_of, quiet_star, random_ids

@@ -1,7 +1,7 @@
 """How fast a model of a given shape thinks, and how exactly: ``python -m pipeline.bench WHAT``, one JSON line each.
 
 The model has random weights, so nothing is read or downloaded; only torch and transformers are needed.
-``gemm_fraction`` is the useful work (`pipeline.plan.work`) per second over the rate of plain matrix products of the
+``gemm_fraction`` is the useful work (`pipeline.models.work`) per second over the rate of plain matrix products of the
 step's own shapes. ``peak_memory_bytes`` is above what the process had with its libraries loaded and no model;
 ``peak_process_bytes`` is all of the process.
 """

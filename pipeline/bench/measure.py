@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from pipeline.errors import UserError, reason
-from pipeline.plan.shape import shape_of
-from pipeline.plan.work import Step, pass_flops, peak_of, products
+from pipeline.models.shape import shape_of
+from pipeline.models.work import Step, pass_flops, peak_of, products
 from pipeline.thought.generation import continue_texts
 from pipeline.thought.head import ban
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM

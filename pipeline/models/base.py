@@ -1,4 +1,4 @@
-"""Read a base model and its tokenizer, from a folder or from the Hugging Face hub.
+"""Read a base model and its tokenizer, from a folder or from the Hugging Face hub, or describe a small new one.
 
 The stage base_model depends on this file, so it does not import the thought model: an edit of the engine must not make
 DVC pretrain again.
@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.errors import UserError, reason
 from pipeline.files import check_model_folder
+from pipeline.params import Scratch
 from pipeline.thought.decoder import UnsupportedDecoderError, check_decoder
 
+LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
 NUMBER = re.compile(r"\d+")
 
 disable_progress_bar()  # transformers' own, of weights that are read and written: stages show theirs
@@ -88,3 +90,22 @@ def check_finite(model: PreTrainedModel, path: Path | str, remedy: str) -> None:
 def all_finite(weights: Iterable[Tensor]) -> Tensor:
     """Return whether all numbers are finite, as a bool tensor () on the device of ``weights``."""
     return torch.stack([some.isfinite().all() for some in weights]).all()
+
+
+def scratch_config(scratch: Scratch, vocabulary: int, end: int) -> object:
+    """The configuration of a small decoder with new weights."""
+    return AutoConfig.for_model(
+        scratch.architecture,
+        vocab_size=vocabulary,
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.ffn_size,
+        num_hidden_layers=scratch.layers,
+        num_attention_heads=scratch.heads,
+        num_key_value_heads=scratch.key_value_heads,
+        head_dim=scratch.hidden_size // scratch.heads,
+        max_position_embeddings=LONGEST_TEXT,
+        initializer_range=scratch.init_std,
+        tie_word_embeddings=scratch.tied_embeddings,
+        bos_token_id=None,
+        eos_token_id=end,
+    )

@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass, replace
 
+from pipeline.models.base import scratch_config
+from pipeline.models.shape import Shape, shape_from
+from pipeline.models.work import Step, learned_rank, pass_flops, reading_flops, thinking_share
 from pipeline.params import Params, Stage, Train
-from pipeline.plan.shape import Shape, hub_shape, shape_from
-from pipeline.plan.work import Step, learned_rank, pass_flops, reading_flops, thinking_share
+from pipeline.plan.known import hub_shape
 from pipeline.thought.head import chunk_logits
 from pipeline.thought.methods import METHODS
 from pipeline.thought.objective import NOTHING, PAUSES, SAMPLED
-from pipeline.training.pretrain import scratch_config
-from pipeline.training.quiet_star.schedule import in_all
-from pipeline.training.quiet_star.train import settings_of
-from pipeline.training.quiet_star.trainer import inner_epochs
+from pipeline.training.quiet_star.schedule import in_all, inner_epochs, settings_of
 
 MEASURED = ("evaluate", "perplexity", "chain_of_thought")  # stages with a launcher of their own
 TOKEN_BYTES = 4  # of a token in a span

@@ -20,8 +20,8 @@ from transformers import MistralConfig, PreTrainedTokenizerBase
 from pipeline.data.tokens.tokenizer import pretrained_tokenizer
 from pipeline.errors import UserError, reason, run
 from pipeline.files import replacing
-from pipeline.models.folder import new_folder
 from pipeline.params import BaseModel
+from pipeline.publish.folder import new_folder
 from pipeline.thought.model import QuietStarConfig, QuietStarForCausalLM
 
 FORWARD_PASSES = 3  # their n_ahead counts the text pass, the start token and the end token beside the K sampled tokens

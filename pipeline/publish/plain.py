@@ -12,8 +12,8 @@ from pathlib import Path
 from pipeline.errors import run
 from pipeline.files import replacing
 from pipeline.models.base import read_tokenizer
-from pipeline.models.folder import new_folder
 from pipeline.models.trained import load_trained
+from pipeline.publish.folder import new_folder
 from pipeline.thought.model import SPECIAL
 
 

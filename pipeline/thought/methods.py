@@ -21,7 +21,7 @@ METHODS: dict[str, type[Objective]] = {
     RLP: Rlp,
     "value": Value,
     PAUSE: Pause,
-    PAUSE_SAME_COMPUTE: Pause,  # takes more steps: `settings_of` in pipeline/training/quiet_star/train.py
+    PAUSE_SAME_COMPUTE: Pause,  # takes more steps: `settings_of` in pipeline/training/quiet_star/schedule.py
     NO_THOUGHT: NoThought,
     "untrained": Untrained,
     "before": Before,

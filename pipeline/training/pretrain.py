@@ -9,18 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from pipeline.data.spans import Spans
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_table
-from pipeline.models.base import read_model, read_tokenizer
+from pipeline.models.base import read_model, read_tokenizer, scratch_config
 from pipeline.models.device import keep_memory, pick_device
-from pipeline.params import BaseModel, Pretraining, Scratch
+from pipeline.params import BaseModel, Pretraining
 from pipeline.training.checkpoints import checkpoints
 from pipeline.training.trainer import CheckedTrainer, Speed, logged, training_arguments
 
-LONGEST_TEXT = 4096  # tokens that a model from scratch has position ids for
 COLUMNS = ["loss", "heldout_loss", "learning_rate"]  # of the log, after the step
 LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
 DECAY = 4  # the learning rate falls to 0 over the last fourth of the steps
@@ -136,22 +135,3 @@ def document_positions(ids: Tensor, end: int) -> Tensor:
     order = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     starts = torch.nn.functional.pad(ids[:, :-1] == end, (1, 0), value=True)
     return order - (order * starts).cummax(dim=1).values
-
-
-def scratch_config(scratch: Scratch, vocabulary: int, end: int) -> object:
-    """The configuration of a small decoder with new weights."""
-    return AutoConfig.for_model(
-        scratch.architecture,
-        vocab_size=vocabulary,
-        hidden_size=scratch.hidden_size,
-        intermediate_size=scratch.ffn_size,
-        num_hidden_layers=scratch.layers,
-        num_attention_heads=scratch.heads,
-        num_key_value_heads=scratch.key_value_heads,
-        head_dim=scratch.hidden_size // scratch.heads,
-        max_position_embeddings=LONGEST_TEXT,
-        initializer_range=scratch.init_std,
-        tie_word_embeddings=scratch.tied_embeddings,
-        bos_token_id=None,
-        eos_token_id=end,
-    )

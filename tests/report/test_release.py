@@ -16,7 +16,7 @@ from fake_outputs import HOSTILE, HUB_PARAMS, arms, comparisons, seeds, write, w
 from transformers import AutoTokenizer
 
 from pipeline.models.trained import load_trained
-from pipeline.plan.shape import KNOWN
+from pipeline.plan.known import KNOWN
 from pipeline.report.card import LICENCES, model_card, on_the_hub
 from pipeline.report.release import AUTO_MAP, CODE, write_release
 

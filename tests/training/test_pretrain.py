@@ -13,8 +13,9 @@ from pipeline.data.corpus.build import TEXT
 from pipeline.data.tokens.tokenize import write_tokens
 from pipeline.errors import UserError
 from pipeline.files import write_rows
+from pipeline.models.base import scratch_config
 from pipeline.thought.decoder import build_decoder, check_decoder
-from pipeline.training.pretrain import LOG_STEPS, PretrainTrainer, scratch_config, write_base_model
+from pipeline.training.pretrain import LOG_STEPS, PretrainTrainer, write_base_model
 from tests.local_hub import model_folder, word_tokenizer
 from tests.micro_documents import documents
 

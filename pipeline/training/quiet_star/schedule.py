@@ -1,4 +1,4 @@
-"""Stages of training (`train.stages`), each from the weights of the one before it, in one run.
+"""The settings that a method runs with, and stages of training (`train.stages`), each from the weights of the last.
 
 What a step is computed with follows from its number alone, so a resumed run goes on as the uninterrupted one does.
 """
@@ -13,6 +13,21 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from pipeline.params import Train
+from pipeline.thought.layout import Layout
+from pipeline.thought.methods import METHODS, PAUSE_SAME_COMPUTE, RLP
+from pipeline.training.processes import SINGLE
+
+# the settings of a method that takes no step: all that is measured is held-out text, and the base model is not copied
+STEPLESS = {
+    "steps": 0,
+    "stages": [],
+    "launcher": SINGLE,
+    "adapt": "frozen",
+    "saved": "learned",
+    "precision": "float32",
+    "trackers": [],
+    "ema": None,
+}
 
 
 def ends_of(params: Train) -> list[int]:
@@ -33,6 +48,31 @@ def in_all(params: Train) -> Train:
     first, last = params.every_stage[0], params.every_stage[-1]
     sizes = {"thought_tokens": last.thought_tokens, "lookahead": last.lookahead}
     return replace(params, steps=ends_of(params)[-1], learning_rate=first.learning_rate, **sizes)
+
+
+def settings_of(params: Train, method: str) -> Train:
+    """The settings that ``method`` runs with; of stages, those of the whole run (`in_all`).
+
+    pause_same_compute takes as many steps as make the tokens that pass through the decoder, backward passes counted
+    twice, those of quiet_star: at each position that thinks R rows instead of one, and K tokens of each to sample it.
+    They are a multiple of train.log_steps, so that the last one has a row in the log.
+    """
+    params = in_all(params)
+    if not METHODS[method].trains:
+        return replace(params, **STEPLESS)
+    if method != PAUSE_SAME_COMPUTE:
+        return params
+    rows, row_tokens = params.rationales, Layout(params.thought_tokens, params.lookahead).row_tokens
+    share = 1.0 if params.thinking.where == "every" else params.thinking.share
+    thinking = 3 * (1 + share * rows * row_tokens) + share * rows * params.thought_tokens
+    pausing = 3 * (1 + share * row_tokens)
+    rows_of_log = round(params.steps * thinking / pausing / params.log_steps)
+    return replace(params, steps=rows_of_log * params.log_steps)
+
+
+def inner_epochs(params: Train, method: str) -> int:
+    """How many optimizer steps are taken on a step's texts and thoughts."""
+    return params.rlp.epochs if method == RLP else 1
 
 
 def scale_rates(scheduler: LambdaLR, params: Train) -> None:

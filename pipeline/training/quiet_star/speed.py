@@ -3,9 +3,9 @@
 import torch
 
 from pipeline.errors import UserError
+from pipeline.models.shape import shape_from
+from pipeline.models.work import Step, learned_rank, pass_flops, peak_of, thinking_share
 from pipeline.params import Train
-from pipeline.plan.shape import shape_from
-from pipeline.plan.work import Step, learned_rank, pass_flops, peak_of, thinking_share
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.processes import processes
 from pipeline.training.trainer import Speed
@@ -15,7 +15,7 @@ def speed_of(params: Train, model: QuietStarForCausalLM, text_tokens: float) -> 
     """The speed of training steps on texts of ``text_tokens`` tokens on average.
 
     MFU is known for a model whose sampled thoughts are trained in bfloat16 on a GPU that `peak_of` knows: it is the
-    useful work of `pipeline.plan.work` over what the devices could do.
+    useful work of `pipeline.models.work` over what the devices could do.
     """
     texts = params.batch_size * params.accumulation
     speed = Speed(texts * text_tokens)

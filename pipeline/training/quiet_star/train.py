@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from pipeline.models.device import keep_memory, pick_device
 from pipeline.models.trained import WEIGHTS, check_room, limit_learning, restore_frozen, round_frozen, save_trained
 from pipeline.params import Train
 from pipeline.thought.layout import Layout
-from pipeline.thought.methods import METHODS, PAUSE_SAME_COMPUTE
+from pipeline.thought.methods import METHODS
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.training.checkpoints import checkpoints, last_checkpoint
 from pipeline.training.processes import SINGLE, is_main, is_sharded, join, processes
 from pipeline.training.quiet_star.probe import read_probe
-from pipeline.training.quiet_star.schedule import in_all, stage_at
+from pipeline.training.quiet_star.schedule import inner_epochs, settings_of, stage_at
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.trainer import (
     APART,
@@ -35,40 +35,11 @@ from pipeline.training.quiet_star.trainer import (
     PART,
     STEP_COLUMNS,
     QuietStarTrainer,
-    inner_epochs,
 )
 from pipeline.training.quiet_star.where import EVERY, Where
 from pipeline.training.trainer import logged, training_arguments
 
-# the settings of a method that takes no step: all that is measured is held-out text, and the base model is not copied
-STEPLESS = {
-    "steps": 0,
-    "stages": [],
-    "launcher": SINGLE,
-    "adapt": "frozen",
-    "saved": "learned",
-    "precision": "float32",
-    "trackers": [],
-}
 TRACKED = Path("results/tracking")  # TensorBoard's files
-
-
-def settings_of(params: Train, method: str) -> Train:
-    """The settings that ``method`` runs with; of stages, those of the whole run (`schedule.in_all`).
-
-    pause_same_compute takes as many steps as make the tokens that pass through the decoder, backward passes counted
-    twice, those of quiet_star: at each position that thinks R rows instead of one, and K tokens of each to sample it.
-    """
-    params = in_all(params)
-    if not METHODS[method].trains:
-        return replace(params, **STEPLESS)
-    if method != PAUSE_SAME_COMPUTE:
-        return params
-    rows, row_tokens = params.rationales, Layout(params.thought_tokens, params.lookahead).row_tokens
-    share = 1.0 if params.thinking.where == "every" else params.thinking.share
-    thinking = 3 * (1 + share * rows * row_tokens) + share * rows * params.thought_tokens
-    pausing = 3 * (1 + share * row_tokens)
-    return replace(params, steps=round(params.steps * thinking / pausing))
 
 
 def write_trained(

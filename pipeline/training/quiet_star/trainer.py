@@ -18,7 +18,6 @@ from transformers import TrainingArguments
 from pipeline.errors import UserError, optional
 from pipeline.params import Train
 from pipeline.thought.gate import threshold_for
-from pipeline.thought.methods import RLP
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.objective import Counts, Losses, counts_of, lookahead_targets, sum_counts
 from pipeline.thought.places import thinking
@@ -28,7 +27,7 @@ from pipeline.training.processes import is_main
 from pipeline.training.quiet_star.ema import Ema
 from pipeline.training.quiet_star.epochs import Repeated, WholeBatches
 from pipeline.training.quiet_star.probe import Probe
-from pipeline.training.quiet_star.schedule import StageEnds, scale_rates, stage_at
+from pipeline.training.quiet_star.schedule import StageEnds, inner_epochs, scale_rates, stage_at
 from pipeline.training.quiet_star.speed import speed_of
 from pipeline.training.quiet_star.where import Where
 from pipeline.training.trainer import CheckedTrainer, reads_checkpoint
@@ -322,11 +321,6 @@ def gathered(model: torch.nn.Module) -> Iterator[None]:
 def has_policy(model: QuietStarForCausalLM) -> bool:
     """Whether the model's loss has a policy part that counts."""
     return model.samples_thoughts and getattr(model.objective, "policy_weight", 0.0) > 0
-
-
-def inner_epochs(params: Train, method: str) -> int:
-    """How many optimizer steps are taken on a step's texts and thoughts."""
-    return params.rlp.epochs if method == RLP else 1
 
 
 def parameter_groups(model: QuietStarForCausalLM, params: Train) -> list[dict]:

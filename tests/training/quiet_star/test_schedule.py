@@ -17,8 +17,8 @@ from pipeline.params import Stage
 from pipeline.thought.methods import NO_THOUGHT, QUIET_STAR
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
-from pipeline.training.quiet_star.schedule import stage_at
-from pipeline.training.quiet_star.train import settings_of, write_trained
+from pipeline.training.quiet_star.schedule import settings_of, stage_at
+from pipeline.training.quiet_star.train import write_trained
 from pipeline.training.quiet_star.trainer import LOSS_COLUMNS, SEEDS_APART, QuietStarTrainer
 from pipeline.training.trainer import Speed, logged
 from tests.local_hub import model_folder

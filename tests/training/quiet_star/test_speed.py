@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from pipeline.errors import UserError
-from pipeline.plan.shape import shape_of
-from pipeline.plan.work import Step, pass_flops
+from pipeline.models.shape import shape_of
+from pipeline.models.work import Step, pass_flops
 from pipeline.thought.methods import PAUSE
 from pipeline.training import trainer
 from pipeline.training.quiet_star import train

@@ -37,7 +37,8 @@ from pipeline.thought.sampler import Sampling
 from pipeline.thought.step import Engine
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.pretrain import write_base_model
-from pipeline.training.quiet_star.train import settings_of, trainer_settings, write_trained
+from pipeline.training.quiet_star.schedule import settings_of
+from pipeline.training.quiet_star.train import trainer_settings, write_trained
 from pipeline.training.quiet_star.trainer import (
     LOSS_COLUMNS,
     LOSSES,

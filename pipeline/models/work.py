@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.plan.shape import Shape
+from pipeline.models.shape import Shape
 from pipeline.thought.layout import Layout
 
 if TYPE_CHECKING:  # the benchmark runs on the GPU's machine, which has no omegaconf

@@ -1,16 +1,12 @@
-"""What a plan needs to know of a model: the sizes of its layers, without its weights."""
+"""The sizes of a decoder's layers, known without its weights."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import UserError, reason
-
-KNOWN = Path(__file__).parent / "models.yaml"
 
 
 @dataclass(frozen=True)
@@ -70,18 +66,3 @@ def shape_from(config: PretrainedConfig) -> Shape:
             return shape_of(AutoModelForCausalLM.from_config(config))
     except Exception as error:  # whatever a model of another kind lacks
         raise UserError(f"a {config.model_type} model cannot be planned: {reason(error)}") from error
-
-
-def hub_shape(path: str, revision: str | None) -> Shape:
-    """The shape of a hub model or local folder; the presets' models are known without a network.
-
-    Raises UserError if there is no configuration, or if the model cannot be planned.
-    """
-    known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
-    if path in known and known[path]["revision"] == revision:
-        return shape_from(AutoConfig.for_model(**known[path]["config"]))
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except Exception as error:  # transformers and huggingface_hub each raise their own
-        raise UserError(f"no configuration at {path}: {reason(error)}") from error
-    return shape_from(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.models import packages
+from pipeline.publish import packages
 
 
 @pytest.mark.parametrize("named", ["models", "models/..", "models/base"])

