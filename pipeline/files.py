@@ -29,7 +29,8 @@ RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokeniz
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; if the block succeeds, flush it to disk and rename it to ``path``.
 
-    Both take files and folders. Not even a power cut leaves half of an output at ``path``. Raises UserError while
+    Both take files and folders. Not even a power cut leaves half of an output at ``path``; a file is there at every
+    moment, the old or the new one, as tables of hours of work are written again and again. Raises UserError while
     another process is writing it, as two would write into one part.
     """
     part = path.with_name(f"{path.name}.part")
@@ -38,8 +39,9 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield part
             sync(part)
-            _remove(path)
-            part.rename(path)
+            if path.is_dir() or part.is_dir():
+                _remove(path)
+            part.replace(path)
             sync(path.parent, inside=False)
         finally:
             _remove(part)

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 MILLION = 10**6  # more than any run counts; texts a pass * passes a step * steps still is a length that Python allows
+FALLING = 4  # over the last fourth of its steps pretraining's learning rate falls (training.pretrain.DECAY)
 METHODS = (
     "quiet_star",
     "no_policy",
@@ -347,6 +348,14 @@ def load(path: Path = PARAMS_FILE, changes: Mapping[str, object] | None = None) 
     return params
 
 
+def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
+    """The values of nested sections by dotted name."""
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def _out_of_bounds(section: object, prefix: str) -> Iterator[str]:
     for key, kind in get_type_hints(type(section), include_extras=True).items():
         name, value = f"{prefix}{key}", getattr(section, key)
@@ -382,7 +391,12 @@ def _impossible_data(params: Params) -> Iterator[str]:
         yield "corpus.microworld.kinds are all 0: at least one must be above 0"
     if not params.tasks.files:
         yield "tasks.files is empty: name at least one task file"
-    for split, source in vars(params.corpus.hub).items():
+    hub = vars(params.corpus.hub)
+    paths = {f"corpus.hub.{split}.path": source.path for split, source in hub.items()}
+    paths |= {"tasks.root": params.tasks.root, "base_model.path": params.base_model.path}
+    for name in (name for name, path in paths.items() if typed_yaml.no_home(path)):
+        yield f"{name} is {paths[name]}, but nobody here has the home folder that it begins with: write it out"
+    for split, source in hub.items():
         if not source.path:
             yield f"corpus.hub.{split}.path is empty: name a hub data set or a local folder"
         if source.part is not None and not (source.in_part and 1 <= source.in_part[1] <= source.in_part[2]):
@@ -400,8 +414,10 @@ def _impossible_base(base: BaseModel) -> Iterator[str]:
     if not scratch.steps:
         yield "base_model.scratch.steps is 0, but must be at least 1: new weights know nothing"
     for name, stage in (("scratch", scratch), ("further", base.further)):
-        if 0 < stage.steps <= stage.warmup_steps:
-            yield f"base_model.{name}.warmup_steps is {stage.warmup_steps}, but must be below steps, {stage.steps}"
+        constant = stage.steps - stage.steps // FALLING
+        if stage.steps and stage.warmup_steps >= constant:
+            told = f"below {constant}, where the rate begins to fall"
+            yield f"base_model.{name}.warmup_steps is {stage.warmup_steps}, but must be {told}"
     if scratch.hidden_size % scratch.heads or scratch.heads % scratch.key_value_heads:
         yield "base_model.scratch: heads must divide hidden_size, and key_value_heads must divide heads"
     elif scratch.hidden_size // scratch.heads % 2:
@@ -428,6 +444,10 @@ def _impossible_training(train: Train, span: int) -> Iterator[str]:
     for prefix, stage in stages.items():
         if stage.lookahead > (most := span - 2):
             yield f"{prefix}lookahead is {stage.lookahead}, but must be at most {most}, two less than tokenize.span"
+    first = train.every_stage[0]
+    if 0 < first.steps <= train.warmup_steps:
+        name = "train.stages[0].steps" if train.stages else "train.steps"
+        yield f"train.warmup_steps is {train.warmup_steps}, but must be below {name}, {first.steps}"
     ends = accumulate(stage.steps for stage in train.every_stage)
     if apart := [end for end in ends if end % train.log_steps]:
         what = "a stage" if train.stages else "training"

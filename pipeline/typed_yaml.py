@@ -98,6 +98,15 @@ def read(path: Path) -> object:
         raise UserError(f"{path} is not readable YAML: {place}{problem or reason(error)}") from error
 
 
+def no_home(path: str | None) -> bool:
+    """Whether a path begins with ~NAME, and nobody here has this name."""
+    try:
+        Path(path or "").expanduser()
+    except RuntimeError:
+        return True
+    return False
+
+
 def _prepared(kind: object, value: object, name: str) -> object:
     """``value`` as OmegaConf should take it for a field of type ``kind``.
 

@@ -26,7 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record what happens below ``tmp_path``: files that are synced or renamed, folders that are removed."""
     happened: list[str] = []
-    fsync, rename, rmtree = os.fsync, Path.rename, shutil.rmtree
+    fsync, rename, replace, rmtree = os.fsync, Path.rename, Path.replace, shutil.rmtree
 
     def name(path: Path) -> str:
         return str(path.relative_to(tmp_path))
@@ -40,6 +40,7 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "rename", lambda old, new: note(f"rename {name(old)} {name(new)}", rename, old, new))
+    monkeypatch.setattr(Path, "replace", lambda old, new: note(f"replace {name(old)} {name(new)}", replace, old, new))
     monkeypatch.setattr(shutil, "rmtree", lambda path: note(f"remove {name(path)}", rmtree, path))
     return happened
 

@@ -41,7 +41,18 @@ def test_a_folder_takes_the_place_of_a_folder_when_it_is_on_the_disk(tmp_path: P
         (folder / "new").write_text("y")
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["folder", "folder/new"]
     assert on_disk[0] == "remove folder.part" and sorted(on_disk[1:3]) == ["sync folder.part", "sync folder.part/new"]
-    assert on_disk[3:] == ["remove folder", "rename folder.part folder", "sync ."]
+    assert on_disk[3:] == ["remove folder", "replace folder.part folder", "sync ."]
+
+
+def test_a_file_takes_the_place_of_a_file_at_once(tmp_path: Path, on_disk: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Nothing removes the old one before: tables of hours of work are written again and again."""
+    (tmp_path / "table").write_text("old")
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: on_disk.append(f"unlink {path.name}"))
+    with replacing(tmp_path / "table") as part:
+        part.write_text("new")
+    unlinked = [f"unlink table.part{end}" for end in ("", "", ".lock")]
+    assert on_disk == [unlinked[0], "sync table.part", "replace table.part table", "sync .", *unlinked[1:]]
+    assert (tmp_path / "table").read_text() == "new"
 
 
 def test_while_one_process_writes_an_output_no_other_can(tmp_path: Path):

@@ -75,29 +75,32 @@ def run(
         for clone in filter(Path.is_dir, FOLDER.iterdir()):  # of a killed call: its arm may have finished since
             _fetch(clone)
             shutil.rmtree(clone)
-        missing = []
+        failed: dict[str, str] = {}
+
+        def finish(arm: Arm, reason: Callable[[], str | None]) -> None:
+            try:
+                if not (why := reason()):
+                    done(arm)
+            except (UserError, OSError, subprocess.SubprocessError) as error:  # the other arms go on
+                why = str(error)
+            if why:
+                failed[arm.name] = why
+                tell(f"{arm.name}: failed ({why})")
+
+        missing = [arm for arm in arms if not git("for-each-ref", arm.ref)]
         for arm in arms:
-            if git("for-each-ref", arm.ref):
-                done(arm)
-            else:
-                missing.append(arm)
+            if arm not in missing:
+                finish(arm, lambda: None)
         environment = _environment()
         shown = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True)
         cache = Path(shown.stdout.strip()).resolve()
-        failed: dict[str, str] = {}
         with ThreadPoolExecutor(jobs) as pool:
             futures = {pool.submit(_run, arm, cache, environment, lock.fileno(), tell): arm for arm in missing}
             try:
                 for future in as_completed(futures):
-                    arm = futures[future]
-                    try:
-                        if not (reason := future.result()):
-                            done(arm)
-                    except (UserError, OSError, subprocess.SubprocessError) as error:  # the other arms go on
-                        reason = str(error)
-                    tell(f"{arm.name}: failed ({reason})" if reason else f"{arm.name}: done")
-                    if reason:
-                        failed[arm.name] = reason
+                    finish(arm := futures[future], future.result)
+                    if arm.name not in failed:
+                        tell(f"{arm.name}: done")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 _kill(futures)

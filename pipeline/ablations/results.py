@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from matplotlib import colormaps, style
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from pipeline import params
 from pipeline.ablations.grid import Arm, digest, git
@@ -17,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.names import ACCURACY, BEFORE, CONTINUED, LOSS, MARKED, NORM, PROB
 from pipeline.evaluation.statistics import mean_interval, totals
 from pipeline.files import replacing, write_table
+from pipeline.report.drawing import Axes, Figure, colormaps, style
 
 FIGURES = "results/compare/figures.csv"
 DONE, FAILED = "done", "failed"

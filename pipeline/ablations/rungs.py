@@ -23,7 +23,6 @@ from pipeline.evaluation.names import BEFORE, CONTINUED, LOSSES, RUN
 from pipeline.evaluation.statistics import SHARE, Totals, asked, mean, mean_interval
 from pipeline.files import replacing, write_json, write_table
 from pipeline.params import METHODS, Arms
-from pipeline.preset import options as preset
 from pipeline.report.reading import read_json
 
 TOTALS, ABOUT = "totals.parquet", "about.json"
@@ -70,7 +69,7 @@ def changed(arm: Arm, folder: Path) -> list[str]:
     if not (folder / PARAMS).exists():
         return []
     every = replace(params.load(changes=arm.params), report=None, plan=None)  # which change no figure
-    then, now = preset.flat(typed_yaml.read(folder / PARAMS)), preset.flat(asdict(every))
+    then, now = params.flat(typed_yaml.read(folder / PARAMS)), params.flat(asdict(every))
     return [name for name in then if name in now and name not in ELSEWHERE and now[name] != then[name]]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from pipeline.errors import UserError, reason
 from pipeline.models.shape import shape_of
@@ -66,11 +66,17 @@ def build(options: argparse.Namespace) -> QuietStarForCausalLM:
     if options.freeze_base:
         model.base.requires_grad_(False)
     if options.checkpointing:
-        model.gradient_checkpointing_enable()
+        recompute_activations(model)
     if options.compile:
         for layer in model.base.model.layers:
             layer.compile()
     return model
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep no activations for the backward pass, by the name that this transformers has for it: 5.23 changed it."""
+    enable = "activation_checkpointing_enable"
+    getattr(model, enable if hasattr(model, enable) else "gradient_checkpointing_enable")()
 
 
 def read(options: argparse.Namespace) -> tuple[QuietStarForCausalLM, Tensor]:

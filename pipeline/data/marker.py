@@ -22,7 +22,7 @@ def follow_marker(ids: Tensor, marker: str, tokenizer: PreTrainedTokenizerBase, 
     texts = ids.tolist()
     new = sorted({token for text in texts for token in text} - known.keys())
     for token, text in zip(new, decode([[token] for token in new]), strict=True):
-        known[token] = text.endswith((marker[-1], PART)) or not text.strip(" ")
+        known[token] = text.rstrip(" ").endswith((marker[-1], PART)) or not text.strip(" ")
     tail = _longest(marker)
     places = [(b, i) for b, text in enumerate(texts) for i, token in enumerate(text) if known[token]]
     found = torch.zeros(ids.shape, dtype=torch.bool)

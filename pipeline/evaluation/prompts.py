@@ -63,13 +63,12 @@ class AskedModel:
         if way == NO_THOUGHT:
             logits = thinker.decoder.head.logits(thinker.decoder.read(ids, mask)[0][:, positions])
         elif way == MEAN:
-            text, some = thinker.read(ids, mask, keys), []
+            text, logits = thinker.read(ids, mask, keys), torch.tensor(-torch.inf, device=ids.device)
             for sample in range(MEAN_SAMPLES):
                 again = replace(text, text_keys=keys + SAMPLES_APART * sample)
                 talk = thinker.sample_and_talk(again, positions, sampling)[1]
                 mixed = thinker.mixing_head.mix(text.hidden[:, positions], talk)[0]
-                some.append(thinker.decoder.head.logits(mixed).float().log_softmax(-1))
-            logits = torch.stack(some).logsumexp(0)
+                logits = logits.logaddexp(thinker.decoder.head.logits(mixed).float().log_softmax(-1))
         else:
             thought_ids = None if given is None else as_input(given, self.model)
             options = {"thought_ids": thought_ids, "sampling": sampling, "text_keys": keys, "positions": positions}

@@ -31,7 +31,7 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
         typed_yaml.read(PRESETS / f"{group.replace('=', '/')}.yaml")  # for Hydra, bad YAML is a traceback
     try:
         with initialize_config_dir(str(PRESETS), version_base=None):
-            found = flat(OmegaConf.to_container(compose("preset", overrides=groups), resolve=True))
+            found = params.flat(OmegaConf.to_container(compose("preset", overrides=groups), resolve=True))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise errors.UserError(errors.reason(error)) from error
     values = {}
@@ -43,7 +43,7 @@ def options(arguments: list[str], root: str | None = None) -> dict[str, object]:
         if override.is_sweep_override():
             raise errors.UserError(f"{word} is several values to `dvc exp run`: write it into params.yaml")
         values[word.partition("=")[0]] = override.value()
-    found |= flat(values)
+    found |= params.flat(values)
     if root == "":
         raise errors.UserError("root= is empty: name the folder that holds the data sets")
     if root is not None:
@@ -69,14 +69,6 @@ def known() -> list[str]:
 def words(values: Mapping[str, object]) -> list[str]:
     """The values as ``key=value`` words, which `options` and `dvc exp run -S` read."""
     return [f"{name}={_text(value)}" for name, value in values.items()]
-
-
-def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
-    """The values of nested sections by dotted name."""
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _text(value: object) -> str:

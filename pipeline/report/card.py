@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -74,7 +75,9 @@ def model_card(params_file: Path, results: Path) -> str:
         made_from=[f"{escaped(name)} ({LICENCES.get(name, 'its page says which')})" for name in made_from],
         about=escaped(training_sentence(train, given, method)),
         facts=_table(("", ""), training_facts(train, read_json(results / "summary.json"), given, method)),
-        settings=_table(("setting", "value"), ((name, repr(value)) for name, value in vars(given.train).items())),
+        settings=_table(
+            ("setting", "value"), ((name, repr(value)) for name, value in params.flat(asdict(given.train)).items())
+        ),
         claims=[escaped(finding.text) for finding in [*claims(found), *harm_findings(found), *heldout_findings(found)]],
         counts=escaped(counts_sentence(found)),
         tables=[

@@ -10,15 +10,15 @@ from urllib.parse import quote
 import pandas as pd
 from markupsafe import Markup, escape
 
-# matplotlib cannot be imported where this names an unknown backend; figures need none, so only this module imports it
+# matplotlib cannot be imported where this names an unknown backend; figures need none, and others import it from here
 os.environ.pop("MPLBACKEND", None)
 
-from matplotlib import style
+from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-__all__ = ["Axes", "Figure", "PercentFormatter"]
+__all__ = ["Axes", "Figure", "PercentFormatter", "colormaps", "style"]
 
 # matplotlib knows no CSS: it draws in these stand-ins, which `plot` replaces with the page's colours
 INK, THOUGHT, PLAIN, QUIET = "#010203", "#010204", "#010205", "#010206"

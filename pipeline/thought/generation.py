@@ -61,7 +61,7 @@ def continue_texts(
     if samples < 1:
         raise ValueError(f"samples is {samples}, but must be at least 1")
     (texts, prompt), device = input_ids.shape, input_ids.device
-    ends = Ending(prompt, eos_token_id, stop_strings, decode)
+    ends = Ending(eos_token_id, stop_strings, decode)
     keys = torch.arange(texts, device=device) if text_keys is None else text_keys.to(device)
     keys = (keys[:, None] + SAMPLES_APART * torch.arange(samples, device=device)).flatten()
 
@@ -83,7 +83,7 @@ def continue_texts(
         if not entropy.isfinite().all():
             raise FloatingPointError("logits are not finite")
         written[active, stop - 1] = new.masked_fill(done, pad_token_id)
-        done = done | ends.at(written[active, :stop])
+        done = done | ends.at(written[active, max(prompt, stop - ends.longest) : stop])
         writer.end(done)
         if done.all():
             return written[:, :stop]
@@ -95,29 +95,27 @@ def continue_texts(
 
 
 class Ending:
-    """What ends a continuation of ``prompt`` tokens: ``eos``, or a token that completes a stop string in the new text.
+    """What ends a continuation: ``eos``, or a token that completes a stop string in the new text.
 
-    Raises ValueError for stop strings that are empty or without ``decode``.
+    Such a string is within the ``longest`` newest tokens. Raises ValueError for stop strings that are empty or without
+    ``decode``.
     """
 
-    def __init__(
-        self, prompt: int, eos: int | None, stop_strings: Sequence[str], decode: Callable[[list[int]], str] | None
-    ):
+    def __init__(self, eos: int | None, stop_strings: Sequence[str], decode: Callable[[list[int]], str] | None):
         if stop_strings and decode is None:
             raise ValueError("stop strings need decode, which turns token ids into text")
         if not all(stop_strings):
             raise ValueError("a stop string is empty")
-        self._prompt, self._eos, self._strings, self._decode = prompt, eos, stop_strings, decode
-        # a byte-level token may be one byte of a character's four: what completes a stop string is within these tokens
-        self._tail = 4 * max(map(len, stop_strings), default=0) + 4
+        self._eos, self._strings, self._decode = eos, stop_strings, decode
+        # a byte-level token may be one byte of a character's four
+        self.longest = 4 * max(map(len, stop_strings), default=0) + 4
 
     def at(self, ids: Tensor) -> Tensor:
-        """Which of the texts ``ids`` (B, N) so far end with their newest token: (B,)."""
+        """Which of the texts whose newest new tokens are ``ids`` (B, M) end with the last of them: (B,)."""
         ends = torch.zeros_like(ids[:, -1], dtype=torch.bool) if self._eos is None else ids[:, -1] == self._eos
         if not self._strings:
             return ends
-        tails = map(self._decode, ids[:, max(self._prompt, ids.shape[1] - self._tail) :].tolist())
-        stopped = [any(string in tail for string in self._strings) for tail in tails]
+        stopped = [any(string in text for string in self._strings) for text in map(self._decode, ids.tolist())]
         return ends | torch.tensor(stopped, device=ids.device)
 
 

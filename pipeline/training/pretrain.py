@@ -21,8 +21,8 @@ from pipeline.training.checkpoints import checkpoints
 from pipeline.training.trainer import CheckedTrainer, Speed, logged, training_arguments
 
 COLUMNS = ["loss", "heldout_loss", "learning_rate"]  # of the log, after the step
-LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
 DECAY = 4  # the learning rate falls to 0 over the last fourth of the steps
+LOG_STEPS, HELDOUT_EVERY, HELDOUT_SPANS = 50, 10, 200  # steps; logged rows; spans
 
 
 def write_base_model(params: BaseModel, isolate: bool, tokens: Path, out: Path, log: Path) -> None:

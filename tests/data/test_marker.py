@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -22,3 +23,12 @@ def test_a_text_so_far_ends_with_it_where_the_whole_text_follows_it(tokenizer: P
     assert False in whole and (True in whole) == (marker in tokenizer.decode(ids[0]))  # words lack the sign
     assert [rule(ids[:, : stop + 1]).item() for stop in range(ids.shape[1])] == whole
     assert [rule(padded(ids[:, : stop + 1])).item() for stop in range(ids.shape[1])] == whole
+
+
+def test_a_token_may_hold_the_end_of_the_marker_and_a_space():
+    pieces = Tokenizer(models.BPE({"A": 0, ":": 1, " ": 2, "7": 3, ": ": 4}, [(":", " ")]))
+    pieces.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
+    ids = torch.tensor([tokenizer("A: 7")["input_ids"]])
+    assert ids.tolist() == [[0, 4, 3]]
+    assert follow_marker(ids, "A:", tokenizer, {}).tolist() == [[False, True, False]]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.data.tasks.ask import CONTENT, NOT_TASKS
 from pipeline.errors import UserError
 from pipeline.evaluation.compare import write_compare
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE, Totals, difference, mean_interval, totals
@@ -196,6 +197,8 @@ def test_one_run_has_p_values_and_the_summary_its_main_figures(folder: Path):
     assert summary["heldout_gain_after_marker"] == pytest.approx(gain, abs=1e-6)
     assert summary["base_harm"] < summary["base_harm_high"]
     assert (summary["thought_length"], summary["cost"]) == (6.0, 7.5)
+    # no task can have the name of another figure
+    assert {name for name in summary if not name.startswith(CONTENT)} <= {"animals", "rings", *NOT_TASKS}
 
 
 def test_losses_with_thoughts_after_the_marker_alone(folder: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pipeline.bench.measure import recompute_activations
 from pipeline.thought import attention_flex as flex
 from pipeline.thought import attention_reference as reference
 from pipeline.thought.sampler import Sampling, draw, invert, uniforms
@@ -134,7 +135,7 @@ def test_a_sampled_step_equals_the_plain_one(engine, settings):
 def test_activation_checkpointing_changes_nothing():
     model, there, thoughts = quiet_star(BASE).to(DEVICE).train(), batch(), THOUGHTS.to(DEVICE)
     expected = train(model, Engine(), there, thoughts)
-    model.activation_checkpointing_enable()
+    recompute_activations(model)
     for engine in (Engine(), Engine("auto", 16)):
         compare(train(model, engine, there, thoughts), expected, 1e-4)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.bench.measure import recompute_activations
 from pipeline.thought.model import QuietStarForCausalLM, QuietStarOutput
 from pipeline.thought.objective import IGNORED, Losses, counts_of
 from pipeline.thought.sampler import Sampling
@@ -225,7 +226,7 @@ def test_activation_checkpointing_changes_nothing(name, engine):
     last_mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     expected = train(model, engine, batch, given_thoughts())
     plain_calls = len(calls)
-    model.activation_checkpointing_enable()
+    recompute_activations(model)
     compare(train(model, engine, batch, given_thoughts()), expected, 1e-5)
     assert len(calls) == 3 * plain_calls
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from pipeline import params
 from pipeline.data.corpus.build import TEXT
@@ -15,11 +15,12 @@ from pipeline.errors import UserError
 from pipeline.files import write_rows
 from pipeline.models.base import scratch_config
 from pipeline.thought.decoder import build_decoder, check_decoder
-from pipeline.training.pretrain import LOG_STEPS, PretrainTrainer, write_base_model
+from pipeline.training.pretrain import DECAY, LOG_STEPS, PretrainTrainer, write_base_model
 from tests.local_hub import model_folder, word_tokenizer
 from tests.micro_documents import documents
 
-SHIPPED = params.load(Path(__file__).parents[2] / "params.yaml")
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+SHIPPED = params.load(PARAMS)
 SCRATCH = replace(
     SHIPPED.base_model.scratch,
     architecture="llama",
@@ -63,6 +64,19 @@ def test_pretraining_learns_and_says_so(tokens: Path, tmp_path: Path):
     assert list(steps["step"]) == [LOG_STEPS, 2 * LOG_STEPS]
     assert steps["loss"].iloc[1] < steps["loss"].iloc[0] < 6
     assert steps["heldout_loss"].isna().tolist() == [True, False]  # also after the last step
+
+
+def test_a_warm_up_may_last_until_the_rate_falls_and_no_longer():
+    assert params.FALLING == DECAY
+    changes = {"base_model.scratch.steps": 110, "base_model.scratch.warmup_steps": 82}
+    scratch = params.load(PARAMS, changes).base_model.scratch
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    decay = {"num_decay_steps": scratch.steps // DECAY}
+    rates = get_scheduler("warmup_stable_decay", optimizer, scratch.warmup_steps, scratch.steps, decay).lr_lambdas[0]
+    steps = [rates(step) for step in range(scratch.steps)]
+    assert steps == [*sorted(steps[:83]), *sorted(steps[83:], reverse=True)] and steps[82] == max(steps) == 1
+    with pytest.raises(UserError, match="warmup_steps is 83, but must be below 83, where the rate begins to fall"):
+        params.load(PARAMS, changes | {"base_model.scratch.warmup_steps": 83})
 
 
 def test_the_last_step_has_a_heldout_loss_and_one_that_is_no_number_is_refused(

@@ -20,6 +20,7 @@ FOLDER = Path("tasks")
 # what summary.json and evaluate's metrics.json have beside tasks
 NOT_TASKS = ("heldout", "heldout_gain", "heldout_gain_after_marker", "base_harm", "base_harm_high")
 NOT_TASKS += ("thought_length", "cost")
+CONTENT = "content_"  # before a task's name: the effect there of what is thought
 TEXTS = ("reasoning_prompt", "group", "part")
 QUESTIONS = {"prompt": pa.string(), "answer": pa.string(), "labels": pa.list_(pa.string())}
 QUESTIONS = pa.schema(QUESTIONS | dict.fromkeys(TEXTS, pa.string()))
@@ -47,7 +48,7 @@ def write_tasks(params: Tasks, out: Path) -> None:
                 raise UserError(f"tasks.files: {path} is no path: a path has no zero bytes")
             if FOLDER.resolve() not in path.resolve().parents:
                 raise UserError(f"tasks.files: {path} is not in the folder {FOLDER}, which DVC watches: move it there")
-            if path.stem in NOT_TASKS:
+            if path.stem in NOT_TASKS or path.stem.startswith(CONTENT):
                 raise UserError(f"tasks.files: {path} has a name that other figures have: rename it")
             if (folder / f"{path.stem}.yaml").exists():
                 raise UserError(f"tasks.files: two files have the name {path.stem}: a task is known by its file's name")

@@ -69,6 +69,7 @@ def read_task(path: Path) -> Task:
         "prompt is empty": not task.prompt,
         "answer is empty": not task.answer,
         "data.path is empty: name a hub data set or a local folder": not task.data.path,
+        f"data.path is {task.data.path}, but nobody here has that home folder": typed_yaml.no_home(task.data.path),
         "chain_of_thought.prompt is empty": reasoning and not reasoning.prompt,
         f"kind is {task.kind}, but must be {' or '.join(KINDS)}": task.kind not in KINDS,
         "choices belong to kinds choice and text, which need them": (task.kind != NUMBER) != bool(task.choices),

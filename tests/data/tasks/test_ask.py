@@ -246,7 +246,7 @@ def test_task_files_that_are_refused(project: Path):
     jsonl(Path("own"), "test", [ROW])
     with pytest.raises(UserError, match="two files have the name own"):
         write_tasks(Tasks([task_file(), task_file("more/own.yaml")]), Path("out"))
-    for name in ("heldout", "cost"):  # metrics.json and summary.json have other figures of these names
+    for name in ("heldout", "cost", "content_own"):  # metrics.json and summary.json have other figures of these names
         with pytest.raises(UserError, match="a name that other figures have"):
             write_tasks(Tasks([task_file(f"{name}.yaml")]), Path("out"))
     assert not Path("out").exists()
