@@ -109,9 +109,12 @@ def run_stage(stage: Callable[..., None], *names: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: 42 s, 3 min 12 s, 2 h 5 min."""
+    """Seconds as a person reads them: 42 s, 3 min 12 s, 2 h 5 min, 6 d 4 h."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 

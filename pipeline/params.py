@@ -125,13 +125,11 @@ class Tasks:
 @dataclass
 class Tokenize:
     seed: Seed = MISSING
-    vocabulary: Annotated[int, ("at least", 258), ("at most", MILLION)] = (
-        MISSING  # every byte, padding and the end of a document
-    )
+    # at least every byte, padding and the end of a document
+    vocabulary: Annotated[int, ("at least", 258), ("at most", MILLION)] = MISSING
     pretrain_span: Annotated[int, ("at least", 2), ("at most", MILLION)] = MISSING
-    span: Annotated[int, ("at least", 3), ("at most", MILLION)] = (
-        MISSING  # a token that thinks, its next one, and one after it
-    )
+    # at least a token that thinks, its next one, and one after it
+    span: Annotated[int, ("at least", 3), ("at most", MILLION)] = MISSING
     packed: bool = MISSING
 
 

@@ -121,7 +121,7 @@ def test_a_message_is_one_printable_line(tmp_path: Path):
 
 
 def test_durations():
-    words = {0.2: "0 s", 59.4: "59 s", 59.6: "1 min 0 s", 192: "3 min 12 s", 3600: "1 h 0 min", 93_661: "26 h 1 min"}
+    words = {0.2: "0 s", 59.4: "59 s", 59.6: "1 min 0 s", 192: "3 min 12 s", 3600: "1 h 0 min", 93_661: "1 d 2 h"}
     assert {seconds: errors.duration(seconds) for seconds in words} == words
 
 

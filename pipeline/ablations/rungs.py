@@ -164,5 +164,5 @@ def comparison(rung: str, folder: Path, runs: Sequence[str]) -> pd.DataFrame:
 
 
 def _joined(by_seed: Mapping[int, Totals], seeds: Sequence[int]) -> Totals:
-    """The totals (S, G) of these seeds, which were asked about the same groups; none of some have weight 0."""
+    """The totals (S, G) of these seeds, without the groups that none of them was asked about."""
     return asked(Totals(*(np.concatenate(parts) for parts in zip(*(by_seed[seed] for seed in seeds), strict=True))))

@@ -10,6 +10,7 @@ AFTER = "after_marker"  # a column: whether the token follows the marker of trai
 RUN = "quiet_star"  # the method of which something is claimed
 BEFORE = "before"  # the model before training, as a method and as an arm
 CONTINUED = "no_thought"  # continued pretraining, likewise
+UNTRAINED = "untrained"  # thoughts as initialised
 
 # ways in which a model is asked: with its own thoughts, with none, and with a thought where its gate says so
 THOUGHT, NO_THOUGHT, GATED = "thought", "no_thought", "gated"

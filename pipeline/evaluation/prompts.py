@@ -50,9 +50,9 @@ class AskedModel:
 
         ``places`` count from the texts' ends, where -1 is the last token. ``way``: with a thought, without, with one
         where the gate says so (`SKIPPED` stands for each that it did not want), with one sampled at temperature 1, or
-        the mean of the predictions of 16 of those. ``given``: thoughts (P, K) of each
-        text, as in `donors`, in the place of the model's own. There are none (None) where the way has none or several,
-        and for pauses. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are not finite.
+        the mean of the predictions of 16 of those. ``given``: thoughts (P, K) of each text, as in `donors`, in the
+        place of the model's own. Thoughts are None for pauses, for predictions without thoughts, and for the mean of
+        16. ``keys`` (B,) name the texts in the draws. Raises UserError if predictions are not finite.
         """
         ids, mask = left_padded(texts, self.tokenizer.pad_token_id, self.model.device)
         positions = torch.tensor([ids.shape[1] + place for place in places], device=ids.device)

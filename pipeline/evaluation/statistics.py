@@ -94,7 +94,7 @@ def _variance(side: Totals) -> tuple[np.ndarray, np.ndarray]:
 
         between seeds (the variance of seed means, over S)
         + between groups (G / (G - 1) sum of squares of e's mean over seeds)
-        - residual (G / (G - 1) sum of squares of what then is left of e, over S (S - 1)), which both hold,
+        - residual (G / (G - 1) sum of squares of what then is left of e, over S (S - 1)), which both contain,
 
     and at least the residual. Its degrees of freedom are Welch and Satterthwaite's, from S - 1, G - 1 and
     (S - 1)(G - 1), and at least the smallest: nine for ten seeds that differ more than the questions do. Of one seed

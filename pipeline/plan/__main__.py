@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from pipeline import errors, params
+from pipeline.errors import duration
 from pipeline.params import Params
 from pipeline.plan.estimate import MEASURED, Estimate, estimate, weight_bytes
 from pipeline.preset import options as preset
@@ -41,14 +42,6 @@ def main() -> None:
         print(f"{name:<34}{value:>16}")
     for warning in warnings(found, every):
         print(f"warning: {warning}")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit in which people read them."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
 
 
 def warnings(found: Estimate, every: Params) -> Iterator[str]:

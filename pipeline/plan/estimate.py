@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from pipeline.evaluation.names import UNTRAINED
+from pipeline.evaluation.prompts import MEAN_SAMPLES
 from pipeline.models.base import scratch_config
 from pipeline.models.shape import Shape, shape_from
 from pipeline.models.work import Step, learned_rank, pass_flops, reading_flops, thinking_share
@@ -20,8 +22,8 @@ COPIES = 2  # of everything that DVC keeps: in the workspace and in the cache
 # text's, random tokens; in evaluate also one with the same last token and, untrained, a sample and the mean of 16,
 # which reads the prompt once
 WAYS = {SAMPLED: (4, 3), PAUSES: (1, 1), NOTHING: (0, 0)}
-UNTRAINED, SAMPLED_WAYS, SAMPLES = "untrained", 2, 17
-ANSWER_TOKENS = 4  # of a question at which evaluation thinks
+SAMPLED_WAYS, SAMPLES = 2, 1 + MEAN_SAMPLES
+PLACES = 4  # of a question at which evaluation thinks
 FLOAT = 4  # bytes: gradients, moments, losses and weights are float32, except weights that only autocast uses
 MOMENTS = {"adamw": 2 * FLOAT, "adamw_8bit": 2}  # bytes of the optimizer's two moments of a parameter
 AUTOCAST_SHARE = 0.6  # activation bytes under bfloat16 autocast, relative to float32: norms and residuals stay float32
@@ -146,7 +148,7 @@ def _flops(params: Params, shape: Shape, step: Step, pretraining_tokens: int) ->
     evaluated += train.gate * sum(METHODS[method].trains and METHODS[method].thoughts != NOTHING for method in methods)
     untrained = UNTRAINED in methods
     read = (len(methods) + evaluated + SAMPLED_WAYS * untrained) * span
-    read += (evaluated + SAMPLES * untrained) * ANSWER_TOKENS * thinking
+    read += (evaluated + SAMPLES * untrained) * PLACES * thinking
     found["evaluate"] = reading_flops(shape, seeds * asked(params.evaluate.questions) * read, span)
     read = 2 * len(methods) + measured * thinking  # twice, as the model before training reads the text too
     found["perplexity"] = reading_flops(shape, seeds * params.perplexity.texts * span * read, span)

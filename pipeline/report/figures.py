@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from pipeline.evaluation import names
 from pipeline.evaluation.names import ACCURACY, HELDOUT, LOSS
 from pipeline.report.drawing import INK, PLAIN, QUIET, THOUGHT, Axes, Figure, PercentFormatter, Plot, legend_above, plot
 from pipeline.report.estimates import whole
@@ -65,10 +66,10 @@ def votes(number: int, task: str, rows: pd.DataFrame, method: Method) -> Plot:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for way in (way for way in ("no_thought", "thought") if way in method.ways):
+        for way in (way for way in (names.NO_THOUGHT, names.THOUGHT) if way in method.ways):
             line, label = rows[rows["way"] == way].sort_values("k"), method.ways[way]
             # the dashes tell the lines apart without colours
-            colour, style = (THOUGHT, "-") if way == "thought" else (PLAIN, "--")
+            colour, style = (THOUGHT, "-") if way == names.THOUGHT else (PLAIN, "--")
             axes.fill_between(line["k"], line["ci_low"], line["ci_high"], color=colour, alpha=0.2, linewidth=0)
             look = {"color": colour, "linewidth": 1.6, "marker": "o", "markersize": 3.5}
             axes.plot(line["k"], line["accuracy"], style, label=label, **look)

@@ -5,6 +5,19 @@ An arm is named METHOD, the method's own way of answering, or METHOD/WAY.
 
 from dataclasses import dataclass
 
+from pipeline.evaluation.names import (
+    GATED,
+    MEAN,
+    NO_THOUGHT,
+    OFF,
+    OWN_WHERE,
+    RANDOM,
+    SAME_LAST,
+    SAMPLED,
+    SWAPPED,
+    THOUGHT,
+)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -29,10 +42,10 @@ class Method:
     @property
     def ways(self) -> dict[str, str]:
         """The ways of answering that `predictions.parquet` has of this method, with their names on the page."""
-        ways = {"no_thought": f"without {self.many}" if self.thinks else "without thoughts"}
+        ways = {NO_THOUGHT: f"without {self.many}" if self.thinks else "without thoughts"}
         if self.thinks:
-            ways["thought"] = f"with {self.many}"
-        return ways | ({"swapped": "with another’s thought"} if self.writes else {})
+            ways[THOUGHT] = f"with {self.many}"
+        return ways | ({SWAPPED: "with another’s thought"} if self.writes else {})
 
 
 # in the order of the page's tables
@@ -111,14 +124,14 @@ METHODS = {
 # the name of a way and what it is, in the order of the page's tables; "" is the method's own way
 WAYS = {
     "": ("", ""),
-    "swapped": ("swapped", "The thoughts of another question or text."),
-    "random": ("random", "Each token of a thought is drawn from the tokens of all thoughts."),
-    "own_where_same_last": ("own, where same last", "Its own thoughts, on the questions of the next way."),
-    "same_last": ("same last token", "Another question’s thought that ends alike, where there is one."),
-    "thoughts_off": ("thoughts off", "The trained model without thoughts."),
-    "gated": ("gated", "A thought where the model’s gate wants one, elsewhere none."),
-    "sampled": ("sampled", "One thought, sampled at temperature 1; all others are greedy."),
-    "mean16": ("mean of 16", "The mean prediction over 16 sampled thoughts."),
+    SWAPPED: ("swapped", "The thoughts of another question or text."),
+    RANDOM: ("random", "Each token of a thought is drawn from the tokens of all thoughts."),
+    OWN_WHERE: ("own, where same last", "Its own thoughts, on the questions of the next way."),
+    SAME_LAST: ("same last token", "Another question’s thought that ends alike, where there is one."),
+    OFF: ("thoughts off", "The trained model without thoughts."),
+    GATED: ("gated", "A thought where the model’s gate wants one, elsewhere none."),
+    SAMPLED: ("sampled", "One thought, sampled at temperature 1; all others are greedy."),
+    MEAN: ("mean of 16", "The mean prediction over 16 sampled thoughts."),
 }
 
 

@@ -10,7 +10,21 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from pipeline.evaluation.names import ACCURACY, BEFORE, HELDOUT, LOSS, MARKED, NORM, OFF, PROB, SWAPPED
+from pipeline.evaluation.names import (
+    ACCURACY,
+    BEFORE,
+    GATED,
+    HELDOUT,
+    LOSS,
+    MARKED,
+    MEAN,
+    NORM,
+    OFF,
+    PROB,
+    SAMPLED,
+    SWAPPED,
+    UNTRAINED,
+)
 from pipeline.params import Arms
 from pipeline.report.estimates import (
     ABOVE,
@@ -35,7 +49,7 @@ from pipeline.training.warnings import HARM
 # what the run must be better than: arms without the cause, and its own model with another's thoughts
 RIVALS = {
     "no_policy": "training without the policy loss",
-    "untrained": "untrained thoughts",
+    UNTRAINED: "untrained thoughts",
     BEFORE: "the model before training",
     SWAPPED: "the same model with the thoughts of other questions",
 }
@@ -106,7 +120,7 @@ class Results:
     def arms(self, tasks: Iterable[str]) -> list[str]:
         """The arms of the main table: each method's own way, the run's other ways, and two more of `untrained`."""
         arms = {arm for task, _, arm in self.figures if task in tasks}
-        also = (f"{self.method.key}/", "untrained/sampled", "untrained/mean16")
+        also = (f"{self.method.key}/", f"{UNTRAINED}/{SAMPLED}", f"{UNTRAINED}/{MEAN}")
         return sorted((arm for arm in arms if "/" not in arm or arm.startswith(also)), key=arm_order)
 
 
@@ -263,7 +277,7 @@ def costs_sentence(evaluations: Path, arms: Arms) -> str:
     for method in arms.methods:
         cost = read_json(evaluations / f"{method}-{arms.seeds[0]}" / "metrics.json")["cost"]
         costs[arm_name(method)] = cost["operations"]
-        for way in ("gated", "mean16"):
+        for way in (GATED, MEAN):
             if f"operations_{way}" in cost:
                 costs[arm_name(f"{method}/{way}")] = cost[f"operations_{way}"]
     shown = listed([f"{number:.4g} ({name})" for name, number in costs.items()])

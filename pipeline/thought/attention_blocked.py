@@ -26,8 +26,9 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 16, 64  # positions
 class Block:
     """Positions ``start .. stop - 1`` of the P: ``far`` text tokens before all of them, the near text up to ``near``.
 
-    ``texts``, an index or a slice of all, are those that have a real row there. Where they have positions of their own,
-    ``far`` and ``near`` are before all of any text's, and up to the last of any. ``far`` is 0 without flash attention.
+    ``texts``, an index or a slice of all, are those that have a real row there. Where each text has positions of its
+    own, ``far`` ends before the first position of any text, and ``near`` after the last of any. ``far`` is 0 without
+    flash attention.
     """
 
     start: int

@@ -15,6 +15,8 @@ from .rows import Packing, Rows
 from .views import NAME, KeyValueCache, TextView, ThoughtView, View
 
 RANDOM = ("dropout", "_pdrop", "layerdrop", "jitter_noise")  # ends of the names of settings that add noise
+CHECKED = 6  # tokens of the text, and of the thought, that a decoder is checked with
+EXACT, ROUNDED = 1e-3, 0.05  # relative differences that rounding alone can make, in float32 and in half precision
 WINDOWS = ("sliding_window", "attention_chunk_size")  # tokens that a layer attends to; a config has them, or its layers
 
 
@@ -107,7 +109,7 @@ def build_decoder(config: PretrainedConfig) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-3) -> None:
+def check_decoder(base: PreTrainedModel) -> None:
     """Run a thought in parallel and as an ordinary sequence; raise UnsupportedDecoderError if the logits differ.
 
     The ordinary run is the model's own forward pass with eager attention. So this finds everything a model does that
@@ -117,23 +119,23 @@ def check_decoder(base: PreTrainedModel, tokens: int = 6, tolerance: float = 1e-
     if isinstance(getattr(base, "decoder", None), Decoder):
         raise UnsupportedDecoderError("it is a trained Quiet-STaR model: name the one that it was trained on")
     config = base.config.get_text_config()
-    ids = torch.arange(1, 2 * tokens + 1, device=base.device).unsqueeze(0) % config.vocab_size
-    text, row = ids[:, :tokens], ids[:, tokens:]
+    ids = torch.arange(1, 2 * CHECKED + 1, device=base.device).unsqueeze(0) % config.vocab_size
+    text, row = ids[:, :CHECKED], ids[:, CHECKED:]
     try:
-        with _short_windows(base, tokens - 2):
+        with _short_windows(base, CHECKED - 2):
             base.set_attn_implementation("eager")
-            expected = base(ids, use_cache=False).logits[:, tokens:]
+            expected = base(ids, use_cache=False).logits[:, CHECKED:]
             base.set_attn_implementation(NAME)
             decoder = Decoder(base)
             _, view = decoder.read(text, attention="reference")
-            last = torch.tensor([tokens - 1], device=base.device)
+            last = torch.tensor([CHECKED - 1], device=base.device)
             rows = decoder.run_rows(decoder.embed(row), view, last, Packing((1, 1, 1)))
             actual = decoder.head.logits(rows)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         reason = f"a thought cannot be run in parallel ({_first_line(error)})"
         raise UnsupportedDecoderError(f"{config.model_type}: {reason}") from error
     difference = (actual - expected).float().norm() / expected.float().norm()
-    if not difference < (tolerance if expected.dtype == torch.float32 else 0.05):
+    if not difference < (EXACT if expected.dtype == torch.float32 else ROUNDED):
         raise UnsupportedDecoderError(f"{config.model_type}: a thought run in parallel differs by {difference:.1%}")
 
 

@@ -13,7 +13,7 @@ from .gate import Gate
 from .generation import ThoughtGenerationMixin, Writer, new_seed
 from .head import IGNORED
 from .layout import Layout, at
-from .methods import DISTILLED, METHODS, QUIET_STAR
+from .methods import METHODS, QUIET_STAR
 from .mixing import MixingHead
 from .objective import NOTHING, PAUSES, SAMPLED, Counts, Losses, counts_of
 from .quiet_star import ADVANTAGES, POSITIVE
@@ -90,13 +90,8 @@ class QuietStarConfig(PretrainedConfig):
         self.policy_weight = policy_weight
         self.policy_temperature = policy_temperature
         self.advantage = advantage
-        if distill_form not in FORMS:
-            raise ValueError(f"distill_form is {distill_form!r}, but must be one of {', '.join(FORMS)}")
-        if not isinstance(distill_weight, int | float):
-            raise ValueError(f"distill_weight is {distill_weight!r}, but must be a number")
-        if method == DISTILLED:  # the files of other methods do not name them
-            self.distill_form = distill_form
-            self.distill_weight = distill_weight
+        self.distill_form = distill_form
+        self.distill_weight = distill_weight
         self.token_cost = token_cost
         self.ratio_clip = ratio_clip
         self.start_token_id = start_token_id
@@ -116,7 +111,10 @@ class QuietStarConfig(PretrainedConfig):
         for name in ("thought_tokens", "lookahead", "rationales"):
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1")
-        for name in ("meta_token_scale", "policy_weight", "policy_temperature", "token_cost", "ratio_clip"):
+        if self.distill_form not in FORMS:
+            raise ValueError(f"distill_form is {self.distill_form!r}, but must be one of {', '.join(FORMS)}")
+        numbers = ("meta_token_scale", "policy_weight", "policy_temperature", "distill_weight")
+        for name in (*numbers, "token_cost", "ratio_clip"):
             if not isinstance(value := getattr(self, name), int | float):
                 raise ValueError(f"{name} is {value!r}, but must be a number")
         for name in ("gate", "thoughts_end"):

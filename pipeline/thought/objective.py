@@ -78,7 +78,7 @@ class SliceStates:
     ``rewarded`` (B, p): where thoughts are rewarded. ``thinking`` (B, R, p, K, D): the states that gave the tokens of
     the thoughts, ``ids`` (B, R, p, K), IGNORED after the one that ended a thought and where none is rewarded. Pauses
     have no ids. ``sampled``: whether the model drew the ids itself, now, rather than being given them.
-    ``lengths`` (B, R, p): the tokens of thoughts that ended themselves or may have; 0 where none can, and none is
+    ``lengths`` (B, R, p): the tokens of each thought; 0 where thoughts cannot end themselves, and where none is
     rewarded. ``old_log_probs`` (B, R, p, K) and ``old_advantage`` (B, R, p): from an earlier pass over the same
     thoughts, for inner epochs; log-probabilities are 0 where that pass sampled a thought and gave it no advantage.
     None in the first pass.

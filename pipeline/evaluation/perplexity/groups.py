@@ -129,16 +129,12 @@ def summarize(tokens: pd.DataFrame, deciles: pd.DataFrame) -> dict:
     changed = tokens[tokens["helped"] | tokens["hurt"]]  # the ranks of the other tokens are rounding and noise
     holds = {name: float(tokens[name].mean()) for name in tokens if name.startswith("holds_next")}
     columns = ["decile", "base_loss", "improvement", "ci_low", "ci_high", "n"]
-    return (
-        found
-        | holds
-        | {
-            "threshold": THRESHOLD,
-            "mixing_weight": float(tokens["weight"].mean()),
-            "agreement": {**agreement(changed), "n_tokens": len(changed)},
-            "deciles": list(map(_json, deciles.rename(columns={"group": "decile"})[columns].to_dict("records"))),
-        }
-    )
+    rows = deciles.rename(columns={"group": "decile"})[columns].to_dict("records")
+    found |= holds | {"threshold": THRESHOLD, "mixing_weight": float(tokens["weight"].mean())}
+    return found | {
+        "agreement": {**agreement(changed), "n_tokens": len(changed)},
+        "deciles": list(map(_json, rows)),
+    }
 
 
 def _json(row: dict) -> dict:

@@ -208,8 +208,8 @@ class QuietStarTrainer(CheckedTrainer):
         """Clip the gradient of the whole loss or, apart, those of its two parts, and add them up.
 
         Clipped together, the larger part is all that is left of the other's direction. Returns the norm before clipping
-        or, apart, that of the sum. What a gate or an objective's own parameters (a learned value) have to learn is not
-        part of it, as that would change what all else learns: a gate is not clipped, the latter by themselves.
+        or, apart, that of the sum. The gate's parameters and the objective's own (a learned value) are left out of this
+        norm, as they would change how all else is clipped: the gate's are not clipped, the objective's by themselves.
         """
         own = list(self.model.objective.parameters())
         beside = own + list(self.model.gate.parameters() if self.model.gate is not None else ())

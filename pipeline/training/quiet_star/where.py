@@ -75,5 +75,5 @@ class Where:
 
 
 def share_of(counts: Tensor, share: float) -> Tensor:
-    """``share`` of the ``counts``, rounded up, but for what is only the product's rounding."""
+    """``share`` of the ``counts``, rounded up; what is above a whole number by the product's rounding alone is not."""
     return (share * counts.double() - ROUNDING).ceil()
