@@ -22,6 +22,9 @@ SHORT_REASON = 40  # characters: the first line of an exception that is shorter 
 OUT_OF_MEMORY = re.compile("OutOfMemoryError|can't allocate memory")  # torch on a GPU and on a CPU
 MEMORY_KNOBS = "docs/method.md (memory knobs) and docs/running.md list settings that need less"
 
+# without a network the hub's client would tell of each of its tries before the one line that says why a command ended
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+
 is_command = any(option == "-m" and re.match(r"(stages|pipeline)\.", name) for option, name in pairwise(sys.orig_argv))
 if is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it ignores Ctrl-C
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # until `run` takes over

@@ -75,7 +75,10 @@ def test_precision_prints_how_advantages_in_bfloat16_correlate(tmp_path: Path, c
     base_model(LLAMA | {"vocab_size": len(tokenizer)}).save_pretrained(tmp_path)
     (tmp_path / "text").write_text("a text of some length, which is read " * 9)
     words = f"precision {TINY} --dtype float32 --tokens 24 --model {tmp_path} --text {tmp_path / 'text'}"
-    assert list(printed(words, capsys)["advantage_correlation"].values()) == pytest.approx([1, 1, 1], abs=1e-6)
+    record = printed(words, capsys)
+    assert list(record["advantage_correlation"].values()) == pytest.approx([1, 1, 1], abs=1e-6)
+    sizes = {"vocab": len(tokenizer), "hidden": 16, "ffn": LLAMA["intermediate_size"]}
+    assert {name: record[name] for name in sizes} == sizes
     with pytest.raises(UserError, match="fewer than --batch times --tokens"):
         main(words.replace("--tokens 24", "--tokens 999").split())
     (tmp_path / "empty").mkdir()

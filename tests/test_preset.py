@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.cli import DvcParserError
+from dvc.cli import parse_args as dvc_arguments
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -45,6 +47,16 @@ def test_stages_are_a_word_that_dvc_reads(capsys, monkeypatch):
     assert shown == word
     (stage,) = OverridesParser.create().parse_override(shown).value()
     assert stage == {"thought_tokens": 9, "lookahead": 4, "learning_rate": 2e-6, "steps": 50}
+
+
+@pytest.mark.parametrize("word", ["scale=smok", "train.steps=0"])
+def test_dvc_does_not_run_where_a_preset_is_refused(word: str, capsys, monkeypatch):
+    """`dvc exp run $(...)` would else take params.yaml as it is, and overwrite its results."""
+    monkeypatch.setattr(sys, "argv", ["preset", word])
+    with pytest.raises(UserError):
+        main()
+    with pytest.raises(DvcParserError):
+        dvc_arguments(["exp", "run", *capsys.readouterr().out.split()])
 
 
 @pytest.mark.slow

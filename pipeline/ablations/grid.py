@@ -12,7 +12,7 @@ import yaml
 
 from pipeline import params, typed_yaml
 from pipeline.errors import UserError
-from pipeline.files import looks_local
+from pipeline.files import check_model_folder, looks_local
 from pipeline.preset import options as preset
 
 WITHOUT_SIZES = ("no_thought", "before")  # methods that have neither thought length nor lookahead: one arm
@@ -134,3 +134,11 @@ def git(*words: str) -> str:
     if done.returncode:
         raise UserError(f"git {words[0]} failed: {done.stderr}")
     return done.stdout.strip()
+
+
+def check_given(model: Path | None, root: Path | None) -> None:
+    """Raise UserError for a folder of --model or --root that does not exist, before hours of work."""
+    if model is not None:
+        check_model_folder(model.resolve())
+    if root is not None and not root.is_dir():
+        raise UserError(f"there are no data sets at {root}: the folder does not exist")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipeline import errors
 from pipeline.ablations import experiments, rungs
-from pipeline.ablations.grid import Arm, Workspace
+from pipeline.ablations.grid import Arm, Workspace, check_given
 from pipeline.files import write_table
 from pipeline.preset import options as preset
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="the folder of a base model in place of the preset's")
     parser.add_argument("--root", type=Path, help="a folder with data sets in the hub's layout")
     options = experiments.parse(parser)
+    check_given(options.model, options.root)
     paths = options.rungs or sorted(Path("ladder").glob("*.yaml"))
     workspace, every, failed = Workspace(), {}, {}
     for path in paths:  # all of them first: a mistake in a later one is told before hours of training
@@ -64,9 +65,9 @@ def _write(name: str, runs: list[str], settings: dict[str, str], arm: Arm | None
     path, there = OUT / "comparison.csv", rungs.kept(OUT / name, settings)
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=rungs.COLUMNS)
     rows = rungs.comparison(name, OUT / name, [run for run in runs if run in there])
-    parts = [part for part in (table[table["rung"] != name], rows) if len(part)]
+    parts = dict(iter(table.groupby("rung", sort=False))) | ({name: rows} if len(rows) else {})
     if parts:
-        write_table(path, pd.concat(parts, ignore_index=True))
+        write_table(path, pd.concat(parts.values(), ignore_index=True))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pandas as pd
 
 from pipeline import errors
 from pipeline.ablations import experiments
+from pipeline.ablations.grid import check_given
 from pipeline.ablations.single import run_single
 from pipeline.preset import options as preset
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--root", type=Path)
     given = parser.parse_args()
+    check_given(given.model, given.root)
     if not any(word.startswith("data=") for word in given.words):
         given.words.append(TEXTBOOKS)
     words = [*WORDS, *SMALL, *([ASKED] if TEXTBOOKS in given.words else []), "arms.seeds=[1]"]

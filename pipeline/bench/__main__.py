@@ -60,8 +60,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m pipeline.bench", description=__doc__.splitlines()[0].replace("``", ""))
     parser.add_argument("what", choices=list(WHAT))
     for name, (default, text) in SIZES.items():
-        parser.add_argument(f"--{name}", type=_size, default=default, help=f"{text} ({default})")
-    parser.add_argument("--positions", type=_size, default=None, help="positions that think at a time (all)")
+        parser.add_argument(f"--{name}", type=whole_number, default=default, help=f"{text} ({default})")
+    parser.add_argument("--positions", type=whole_number, default=None, help="positions that think at a time (all)")
     parser.add_argument("--share", type=float, default=1.0, help="of the positions that think (1)")
     parser.add_argument("--choose", choices=["random", "entropy", "gate"], default="random", help="which (random)")
     parser.add_argument("--model", help="precision of a model's folder, in place of random weights")
@@ -92,7 +92,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _size(text: str) -> int:
+def whole_number(text: str) -> int:
     value = int(text)
     if not 1 <= value <= LARGEST:
         raise argparse.ArgumentTypeError(f"{value} is not between 1 and {LARGEST}")

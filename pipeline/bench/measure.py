@@ -82,7 +82,8 @@ def recompute_activations(model: PreTrainedModel) -> None:
 def read(options: argparse.Namespace) -> tuple[QuietStarForCausalLM, Tensor]:
     """A model on the base in the folder ``options.model``, and the first tokens of the text file ``options.text``.
 
-    Raises UserError if there is no model and tokenizer, or the text is too short.
+    The sizes in ``options`` become the model's. Raises UserError if there is no model and tokenizer, or the text is too
+    short.
     """
     if not Path(options.model).is_dir():  # `pipeline.files` checks that too, but needs pandas and pyarrow
         raise UserError(f"there is no model at {options.model}: the folder does not exist")
@@ -97,6 +98,10 @@ def read(options: argparse.Namespace) -> tuple[QuietStarForCausalLM, Tensor]:
     meta = tokenizer("---", add_special_tokens=False)["input_ids"]
     sizes = {"thought_tokens": options.thought_tokens, "lookahead": options.lookahead, "rationales": options.rationales}
     model = QuietStarForCausalLM.from_base(base, meta, meta_token_scale=1.0, policy_weight=1.0, **sizes)
+    shape, config = shape_of(model.base), base.config.get_text_config()
+    options.hidden, options.layers, options.ffn, options.vocab = shape.hidden, shape.layers, shape.ffn, shape.vocab
+    options.heads = config.num_attention_heads
+    options.kv_heads = getattr(config, "num_key_value_heads", None) or options.heads
     return model.to(options.device), torch.tensor(ids, device=options.device).view(options.batch, -1)
 
 

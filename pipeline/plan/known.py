@@ -6,6 +6,7 @@ import yaml
 from transformers import AutoConfig
 
 from pipeline.errors import UserError, reason
+from pipeline.files import check_model_folder
 from pipeline.models.shape import Shape, shape_from
 
 KNOWN = Path(__file__).parent / "models.yaml"
@@ -19,6 +20,7 @@ def hub_shape(path: str, revision: str | None) -> Shape:
     known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
     if path in known and known[path]["revision"] == revision:
         return shape_from(AutoConfig.for_model(**known[path]["config"]))
+    check_model_folder(path)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
     except Exception as error:  # transformers and huggingface_hub each raise their own

@@ -11,6 +11,9 @@ import sys
 from pipeline import errors
 from pipeline.preset.options import known, options, words
 
+# `dvc exp run $(...)` stops at this word. The shell runs it even where `$(...)` failed: without a word, on params.yaml
+REFUSED = "--this-preset-was-refused"
+
 
 def main() -> None:
     arguments = [a for a in sys.argv[1:] if not a.startswith("root=")]
@@ -18,9 +21,13 @@ def main() -> None:
     if not sys.argv[1:] or {"-h", "--help"} & set(arguments):
         print(__doc__.strip(), *known(), sep="\n  ")
         return
-    if len(roots) > 1:
-        raise errors.UserError(f"root= is given {len(roots)} times: one folder holds all data sets")
-    print(*(f"-S {word}" for word in words(options(arguments, next(iter(roots), None)))))
+    try:
+        if len(roots) > 1:
+            raise errors.UserError(f"root= is given {len(roots)} times: one folder holds all data sets")
+        print(*(f"-S {word}" for word in words(options(arguments, next(iter(roots), None)))))
+    except errors.UserError:
+        print(REFUSED)
+        raise
 
 
 if __name__ == "__main__":

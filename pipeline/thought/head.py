@@ -34,15 +34,18 @@ def chunk_rows(weight: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Head:
-    """The LM head: ``weight`` (V, D), ``bias`` (V,) or None, and the cap that some models put on their logits."""
+    """The LM head: ``weight`` (V, D), ``bias`` (V,) or None; some models scale their logits, and some then cap them."""
 
     weight: Tensor
     bias: Tensor | None = None
     softcap: float | None = None
+    scale: float = 1.0
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
         logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.scale != 1:
+            logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
@@ -250,7 +253,9 @@ class HeadLosses:
             torch.mm(states.to(space.dtype), self._weight.T, out=space)
         else:
             space.copy_(states.to(self._weight.dtype) @ self._weight.T)
-        return space if self._head.bias is None else space.add_(self._head.bias)
+        if self._head.bias is not None:
+            space.add_(self._head.bias)
+        return space if self._head.scale == 1 else space.mul_(self._head.scale)
 
     def _losses(
         self,
@@ -287,7 +292,7 @@ class HeadLosses:
 
     def _backward(self, part: str, change: Tensor, states: Tensor, scale: Tensor) -> Tensor:
         """Add gradients (m, V) by logits, times ``scale`` (m,), to those of the head; return the states' (m, D)."""
-        scale = scale.unsqueeze(1).to(change.dtype)
+        scale = scale.unsqueeze(1).to(change.dtype) * self._head.scale
         to_weight, to_bias = self._sums(part)
         if to_weight is not None and to_weight.dtype == change.dtype:
             to_weight.addmm_(change.T, states.to(change.dtype) * scale)

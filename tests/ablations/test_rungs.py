@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.arms import read_arms
 from pipeline.evaluation.compare import write_compare
 from pipeline.evaluation.statistics import Totals, difference
+from pipeline.files import write_table
 from pipeline.params import Arms
 from pipeline.preset import options as preset
 from tests.chaos.kills import call
@@ -247,6 +248,23 @@ def test_a_file_that_is_no_rung(rung: dict, told: str, tmp_path: Path):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(rung))
     with pytest.raises(UserError, match=told):
         rungs.read_rung(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "results/real").glob("?-*/")))
+def test_the_committed_table_is_what_the_kept_arms_make(name: str, tmp_path: Path):
+    folder = ROOT / "results/real" / name
+    runs = [run for run in rungs.read_rung(ROOT / f"ladder/{name}.yaml").arms if (folder / run).is_dir()]
+    write_table(tmp_path / "table.csv", rungs.comparison(name, folder, runs))
+    found, table = pd.read_csv(tmp_path / "table.csv"), pd.read_csv(folder.parent / "comparison.csv")
+    rows = table[table["rung"] == name].reset_index(drop=True)  # of several rungs: seeds may have become words
+    pd.testing.assert_frame_equal(found.astype({"seed": str}), rows.astype({"seed": str}))
+
+
+@pytest.mark.parametrize("option, told", [("--model", "there is no model at"), ("--root", "there are no data sets at")])
+def test_a_folder_that_does_not_exist_is_refused_before_any_arm(option: str, told: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ladder", option, str(tmp_path / "none")])
+    with pytest.raises(UserError, match=told):
+        ladder.main()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ladder").glob("*.yaml")), ids=lambda path: path.stem)

@@ -112,7 +112,7 @@ def test_launched_processes_that_fail_alike(
 
 
 CLUSTER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # as a job of one process has them
-ODD = {"TMPDIR": "/nowhere", "OMP_NUM_THREADS": "many", "CUDA_VISIBLE_DEVICES": "none", "DVC_ROOT": "/nowhere"}
+ODD = {"TMPDIR": "/nowhere", "OMP_NUM_THREADS": "many", "CUDA_VISIBLE_DEVICES": "none", "DVC_ROOT": "TMP/odd"}
 # `datasets` looks for a folder to write to when it is imported, so this needs a process of its own
 HOME = "data set PROJECT/hub/books, split train cannot be read: [Errno 2] No such file or directory: '/proc/hub'"
 
@@ -143,9 +143,11 @@ def test_a_mistake_ends_with_code_1_and_one_line(spoiled: Spoil, variables: dict
         ("report", "results/report", {"MPLBACKEND": "foo"}),
     ],
 )
-def test_odd_variables_change_nothing(stage: str, folder: str, odd: dict[str, str], finished: Path, project: Path):
+def test_odd_variables_change_nothing(
+    stage: str, folder: str, odd: dict[str, str], finished: Path, project: Path, tmp_path: Path
+):
     shutil.rmtree(project / folder)
-    done = run_as_module(project, stage, odd)
+    done = run_as_module(project, stage, {name: value.replace("TMP", str(tmp_path)) for name, value in odd.items()})
     assert done.code == 0, done.stderr
     assert contents(project / folder) == contents(finished / folder)
 

@@ -65,8 +65,9 @@ class SlowQuietStar:
         return self.base.base_model(inputs_embeds=embeddings[None], use_cache=False).last_hidden_state[0]
 
     def logits(self, state: Tensor) -> Tensor:
-        logits = self.base.get_output_embeddings()(state)
-        cap = getattr(self.base.config, "final_logit_softcapping", None)
+        logits, config = self.base.get_output_embeddings()(state), self.base.config
+        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def mix(self, base: Tensor, talk: Tensor) -> Tensor:

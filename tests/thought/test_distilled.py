@@ -115,7 +115,7 @@ def test_the_divergence_in_chunks_is_that_of_all_logits_at_once(options: dict, f
     weights[0, 1] = 0.0
     logits = head.weight.detach(), None if head.bias is None else head.bias.detach()
     teacher = torch.lerp(hidden.detach().unsqueeze(1), talk, mixing.unsqueeze(-1))
-    teacher = head_module.Head(*logits, head.softcap).logits(teacher).softmax(-1).mean(1)
+    teacher = head_module.Head(*logits, head.softcap, head.scale).logits(teacher).softmax(-1).mean(1)
     student = head.logits(hidden).log_softmax(-1)
     expected = (teacher * (teacher.log() - student)).sum(-1)
     head.weight.requires_grad_(not frozen)

@@ -24,9 +24,11 @@ Group = dict[str, object]  # what one call of `HeadLosses.cross_entropy` gets
 Losses = Callable[[Head, Sequence[Group]], tuple[Tensor, list[Tensor]]]
 
 
-def some_head(bias: bool = False, softcap: float | None = None, dtype: torch.dtype = DOUBLE) -> Head:
+def some_head(
+    bias: bool = False, softcap: float | None = None, scale: float = 1.0, dtype: torch.dtype = DOUBLE
+) -> Head:
     own = normal(VOCABULARY, seed=4, dtype=dtype).requires_grad_() if bias else None
-    return Head(normal(VOCABULARY, WIDTH, seed=3, dtype=dtype).requires_grad_(), own, softcap)
+    return Head(normal(VOCABULARY, WIDTH, seed=3, dtype=dtype).requires_grad_(), own, softcap, scale)
 
 
 def some_group(*shape: int, seed: int = 6, dtype: torch.dtype = DOUBLE, **options: object) -> Group:
@@ -75,8 +77,8 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance
 
 HEADS = pytest.mark.parametrize(
     "options",
-    [{}, {"bias": True}, {"softcap": 2.0}, {"bias": True, "softcap": 2.0}],
-    ids=["plain", "bias", "softcap", "bias and softcap"],
+    [{}, {"bias": True}, {"softcap": 2.0}, {"bias": True, "softcap": 2.0, "scale": 0.3}],
+    ids=["plain", "bias", "softcap", "all"],
 )
 
 
@@ -85,6 +87,7 @@ HEADS = pytest.mark.parametrize(
     chunk_logits=st.integers(1, 80),
     bias=st.booleans(),
     softcap=st.sampled_from([None, 2.0]),
+    scale=st.sampled_from([1.0, 0.3, 4.0]),
     dtype=st.sampled_from(list(EXACT)),
     factor=st.sampled_from([1.0, 3.0, -0.25, 0.0]),
     options=st.fixed_dictionaries(
@@ -96,10 +99,10 @@ HEADS = pytest.mark.parametrize(
     ),
 )
 def test_losses_and_gradients_are_those_of_all_logits_at_once(
-    shapes, chunk_logits, bias, softcap, dtype, factor, options
+    shapes, chunk_logits, bias, softcap, scale, dtype, factor, options
 ):
     """In chunks of any size, for groups without rows too. No product has more rows than a chunk."""
-    head = some_head(bias, softcap, dtype)
+    head = some_head(bias, softcap, scale, dtype)
     groups = [some_group(*shape, seed=10 * i, dtype=dtype, **options) for i, shape in enumerate(shapes)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(head_module.CHUNK_LOGITS, "cpu", chunk_logits)

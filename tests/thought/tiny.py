@@ -63,6 +63,9 @@ ARCHITECTURES = {
     "gemma2": GEMMA2,
     "gpt2": GPT2,
     "gpt_neox": {"model_type": "gpt_neox", **SIZES, "rotary_pct": 0.5},
+    # logits that are multiplied, and divided
+    "cohere": {"model_type": "cohere", **SIZES, "pad_token_id": 0, "logit_scale": 0.25},
+    "granite": {"model_type": "granite", **SIZES, "logits_scaling": 3.0},
 }
 FOUR_BASES = pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2", "gpt2"])
 METHODS = [QUIET_STAR, PAUSE, NO_THOUGHT]  # the others are controls of the first and last
