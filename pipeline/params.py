@@ -442,10 +442,6 @@ def _impossible_training(train: Train, span: int) -> Iterator[str]:
     for prefix, stage in stages.items():
         if stage.lookahead > (most := span - 2):
             yield f"{prefix}lookahead is {stage.lookahead}, but must be at most {most}, two less than tokenize.span"
-    first = train.every_stage[0]
-    if 0 < first.steps <= train.warmup_steps:
-        name = "train.stages[0].steps" if train.stages else "train.steps"
-        yield f"train.warmup_steps is {train.warmup_steps}, but must be below {name}, {first.steps}"
     ends = accumulate(stage.steps for stage in train.every_stage)
     if apart := [end for end in ends if end % train.log_steps]:
         what = "a stage" if train.stages else "training"

@@ -82,7 +82,6 @@ HEADS = "base_model.scratch: heads must divide hidden_size, and key_value_heads 
         ("train.ema", 1.0, "train.ema is 1.0, but must be above 0 and below 1"),
         ("base_model.further.steps", 20, "base_model.further.warmup_steps is 20, but must be below 15, where"),
         ("base_model.scratch.steps", 133, "base_model.scratch.warmup_steps is 100, but must be below 100, where"),
-        ("train.steps", 10, "train.warmup_steps is 10, but must be below train.steps, 10"),
         ("tasks.root", "~no-such-user/hub", "tasks.root is ~no-such-user/hub, but nobody here has the home folder"),
         ("base_model.scratch.steps", 0, "base_model.scratch.steps is 0, but must be at least 1"),
         ("corpus.hub.train.part", "module:3/2", "corpus.hub.train.part is module:3/2, but must be COLUMN:I/N"),

@@ -254,7 +254,7 @@ def test_a_single_run_is_kept_beside_the_workspace_as_it_is(project: Project, mo
         assert set(kept.query("measure == 'accuracy' and arm == 'quiet_star'")["value"]) == {0.7}
     assert project.ran == ["7 2"] and project.call("git", "status", "--porcelain", "--", ":!results") == before
     project.stage(broken=(8, 2))
-    with pytest.raises(UserError, match=r"the run failed: error: this one breaks\. Put it right"):
+    with pytest.raises(UserError, match=r"the run failed: this one breaks\. Put it right"):
         single.run_single("small", {"train.thought_tokens": 8}, Path("results/small"))
 
 

@@ -9,7 +9,7 @@ from pipeline.ablations.grid import Arm, arms, read_grid
 from pipeline.errors import UserError
 from tests.ablations.toy import GRID, ROOT
 
-STAGED = "train.stages=[{thought_tokens:3,lookahead:2,learning_rate:1e-4,steps:50}]"
+STAGED = "train.stages=[{thought_tokens:3,lookahead:2,learning_rate:1e-4,steps:5}]"
 FOUR = GRID | {"lookaheads": [1, 2]}
 
 

@@ -15,7 +15,7 @@ GSM8K = ["tasks/gsm8k.yaml", "tasks/commonsense_qa.yaml"]
     "words, methods, tasks",
     [
         ([], COMPARED, TEXT),
-        (["train.steps=50"], COMPARED, TEXT),
+        (["train.steps=5"], COMPARED, TEXT),
         (["data=gsm8k"], COMPARED, GSM8K),
         (["data=textbooks", "method=rlp"], ["rlp", "no_thought", "untrained", "before"], TEXT),
         (["data=textbooks", "tasks.files=[tasks/gsm8k.yaml]"], COMPARED, GSM8K[:1]),

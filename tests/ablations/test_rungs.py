@@ -173,7 +173,7 @@ def test_an_arm_is_kept_while_its_options_are_the_same(tmp_path: Path):
 
     one = settings("model=smollm2-135m", "base_model.path=/here/model")
     assert one == settings("model=smollm2-135m", "base_model.path=/there/model")  # wherever the model is
-    assert one != settings("model=smollm2-135m", "train.steps=70")
+    assert one != settings("model=smollm2-135m", "train.steps=7")
     gsm8k = settings("data=gsm8k")
     assert gsm8k == settings("data=gsm8k", root="/here") == settings("data=gsm8k", root="/there")  # and the data
 

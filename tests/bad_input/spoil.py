@@ -240,7 +240,11 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ("base_model", each(model(), config("model/config.json", n_layer=2)), "not those of its config.json: …h.1."),
     ("base_model", each(model(n_layer=2), config("model/config.json", n_layer=1)), "of more layers than …h.1."),
     ("base_model", each(model(), weights(WEIGHTS, nans)), "PROJECT/model are not all finite"),
-    ("base_model", model("mamba", after=("tokenize",)), "PROJECT/model cannot think: mamba: …in parallel differs by"),
+    (
+        "base_model",
+        model("mamba", after=("tokenize",)),
+        "PROJECT/model cannot think: mamba: it does not use transformers",
+    ),
     ("base_model", model(), "embeddings for 167 tokens, but its tokenizer has 500"),
     (TRAIN, few_positions(48, span=48), "a span and its last thought need 53 positions, …has 48"),
     (TRAIN, few_positions(48, span=16), "a probe's prompt …need 76 positions, …has 48"),

@@ -9,8 +9,8 @@ from pipeline.report.facts import what_it_does
 from pipeline.report.method import METHODS
 
 STAGES = [
-    {"thought_tokens": 9, "lookahead": 4, "learning_rate": 1e-4, "steps": 15},
-    {"thought_tokens": 3, "lookahead": 1, "learning_rate": 1e-4, "steps": 15},
+    {"thought_tokens": 9, "lookahead": 4, "learning_rate": 1e-4, "steps": 5},
+    {"thought_tokens": 3, "lookahead": 1, "learning_rate": 1e-4, "steps": 5},
 ]
 
 

@@ -1,6 +1,7 @@
 """Quiet-STaR training: from a base model and spans of text to a model that thinks."""
 
 import hashlib
+import logging
 import math
 import os
 from dataclasses import asdict
@@ -39,6 +40,8 @@ from pipeline.training.quiet_star.trainer import (
 from pipeline.training.quiet_star.where import EVERY, Where
 from pipeline.training.trainer import logged, training_arguments
 
+log = logging.getLogger(__name__)
+
 TRACKED = Path("results/tracking")  # TensorBoard's files
 
 
@@ -54,6 +57,8 @@ def write_trained(
     """
     params, device = settings_of(params, method), pick_device(params.device)
     _check_device_settings(params, device)
+    if is_main() and 0 < params.every_stage[0].steps <= params.warmup_steps:
+        log.warning("no step has the whole learning rate: train.warmup_steps is %d", params.warmup_steps)
     join(device)
     inputs = [base, tokens / "train.arrow", tokens / "heldout.arrow", probe]
     inputs += [] if params.launcher == SINGLE else [Path(params.launcher)]

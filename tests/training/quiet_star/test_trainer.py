@@ -602,7 +602,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_decoder_learns_by_the_path_of_its_folder_alone(name: str, tmp_path: Path):
+def test_another_decoder_learns_by_the_path_of_its_folder_alone(name: str, tmp_path: Path, caplog):
     """With the preset of the real model: a share of the positions, clipped apart, in bfloat16."""
     with contextlib.chdir(SHIPPED.parent):
         changes = preset.options(["model=smollm2-135m", f"base_model.path={tmp_path}/{name}", "train.steps=2"])
@@ -618,6 +618,7 @@ def test_another_decoder_learns_by_the_path_of_its_folder_alone(name: str, tmp_p
     steps = pd.read_csv(tmp_path / "results/train/out/steps.csv")
     assert steps[["language_grad_norm", "policy_grad_norm", "talk_loss"]].notna().all().all()
     assert load_trained(tmp_path / "out").config.base["model_type"] == name
+    assert "no step has the whole learning rate: train.warmup_steps is 10" in caplog.text
     digest = hashlib.sha256((tmp_path / "base/model.safetensors").read_bytes()).hexdigest()
     assert json.loads((tmp_path / "results/train/out/metrics.json").read_text())["base_weights"] == digest[:12]
 
