@@ -117,7 +117,7 @@ def check_decoder(base: PreTrainedModel) -> None:
     """Run a thought in parallel and as an ordinary sequence; raise UnsupportedDecoderError if the logits differ.
 
     The ordinary run is the model's own forward pass with eager attention. So this finds everything a model does that
-    the views and `Head` do not (state-space layers, ALiBi, scaled logits, ...), without a list of supported models. A
+    the views and `Head` do not (state-space layers, ALiBi, attention sinks, ...), without a list of supported models. A
     window that layers do not tell the attention interface of is found too, as it is made shorter than these texts.
     """
     if isinstance(getattr(base, "decoder", None), Decoder):
