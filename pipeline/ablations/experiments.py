@@ -77,9 +77,10 @@ def run(
             shutil.rmtree(clone)
         failed: dict[str, str] = {}
 
-        def finish(arm: Arm, reason: Callable[[], str | None]) -> None:
+        def finish(arm: Arm, future: Future | None = None) -> None:
+            why = None
             try:
-                if not (why := reason()):
+                if future is None or not (why := future.result()):
                     done(arm)
             except (UserError, OSError, subprocess.SubprocessError) as error:  # the other arms go on
                 why = str(error)
@@ -87,10 +88,12 @@ def run(
                 failed[arm.name] = why
                 tell(f"{arm.name}: failed ({why})")
 
-        missing = [arm for arm in arms if not git("for-each-ref", arm.ref)]
+        missing = []
         for arm in arms:
-            if arm not in missing:
-                finish(arm, lambda: None)
+            if git("for-each-ref", arm.ref):
+                finish(arm)
+            else:
+                missing.append(arm)
         environment = _environment()
         shown = subprocess.run([*DVC, "cache", "dir"], env=environment, check=True, capture_output=True, text=True)
         cache = Path(shown.stdout.strip()).resolve()
@@ -98,7 +101,7 @@ def run(
             futures = {pool.submit(_run, arm, cache, environment, lock.fileno(), tell): arm for arm in missing}
             try:
                 for future in as_completed(futures):
-                    finish(arm := futures[future], future.result)
+                    finish(arm := futures[future], future)
                     if arm.name not in failed:
                         tell(f"{arm.name}: done")
             except BaseException:

@@ -14,7 +14,8 @@ UNTRAINED = "untrained"  # thoughts as initialised
 
 # ways in which a model is asked: with its own thoughts, with none, and with a thought where its gate says so
 THOUGHT, NO_THOUGHT, GATED = "thought", "no_thought", "gated"
-SAMPLED, MEAN = "sampled", "mean16"  # a model that never trained may know more than its greedy thoughts say
+# a model that never trained may know more than its greedy thoughts say
+SAMPLED, MEAN, MEAN_SAMPLES = "sampled", "mean16", 16
 # in the place of its own: another text's thought, random tokens, and another problem's thought with the same last token
 SWAPPED, RANDOM, SAME_LAST = CONTROLS = "swapped", "random", "same_last"
 # of arms alone: a method's predictions without its thoughts, and its own thoughts on the questions of `SAME_LAST`

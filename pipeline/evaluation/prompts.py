@@ -10,13 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.evaluation.donors import ENDED, SKIPPED, as_input, sampled
-from pipeline.evaluation.names import GATED, MEAN, NO_THOUGHT, SAMPLED, THOUGHT
+from pipeline.evaluation.names import GATED, MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT
 from pipeline.models.prompts import left_padded
 from pipeline.thought.generation import SAMPLES_APART, continue_texts
 from pipeline.thought.model import QuietStarForCausalLM
 from pipeline.thought.sampler import Sampling
 
-MEAN_SAMPLES = 16
 HELD_LOGITS = 2**25  # in memory at once where texts are scored: 128 MiB in float32
 NOT_FINITE = "the model's predictions are not finite: lower the learning rate"
 

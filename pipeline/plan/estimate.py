@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from pipeline.evaluation.names import UNTRAINED
-from pipeline.evaluation.prompts import MEAN_SAMPLES
+from pipeline.evaluation.names import MEAN_SAMPLES, UNTRAINED
 from pipeline.models.base import scratch_config
 from pipeline.models.shape import Shape, shape_from
 from pipeline.models.work import Step, learned_rank, pass_flops, reading_flops, thinking_share

@@ -25,8 +25,8 @@ from pipeline.evaluation.donors import (
     controls_of,
     ending_together,
 )
-from pipeline.evaluation.names import CONTROLS, GATED, MEAN, NO_THOUGHT, SAMPLED, THOUGHT
-from pipeline.evaluation.prompts import MEAN_SAMPLES, AskedModel
+from pipeline.evaluation.names import CONTROLS, GATED, MEAN, MEAN_SAMPLES, NO_THOUGHT, SAMPLED, THOUGHT
+from pipeline.evaluation.prompts import AskedModel
 from pipeline.evaluation.shared import shared_scratch
 from pipeline.files import write_json, write_rows
 from pipeline.models.base import read_tokenizer
