@@ -169,7 +169,7 @@ def _run(arm: Arm, cache: Path, environment: dict[str, str], lock: int, tell: Ca
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     others = [line for line in lines if not line.startswith("ERROR: failed to reproduce")]  # DVC's own last line
-    return (errors or others or lines or ["nothing was logged"])[-1]
+    return (errors or others or lines or ["nothing was logged"])[-1].removeprefix("error: ")
 
 
 def _fetch(clone: Path) -> None:

@@ -23,9 +23,7 @@ def run_single(name: str, values: Mapping[str, object], out: Path) -> None:
     arm = Workspace().arm(name, {}, preset.words(values), target="report")
     failed = experiments.run([arm], 1)
     if failed:
-        raise UserError(
-            f"the run failed: {failed[arm.name].removeprefix('error: ')}. Put it right and run this again: it resumes"
-        )
+        raise UserError(f"the run failed: {failed[arm.name]}. Put it right and run this again: it resumes")
     files = DVCFileSystem(rev=git("rev-parse", arm.ref))
     for kept, source in FILES.items():
         with replacing(out / kept) as part:
