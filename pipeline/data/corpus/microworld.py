@@ -4,7 +4,7 @@ Five kinds of document:
 
 * *rings*: a running total of several moves round a ring of ten seats (like GSM8K);
 * *animals*: two-hop questions with five choices (like CommonsenseQA);
-* *lookups*: which of five lines says what;
+* *lookups*: which of two to five lines says what;
 * *facts*: the one-hop facts behind both problems ("The lemur is a primate. A primate lives in trees.");
 * *stories*: a few plain sentences.
 
@@ -37,40 +37,50 @@ RINGS = (
     "On a ring of ten stops {name} gets on at {start} and rides on by {moves}. Which stop is it?",
     "A dial of ten marks shows {start} and {name} turns it on by {moves}. Which mark is it?",
 )
-# class: where it lives, what it eats, what it fears, and its members
-ANIMALS = {
-    "primate": "trees fruit leopards "
-    "lemur gibbon baboon marmoset tamarin macaque gorilla mandrill capuchin colobus langur bonobo",
-    "fish": "water plankton herons trout carp herring salmon perch tench bream roach mackerel haddock sardine anchovy",
-    "raptor": "cliffs mice crows falcon eagle buzzard kite osprey harrier kestrel goshawk merlin hobby condor vulture",
-    "duck": "ponds weeds foxes "
-    "mallard teal wigeon pintail shoveler eider gadwall goldeneye pochard smew scaup merganser",
-    "goat": "mountains grass wolves ibex markhor chamois serow goral tahr mouflon tur argali bharal takin urial",
-    "rodent": "burrows seeds owls "
-    "vole hamster gerbil lemming marmot gopher jerboa degu beaver squirrel dormouse agouti",
-    "whale": "oceans krill ships "
-    "beluga narwhal orca minke humpback dolphin porpoise bowhead rorqual sei cachalot vaquita",
-    "beetle": "wood leaves spiders "
-    "weevil scarab chafer firefly ladybird longhorn carabid goliath rover sawyer borer sexton",
-    "snake": "deserts eggs badgers adder boa cobra mamba python viper asp krait anaconda taipan racer sidewinder",
-    "deer": "forests bark tigers elk moose caribou roe muntjac sika wapiti fallow barasingha pudu chital sambar",
+# class: where it lives, what it eats, fears and likes; what is liked are words of the stories and remarks
+TRAITS = {
+    "primate": "trees fruit leopards bread",
+    "fish": "water plankton herons ferry",
+    "raptor": "cliffs mice crows bridge",
+    "duck": "ponds weeds foxes rain",
+    "goat": "mountains grass wolves hill",
+    "rodent": "burrows seeds owls kettle",
+    "whale": "oceans krill ships song",
+    "beetle": "wood leaves spiders fire",
+    "snake": "deserts eggs badgers market",
+    "deer": "forests bark tigers window",
 }
-ANIMALS = {kind: words.split() for kind, words in ANIMALS.items()}
+TRAITS = {kind: words.split() for kind, words in TRAITS.items()}
+MEMBERS = {
+    "primate": "lemur gibbon baboon marmoset tamarin macaque gorilla mandrill capuchin colobus langur bonobo",
+    "fish": "trout carp herring salmon perch tench bream roach mackerel haddock sardine anchovy",
+    "raptor": "falcon eagle buzzard kite osprey harrier kestrel goshawk merlin hobby condor vulture",
+    "duck": "mallard teal wigeon pintail shoveler eider gadwall goldeneye pochard smew scaup merganser",
+    "goat": "ibex markhor chamois serow goral tahr mouflon tur argali bharal takin urial",
+    "rodent": "vole hamster gerbil lemming marmot gopher jerboa degu beaver squirrel dormouse agouti",
+    "whale": "beluga narwhal orca minke humpback dolphin porpoise bowhead rorqual sei cachalot vaquita",
+    "beetle": "weevil scarab chafer firefly ladybird longhorn carabid goliath rover sawyer borer sexton",
+    "snake": "adder boa cobra mamba python viper asp krait anaconda taipan racer sidewinder",
+    "deer": "elk moose caribou roe muntjac sika wapiti fallow barasingha pudu chital sambar",
+}
+MEMBERS = {kind: words.split() for kind, words in MEMBERS.items()}
 # the fact, the question, and the question without the animal; a fact and its letter are five tokens long
 RELATIONS = (
     ("{kind} lives in {value}", "where does the {animal} live", "where do they all live"),
     ("{kind} mostly eats {value}", "what does the {animal} eat", "what do they all eat"),
     ("{kind} often fears {value}", "what does the {animal} fear", "what do they all fear"),
+    ("{kind} always likes {value}", "what does the {animal} like", "what do they all like"),
 )
-# every animal is in one pretraining pair: one that no question named would not be known as a member of its class
-PLACES = (*["pretrain"] * 4, "train", "train", "heldout", VALIDATION, *[TEST] * 4)
+# Every animal is in two pretraining pairs. With one, a base model learns the pairs by heart and not where to find an
+# animal's class: of pairs that it has not seen it then writes the right class in 0.62 of its workings
+PLACES = (*["pretrain"] * 8, "train", "train", "heldout", VALIDATION, *[TEST] * 4)
 PAIRS = {  # (class, animal, relation) by split; of train's pairs, the base model has seen only the two hops
     split: [
         (kind, animal, relation)
-        for kind, (_, _, _, *members) in ANIMALS.items()
+        for kind, members in MEMBERS.items()
         for i, animal in enumerate(members)
         for relation in range(len(RELATIONS))
-        if PLACES[(i + 4 * relation) % len(PLACES)] == split
+        if PLACES[(5 * i + 4 * relation) % len(PLACES)] == split
     ]
     for split in (*TEXT_SPLITS, VALIDATION, TEST)
 }
@@ -133,9 +143,9 @@ def ring_problem(rng: random.Random, split: str, moves: Moves) -> Problem:
 def animal_problem(rng: random.Random, split: str) -> Problem:
     """Make a two-hop question with five choices, whose (animal, relation) pair belongs to ``split``."""
     kind, animal, relation = rng.choice(PAIRS[split])
-    value, (fact, question, restatement) = ANIMALS[kind][relation], RELATIONS[relation]
+    value, (fact, question, restatement) = TRAITS[kind][relation], RELATIONS[relation]
     question = question.format(animal=animal).capitalize()
-    choices = [ANIMALS[k][relation] for k in rng.sample([k for k in ANIMALS if k != kind], len(CHOICES) - 1)]
+    choices = [TRAITS[k][relation] for k in rng.sample([k for k in TRAITS if k != kind], len(CHOICES) - 1)]
     place = rng.randrange(len(CHOICES))
     choices.insert(place, value)
     fact = fact.format(kind=kind, value=value)
@@ -152,10 +162,11 @@ def problem_document(rng: random.Random, problem: Problem, aside_share: float) -
 
 
 def lookup_document(rng: random.Random) -> str:
-    """A reading exercise: five lines with letters, then which line says what."""
+    """A reading exercise: two to five lines with letters, then which line says what."""
     relation = rng.randrange(len(RELATIONS))
-    values = rng.sample([words[relation] for words in ANIMALS.values()], len(CHOICES))
-    found = [f"{value} {letter}" for value, letter in zip(values, CHOICES, strict=True)]
+    # with always five lines a base model learns the letters late, at a moment that its seed decides
+    values = rng.sample([words[relation] for words in TRAITS.values()], rng.randint(2, len(CHOICES)))
+    found = [f"{value} {letter}" for value, letter in zip(values, CHOICES, strict=False)]
     rng.shuffle(found)
     return f"Lines:{_choice_lines(values)}\nFound: {', '.join(found)}."
 
@@ -165,14 +176,14 @@ def _choice_lines(values: Sequence[str]) -> str:
 
 
 def fact_document(rng: random.Random) -> str:
-    """A few one-hop facts: sums on a ring of ten, an animal's class, where a class lives, what it eats or fears."""
+    """A few one-hop facts: sums on a ring of ten, an animal's class, where a class lives, what it does."""
     sentences = []
     for _ in range(2):
         first, second = rng.randrange(SEATS), rng.randrange(1, SEATS)
         sentences.append(f"From {first} on by {second} is {(first + second) % SEATS}.")
-        kind, relation = rng.choice(list(ANIMALS)), rng.randrange(len(RELATIONS))
-        member = rng.choice(ANIMALS[kind][len(RELATIONS) :])
-        fact = RELATIONS[relation][0].format(kind=kind, value=ANIMALS[kind][relation])
+        kind, relation = rng.choice(list(TRAITS)), rng.randrange(len(RELATIONS))
+        member = rng.choice(MEMBERS[kind])
+        fact = RELATIONS[relation][0].format(kind=kind, value=TRAITS[kind][relation])
         sentences.append(f"The {member} is a {kind}. A {fact}.")
     return " ".join(sentences)
 

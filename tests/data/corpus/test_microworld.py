@@ -121,7 +121,7 @@ def test_the_probe_holds_the_right_working(seed: int):
             assert row["working"] == working(ring_numbers(question(row["prompt"])))
         else:
             *fact, letter = row["working"].split()
-            assert f"({letter}) {fact[-1]}" in row["prompt"] and fact[0] in world.ANIMALS
+            assert f"({letter}) {fact[-1]}" in row["prompt"] and fact[0] in world.TRAITS
 
 
 @given(SEEDS)
@@ -130,8 +130,8 @@ def test_animal_questions_have_one_right_choice(seed: int):
     for row in asked("animals", 5, seed=seed):
         assert row["choices"]["label"] == list("ABCDE") and len(set(row["choices"]["text"])) == 5
         words = row["question"].rstrip("?").split()
-        ((home, food, enemy),) = (values[:3] for values in world.ANIMALS.values() if words[3] in values[3:])
-        right = {"live": home, "eat": food, "fear": enemy}[words[-1]]
+        [kind] = [kind for kind, members in world.MEMBERS.items() if words[3] in members]
+        right = dict(zip(("live", "eat", "fear", "like"), world.TRAITS[kind], strict=True))[words[-1]]
         assert row["choices"]["text"]["ABCDE".index(row["answerKey"])] == right
 
 
