@@ -17,13 +17,25 @@ from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace
 from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows, settings_now
 from pipeline.errors import UserError
-from pipeline.evaluation.names import ACCURACY, SWAPPED
+from pipeline.evaluation.names import ACCURACY, HELDOUT, LOSS, SWAPPED
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing
 from pipeline.preset import options as preset
 
 TABLE = Path("results/seeds.csv")
-COLUMNS = ["method", "base_seed", "seed", "task", "n", "groups", "accuracy", "content_effect", "settings"]
+COLUMNS = [
+    "method",
+    "base_seed",
+    "seed",
+    "task",
+    "n",
+    "groups",
+    "accuracy",
+    "content_effect",
+    "heldout_loss",
+    "settings",
+]
+RUN = ["base_seed", "seed"]
 PAIRS = [f"{s}:{s}" for s in range(1, 11)] + [f"1:{s}" for s in range(2, 6)]
 
 
@@ -47,7 +59,7 @@ def main() -> None:
 
     def keep(arm: Arm) -> None:
         found = run_rows(figures_of(arm), missing[arm.name]).assign(**arm.about).reindex(columns=COLUMNS)
-        add_rows(TABLE, found, settings, ["method", "base_seed", "seed", "task"], ["base_seed", "seed"])
+        add_rows(TABLE, found, settings, ["method", *RUN, "task"], RUN)
 
     failed = experiments.run(runs, options.jobs, done=keep)
     if not (rows := read_rows(TABLE, COLUMNS, settings)).empty:
@@ -68,16 +80,18 @@ def run_rows(figures: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """The rows of a run with one seed, a method and task each, from its figures.csv.
 
     The content effect is the accuracy with a method's own thoughts less that with another text's, empty if it has none.
+    The held-out loss, nats a token, is of the method and not of a task: it stands in the rows of every task.
     """
     accuracy = figures[figures["measure"] == ACCURACY].rename(columns={"value": "accuracy", "arm": "method"})
     found = accuracy[accuracy["method"].isin(methods)]
     by_arm = accuracy.set_index(["method", "task"])["accuracy"]
     swapped = by_arm.reindex(zip(found["method"] + f"/{SWAPPED}", found["task"], strict=True)).to_numpy()
-    return found.assign(content_effect=found["accuracy"] - swapped)
+    losses = figures[(figures["task"] == HELDOUT) & (figures["measure"] == LOSS)].set_index("arm")["value"]
+    return found.assign(content_effect=found["accuracy"] - swapped, heldout_loss=found["method"].map(losses))
 
 
 def in_words(rows: pd.DataFrame) -> str:
-    """The table as Markdown: for each task, means over runs with their intervals, and every run."""
+    """The table as Markdown: for each task and for held-out text, means over runs with intervals, and every run."""
     about = "`make seeds`. Brackets are 95 % Student intervals over runs; behind them is each run, in order."
     parts = ["# Seeds", about]
     most = rows.groupby("base_seed")["seed"].nunique().idxmax()  # the first of equals
@@ -90,6 +104,18 @@ def in_words(rows: pd.DataFrame) -> str:
             lines.append([method, len(group), *cells])
         table = pd.DataFrame(lines, columns=["arm", "runs", "accuracy", "content effect"])
         parts += [f"## {task}: {kind}", markdown(table)]
+    first = rows["method"].iloc[0]
+    for kind, chosen in kinds.items():
+        losses = chosen.drop_duplicates(["method", *RUN]).pivot(index=RUN, columns="method", values="heldout_loss")
+        lines = [
+            [method, losses[method].count(), over_seeds(losses[method], None)]
+            + [over_seeds(losses[method] - losses[first], None) if method != first else None]
+            for method in chosen["method"].unique()
+            if losses[method].notna().any()  # thoughts that were never trained have none
+        ]
+        table = pd.DataFrame(lines, columns=["arm", "runs", "nats a token", f"{first} is better by"])
+        if len(table):
+            parts += [f"## Held-out text: {kind}", markdown(table)]
     return "\n\n".join(parts) + "\n"
 
 
