@@ -1,6 +1,6 @@
 """See what a trained model thinks: after each token of a text, or while it writes.
 
-    python -m pipeline.think models/release "Q: Where does the lemur live?"   # each token, its benefit and thought
+    python -m pipeline.think models/release "Q: What does the bonobo fear?"   # each token, its benefit and thought
     python -m pipeline.think models/release                                   # a chat: lines in, answers out
     python -m pipeline.think models/release --gate                            # thinks only where its gate wants to
 

@@ -111,11 +111,9 @@ def in_words(rows: pd.DataFrame) -> str:
             [method, losses[method].count(), over_seeds(losses[method], None)]
             + [over_seeds(losses[method] - losses[first], None) if method != first else None]
             for method in chosen["method"].unique()
-            if losses[method].notna().any()  # thoughts that were never trained have none
         ]
         table = pd.DataFrame(lines, columns=["arm", "runs", "nats a token", f"{first} is better by"])
-        if len(table):
-            parts += [f"## Held-out text: {kind}", markdown(table)]
+        parts += [f"## Held-out text: {kind}", markdown(table)]
     return "\n\n".join(parts) + "\n"
 
 

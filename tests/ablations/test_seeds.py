@@ -31,4 +31,3 @@ def test_held_out_losses_are_compared_within_a_run():
     page = seeds.in_words(pd.concat(runs))
     assert "| before | 2 | 2.250 [-4.103, 8.603]: 1.750, 2.750 | 0.250 [0.250, 0.250]: 0.250, 0.250 |" in page
     assert "| quiet_star | 2 | 2.000 [-4.353, 8.353]: 1.500, 2.500 |  |" in page
-    assert "untrained" not in page[page.index("## Held-out text") :]
