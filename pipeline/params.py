@@ -104,6 +104,7 @@ class MicroWorld:
     question_seed: Seed = MISSING
     kinds: Kinds = field(default_factory=Kinds)
     moves: Moves = field(default_factory=Moves)
+    worked_share: Share = MISSING
     aside_share: Share = MISSING
     train_aside_share: Share = MISSING
 

@@ -51,7 +51,8 @@ def write_corpus(params: Corpus, pretrain: bool, texts: Path, tasks: Path) -> No
             for split in splits:
                 count = getattr(world, f"{split}_documents")
                 share = {"pretrain": world.aside_share, "train": world.train_aside_share}.get(split, 0.0)
-                documents = microworld.documents(split, count, seed, moves, share, kinds)
+                worked = world.worked_share if split == "pretrain" else 0.0
+                documents = microworld.documents(split, count, seed, moves, share, worked, kinds)
                 shown = tqdm(documents, desc=f"corpus {split}", unit=" documents", total=count, mininterval=2)
                 write_rows(folder / f"{split}.arrow", ({"text": document} for document in shown), TEXT)
             asked = [task for task in microworld.TASKS if kinds[task]]

@@ -8,10 +8,11 @@ Five kinds of document:
 * *facts*: the one-hop facts behind both problems ("The lemur is a primate. A primate lives in trees.");
 * *stories*: a few plain sentences.
 
-In the pretraining split most problems carry an *aside* between em dashes: mostly a restatement or an idle remark, now
-and then the full working. So the base model can write a working but seldom does, as a web-scale model seldom reasons
-unless it is made to; which asides are worth writing is what it has to learn. The other splits leave asides out, so
-there the working can only be a hidden thought.
+In the pretraining split half of the problems are *worked solutions*, as textbooks have them: after "W:" comes the full
+working, then the answer. The others are answered after "A:", most of them with an *aside* between em dashes: mostly a
+restatement or an idle remark, now and then the working. So the base model can write a working but after "A:" seldom
+does, as a web-scale model seldom reasons unless it is made to; which asides are worth writing is what it has to learn.
+The other splits have neither, so there the working can only be a hidden thought.
 
 No evaluation question occurs in any other text: ring problems are split by their numbers, whatever the wording, animal
 questions by their (animal, relation) pair.
@@ -116,9 +117,14 @@ class Problem:
     choices: tuple[str, ...] = ()
 
     @property
+    def asked(self) -> str:
+        """The question with its choices."""
+        return f"Q: {self.question}{_choice_lines(self.choices)}"
+
+    @property
     def prompt(self) -> str:
         """The problem up to its answer, as the evaluation asks it."""
-        return f"Q: {self.question}{_choice_lines(self.choices)}\nA:"
+        return f"{self.asked}\nA:"
 
 
 def ring_problem(rng: random.Random, split: str, moves: Moves) -> Problem:
@@ -152,8 +158,10 @@ def animal_problem(rng: random.Random, split: str) -> Problem:
     return Problem(f"{question}?", CHOICES[place], f"{fact} {CHOICES[place]}", restatement, fact, tuple(choices))
 
 
-def problem_document(rng: random.Random, problem: Problem, aside_share: float) -> str:
-    """Prompt and answer; ``aside_share`` of the documents have an aside before the answer (`ASIDES`)."""
+def problem_document(rng: random.Random, problem: Problem, aside_share: float, worked_share: float) -> str:
+    """A worked solution, or else prompt and answer, of which ``aside_share`` have an aside between them (`ASIDES`)."""
+    if rng.random() < worked_share:
+        return f"{problem.asked}\nW: — {problem.working} — {problem.answer}"
     aside = ""
     if rng.random() < aside_share:
         kind = rng.choices(list(ASIDES), weights=list(ASIDES.values()))[0]
@@ -199,16 +207,23 @@ def story_document(rng: random.Random, aside_share: float) -> str:
 
 
 def documents(
-    split: str, count: int, seed: int, moves: Moves, aside_share: float, kinds: Mapping[str, float]
+    split: str,
+    count: int,
+    seed: int,
+    moves: Moves,
+    aside_share: float,
+    worked_share: float,
+    kinds: Mapping[str, float],
 ) -> Iterator[str]:
-    """Make ``count`` documents of a text split, ``aside_share`` of whose problems have an aside.
+    """Make ``count`` documents of a text split.
 
-    ``kinds``: how often each kind is drawn (rings, animals, lookups, facts, stories), in proportion.
+    ``worked_share`` of its problems are worked solutions, ``aside_share`` of the others have an aside. ``kinds``: how
+    often each kind is drawn (rings, animals, lookups, facts, stories), in proportion.
     """
     rng = random.Random(f"{seed}/{split}")
     makers = {
-        "rings": lambda: problem_document(rng, ring_problem(rng, split, moves), aside_share),
-        "animals": lambda: problem_document(rng, animal_problem(rng, split), aside_share),
+        "rings": lambda: problem_document(rng, ring_problem(rng, split, moves), aside_share, worked_share),
+        "animals": lambda: problem_document(rng, animal_problem(rng, split), aside_share, worked_share),
         "lookups": lambda: lookup_document(rng),
         "facts": lambda: fact_document(rng),
         "stories": lambda: story_document(rng, aside_share),

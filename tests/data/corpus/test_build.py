@@ -47,7 +47,8 @@ def test_the_micro_world():
     for split in microworld.TEXT_SPLITS:
         count = getattr(world, f"{split}_documents")
         share = {"pretrain": world.aside_share, "train": world.train_aside_share}.get(split, 0.0)
-        made = microworld.documents(split, count, seed, moves, share, kinds)
+        worked = world.worked_share if split == "pretrain" else 0.0
+        made = microworld.documents(split, count, seed, moves, share, worked, kinds)
         assert texts("data/corpus/texts", split) == list(made)
     probe = pd.read_parquet("data/corpus/texts/probe.parquet").to_dict("records")
     assert probe == microworld.probe(microworld.TASKS, world.probe_documents, seed, moves)

@@ -21,9 +21,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def text(split: str, count: int = 2000, seed: int = 1, share: float | None = None) -> list[str]:
-    """As the corpus has it: only pretraining has asides."""
+    """As the corpus has it: only pretraining has asides and worked solutions."""
     share = share if share is not None else 0.9 if split == "pretrain" else 0.0
-    return list(world.documents(split, count, seed, (2, 4), share, KINDS))
+    return list(world.documents(split, count, seed, (2, 4), share, 0.3 if share else 0.0, KINDS))
 
 
 def asked(task: str, count: int, split: str = "test", seed: int = 1, moves: world.Moves = (2, 4)) -> list[dict]:
@@ -87,10 +87,24 @@ def test_asides(texts: dict[str, list[str]]):
     kinds: Counter[str] = Counter()
     for document in texts["pretrain"]:
         numbers, aside = ring_numbers(question(document)), re.search(f"{DASH} (.*?) {DASH}", document)
-        if document.startswith("Q: ") and numbers and aside:
+        if "\nA:" in document and numbers and aside:
             known = {working(numbers): "working", " ".join(map(str, numbers)): "restated"}
             kinds[known.get(aside[1], "idle" if aside[1] in world.REMARKS else "unknown")] += 1
     assert min(kinds[kind] for kind in ("working", "restated", "idle")) > 20 and not kinds["unknown"]
+
+
+def test_worked_solutions(texts: dict[str, list[str]]):
+    """Only pretraining has them: three in ten of its problems, each with its full working and then the answer."""
+    assert not any("\nW:" in d for d in [*texts["train"], *texts["heldout"]])
+    problems = [d for d in texts["pretrain"] if d.startswith("Q: ")]
+    worked = [d.split("\nW: ") for d in problems if "\nW:" in d]
+    assert len(worked) / len(problems) == pytest.approx(0.3, abs=0.05)
+    for asked, solution in worked:
+        found, answer = re.fullmatch(f"{DASH} (.*) {DASH} (.)", solution).groups()
+        if numbers := ring_numbers(asked.split("\n")[0]):
+            assert found == working(numbers) and found.endswith(answer)
+        else:
+            assert f"({answer}) {found.split()[-2]}" in asked and found.split()[0] in world.TRAITS
 
 
 def moved(numbers: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,7 +157,7 @@ def test_the_right_answer_is_spread_over_the_choices():
 def test_another_process_makes_the_same_text_and_another_seed_another():
     """Whatever order it gives to sets of strings. It imports the file alone: the package would load torch."""
     code = (
-        f"import microworld as w; print(*w.documents('pretrain', 200, 1, (2, 4), 0.9, {KINDS}), "
+        f"import microworld as w; print(*w.documents('pretrain', 200, 1, (2, 4), 0.9, 0.3, {KINDS}), "
         "*(w.questions(task, 'test', 20, 1, (2, 4)) for task in w.TASKS))"
     )
     assert text("train", 20, seed=1) != text("train", 20, seed=2)
@@ -159,7 +173,7 @@ def test_another_process_makes_the_same_text_and_another_seed_another():
 
 @pytest.mark.parametrize(("kind", "begins"), [("rings", "Q: "), ("lookups", "Lines:"), ("facts", "From ")])
 def test_documents_are_of_the_kinds_that_are_wanted(kind: str, begins: str):
-    only = world.documents("pretrain", 50, 1, (2, 4), 0.9, KINDS | dict.fromkeys(KINDS, 0) | {kind: 3})
+    only = world.documents("pretrain", 50, 1, (2, 4), 0.9, 0.3, KINDS | dict.fromkeys(KINDS, 0) | {kind: 3})
     assert all(document.startswith(begins) for document in only)
-    drawn = Counter(document.split()[0] for document in world.documents("train", 4000, 1, (2, 4), 0.9, KINDS))
+    drawn = Counter(document.split()[0] for document in world.documents("train", 4000, 1, (2, 4), 0.9, 0.3, KINDS))
     assert drawn[begins.split()[0]] / 4000 == pytest.approx({"Q: ": 0.66}.get(begins, KINDS[kind]), abs=0.03)
