@@ -87,7 +87,8 @@ def run_rows(figures: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     by_arm = accuracy.set_index(["method", "task"])["accuracy"]
     swapped = by_arm.reindex(zip(found["method"] + f"/{SWAPPED}", found["task"], strict=True)).to_numpy()
     losses = figures[(figures["task"] == HELDOUT) & (figures["measure"] == LOSS)].set_index("arm")["value"]
-    return found.assign(content_effect=found["accuracy"] - swapped, heldout_loss=found["method"].map(losses))
+    effect = (found["accuracy"] - swapped).round(7)  # as figures.csv is
+    return found.assign(content_effect=effect, heldout_loss=found["method"].map(losses))
 
 
 def in_words(rows: pd.DataFrame) -> str:

@@ -16,7 +16,7 @@ def figures(loss: float, before: float) -> pd.DataFrame:
 def test_a_run_has_a_row_for_each_method_and_task():
     rows = seeds.run_rows(figures(0.5, 0.75), ["quiet_star", "untrained"]).set_index("method")
     assert list(rows.index) == ["quiet_star", "untrained"] and rows["accuracy"].tolist() == [0.9, 0.3]
-    assert rows["content_effect"].round(9).tolist()[:1] == [0.65] and pd.isna(rows.loc["untrained", "content_effect"])
+    assert rows["content_effect"].tolist()[:1] == [0.65] and pd.isna(rows.loc["untrained", "content_effect"])
     assert rows.loc["quiet_star", "heldout_loss"] == 0.5 and pd.isna(rows.loc["untrained", "heldout_loss"])
 
 
