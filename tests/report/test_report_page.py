@@ -21,7 +21,7 @@ from pipeline.report.reading import read_csv, read_json, read_parquet
 
 
 def test_what_was_trained(page: Page):
-    assert "|method|Quiet-STaR|base model|qwen3 of 4 layers, from scratch|" in page.flat
+    assert "|method|Quiet-STaR|base model|qwen3 of 3 layers, from scratch|" in page.flat
     assert "|parameters|1,234,567|text|micro-world, seed 1|tokens of text read|983,040|" in page.flat
     assert "|mean length of a thought|4.5 tokens|" in page.flat
     assert "in units of the base model’s: 7.5 (Quiet-STaR) and 97 (Quiet-STaR, mean of 16)." in page.text

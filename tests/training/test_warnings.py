@@ -11,11 +11,12 @@ from pipeline.training.warnings import HARM, WINDOW, warnings
 ROOT = Path(__file__).parents[2]
 STEPS = 60
 WELL = {"thought_entropy": 2.0, "reward": 0.03, "mixing_weight": 0.1}
+AWAY = "predictions are pushed away from what thoughts say"
 WRONG = [
     ("thought_entropy", 0.1, "thoughts have become nearly always the same"),
     ("thought_entropy", 9.0, "thoughts have become noise"),
     ("reward", -1.5, "thoughts make the text after them less likely"),
-    ("mixing_weight", -0.5, "predictions are pushed away from what thoughts say"),
+    ("mixing_weight", -0.5, AWAY),
     ("mixing_weight", 1.0, "predictions without thoughts no longer count"),
 ]
 
@@ -75,7 +76,9 @@ def test_harm_is_told_once_where_it_is_more_than_is_allowed():
     assert warning.startswith("step 60: training harms the model") and "3.0061, 3.0000 before" in warning
 
 
-@pytest.mark.parametrize("run", ["quiet_star-1", "pause-1", "no_thought-1"])
-def test_the_default_run_is_without_warnings(run: str):
+@pytest.mark.parametrize(("run", "told"), [("quiet_star-1", [AWAY]), ("pause-1", [AWAY]), ("no_thought-1", [])])
+def test_the_default_run_warns_of_nothing_but_what_its_page_says(run: str, told: list[str]):
+    """docs/results.md says why: at most positions there is nothing to think about."""
     folder = ROOT / "results/train" / run
-    assert list(warnings(*(pd.read_csv(folder / name) for name in ("steps.csv", "heldout.csv")))) == []
+    found = list(warnings(*(pd.read_csv(folder / name) for name in ("steps.csv", "heldout.csv"))))
+    assert [line.split(": ")[1] for line in found] == told
