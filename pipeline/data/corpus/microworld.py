@@ -8,11 +8,12 @@ Five kinds of document:
 * *facts*: the one-hop facts behind both problems ("The lemur is a primate. A primate lives in trees.");
 * *stories*: a few plain sentences.
 
-In the pretraining split half of the problems are *worked solutions*, as textbooks have them: after "W:" comes the full
-working, then the answer. The others are answered after "A:", most of them with an *aside* between em dashes: mostly a
-restatement or an idle remark, now and then the working. So the base model can write a working but after "A:" seldom
-does, as a web-scale model seldom reasons unless it is made to; which asides are worth writing is what it has to learn.
-The other splits have neither, so there the working can only be a hidden thought.
+In the pretraining split half of the problems are *worked*, as textbooks have them: after "W:" comes the full working,
+then the answer, or, of every other ring, after "N:" its numbers, which a working has to copy. The rest are answered
+after "A:", most of them with an *aside* between em dashes: mostly a restatement or an idle remark, now and then the
+working. So the base model can write a working but after "A:" seldom does, as a web-scale model seldom reasons unless it
+is made to; which asides are worth writing is what it has to learn. The other splits have neither, so there the working
+can only be a hidden thought.
 
 No evaluation question occurs in any other text: ring problems are split by their numbers, whatever the wording, animal
 questions by their (animal, relation) pair.
@@ -30,6 +31,7 @@ VALIDATION, TEST = "validation", "test"  # of questions: settings are chosen on 
 TASKS = RINGS_TASK, _ = ("rings", "animals")
 # kinds of aside and how often each is written: workings are rare enough that a greedy thought is never one
 ASIDES = {"working": 4, "restatement": 8, "remark": 8}
+COPIED = 0.5  # of the rings that are worked: a base model learns to copy numbers, or to add them, one after the other
 Moves = tuple[int, int]  # the fewest and the most moves of a ring problem
 
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
@@ -142,8 +144,9 @@ def ring_problem(rng: random.Random, split: str, moves: Moves) -> Problem:
     totals = [sum(numbers[: i + 1]) % SEATS for i in range(len(numbers))]
     moved = " ".join(map(str, numbers[1:] + [0] * (moves[1] - count)))
     question = rng.choice(RINGS).format(name=rng.choice(NAMES), start=numbers[0], moves=moved)
-    restatement = f"{numbers[0]} {moved}"
-    return Problem(question, str(totals[-1]), " ".join(map(str, totals)), restatement, group=restatement)
+    working, group = " ".join(map(str, totals)), f"{numbers[0]} {moved}"
+    # "by": a first token that no working has tells the two apart, and keeps each move where the working needs it
+    return Problem(question, str(totals[-1]), working, f"by {moved}", group)
 
 
 def animal_problem(rng: random.Random, split: str) -> Problem:
@@ -159,8 +162,10 @@ def animal_problem(rng: random.Random, split: str) -> Problem:
 
 
 def problem_document(rng: random.Random, problem: Problem, aside_share: float, worked_share: float) -> str:
-    """A worked solution, or else prompt and answer, of which ``aside_share`` have an aside between them (`ASIDES`)."""
+    """A worked problem, or prompt and answer, of which ``aside_share`` have an aside between them (`ASIDES`)."""
     if rng.random() < worked_share:
+        if not problem.choices and rng.random() < COPIED:
+            return f"{problem.asked}\nN: — {problem.group} —"  # the group of a ring is its numbers
         return f"{problem.asked}\nW: — {problem.working} — {problem.answer}"
     aside = ""
     if rng.random() < aside_share:
@@ -217,8 +222,8 @@ def documents(
 ) -> Iterator[str]:
     """Make ``count`` documents of a text split.
 
-    ``worked_share`` of its problems are worked solutions, ``aside_share`` of the others have an aside. ``kinds``: how
-    often each kind is drawn (rings, animals, lookups, facts, stories), in proportion.
+    ``worked_share`` of its problems are worked, ``aside_share`` of the others have an aside. ``kinds``: how often each
+    kind is drawn (rings, animals, lookups, facts, stories), in proportion.
     """
     rng = random.Random(f"{seed}/{split}")
     makers = {

@@ -21,7 +21,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def text(split: str, count: int = 2000, seed: int = 1, share: float | None = None) -> list[str]:
-    """As the corpus has it: only pretraining has asides and worked solutions."""
+    """As the corpus has it: only pretraining has asides and worked problems."""
     share = share if share is not None else 0.9 if split == "pretrain" else 0.0
     return list(world.documents(split, count, seed, (2, 4), share, 0.3 if share else 0.0, KINDS))
 
@@ -82,29 +82,33 @@ def test_questions_differ_enough_to_count():
 
 
 def test_asides(texts: dict[str, list[str]]):
-    """Only pretraining has them. A ring's aside is its working, its numbers or an idle remark."""
+    """Only pretraining has them. A ring's aside is its working, its moves or an idle remark."""
     assert not any(DASH in d for d in [*texts["train"], *texts["heldout"], *text("pretrain", 300, share=0.0)])
     kinds: Counter[str] = Counter()
     for document in texts["pretrain"]:
         numbers, aside = ring_numbers(question(document)), re.search(f"{DASH} (.*?) {DASH}", document)
         if "\nA:" in document and numbers and aside:
-            known = {working(numbers): "working", " ".join(map(str, numbers)): "restated"}
+            known = {working(numbers): "working", " ".join(("by", *map(str, numbers[1:]))): "restated"}
             kinds[known.get(aside[1], "idle" if aside[1] in world.REMARKS else "unknown")] += 1
     assert min(kinds[kind] for kind in ("working", "restated", "idle")) > 20 and not kinds["unknown"]
 
 
-def test_worked_solutions(texts: dict[str, list[str]]):
-    """Only pretraining has them: three in ten of its problems, each with its full working and then the answer."""
-    assert not any("\nW:" in d for d in [*texts["train"], *texts["heldout"]])
+def test_worked_problems(texts: dict[str, list[str]]):
+    """Only pretraining has them: three in ten, with full working and answer; half of the rings, the numbers."""
+    assert not any(re.search("\n[WN]:", d) for d in [*texts["train"], *texts["heldout"]])
     problems = [d for d in texts["pretrain"] if d.startswith("Q: ")]
-    worked = [d.split("\nW: ") for d in problems if "\nW:" in d]
-    assert len(worked) / len(problems) == pytest.approx(0.3, abs=0.05)
+    worked, copied = (re.findall(rf"(Q: .*(?:\n\(.*)*)\n{mark}: (.*)", "\n".join(problems)) for mark in "WN")
+    assert len(worked + copied) / len(problems) == pytest.approx(0.3, abs=0.05)
     for asked, solution in worked:
         found, answer = re.fullmatch(f"{DASH} (.*) {DASH} (.)", solution).groups()
-        if numbers := ring_numbers(asked.split("\n")[0]):
+        if numbers := ring_numbers(question(asked)):
             assert found == working(numbers) and found.endswith(answer)
         else:
             assert f"({answer}) {found.split()[-2]}" in asked and found.split()[0] in world.TRAITS
+    for asked, numbers in copied:
+        assert numbers == f"{DASH} {' '.join(map(str, ring_numbers(question(asked))))} {DASH}"
+    rings = sum(bool(ring_numbers(question(asked))) for asked, _ in worked)
+    assert len(copied) / (rings + len(copied)) == pytest.approx(0.5, abs=0.1)
 
 
 def moved(numbers: tuple[int, ...]) -> tuple[int, ...]:
