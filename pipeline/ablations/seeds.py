@@ -3,7 +3,7 @@
 By default ten runs with a base model each (1:1, 2:2, ... 10:10), and training seeds 2 to 5 on base model 1. A run is a
 DVC experiment (`pipeline.ablations.experiments`) of all methods in params.yaml, or of those that are named. Its rows go
 to results/seeds.csv once it is done, and what has rows there is not run again, whatever the code: delete the file after
-a change of the method. Rows of another params.yaml are run again. Also writes seeds.md.
+a change of the method. Rows of another params.yaml are run again. Also writes seeds.md and seeds.svg.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ import pandas as pd
 from pipeline import errors, params
 from pipeline.ablations import experiments
 from pipeline.ablations.grid import Arm, Workspace
-from pipeline.ablations.results import add_rows, figures_of, markdown, over_seeds, read_rows, settings_now
+from pipeline.ablations.results import STYLE, add_rows, figures_of, markdown, over_seeds, read_rows, settings_now
 from pipeline.errors import UserError
-from pipeline.evaluation.names import ACCURACY, HELDOUT, LOSS, SWAPPED
+from pipeline.evaluation.names import ACCURACY, HELDOUT, LOSS, SWAPPED, UNTRAINED
 from pipeline.evaluation.statistics import SHARE, SHARE_DIFFERENCE
 from pipeline.files import replacing
 from pipeline.preset import options as preset
+from pipeline.report.drawing import Figure, style
 
 TABLE = Path("results/seeds.csv")
 COLUMNS = [
@@ -65,8 +66,9 @@ def main() -> None:
     if not (rows := read_rows(TABLE, COLUMNS, settings)).empty:
         with replacing(TABLE.with_suffix(".md")) as part:
             part.write_text(in_words(rows), encoding="utf-8")
+        draw(rows, TABLE.with_suffix(".svg"))
     experiments.check_done(failed, len(pairs), "runs")
-    print(f"all {len(pairs)} runs are done: {TABLE} and seeds.md")
+    print(f"all {len(pairs)} runs are done: {TABLE}, seeds.md and seeds.svg")
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -94,7 +96,7 @@ def run_rows(figures: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 def in_words(rows: pd.DataFrame) -> str:
     """The table as Markdown: for each task and for held-out text, means over runs with intervals, and every run."""
     about = "`make seeds`. Brackets are 95 % Student intervals over runs; behind them is each run, in order."
-    parts = ["# Seeds", about]
+    parts = ["# Seeds", about, "![Each run's accuracy and held-out loss](seeds.svg)"]
     most = rows.groupby("base_seed")["seed"].nunique().idxmax()  # the first of equals
     own, one = rows[rows["base_seed"] == rows["seed"]], rows[rows["base_seed"] == most]
     kinds = {"each run with its own base model and training seed": own, "training seeds on one base model": one}
@@ -116,6 +118,33 @@ def in_words(rows: pd.DataFrame) -> str:
         table = pd.DataFrame(lines, columns=["arm", "runs", "nats a token", f"{first} is better by"])
         parts += [f"## Held-out text: {kind}", markdown(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Draw every run as a dot, as SVG: a panel for each task's accuracy and one for held-out text.
+
+    A ring is the same run with another question's thoughts. Further training seeds on one base model are grey.
+    """
+    methods, tasks = list(rows["method"].unique()), list(rows["task"].unique())
+    panels = {task: rows[rows["task"] == task] for task in tasks}
+    # an untrained thought's prediction is no language model: its loss would flatten all others
+    panels[HELDOUT] = rows[(rows["task"] == tasks[0]) & (rows["method"] != UNTRAINED)]
+    with style.context(["default", STYLE]), replacing(path) as part:
+        figure = Figure(figsize=(3.4 * len(panels), 3), layout="constrained", facecolor="white")
+        for axis, (name, some) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            own = some["base_seed"] == some["seed"]
+            places = some["method"].map(methods.index) + (some.groupby("method").cumcount() - 4.5) / 20
+            colours = own.map({True: "#20639b", False: "0.65"})
+            if name == HELDOUT:
+                axis.scatter(places, some["heldout_loss"], c=colours, s=12)
+                axis.set(title="held-out text", ylabel="loss, nats a token")
+            else:
+                axis.scatter(places, some["accuracy"], c=colours, s=12)
+                swapped = some["accuracy"] - some["content_effect"]
+                axis.scatter(places, swapped, facecolors="none", edgecolors=colours, s=16, linewidths=0.8)
+                axis.set(title=name, ylabel="accuracy", ylim=(0, 1.03))
+            axis.set_xticks(range(len(methods)), methods, rotation=35, ha="right")
+        figure.savefig(part, format="svg", metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":

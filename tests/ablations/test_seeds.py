@@ -1,8 +1,14 @@
 """The table of several base models and training seeds, from the figures of its runs."""
 
+from pathlib import Path
+from xml.etree import ElementTree
+
 import pandas as pd
 
 from pipeline.ablations import seeds
+
+SVG = "{http://www.w3.org/2000/svg}"
+COLLECTIONS = ("PathCollection_1", "PathCollection_2", "PathCollection_3")  # own thoughts, another's, held-out losses
 
 
 def figures(loss: float, before: float) -> pd.DataFrame:
@@ -31,3 +37,18 @@ def test_held_out_losses_are_compared_within_a_run():
     page = seeds.in_words(pd.concat(runs))
     assert "| before | 2 | 2.250 [-4.103, 8.603]: 1.750, 2.750 | 0.250 [0.250, 0.250]: 0.250, 0.250 |" in page
     assert "| quiet_star | 2 | 2.000 [-4.353, 8.353]: 1.500, 2.500 |  |" in page
+
+
+def test_every_run_is_drawn(tmp_path: Path):
+    """As a dot each, the swapped ones as rings; untrained thoughts have no held-out loss to be drawn."""
+    methods = ["quiet_star", "untrained", "before"]
+    runs = [
+        seeds.run_rows(figures(0.5, 0.75), methods).assign(base_seed=base, seed=seed)
+        for base, seed in ((1, 1), (2, 2), (1, 2))
+    ]
+    drawing = tmp_path / "seeds.svg"
+    seeds.draw(pd.concat(runs), drawing)
+    groups = {group.get("id"): group for group in ElementTree.parse(drawing).iter(f"{SVG}g")}
+    assert [len([*groups[name].iter(f"{SVG}use")]) for name in COLLECTIONS] == [9, 3, 6]
+    texts = {text.text for text in groups["figure_1"].iter(f"{SVG}text")}
+    assert {"micro", "held-out text", *methods} <= texts
