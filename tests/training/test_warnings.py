@@ -76,7 +76,7 @@ def test_harm_is_told_once_where_it_is_more_than_is_allowed():
     assert warning.startswith("step 60: training harms the model") and "3.0061, 3.0000 before" in warning
 
 
-@pytest.mark.parametrize(("run", "told"), [("quiet_star-1", [AWAY]), ("pause-1", [AWAY]), ("no_thought-1", [])])
+@pytest.mark.parametrize(("run", "told"), [("quiet_star-1", []), ("pause-1", [AWAY]), ("no_thought-1", [])])
 def test_the_default_run_warns_of_nothing_but_what_its_page_says(run: str, told: list[str]):
     """docs/results.md says why: at most positions there is nothing to think about."""
     folder = ROOT / "results/train" / run
