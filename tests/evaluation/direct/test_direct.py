@@ -167,7 +167,7 @@ CASES = [
     (PAUSE, WORDS, GPT2, "number", GREEDY),
     (NO_THOUGHT, WORDS, LLAMA, "choice", GREEDY),
     (NO_THOUGHT, BYTES, GPT2, "number", GREEDY),
-    ("untrained", BYTES, LLAMA, "number", GREEDY),
+    pytest.param("untrained", BYTES, LLAMA, "number", GREEDY, marks=pytest.mark.slow),
     ("untrained", WORDS, GPT2, "choice", GREEDY),
 ]
 
@@ -265,7 +265,7 @@ def test_with_its_own_thoughts_given_to_it_a_question_is_answered_as_before(toke
         (QUIET_STAR, WORDS, GPT2, GREEDY),
         (PAUSE, WORDS, LLAMA, GREEDY),
         (NO_THOUGHT, BYTES, GPT2, GREEDY),
-        ("untrained", WORDS, LLAMA, GREEDY),
+        pytest.param("untrained", WORDS, LLAMA, GREEDY, marks=pytest.mark.slow),
     ],
 )
 def test_texts_are_scored_as_one_at_a_time(method, tokenizer: Tokenizing, base: dict, sampling, monkeypatch):
