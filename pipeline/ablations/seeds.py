@@ -135,11 +135,10 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
             own = some["base_seed"] == some["seed"]
             places = some["method"].map(methods.index) + (some.groupby("method").cumcount() - 4.5) / 20
             colours = own.map({True: "#20639b", False: "0.65"})
+            axis.scatter(places, some["heldout_loss" if name == HELDOUT else "accuracy"], c=colours, s=12)
             if name == HELDOUT:
-                axis.scatter(places, some["heldout_loss"], c=colours, s=12)
                 axis.set(title="held-out text", ylabel="loss, nats a token")
             else:
-                axis.scatter(places, some["accuracy"], c=colours, s=12)
                 swapped = some["accuracy"] - some["content_effect"]
                 axis.scatter(places, swapped, facecolors="none", edgecolors=colours, s=16, linewidths=0.8)
                 axis.set(title=name, ylabel="accuracy", ylim=(0, 1.03))

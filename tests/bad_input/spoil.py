@@ -247,8 +247,8 @@ ROWS: list[tuple[str, Spoil, str]] = [
     ),
     ("base_model", model(), "embeddings for 167 tokens, but its tokenizer has 500"),
     (TRAIN, few_positions(48, span=48), "a span and its last thought need 53 positions, …has 48"),
-    (TRAIN, few_positions(48, span=16), "a probe's prompt …need …positions, …has 48"),
-    (EVALUATE, few_positions(48, span=16, train=True), "question of micro_animals …need …positions, …has 48"),
+    (TRAIN, few_positions(48, span=16), "a probe's prompt …need 82 positions, …has 48"),
+    (EVALUATE, few_positions(48, span=16, train=True), "question of micro_animals …need 79 positions, …has 48"),
     # the trained model
     (EVALUATE, gone(TRAINED), f"{TRAINED} holds no trained model: run `dvc repro train`"),
     (PERPLEXITY, gone(TRAINED), f"the folder {TRAINED} is missing: run `dvc repro`"),
